@@ -1,0 +1,37 @@
+"""Convert multi-head attention checkpoints to grouped attention.
+
+Every command of `gqkva` is a thin wrapper over the function of the same name here, loaded when first
+used: importing this package does not import torch.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from gqkva_convert.conversion.convert import convert as convert
+    from gqkva_convert.conversion.inspect import inspect as inspect
+    from gqkva_convert.conversion.verify import verify as verify
+    from gqkva_convert.demo_model.demo import demo as demo
+    from gqkva_convert.errors import GqkvaError as GqkvaError
+    from gqkva_convert.heads import HeadLayout as HeadLayout
+
+__version__ = "0.1.0"
+
+_PUBLIC = {
+    "convert": "gqkva_convert.conversion.convert",
+    "inspect": "gqkva_convert.conversion.inspect",
+    "verify": "gqkva_convert.conversion.verify",
+    "demo": "gqkva_convert.demo_model.demo",
+    "GqkvaError": "gqkva_convert.errors",
+    "HeadLayout": "gqkva_convert.heads",
+}
+
+__all__ = ["GqkvaError", "HeadLayout", "convert", "demo", "inspect", "verify"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _PUBLIC:
+        raise AttributeError(f"module 'gqkva_convert' has no attribute {name!r}")
+    return getattr(importlib.import_module(_PUBLIC[name]), name)

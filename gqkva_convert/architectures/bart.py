@@ -1,0 +1,94 @@
+"""BART and Whisper: encoder, decoder and cross-attention with learned or fixed positions."""
+
+from dataclasses import replace
+
+from gqkva_convert.architectures.schema import ALWAYS, NEVER, Attention, Family, Key, Projection
+
+ENCODER = Attention(
+    kind="encoder",
+    projections=(
+        Projection("encoder.layers.{layer}.self_attn.q_proj", ("query",), ALWAYS),
+        Projection("encoder.layers.{layer}.self_attn.k_proj", ("key",), ALWAYS),
+        Projection("encoder.layers.{layer}.self_attn.v_proj", ("value",), ALWAYS),
+        Projection("encoder.layers.{layer}.self_attn.out_proj", ("output",), ALWAYS, head_axis=1),
+    ),
+    num_layers=Key("encoder_layers"),
+    num_attention_heads=Key("encoder_attention_heads"),
+    head_dim=Key("", "d_model/encoder_attention_heads"),
+    num_key_value_heads=None,
+    cache="none",
+)
+
+
+def _moved(source: Attention, old: str, new: str) -> tuple[Projection, ...]:
+    return tuple(replace(p, name=p.name.replace(old, new)) for p in source.projections)
+
+
+DECODER = replace(
+    ENCODER,
+    kind="decoder",
+    projections=_moved(ENCODER, "encoder.", "decoder."),
+    num_layers=Key("decoder_layers"),
+    num_attention_heads=Key("decoder_attention_heads"),
+    head_dim=Key("", "d_model/decoder_attention_heads"),
+    cache="self",
+)
+
+CROSS = replace(
+    DECODER, kind="cross", projections=_moved(DECODER, "self_attn", "encoder_attn"), cache="cross"
+)
+
+BART = Family(
+    model_type="bart",
+    prefixes=("model.", ""),
+    attention=(ENCODER, DECODER, CROSS),
+    others=(
+        "shared.weight",
+        "encoder.embed_tokens.weight",
+        "decoder.embed_tokens.weight",
+        "encoder.embed_positions.weight",
+        "decoder.embed_positions.weight",
+        "encoder.layernorm_embedding.*",
+        "decoder.layernorm_embedding.*",
+        "encoder.layers.{layer}.self_attn_layer_norm.*",
+        "encoder.layers.{layer}.final_layer_norm.*",
+        "encoder.layers.{layer}.fc1.*",
+        "encoder.layers.{layer}.fc2.*",
+        "decoder.layers.{layer}.self_attn_layer_norm.*",
+        "decoder.layers.{layer}.encoder_attn_layer_norm.*",
+        "decoder.layers.{layer}.final_layer_norm.*",
+        "decoder.layers.{layer}.fc1.*",
+        "decoder.layers.{layer}.fc2.*",
+    ),
+    heads=("final_logits_bias", "lm_head.weight", "classification_head.*", "qa_outputs.*"),
+    architecture="BartForConditionalGeneration",
+    tied=(
+        ("encoder.embed_tokens.weight", "shared.weight"),
+        ("decoder.embed_tokens.weight", "shared.weight"),
+        ("lm_head.weight", "shared.weight"),
+    ),
+)
+
+
+def _without_key_bias(source: Attention) -> Attention:
+    return replace(
+        source,
+        projections=tuple(replace(p, bias=NEVER if "key" in p.roles else ALWAYS) for p in source.projections),
+    )
+
+
+WHISPER = replace(
+    BART,
+    model_type="whisper",
+    attention=tuple(_without_key_bias(block) for block in (ENCODER, DECODER, CROSS)),
+    others=(
+        *(name for name in BART.others if "layernorm_embedding" not in name and "shared" not in name),
+        "encoder.conv1.*",
+        "encoder.conv2.*",
+        "encoder.layer_norm.*",
+        "decoder.layer_norm.*",
+    ),
+    heads=("proj_out.weight", "projector.*", "classifier.*"),
+    architecture="WhisperForConditionalGeneration",
+    tied=(("proj_out.weight", "decoder.embed_tokens.weight"),),
+)

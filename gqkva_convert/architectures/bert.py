@@ -1,0 +1,90 @@
+"""BERT, RoBERTa and DistilBERT."""
+
+from dataclasses import replace
+
+from gqkva_convert.architectures.schema import ALWAYS, Attention, Family, Key, Projection
+
+ATTENTION = Attention(
+    kind="self",
+    projections=(
+        Projection("encoder.layer.{layer}.attention.self.query", ("query",), ALWAYS),
+        Projection("encoder.layer.{layer}.attention.self.key", ("key",), ALWAYS),
+        Projection("encoder.layer.{layer}.attention.self.value", ("value",), ALWAYS),
+        Projection("encoder.layer.{layer}.attention.output.dense", ("output",), ALWAYS, head_axis=1),
+    ),
+    num_layers=Key("num_hidden_layers"),
+    num_attention_heads=Key("num_attention_heads"),
+    head_dim=Key("", "hidden_size/num_attention_heads"),
+    num_key_value_heads=None,
+    cache="none",
+)
+
+BERT = Family(
+    model_type="bert",
+    prefixes=("bert.", ""),
+    attention=(ATTENTION,),
+    others=(
+        "embeddings.word_embeddings.weight",
+        "embeddings.position_embeddings.weight",
+        "embeddings.token_type_embeddings.weight",
+        # Old checkpoints spell the norm's tensors gamma and beta.
+        "embeddings.LayerNorm.*",
+        "encoder.layer.{layer}.attention.output.LayerNorm.*",
+        "encoder.layer.{layer}.intermediate.dense.*",
+        "encoder.layer.{layer}.output.*",
+        "pooler.*",
+    ),
+    heads=("cls.*", "classifier.*", "qa_outputs.*"),
+    architecture="BertForMaskedLM",
+    dropped={"embeddings.position_ids": "position numbers, recomputed by transformers"},
+    tied=(("cls.predictions.decoder.weight", "embeddings.word_embeddings.weight"),),
+    config_values={
+        "position_embedding_type": ("absolute",),
+        "add_cross_attention": (False,),
+    },
+)
+
+ROBERTA = replace(
+    BERT,
+    model_type="roberta",
+    prefixes=("roberta.", ""),
+    heads=("lm_head.*", "classifier.*", "qa_outputs.*"),
+    architecture="RobertaForMaskedLM",
+    tied=(
+        ("lm_head.decoder.weight", "embeddings.word_embeddings.weight"),
+        ("lm_head.decoder.bias", "lm_head.bias"),
+    ),
+)
+
+DISTILBERT = Family(
+    model_type="distilbert",
+    prefixes=("distilbert.", ""),
+    attention=(
+        Attention(
+            kind="self",
+            projections=(
+                Projection("transformer.layer.{layer}.attention.q_lin", ("query",), ALWAYS),
+                Projection("transformer.layer.{layer}.attention.k_lin", ("key",), ALWAYS),
+                Projection("transformer.layer.{layer}.attention.v_lin", ("value",), ALWAYS),
+                Projection("transformer.layer.{layer}.attention.out_lin", ("output",), ALWAYS, head_axis=1),
+            ),
+            num_layers=Key("n_layers", 6),
+            num_attention_heads=Key("n_heads", 12),
+            head_dim=Key("", "dim/n_heads"),
+            num_key_value_heads=None,
+            cache="none",
+        ),
+    ),
+    others=(
+        "embeddings.word_embeddings.weight",
+        "embeddings.position_embeddings.weight",
+        "embeddings.LayerNorm.*",
+        "transformer.layer.{layer}.sa_layer_norm.*",
+        "transformer.layer.{layer}.ffn.*",
+        "transformer.layer.{layer}.output_layer_norm.*",
+    ),
+    heads=("vocab_transform.*", "vocab_layer_norm.*", "vocab_projector.*", "pre_classifier.*", "classifier.*", "qa_outputs.*"),
+    architecture="DistilBertForMaskedLM",
+    dropped={"embeddings.position_ids": "position numbers, recomputed by transformers"},
+    tied=(("vocab_projector.weight", "embeddings.word_embeddings.weight"),),
+)

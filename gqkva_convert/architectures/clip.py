@@ -1,0 +1,79 @@
+"""CLIP and SigLIP: a text and a vision tower, each with its own head count."""
+
+from dataclasses import replace
+
+from gqkva_convert.architectures.schema import ALWAYS, Attention, Family, Key, Projection
+
+TEXT = Attention(
+    kind="text",
+    projections=(
+        Projection("text_model.encoder.layers.{layer}.self_attn.q_proj", ("query",), ALWAYS),
+        Projection("text_model.encoder.layers.{layer}.self_attn.k_proj", ("key",), ALWAYS),
+        Projection("text_model.encoder.layers.{layer}.self_attn.v_proj", ("value",), ALWAYS),
+        Projection("text_model.encoder.layers.{layer}.self_attn.out_proj", ("output",), ALWAYS, head_axis=1),
+    ),
+    num_layers=Key("text_config.num_hidden_layers", 12),
+    num_attention_heads=Key("text_config.num_attention_heads", 8),
+    head_dim=Key("", "text_config.hidden_size/text_config.num_attention_heads"),
+    num_key_value_heads=None,
+    cache="none",
+)
+
+VISION = replace(
+    TEXT,
+    kind="vision",
+    projections=tuple(
+        replace(projection, name=projection.name.replace("text_model", "vision_model"))
+        for projection in TEXT.projections
+    ),
+    num_layers=Key("vision_config.num_hidden_layers", 12),
+    num_attention_heads=Key("vision_config.num_attention_heads", 12),
+    head_dim=Key("", "vision_config.hidden_size/vision_config.num_attention_heads"),
+)
+
+CLIP = Family(
+    model_type="clip",
+    prefixes=("",),
+    attention=(TEXT, VISION),
+    others=(
+        "text_model.embeddings.token_embedding.weight",
+        "text_model.embeddings.position_embedding.weight",
+        "text_model.encoder.layers.{layer}.layer_norm1.*",
+        "text_model.encoder.layers.{layer}.layer_norm2.*",
+        "text_model.encoder.layers.{layer}.mlp.*",
+        "text_model.final_layer_norm.*",
+        "vision_model.embeddings.class_embedding",
+        "vision_model.embeddings.patch_embedding.*",
+        "vision_model.embeddings.position_embedding.weight",
+        "vision_model.encoder.layers.{layer}.layer_norm1.*",
+        "vision_model.encoder.layers.{layer}.layer_norm2.*",
+        "vision_model.encoder.layers.{layer}.mlp.*",
+        "vision_model.pre_layrnorm.*",
+        "vision_model.post_layernorm.*",
+    ),
+    heads=("text_projection.weight", "visual_projection.weight", "logit_scale"),
+    architecture="CLIPModel",
+    dropped={
+        "text_model.embeddings.position_ids": "position numbers, recomputed by transformers",
+        "vision_model.embeddings.position_ids": "position numbers, recomputed by transformers",
+    },
+)
+
+SIGLIP = replace(
+    CLIP,
+    model_type="siglip",
+    attention=(
+        replace(TEXT, num_attention_heads=Key("text_config.num_attention_heads", 12)),
+        VISION,
+    ),
+    others=(
+        *(name for name in CLIP.others if "pre_layrnorm" not in name and "class_embedding" not in name),
+        "text_model.head.*",
+        # The vision tower's pooling head attends with one learned query; torch fuses its projections and
+        # transformers has no grouped form of it, so it stays as it is.
+        "vision_model.head.*",
+    ),
+    heads=("logit_scale", "logit_bias", "classifier.*"),
+    architecture="SiglipModel",
+    config_keys=frozenset({"vision_use_head"}),
+)

@@ -1,0 +1,48 @@
+"""GPT-2: query, key and value in one transposed projection."""
+
+from gqkva_convert.architectures.schema import ALWAYS, Attention, Family, Key, Projection
+
+GPT2 = Family(
+    model_type="gpt2",
+    prefixes=("transformer.", ""),
+    attention=(
+        Attention(
+            kind="self",
+            projections=(
+                # Conv1D stores (in, out), so the heads of c_attn run along axis 1 and those of c_proj along 0.
+                Projection(
+                    "h.{layer}.attn.c_attn",
+                    ("query", "key", "value"),
+                    ALWAYS,
+                    packing="stacked",
+                    head_axis=1,
+                ),
+                Projection("h.{layer}.attn.c_proj", ("output",), ALWAYS, head_axis=0),
+            ),
+            num_layers=Key("n_layer", 12),
+            num_attention_heads=Key("n_head", 12),
+            head_dim=Key("", "n_embd/n_head"),
+            num_key_value_heads=None,
+            cache="self",
+        ),
+    ),
+    others=(
+        "wte.weight",
+        "wpe.weight",
+        "h.{layer}.ln_1.*",
+        "h.{layer}.ln_2.*",
+        "h.{layer}.mlp.*",
+        "ln_f.*",
+    ),
+    heads=("lm_head.weight", "score.weight", "classifier.*", "qa_outputs.*", "multiple_choice_head.*"),
+    architecture="GPT2LMHeadModel",
+    dropped={
+        "h.{layer}.attn.bias": "causal mask, recomputed by transformers",
+        "h.{layer}.attn.masked_bias": "mask constant, recomputed by transformers",
+    },
+    tied=(("lm_head.weight", "wte.weight"),),
+    config_keys=frozenset(
+        {"reorder_and_upcast_attn", "scale_attn_by_inverse_layer_idx", "scale_attn_weights"}
+    ),
+    config_values={"add_cross_attention": (False,)},
+)

@@ -1,0 +1,46 @@
+"""GPT-NeoX and Pythia: query, key and value of each head side by side in one projection."""
+
+from gqkva_convert.architectures.schema import Attention, Bias, Family, Key, Projection, Rotary
+
+_BIAS = Bias(True, "attention_bias")
+
+GPT_NEOX = Family(
+    model_type="gpt_neox",
+    prefixes=("gpt_neox.", ""),
+    attention=(
+        Attention(
+            kind="self",
+            projections=(
+                Projection(
+                    "layers.{layer}.attention.query_key_value",
+                    ("query", "key", "value"),
+                    _BIAS,
+                    packing="per_head",
+                ),
+                Projection("layers.{layer}.attention.dense", ("output",), _BIAS, head_axis=1),
+            ),
+            num_layers=Key("num_hidden_layers"),
+            num_attention_heads=Key("num_attention_heads"),
+            head_dim=Key("", "hidden_size/num_attention_heads"),
+            num_key_value_heads=None,
+            cache="self",
+            rotary=Rotary("half", 0.25),
+        ),
+    ),
+    others=(
+        "embed_in.weight",
+        "final_layer_norm.*",
+        "layers.{layer}.input_layernorm.*",
+        "layers.{layer}.post_attention_layernorm.*",
+        "layers.{layer}.mlp.*",
+    ),
+    heads=("embed_out.weight", "score.weight", "classifier.*", "qa_outputs.*"),
+    architecture="GPTNeoXForCausalLM",
+    dropped={
+        "layers.{layer}.attention.bias": "causal mask, recomputed by transformers",
+        "layers.{layer}.attention.masked_bias": "mask constant, recomputed by transformers",
+        "layers.{layer}.attention.rotary_emb.inv_freq": "rotary frequencies, recomputed by transformers",
+    },
+    tied=(("embed_out.weight", "embed_in.weight"),),
+    config_keys=frozenset({"attention_bias", "rotary_pct", "rotary_emb_base"}),
+)

@@ -1,0 +1,41 @@
+"""OPT."""
+
+from gqkva_convert.architectures.schema import Attention, Bias, Family, Key, Projection
+
+_BIAS = Bias(True, "enable_bias")
+
+OPT = Family(
+    model_type="opt",
+    # opt-350m and a few other Hub checkpoints store the decoder without the outer "model.".
+    prefixes=("model.decoder.", "decoder.", ""),
+    attention=(
+        Attention(
+            kind="self",
+            projections=(
+                Projection("layers.{layer}.self_attn.q_proj", ("query",), _BIAS),
+                Projection("layers.{layer}.self_attn.k_proj", ("key",), _BIAS),
+                Projection("layers.{layer}.self_attn.v_proj", ("value",), _BIAS),
+                Projection("layers.{layer}.self_attn.out_proj", ("output",), _BIAS, head_axis=1),
+            ),
+            num_layers=Key("num_hidden_layers"),
+            num_attention_heads=Key("num_attention_heads"),
+            head_dim=Key("", "hidden_size/num_attention_heads"),
+            num_key_value_heads=None,
+            cache="self",
+        ),
+    ),
+    others=(
+        "embed_tokens.weight",
+        "embed_positions.weight",
+        "project_in.weight",
+        "project_out.weight",
+        "final_layer_norm.*",
+        "layers.{layer}.self_attn_layer_norm.*",
+        "layers.{layer}.final_layer_norm.*",
+        "layers.{layer}.fc1.*",
+        "layers.{layer}.fc2.*",
+    ),
+    heads=("lm_head.weight", "score.weight", "qa_outputs.*"),
+    architecture="OPTForCausalLM",
+    tied=(("lm_head.weight", "embed_tokens.weight"),),
+)

@@ -1,0 +1,169 @@
+"""What a family table can say: facts about files and configurations, as data.
+
+Names describe tensors as stored on disk. ``{layer}`` stands for a layer's number, ``{head}`` for a
+head's, ``*`` for anything inside a module that holds no heads. Names of the base model are written
+without its prefix, because the same tensors are stored with it (`BertForMaskedLM`) and without it
+(`BertModel`).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+Role = Literal["query", "key", "value", "output"]
+
+
+@dataclass(frozen=True)
+class Key:
+    """A number in ``config.json``: its key, and what transformers assumes where the key is absent.
+
+    Attributes:
+        name: Key, dotted inside nested configurations (``text_config.num_attention_heads``).
+        default: A number, the name of another key to read instead, or ``"a/b"`` for a quotient of two keys.
+    """
+
+    name: str
+    default: int | str | None = None
+
+
+@dataclass(frozen=True)
+class Bias:
+    """Whether a projection has a bias: always, never, or as a configuration key says."""
+
+    present: bool
+    key: str | None = None
+
+
+ALWAYS = Bias(True)
+NEVER = Bias(False)
+
+
+@dataclass(frozen=True)
+class Projection:
+    """One module of an attention block that maps to or from heads.
+
+    Attributes:
+        name: Module as stored on disk; its tensors are ``<name>.weight`` and ``<name>.bias``.
+        roles: What it holds: one role, or query, key and value together.
+        bias: Whether it has a bias. An output projection's bias has no head axis.
+        packing: ``separate`` (one role); ``stacked``: all of q, then k, then v; ``per_head``: q0 k0 v0, q1 k1 v1, ...
+        head_axis: Axis of the weight that runs over heads: 0 for `nn.Linear`'s outputs, 1 for its
+            inputs (an output projection) and for GPT-2's transposed `Conv1D`.
+    """
+
+    name: str
+    roles: tuple[Role, ...]
+    bias: Bias
+    packing: Literal["separate", "stacked", "per_head"] = "separate"
+    head_axis: Literal[0, 1] = 0
+
+
+@dataclass(frozen=True)
+class HeadNorm:
+    """A norm on queries or keys.
+
+    Attributes:
+        name: Tensor as stored on disk.
+        role: ``query`` or ``key``.
+        span: ``shared``: one gain for every head. ``per_head``: one tensor a head, ``{head}`` in its name.
+            ``all_heads``: one gain over all heads together, and a statistic over all heads together, so
+            that it must be merged with them.
+        key: Configuration key that turns the norm on, or None where the family always has it.
+    """
+
+    name: str
+    role: Role
+    span: Literal["shared", "per_head", "all_heads"]
+    key: str | None = None
+
+
+@dataclass(frozen=True)
+class Rotary:
+    """Rotary position embedding.
+
+    Attributes:
+        style: ``half``: feature i turns with i + d/2. ``interleaved``: 2i turns with 2i + 1.
+        fraction: Share of ``head_dim`` that turns, where the configuration does not say
+            (``rope_parameters.partial_rotary_factor``, ``partial_rotary_factor`` or ``rotary_pct``).
+    """
+
+    style: Literal["half", "interleaved"]
+    fraction: float = 1.0
+
+
+@dataclass(frozen=True)
+class HeadBias:
+    """A position bias with one column a head, bound to the head's index.
+
+    Attributes:
+        name: Tensor ``(buckets, heads)``, or None where it is computed (ALiBi slopes).
+        layers: Layers that store it; the layers after them use the same table.
+    """
+
+    name: str | None
+    layers: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class Attention:
+    """One kind of attention block of a family.
+
+    Attributes:
+        kind: What a reader calls it, unique in the family: ``self``, ``encoder``, ``decoder``, ``cross``, ``text``, ...
+        projections: Its projections; together they hold query, key, value and output once each.
+        num_layers: How many such blocks there are.
+        num_attention_heads: Attention heads in each.
+        head_dim: Features per head.
+        num_key_value_heads: Where stock transformers reads fewer key/value heads; None if it cannot.
+        cache: What generation keeps: ``self`` grows by a position a token, ``cross`` holds the encoder's
+            positions, ``none`` for encoders.
+        rotary: Rotary positions, if any.
+        norms: Norms on queries and keys.
+        head_bias: Position bias bound to a head's index: such heads keep their order.
+    """
+
+    kind: str
+    projections: tuple[Projection, ...]
+    num_layers: Key
+    num_attention_heads: Key
+    head_dim: Key
+    num_key_value_heads: Key | None
+    cache: Literal["self", "cross", "none"]
+    rotary: Rotary | None = None
+    norms: tuple[HeadNorm, ...] = ()
+    head_bias: HeadBias | None = None
+
+
+@dataclass(frozen=True)
+class Family:
+    """One ``model_type``.
+
+    Attributes:
+        model_type: As in ``config.json``.
+        prefixes: Prefixes under which the base model's tensors are stored, the usual one first.
+        attention: Its attention blocks.
+        others: Base-model tensors that hold no heads; copied.
+        heads: Tensors of task heads, written without prefix; copied.
+        dropped: Tensors of old checkpoints that transformers recomputes or ignores, and why.
+        tied: ``(copy, original)`` pairs that are one tensor when ``tie_word_embeddings`` is on.
+        config_keys: Keys about attention that transformers reads and a conversion need not change.
+        config_values: Keys for which only some values are supported.
+        architecture: A transformers class that writes this family, for tests and verification.
+    """
+
+    model_type: str
+    prefixes: tuple[str, ...]
+    attention: tuple[Attention, ...]
+    others: tuple[str, ...]
+    heads: tuple[str, ...]
+    architecture: str
+    dropped: dict[str, str] = field(default_factory=dict)
+    tied: tuple[tuple[str, str], ...] = ()
+    config_keys: frozenset[str] = frozenset()
+    config_values: dict[str, tuple[object, ...]] = field(default_factory=dict)
+
+    @property
+    def is_native(self) -> bool:
+        """Whether stock transformers can express fewer key/value heads in every attention block."""
+        return all(block.num_key_value_heads is not None for block in self.attention)

@@ -1,0 +1,78 @@
+"""T5: encoder, decoder and cross-attention, with a relative position bias for each head."""
+
+from dataclasses import replace
+
+from gqkva_convert.architectures.schema import NEVER, Attention, Family, HeadBias, Key, Projection
+
+ENCODER = Attention(
+    kind="encoder",
+    projections=(
+        Projection("encoder.block.{layer}.layer.0.SelfAttention.q", ("query",), NEVER),
+        Projection("encoder.block.{layer}.layer.0.SelfAttention.k", ("key",), NEVER),
+        Projection("encoder.block.{layer}.layer.0.SelfAttention.v", ("value",), NEVER),
+        Projection("encoder.block.{layer}.layer.0.SelfAttention.o", ("output",), NEVER, head_axis=1),
+    ),
+    num_layers=Key("num_layers", 6),
+    num_attention_heads=Key("num_heads", 8),
+    # heads * d_kv need not be d_model: T5-3B has 32 heads of 128 for a width of 1024.
+    head_dim=Key("d_kv", 64),
+    num_key_value_heads=None,
+    cache="none",
+    # Only the first layer stores the table; every layer adds it.
+    head_bias=HeadBias("encoder.block.{layer}.layer.0.SelfAttention.relative_attention_bias.weight", (0,)),
+)
+
+
+def _moved(source: Attention, old: str, new: str) -> tuple[Projection, ...]:
+    return tuple(replace(p, name=p.name.replace(old, new)) for p in source.projections)
+
+
+DECODER = replace(
+    ENCODER,
+    kind="decoder",
+    projections=_moved(ENCODER, "encoder.block", "decoder.block"),
+    num_layers=Key("num_decoder_layers", "num_layers"),
+    cache="self",
+    head_bias=HeadBias("decoder.block.{layer}.layer.0.SelfAttention.relative_attention_bias.weight", (0,)),
+)
+
+CROSS = replace(
+    DECODER,
+    kind="cross",
+    projections=_moved(DECODER, "layer.0.SelfAttention", "layer.1.EncDecAttention"),
+    cache="cross",
+    head_bias=None,
+)
+
+T5 = Family(
+    model_type="t5",
+    prefixes=("",),
+    attention=(ENCODER, DECODER, CROSS),
+    others=(
+        "shared.weight",
+        "encoder.embed_tokens.weight",
+        "decoder.embed_tokens.weight",
+        "encoder.final_layer_norm.weight",
+        "decoder.final_layer_norm.weight",
+        "encoder.block.{layer}.layer.0.layer_norm.weight",
+        "encoder.block.{layer}.layer.1.layer_norm.weight",
+        "encoder.block.{layer}.layer.1.DenseReluDense.*",
+        "decoder.block.{layer}.layer.0.layer_norm.weight",
+        "decoder.block.{layer}.layer.1.layer_norm.weight",
+        "decoder.block.{layer}.layer.2.layer_norm.weight",
+        "decoder.block.{layer}.layer.2.DenseReluDense.*",
+    ),
+    heads=("lm_head.weight", "classification_head.*", "classifier.*", "qa_outputs.*"),
+    architecture="T5ForConditionalGeneration",
+    dropped={
+        "decoder.block.0.layer.1.EncDecAttention.relative_attention_bias.weight": (
+            "left over in the original checkpoints; cross-attention adds no bias"
+        )
+    },
+    tied=(
+        ("encoder.embed_tokens.weight", "shared.weight"),
+        ("decoder.embed_tokens.weight", "shared.weight"),
+        ("lm_head.weight", "shared.weight"),
+    ),
+    config_keys=frozenset({"relative_attention_num_buckets", "relative_attention_max_distance"}),
+)

@@ -1,0 +1,1 @@
+"""Files: reading checkpoints, writing shards, publishing a folder; no maths."""

@@ -1,0 +1,145 @@
+"""Models named by their Hub id: found, and fetched as far as needed."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
+
+from gqkva_convert.checkpoint.folder import Checkpoint, read_config
+from gqkva_convert.checkpoint.header import StoredTensor
+from gqkva_convert.errors import CheckpointError, HubError
+
+Answer = TypeVar("Answer")
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
+
+# In the order transformers prefers them; only the first kind present is fetched.
+_WEIGHTS = (
+    ("model.safetensors", "model.safetensors.index.json", "*.safetensors"),
+    ("pytorch_model.bin", "pytorch_model.bin.index.json", "pytorch_model*.bin"),
+)
+_NEVER = ["*.py", "*.gguf", "*.h5", "*.msgpack", "*.onnx", "*.pth", "*.pt", "*.ot", "*/*.safetensors", "*/*.bin"]
+
+
+@dataclass(frozen=True)
+class Located:
+    """Where a model lies.
+
+    Attributes:
+        folder: Its folder on disk.
+        name: What the user called it.
+        revision: Commit of a Hub model.
+        sha256: Checksums the Hub states for files, by name.
+    """
+
+    folder: Path
+    name: str
+    revision: str | None
+    sha256: dict[str, str]
+
+
+def is_hub_id(model: str) -> bool:
+    """Whether a name is no local path but could be a Hub id (``owner/name``)."""
+    return not Path(model).exists() and _HUB_ID.fullmatch(model) is not None
+
+
+def locate(model: str, revision: str | None = None) -> Located:
+    """Find a model's files, downloading a Hub model's configuration, weights and small files if needed.
+
+    Args:
+        model: A folder, or a Hub id.
+        revision: Branch, tag or commit of a Hub id.
+
+    Raises:
+        CheckpointError: No such folder.
+        HubError: The Hub does not give us the model.
+    """
+    if not is_hub_id(model):
+        if revision is not None:
+            raise CheckpointError(f"--revision goes with a Hub id; {model} is a path")
+        folder = Path(model)
+        if not folder.is_dir():
+            raise CheckpointError(f"{model} is not a folder; give a checkpoint folder or a Hub model id")
+        return Located(folder, model, None, {})
+    return _from_hub(model, revision)
+
+
+def _from_hub(model: str, revision: str | None) -> Located:
+    from huggingface_hub import HfApi, snapshot_download
+
+    def fetch() -> Located:
+        info = HfApi().model_info(model, revision=revision, files_metadata=True)
+        files = info.siblings or []
+        names = {file.rfilename for file in files}
+        ignored = list(_NEVER)
+        for place, (single, index, pattern) in enumerate(_WEIGHTS):
+            if single in names or index in names:
+                ignored += [other[2] for other in _WEIGHTS[place + 1 :]]
+                if single in names:
+                    ignored += [name for name in names if name.endswith(pattern[-4:]) and name != single]
+                break
+        folder = Path(snapshot_download(model, revision=info.sha, ignore_patterns=ignored))
+        checksums = {file.rfilename: file.lfs.sha256 for file in files if file.lfs is not None}
+        return Located(folder, model, info.sha, checksums)
+
+    return ask_hub(model, fetch)
+
+
+def open_remote(model: str, revision: str | None = None) -> Checkpoint:
+    """Open a Hub model from its configuration and safetensors headers; no weights are downloaded.
+
+    Raises:
+        HubError: The Hub does not give us the model, or it has no safetensors weights.
+        CheckpointError: Its configuration is not one.
+    """
+    from huggingface_hub import HfApi, hf_hub_download
+    from huggingface_hub.errors import NotASafetensorsRepoError
+
+    def fetch() -> Checkpoint:
+        config = read_config(Path(hf_hub_download(model, "config.json", revision=revision)).parent)
+        metadata = HfApi().get_safetensors_metadata(model, revision=revision)
+        folder = Path(model)
+        tensors = {
+            name: StoredTensor(name, info.dtype, tuple(info.shape), folder / file_name, info.data_offsets[0])
+            for file_name, file in metadata.files_metadata.items()
+            for name, info in file.tensors.items()
+        }
+        return Checkpoint(folder, config, tuple(folder / name for name in metadata.files_metadata), tensors, False)
+
+    try:
+        return ask_hub(model, fetch)
+    except NotASafetensorsRepoError as error:
+        raise HubError(
+            f"{model} has no safetensors weights whose headers could be read; "
+            f"fetch it with `hf download {model}` and inspect the folder"
+        ) from error
+
+
+def ask_hub(model: str, request: Callable[[], Answer]) -> Answer:
+    """Run a request to the Hub and say in one line why it failed.
+
+    Raises:
+        HubError: The model does not exist, is private or gated, or the Hub cannot be reached.
+    """
+    from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, RepositoryNotFoundError, RevisionNotFoundError
+
+    try:
+        return request()
+    except GatedRepoError as error:
+        raise HubError(f"{model} is gated; accept its licence on the Hub and log in with `hf auth login`") from error
+    except RepositoryNotFoundError as error:
+        raise HubError(
+            f"no folder and no Hub model is called {model}; check the name, or log in with `hf auth login` if it is private"
+        ) from error
+    except RevisionNotFoundError as error:
+        raise HubError(f"{model} has no such revision") from error
+    except HfHubHTTPError as error:
+        status = error.response.status_code if error.response is not None else "no answer"
+        raise HubError(f"the Hub refused {model} ({status}); try again later") from error
+    except OSError as error:
+        raise HubError(f"{model} is no folder here and the Hub cannot be reached; check the name and the network") from error

@@ -1,0 +1,53 @@
+"""JSON from files nobody vouches for: repeated keys and damage are named, never guessed at."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from gqkva_convert.errors import CheckpointError
+
+
+def parse_json(text: str | bytes, where: str) -> Any:
+    """Parse JSON in which no object names a key twice.
+
+    Args:
+        text: The JSON.
+        where: What it is, for the message.
+
+    Raises:
+        CheckpointError: It is not JSON, or a key is repeated.
+    """
+
+    def without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        result: dict[str, Any] = {}
+        for name, value in pairs:
+            if name in result:
+                raise CheckpointError(f"{where} names {name!r} twice; the file is damaged")
+            result[name] = value
+        return result
+
+    try:
+        return json.loads(text, object_pairs_hook=without_repeats)
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(f"{where} is not JSON; the file is damaged, download it again") from error
+
+
+def read_json(path: Path) -> Any:
+    """Parse a JSON file.
+
+    Raises:
+        CheckpointError: It is missing, unreadable, not JSON, or repeats a key.
+    """
+    try:
+        return parse_json(path.read_bytes(), str(path))
+    except FileNotFoundError as error:
+        raise CheckpointError(f"{path} does not exist") from error
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be read: {error.strerror}") from error
+
+
+def write_json(path: Path, data: Any) -> None:
+    """Write JSON as transformers does: indented by two, with a final newline."""
+    path.write_text(json.dumps(data, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

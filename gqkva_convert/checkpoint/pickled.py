@@ -1,0 +1,76 @@
+"""PyTorch pickles (`pytorch_model.bin`), read without running anything they contain."""
+
+from __future__ import annotations
+
+import pickle
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from gqkva_convert.checkpoint.header import StoredTensor
+from gqkva_convert.errors import CheckpointError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+def load_pickled(path: Path) -> dict[str, Tensor]:
+    """The tensors of one file, memory-mapped where the format allows.
+
+    Raises:
+        CheckpointError: The file is damaged, or holds anything but named tensors.
+    """
+    import torch
+
+    try:
+        try:
+            data: Any = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        except RuntimeError as error:
+            if "mmap" not in str(error):
+                raise
+            # Files written before PyTorch 1.6 are not zip archives and cannot be mapped.
+            data = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise CheckpointError(
+            f"{path} holds more than tensors and is not loaded, because unpickling could run code; "
+            "save it again as safetensors where you trust it"
+        ) from error
+    except (RuntimeError, EOFError, OSError, ValueError, KeyError, IndexError, AttributeError, TypeError) as error:
+        raise CheckpointError(f"{path} is truncated or not a PyTorch file, download it again") from error
+    if not isinstance(data, dict):
+        raise CheckpointError(f"{path} holds a {type(data).__name__}, not named tensors")
+    for name, value in data.items():
+        if not isinstance(name, str) or not isinstance(value, torch.Tensor):
+            raise CheckpointError(
+                f"{path}: {name!r} is a {type(value).__name__}, not a tensor; "
+                "this is not a model's weights as transformers saves them"
+            )
+        if value.layout != torch.strided or value.is_quantized:
+            raise CheckpointError(f"{path}: {name!r} is sparse or quantised, which safetensors cannot hold")
+    return data
+
+
+def list_tensors(path: Path) -> tuple[StoredTensor, ...]:
+    """Names, dtypes and shapes of a file's tensors."""
+    import torch
+
+    names = {
+        torch.bool: "BOOL",
+        torch.uint8: "U8",
+        torch.int8: "I8",
+        torch.int16: "I16",
+        torch.int32: "I32",
+        torch.int64: "I64",
+        torch.float16: "F16",
+        torch.bfloat16: "BF16",
+        torch.float32: "F32",
+        torch.float64: "F64",
+        torch.float8_e4m3fn: "F8_E4M3",
+        torch.float8_e5m2: "F8_E5M2",
+        torch.complex64: "C64",
+    }
+    tensors = []
+    for name, value in load_pickled(path).items():
+        if value.dtype not in names:
+            raise CheckpointError(f"{path}: {name!r} has the dtype {value.dtype}, which safetensors cannot hold")
+        tensors.append(StoredTensor(name, names[value.dtype], tuple(value.shape), path, 0))
+    return tuple(tensors)

@@ -1,0 +1,105 @@
+"""A folder that appears under its name only when it is complete.
+
+Work happens in a scratch folder beside the target, held by a lock that dies with its process. A
+killed run leaves its scratch folder behind; the next run on the same target takes it over, so that
+complete shards need not be written again, or clears it away.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from gqkva_convert.errors import OutputError
+
+
+def scratch_folder(target: Path) -> Path:
+    """Where a run on ``target`` works until it is complete."""
+    return target.with_name(f".{target.name}.gqkva-partial")
+
+
+def _previous_folder(target: Path) -> Path:
+    return target.with_name(f".{target.name}.gqkva-previous")
+
+
+@contextmanager
+def published_folder(target: Path, *, overwrite: bool) -> Iterator[Path]:
+    """Yield a scratch folder that becomes ``target`` if the block succeeds.
+
+    An error inside removes the scratch folder. An interrupt keeps it, so that the same command can
+    go on from the last complete shard; nothing stands under the target's name either way. With ``overwrite``, an
+    existing checkpoint stays in place until the new one is complete.
+
+    Args:
+        target: Folder to create; its parent is created if missing.
+        overwrite: Whether an existing checkpoint folder may be replaced.
+
+    Raises:
+        OutputError: The target exists, is in use by another run, or cannot be written.
+    """
+    target = Path(os.path.abspath(target))
+    scratch, previous = scratch_folder(target), _previous_folder(target)
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with _lock(target):
+            if previous.exists() and not target.exists():
+                previous.rename(target)  # killed between the two renames below
+            _check_target(target, overwrite)
+            scratch.mkdir(exist_ok=True)
+            try:
+                yield scratch
+            except Exception:
+                shutil.rmtree(scratch, ignore_errors=True)
+                raise
+            except BaseException:
+                if not any(scratch.glob("*.safetensors")):
+                    shutil.rmtree(scratch, ignore_errors=True)
+                raise
+            if target.exists():
+                shutil.rmtree(previous, ignore_errors=True)
+                target.rename(previous)
+            scratch.rename(target)
+            shutil.rmtree(previous, ignore_errors=True)
+    except OSError as error:
+        raise OutputError(f"cannot write {target}: {error.strerror or error}") from error
+
+
+def _check_target(target: Path, overwrite: bool) -> None:
+    if not target.exists() and not target.is_symlink():
+        return
+    if not overwrite:
+        raise OutputError(f"{target} already exists; choose another folder or give --overwrite")
+    is_checkpoint = target.is_dir() and not target.is_symlink() and (target / "config.json").is_file()
+    if not is_checkpoint and not (target.is_dir() and not any(target.iterdir())):
+        raise OutputError(f"{target} is not a checkpoint folder, so --overwrite does not replace it")
+
+
+@contextmanager
+def _lock(target: Path) -> Iterator[None]:
+    path = target.with_name(f".{target.name}.gqkva-lock")
+    descriptor = _take_lock(path, target)
+    try:
+        yield
+    finally:
+        path.unlink(missing_ok=True)
+        os.close(descriptor)
+
+
+def _take_lock(path: Path, target: Path) -> int:
+    while True:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            # The holder before us may have removed the file between our open and our lock.
+            if path.exists() and os.path.samestat(os.fstat(descriptor), path.stat()):
+                return descriptor
+        except BlockingIOError as error:
+            os.close(descriptor)
+            raise OutputError(
+                f"another gqkva run is writing {target}; wait for it or choose another folder"
+            ) from error
+        os.close(descriptor)

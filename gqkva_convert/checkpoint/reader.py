@@ -1,0 +1,81 @@
+"""Bytes of a checkpoint's tensors, a range at a time."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from gqkva_convert.checkpoint.header import StoredTensor
+from gqkva_convert.errors import CheckpointError
+
+Bytes = npt.NDArray[np.uint8]
+
+
+class TensorReader:
+    """Reads ranges of tensors from safetensors files and PyTorch pickles; use as a context manager.
+
+    Safe to use from several threads: every read names its own offset.
+    """
+
+    def __init__(self, files: tuple[Path, ...], *, pickled: bool) -> None:
+        self._descriptors: dict[Path, int] = {}
+        self._pickled: dict[Path, dict[str, Any]] = {}
+        if pickled:
+            from gqkva_convert.checkpoint.pickled import load_pickled
+
+            for path in files:
+                self._pickled[path] = load_pickled(path)
+            return
+        try:
+            for path in files:
+                self._descriptors[path] = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        except OSError as error:
+            self.close()
+            raise CheckpointError(f"{error.filename}: cannot be read: {error.strerror}") from error
+
+    def __enter__(self) -> TensorReader:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        for descriptor in self._descriptors.values():
+            os.close(descriptor)
+        self._descriptors.clear()
+        self._pickled.clear()
+
+    def descriptor(self, tensor: StoredTensor) -> int | None:
+        """A file descriptor the kernel can copy the tensor from, or None for a pickle."""
+        return self._descriptors.get(tensor.file)
+
+    def read(self, tensor: StoredTensor, start: int = 0, count: int | None = None) -> Bytes:
+        """Bytes ``start`` to ``start + count`` of a tensor, as a new ``(count,)`` array.
+
+        Raises:
+            CheckpointError: The file ends early; it changed since its header was read.
+        """
+        count = tensor.nbytes - start if count is None else count
+        if tensor.file in self._pickled:
+            import torch
+
+            flat = self._pickled[tensor.file][tensor.name].detach().contiguous().view(-1)
+            data: Bytes = flat.view(torch.uint8).numpy()[start : start + count]
+            return data
+        buffer = np.empty(count, dtype=np.uint8)
+        view = memoryview(buffer).cast("B") if count else memoryview(b"")
+        descriptor = self._descriptors[tensor.file]
+        done = 0
+        while done < count:
+            got = os.preadv(descriptor, [view[done:]], tensor.offset + start + done)
+            if got == 0:
+                raise CheckpointError(f"{tensor.file} ends inside {tensor.name!r}; it changed while being read")
+            done += got
+        return buffer

@@ -1,0 +1,80 @@
+"""The files beside the weights: tokenizer, processor, generation settings, chat template, licence."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+REPORT = "gqkva_report.json"
+
+# Weights of every format, indexes to them, and training leftovers: stale once the weights change.
+_STALE_ENDINGS = (
+    ".safetensors",
+    ".bin",
+    ".h5",
+    ".msgpack",
+    ".ot",
+    ".pt",
+    ".pth",
+    ".ckpt",
+    ".gguf",
+    ".ggml",
+    ".onnx",
+    ".onnx_data",
+    ".index.json",
+    ".npz",
+    ".tflite",
+    ".lock",
+)
+_STALE_NAMES = frozenset({"config.json", "README.md", REPORT, "trainer_state.json", "params.json", "training.json"})
+# Folders that transformers or sentence-transformers read beside the weights.
+_FOLDERS = ("additional_chat_templates", "[0-9]_*")
+
+
+def carried_files(folder: Path) -> tuple[dict[str, Path], dict[str, str]]:
+    """Which of a checkpoint's other files go with a conversion.
+
+    Returns:
+        Relative name to file for those carried, and relative name to reason for those left behind.
+    """
+    carried: dict[str, Path] = {}
+    left: dict[str, str] = {}
+    nested = [path for pattern in _FOLDERS for sub in folder.glob(pattern) if sub.is_dir() for path in sub.iterdir()]
+    for path in sorted([*folder.iterdir(), *nested]):
+        name = path.relative_to(folder).as_posix()
+        if path.name.startswith(".") or not path.is_file() or path.name == "config.json" and path.parent == folder:
+            continue
+        reason = _left_behind(path, folder)
+        if reason is None:
+            carried[name] = path
+        else:
+            left[name] = reason
+    return carried, left
+
+
+def _left_behind(path: Path, folder: Path) -> str | None:
+    if path.suffix == ".py":
+        return "custom code; the result needs none"
+    if path.parent == folder and path.name in _STALE_NAMES:
+        return "describes the source"
+    if path.name.endswith(_STALE_ENDINGS):
+        return "weights or training state of the source"
+    if not _is_inside(path, folder):
+        return "a link that leads out of the folder"
+    return None
+
+
+def _is_inside(path: Path, folder: Path) -> bool:
+    """Whether a file lies in the folder, or in the blobs of the Hub cache that the folder is a snapshot of."""
+    resolved = path.resolve()
+    allowed = [folder.resolve()]
+    if folder.parent.name == "snapshots":
+        allowed.append((folder.parent.parent / "blobs").resolve())
+    return any(resolved.is_relative_to(root) for root in allowed)
+
+
+def copy_files(files: dict[str, Path], target: Path) -> None:
+    """Copy files to a folder, links as what they lead to."""
+    for name, path in files.items():
+        (target / name).parent.mkdir(exist_ok=True)
+        shutil.copyfile(path, target / name)

@@ -1,0 +1,59 @@
+"""The `gqkva` command: one small file a subcommand, each a thin wrapper over one public function."""
+
+from __future__ import annotations
+
+import signal
+from types import FrameType
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+from gqkva_convert import __version__
+from gqkva_convert.cli import convert, demo, inspect, verify
+from gqkva_convert.errors import GqkvaError, Terminated
+
+
+class ReportErrors(TyperGroup):
+    """Print our own errors as one line and exit with their code; let bugs keep their traceback."""
+
+    def invoke(self, ctx: typer.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except GqkvaError as error:
+            typer.echo(f"error: {error}", err=True)
+            raise typer.Exit(error.exit_code) from error
+        except KeyboardInterrupt as error:
+            typer.echo("interrupted", err=True)
+            raise typer.Exit(error.exit_code if isinstance(error, Terminated) else 130) from error
+
+
+def _terminate(number: int, frame: FrameType | None) -> None:
+    raise Terminated
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(__version__)
+        raise typer.Exit
+
+
+app = typer.Typer(
+    cls=ReportErrors, no_args_is_help=True, pretty_exceptions_show_locals=False, add_completion=False
+)
+
+
+@app.callback()
+def root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Show the version and exit.")
+    ] = False,
+) -> None:
+    """Convert multi-head attention checkpoints to grouped attention."""
+    signal.signal(signal.SIGTERM, _terminate)
+
+
+app.command(name="inspect")(inspect.inspect_command)
+app.command(name="convert")(convert.convert_command)
+app.command(name="verify")(verify.verify_command)
+app.command(name="demo")(demo.demo_command)

@@ -1,0 +1,204 @@
+"""`gqkva inspect`: what a model is and what each conversion would give, from headers alone."""
+
+from __future__ import annotations
+
+import math
+import re
+from pathlib import Path
+from typing import Any
+
+from gqkva_convert.checkpoint.dtypes import BITS, FLOATS
+from gqkva_convert.checkpoint.folder import open_checkpoint
+from gqkva_convert.checkpoint.hub import is_hub_id, locate, open_remote
+from gqkva_convert.checkpoint.jsonfile import read_json
+from gqkva_convert.checkpoint.sidecars import REPORT
+from gqkva_convert.conversion.model import Block, SourceModel, projection_tensor, read_model
+from gqkva_convert.conversion.plan import Plan, make_plan
+from gqkva_convert.conversion.steps import make_steps
+from gqkva_convert.errors import LayoutError
+from gqkva_convert.heads import HeadLayout, Variant, divisors
+
+# Display only: which part of a model a tensor outside attention belongs to. First match wins.
+_PARTS = (
+    ("embeddings", re.compile(r"embed|wte|wpe|shared|cls_token|class_embedding|\bprobe")),
+    ("output head", re.compile(r"lm_head|score|classifier|^cls\.|qa_outputs|vocab_|logit|proj_out|_projection|pooler|embed_out")),
+    ("norms", re.compile(r"norm|\.ln_|layernorm", re.IGNORECASE)),
+    ("feed-forward and other", re.compile("")),
+)
+
+
+def inspect(model: str | Path, revision: str | None = None) -> dict[str, Any]:
+    """Describe a model and what each possible ``--gkv`` and ``--gq`` would give.
+
+    Reads ``config.json`` and the headers of the weight files, never the weights; a Hub id is not
+    downloaded.
+
+    Args:
+        model: Checkpoint folder or Hub id.
+        revision: Branch, tag or commit of a Hub id.
+
+    Returns:
+        JSON data: heads by kind of attention, parameters by part, bytes, KV-cache bytes per token, options.
+
+    Raises:
+        GqkvaError: With a message for the user.
+    """
+    if is_hub_id(str(model)):
+        source = read_model(open_remote(str(model), revision))
+    else:
+        source = read_model(open_checkpoint(locate(str(model), revision).folder))
+    return {
+        "model": str(model),
+        "model_type": source.family.model_type,
+        "converted": _converted_by(Path(model)),
+        "expressible_in_stock_transformers": source.family.is_native,
+        "attention": [_describe_kind(source, kind) for kind in _kinds(source)],
+        "parameters": _parameters_by_part(source),
+        "dtypes": _dtypes(source),
+        "bytes": source.checkpoint.nbytes,
+        "kv_cache_bytes_per_token": cache_bytes(source, [block.layout for block in source.blocks], "self"),
+        "cross_cache_bytes_per_source_token": cache_bytes(
+            source, [block.layout for block in source.blocks], "cross"
+        ),
+        "options": [_describe_option(source, variant) for variant in _variants(source)],
+    }
+
+
+def cache_bytes(model: SourceModel, layouts: list[HeadLayout], cache: str) -> int:
+    """Bytes of keys and values that generation keeps for each position, in the dtype of the key projections.
+
+    Args:
+        model: The source.
+        layouts: A layout for each of its blocks.
+        cache: ``self`` for positions generated, ``cross`` for positions of the encoder.
+    """
+    return sum(
+        (layout.num_key_heads + layout.num_value_heads) * layout.head_dim * _key_bytes(model, block)
+        for block, layout in zip(model.blocks, layouts, strict=True)
+        if block.attention.cache == cache
+    )
+
+
+def _key_bytes(model: SourceModel, block: Block) -> int:
+    projection = next(p for p in block.attention.projections if "key" in p.roles)
+    weight = projection_tensor(model, block, projection, "weight")
+    assert weight is not None
+    return BITS[weight.dtype] // 8
+
+
+def _kinds(model: SourceModel) -> list[str]:
+    return [attention.kind for attention in model.family.attention]
+
+
+def _describe_kind(model: SourceModel, kind: str) -> dict[str, Any]:
+    blocks = [block for block in model.blocks if block.attention.kind == kind]
+    facts, layout = blocks[0].attention, blocks[0].layout
+    positions = "none or learned"
+    if facts.rotary is not None:
+        fraction = _rotary_fraction(model, facts.rotary.fraction)
+        positions = f"rotary ({facts.rotary.style}, {fraction:.0%})"
+    elif facts.head_bias is not None:
+        positions = "bias per head"
+    return {
+        "kind": kind,
+        "layers": len(blocks),
+        "variant": layout.name,
+        "num_attention_heads": layout.num_attention_heads,
+        "num_key_value_heads": layout.num_key_heads,
+        "head_dim": layout.head_dim,
+        "positions": positions,
+        "query_key_norm": facts.norms[0].span if _has_norm(model, blocks[0]) else None,
+    }
+
+
+def _rotary_fraction(model: SourceModel, default: float) -> float:
+    config = model.config
+    parameters = config.get("rope_parameters") or {}
+    for value in (parameters.get("partial_rotary_factor"), config.get("partial_rotary_factor"), config.get("rotary_pct")):
+        if value is not None:
+            return float(value)
+    return default
+
+
+def _has_norm(model: SourceModel, block: Block) -> bool:
+    return any(norm.key is None or model.config.get(norm.key) for norm in block.attention.norms)
+
+
+def _parameters_by_part(model: SourceModel) -> dict[str, int]:
+    modules = {
+        block.tensor_name(projection.name) + "."
+        for block in model.blocks
+        for projection in block.attention.projections
+    }
+    parts = {"attention": 0, **{name: 0 for name, _ in _PARTS}}
+    for name, tensor in model.checkpoint.tensors.items():
+        inside = f"{name.rpartition('.')[0]}." in modules
+        part = "attention" if inside else next(part for part, pattern in _PARTS if pattern.search(name))
+        parts[part] += math.prod(tensor.shape)
+    return {"total": sum(parts.values()), **parts}
+
+
+def _dtypes(model: SourceModel) -> dict[str, int]:
+    counts: dict[str, int] = {}
+    for tensor in model.checkpoint.tensors.values():
+        name = FLOATS.get(tensor.dtype, tensor.dtype)
+        counts[name] = counts.get(name, 0) + math.prod(tensor.shape)
+    return counts
+
+
+def _variants(model: SourceModel) -> list[Variant]:
+    """Every variant that fits all attention blocks, the source's own left out."""
+    layouts = {block.layout for block in model.blocks}
+    heads = math.gcd(*(layout.num_attention_heads for layout in layouts))
+    stored = math.gcd(*(layout.num_key_heads for layout in layouts))
+    candidates = [Variant(None, gkv) for gkv in reversed(divisors(stored))]
+    candidates += [Variant(gq, None) for gq in reversed(divisors(heads))]
+    candidates += [Variant(gq, heads // gq) for gq in divisors(heads)[1:-1]]
+    fitting = []
+    for variant in candidates:
+        try:
+            targets = {layout: variant.layout(layout) for layout in layouts}
+        except LayoutError:
+            continue
+        if any(target != layout for layout, target in targets.items()):
+            fitting.append(variant)
+    return fitting
+
+
+def _describe_option(model: SourceModel, variant: Variant) -> dict[str, Any]:
+    plan = make_plan(model, variant)
+    parameters = sum(math.prod(step.shape) for step in make_steps(model, plan).steps)
+    before = sum(math.prod(tensor.shape) for tensor in model.checkpoint.tensors.values())
+    targets = [block.target for block in plan.blocks]
+    cache = cache_bytes(model, targets, "self") + cache_bytes(model, targets, "cross")
+    sources = [block.layout for block in model.blocks]
+    cache_before = cache_bytes(model, sources, "self") + cache_bytes(model, sources, "cross")
+    return {
+        "gq": variant.gq,
+        "gkv": variant.gkv,
+        "variant": plan.blocks[0].target.name,
+        "parameters": parameters,
+        "parameters_percent": round(100 * parameters / before, 2),
+        "kv_cache_bytes_per_token": cache,
+        "kv_cache_percent": round(100 * cache / cache_before, 2) if cache_before else None,
+        "convertible": model.family.is_native and _is_stock(plan),
+    }
+
+
+def _is_stock(plan: Plan) -> bool:
+    return all(block.target.is_stock_gqa for block in plan.blocks)
+
+
+def _converted_by(folder: Path) -> dict[str, Any] | None:
+    path = folder / REPORT
+    if not path.is_file():
+        return None
+    report = read_json(path)
+    plan, source = report.get("plan", {}), report.get("source", {})
+    return {
+        "variant": plan.get("variant"),
+        "merge": plan.get("merge"),
+        "grouping": plan.get("grouping"),
+        "source": source.get("name"),
+        "verified": (report.get("verification") or {}).get("passed", False),
+    }

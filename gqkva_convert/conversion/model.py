@@ -1,0 +1,250 @@
+"""A checkpoint read through its family's table: which tensors are attention, and in which layout."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from gqkva_convert.architectures import FAMILIES, Attention, Bias, Family, Key, Projection
+from gqkva_convert.checkpoint.dtypes import FLOATS
+from gqkva_convert.checkpoint.folder import Checkpoint, open_checkpoint
+from gqkva_convert.checkpoint.header import StoredTensor
+from gqkva_convert.errors import FamilyError, WeightError
+from gqkva_convert.heads import HeadLayout
+
+# Keys with such words in them change attention in some model. One that the family's table does not
+# know, and that is not switched off, stops the conversion.
+_ATTENTION_WORDS = re.compile(
+    r"attn|attention|head|_kv|kv_|window|rope|rotary|alibi|qk_|qkv|softcap|sink|position_embedding|relative"
+    r"|per_layer|block_config|layer_config|layer_types|cross|sparse|lora|compress"
+)
+# Keys that transformers itself reads the same way in every family, or that only matter in training.
+_COMMON_KEYS = frozenset(
+    {
+        "attention_dropout",
+        "attention_probs_dropout_prob",
+        "attn_pdrop",
+        "_attn_implementation",
+        "attn_implementation",
+        "_attn_implementation_autoset",
+        "_attn_implementation_internal",
+        "max_position_embeddings",
+        "original_max_position_embeddings",
+        "rope_parameters",
+        "rope_scaling",
+        "rope_theta",
+        "partial_rotary_factor",
+        "output_attentions",
+    }
+)
+# Written by old versions of transformers as their defaults, read by none of the families here.
+_FIXED_VALUES: dict[str, tuple[object, ...]] = {"position_embedding_type": ("absolute",)}
+
+
+@dataclass(frozen=True)
+class Block:
+    """One attention block of one layer.
+
+    Attributes:
+        attention: The facts of its kind.
+        layer: Number of its layer.
+        layout: How its attention heads read its stored heads.
+        prefix: Prefix of its tensors in this checkpoint.
+    """
+
+    attention: Attention
+    layer: int
+    layout: HeadLayout
+    prefix: str
+
+    @property
+    def where(self) -> str:
+        return f"layer {self.layer}, {self.attention.kind} attention"
+
+    def tensor_name(self, template: str, head: int = 0) -> str:
+        """A template of the family table as a tensor of this block."""
+        return self.prefix + template.replace("{layer}", str(self.layer)).replace("{head}", str(head))
+
+
+@dataclass(frozen=True)
+class SourceModel:
+    """A checkpoint and what its family's table says about it."""
+
+    checkpoint: Checkpoint
+    family: Family
+    prefix: str
+    blocks: tuple[Block, ...]
+
+    @property
+    def config(self) -> dict[str, Any]:
+        return self.checkpoint.config
+
+
+def open_model(folder: Path) -> SourceModel:
+    """Open a checkpoint folder and read its attention blocks; no weights are read.
+
+    Raises:
+        CheckpointError: The folder is not a complete checkpoint.
+        FamilyError: Its family, or a key of its configuration, is not known.
+        WeightError: Its weights are quantised.
+    """
+    return read_model(open_checkpoint(folder))
+
+
+def read_model(checkpoint: Checkpoint) -> SourceModel:
+    """Read the attention blocks of an opened checkpoint; raises as `open_model` does."""
+    family = family_of(checkpoint.config, checkpoint.folder)
+    check_config(checkpoint.config, family, checkpoint.folder)
+    prefix = _find_prefix(checkpoint, family)
+    blocks = tuple(
+        Block(attention, layer, block_layout(checkpoint.config, attention), prefix)
+        for attention in family.attention
+        for layer in range(config_number(checkpoint.config, attention.num_layers))
+    )
+    return SourceModel(checkpoint, family, prefix, blocks)
+
+
+def family_of(config: dict[str, Any], folder: Path) -> Family:
+    """The family table for a configuration."""
+    family = FAMILIES.get(config["model_type"])
+    if family is None:
+        known = ", ".join(sorted(FAMILIES))
+        raise FamilyError(
+            f"{folder}: no family table for model_type {config['model_type']!r}; known are {known}"
+        )
+    return family
+
+
+def config_number(config: dict[str, Any], key: Key) -> int:
+    """A whole number of the configuration, or transformers' default for it."""
+    value: Any = config if key.name else None
+    for part in key.name.split(".") if key.name else ():
+        value = value.get(part) if isinstance(value, dict) else None
+    if value is None:
+        value = key.default
+        if isinstance(value, str):
+            above, _, below = value.partition("/")
+            number = config_number(config, Key(above))
+            if not below:
+                return number
+            divisor = config_number(config, Key(below, 1))
+            if number % divisor:
+                raise FamilyError(f"config.json: {above} {number} is not a multiple of {below} {divisor}")
+            return number // divisor
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise FamilyError(f"config.json: {key.name} must be a whole number of at least 1, found {value!r}")
+    return value
+
+
+def block_layout(config: dict[str, Any], attention: Attention) -> HeadLayout:
+    """The layout of one kind of block, as stock transformers builds it from the configuration."""
+    heads = config_number(config, attention.num_attention_heads)
+    head_dim = config_number(config, attention.head_dim)
+    if attention.num_key_value_heads is None:
+        return HeadLayout.mha(heads, head_dim)
+    return HeadLayout.gqa(heads, config_number(config, attention.num_key_value_heads), head_dim)
+
+
+def has_bias(config: dict[str, Any], bias: Bias) -> bool:
+    """Whether a projection has a bias under this configuration."""
+    return bias.present if bias.key is None else bool(config.get(bias.key, bias.present))
+
+
+def check_config(config: dict[str, Any], family: Family, folder: Path) -> None:
+    """Refuse a configuration that changes attention in a way the table does not know."""
+    quantised = config.get("quantization_config") or config.get("compression_config")
+    if quantised:
+        method = quantised.get("quant_method", "unknown") if isinstance(quantised, dict) else "unknown"
+        raise WeightError(
+            f"{folder}: the weights are quantised ({method}); averaging codes means nothing, "
+            "convert the original checkpoint and quantise the result"
+        )
+    known = _COMMON_KEYS | family.config_keys | _table_keys(family)
+    nested = [(f"{name}.", part) for name, part in config.items() if name.endswith("_config") and isinstance(part, dict)]
+    for path, part in [("", config), *nested]:
+        for key, value in part.items():
+            allowed = family.config_values.get(key) or _FIXED_VALUES.get(key)
+            if allowed is not None:
+                if value is not None and value not in allowed:
+                    raise FamilyError(
+                        f"{folder}: config.json sets {path}{key} to {value!r}; "
+                        f"{family.model_type} is supported with {' or '.join(map(repr, allowed))}"
+                    )
+            elif _ATTENTION_WORDS.search(key) and key not in known and not _is_off(value):
+                raise FamilyError(
+                    f"{folder}: config.json sets {path}{key} to {value!r}, which the {family.model_type} "
+                    "table does not know and which may change attention; remove the key if it does not"
+                )
+
+
+def _is_off(value: object) -> bool:
+    return value is None or value is False or value in ({}, [], "")
+
+
+def _table_keys(family: Family) -> set[str]:
+    keys: set[str] = set()
+    for attention in family.attention:
+        for key in (attention.num_attention_heads, attention.head_dim, attention.num_key_value_heads):
+            if key is not None:
+                keys.add(key.name.rpartition(".")[2])
+        keys.update(norm.key for norm in attention.norms if norm.key)
+        keys.update(projection.bias.key for projection in attention.projections if projection.bias.key)
+    return keys
+
+
+def _find_prefix(checkpoint: Checkpoint, family: Family) -> str:
+    first = family.attention[0].projections[0].name.replace("{layer}", "0") + ".weight"
+    for prefix in family.prefixes:
+        if prefix + first in checkpoint.tensors:
+            return prefix
+    raise FamilyError(
+        f"{checkpoint.folder}: a {family.model_type} checkpoint stores "
+        f"{family.prefixes[0] + first!r}, this one does not"
+    )
+
+
+def projection_tensor(model: SourceModel, block: Block, projection: Projection, part: str) -> StoredTensor | None:
+    """The weight or bias of a projection, checked against the layout.
+
+    Args:
+        model: The source.
+        block: The attention block.
+        projection: One of its projections.
+        part: ``weight`` or ``bias``.
+
+    Returns:
+        The tensor, or None for a bias the configuration does not have.
+
+    Raises:
+        FamilyError: It is missing, or its shape does not fit the number of heads.
+        WeightError: Its dtype cannot be merged.
+    """
+    name = block.tensor_name(f"{projection.name}.{part}")
+    if part == "bias" and not has_bias(model.config, projection.bias):
+        return None
+    tensor = model.checkpoint.tensors.get(name)
+    if tensor is None:
+        raise FamilyError(f"{block.where}: {name!r} is not in {model.checkpoint.folder}")
+    if tensor.dtype not in FLOATS:
+        raise WeightError(
+            f"{block.where}: {name!r} is stored as {tensor.dtype}, which cannot be merged; "
+            f"convert a checkpoint in {', '.join(FLOATS.values())}"
+        )
+    if part == "weight" or projection.roles != ("output",):
+        axis = projection.head_axis if part == "weight" else 0
+        expected = sum(stored_count(block.layout, role) for role in projection.roles) * block.layout.head_dim
+        if len(tensor.shape) != (2 if part == "weight" else 1) or tensor.shape[axis] != expected:
+            raise FamilyError(
+                f"{block.where}: {name!r} has shape {list(tensor.shape)}, the configuration asks for {expected} "
+                f"along axis {axis} ({block.layout.num_attention_heads} attention heads, "
+                f"{block.layout.num_key_heads} key/value heads of {block.layout.head_dim})"
+            )
+    return tensor
+
+
+def stored_count(layout: HeadLayout, role: str) -> int:
+    """Stored heads of a role; an output projection has one input block per attention head."""
+    return layout.num_attention_heads if role == "output" else len(set(layout.stored_heads(role)))
+

@@ -1,0 +1,154 @@
+"""Everything a conversion will do to the heads, as data: layouts, groups and merge rules, block by block."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from gqkva_convert.checkpoint.dtypes import FLOAT_BY_NAME
+from gqkva_convert.conversion.model import Block, SourceModel
+from gqkva_convert.errors import CheckpointError, LayoutError
+from gqkva_convert.heads import (
+    GROUPINGS,
+    HeadLayout,
+    Variant,
+    neighbour_order,
+    random_order,
+    without_reordering,
+)
+from gqkva_convert.transforms.merge import RULES
+
+
+@dataclass(frozen=True)
+class BlockPlan:
+    """What happens to the heads of one attention block.
+
+    Attributes:
+        kind: Kind of attention, as the family's table names it.
+        layer: Number of the layer.
+        source: Layout of the source.
+        target: Layout of the result.
+        order: Source attention head that each attention head of the result was.
+    """
+
+    kind: str
+    layer: int
+    source: HeadLayout
+    target: HeadLayout
+    order: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        heads = self.source.num_attention_heads
+        if sorted(self.order) != list(range(heads)) or self.target.num_attention_heads != heads:
+            raise LayoutError(f"layer {self.layer}, {self.kind}: the order is not one of its {heads} heads")
+
+    def groups(self, role: str) -> tuple[tuple[int, ...], ...]:
+        """For each stored head of the result, the source's stored heads that it is merged from."""
+        source, target = self.source.stored_heads(role), self.target.stored_heads(role)
+        return tuple(
+            tuple(dict.fromkeys(source[self.order[p]] for p, head in enumerate(target) if head == stored))
+            for stored in range(len(set(target)))
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """The block as JSON data; heads that keep their places are not listed."""
+        in_place = self.order == tuple(range(len(self.order)))
+        return {
+            "kind": self.kind,
+            "layer": self.layer,
+            "source": self.source.to_dict(),
+            "target": self.target.to_dict(),
+            "order": None if in_place else list(self.order),
+        }
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> BlockPlan:
+        """Read what `to_dict` wrote."""
+        source = HeadLayout.from_dict(data["source"])
+        order = range(source.num_attention_heads) if data["order"] is None else data["order"]
+        return cls(data["kind"], data["layer"], source, HeadLayout.from_dict(data["target"]), tuple(order))
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A whole conversion.
+
+    Attributes:
+        variant: The variant's short name, such as ``gqa-8``.
+        grouping: How the groups were chosen.
+        merge: Name of the merge rule.
+        seed: Seed of everything drawn at random.
+        dtype: Hugging Face name of the dtype wanted, or None to keep each tensor's own.
+        blocks: One entry per attention block.
+    """
+
+    variant: str
+    grouping: str
+    merge: str
+    seed: int
+    dtype: str | None
+    blocks: tuple[BlockPlan, ...]
+
+    def __post_init__(self) -> None:
+        if self.merge not in RULES:
+            raise LayoutError(f"no merge rule {self.merge!r}; choose one of {', '.join(RULES)}")
+        if self.grouping not in GROUPINGS:
+            raise LayoutError(f"no grouping {self.grouping!r}; choose one of {', '.join(GROUPINGS)}")
+        if self.dtype is not None and self.dtype not in FLOAT_BY_NAME:
+            raise LayoutError(f"no dtype {self.dtype!r}; choose one of {', '.join(FLOAT_BY_NAME)}")
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            "variant": self.variant,
+            "grouping": self.grouping,
+            "merge": self.merge,
+            "seed": self.seed,
+            "dtype": self.dtype,
+            "blocks": [block.to_dict() for block in self.blocks],
+        }
+
+    @classmethod
+    def from_dict(cls, data: Any) -> Plan:
+        """Read what `to_dict` wrote.
+
+        Raises:
+            CheckpointError: It is not a plan.
+        """
+        try:
+            blocks = tuple(BlockPlan.from_dict(block) for block in data["blocks"])
+            return cls(data["variant"], data["grouping"], data["merge"], data["seed"], data["dtype"], blocks)
+        except (KeyError, TypeError) as error:
+            raise CheckpointError(f"not a conversion plan: {error!r}") from error
+
+
+def make_plan(
+    model: SourceModel,
+    variant: Variant,
+    *,
+    grouping: str = "neighbour",
+    merge: str = "mean",
+    seed: int = 0,
+    dtype: str | None = None,
+) -> Plan:
+    """Choose the layout and the groups of every attention block; reads no weights.
+
+    Raises:
+        LayoutError: The numbers of heads, the grouping or the rule cannot be.
+    """
+    blocks = tuple(_plan_block(block, variant, grouping, seed) for block in model.blocks)
+    return Plan(variant.slug, grouping, merge, seed, dtype, blocks)
+
+
+def _plan_block(block: Block, variant: Variant, grouping: str, seed: int) -> BlockPlan:
+    kind, layer, source = block.attention.kind, block.layer, block.layout
+    try:
+        target = variant.layout(source)
+    except LayoutError as error:
+        raise LayoutError(f"{kind} attention: {error}") from error
+    if grouping == "random" and target != source:
+        order = random_order(source, target, f"{seed}/{kind}/{layer}")
+        if block.attention.head_bias is not None:
+            target, order = without_reordering(order, target), neighbour_order(source)
+    else:
+        order = neighbour_order(source)
+    return BlockPlan(kind, layer, source, target, order)

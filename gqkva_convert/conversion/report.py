@@ -1,0 +1,136 @@
+"""The report that lies beside converted weights: where they come from, what was done, what was proven."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import json
+import platform
+from pathlib import Path
+from typing import Any
+
+from gqkva_convert.checkpoint.folder import Checkpoint
+from gqkva_convert.checkpoint.hub import Located
+from gqkva_convert.checkpoint.jsonfile import read_json
+from gqkva_convert.checkpoint.sidecars import REPORT
+from gqkva_convert.conversion.plan import Plan
+from gqkva_convert.conversion.steps import Steps, describe
+from gqkva_convert.errors import VerificationError
+
+FORMAT_VERSION = 1
+
+
+def versions() -> dict[str, str]:
+    """Versions of what a conversion ran on, without importing any of it."""
+    found = {"python": platform.python_version()}
+    for package in ("gqkva-convert", "numpy", "safetensors", "transformers", "torch"):
+        try:
+            found[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            found[package] = "not installed"
+    return found
+
+
+def describe_source(located: Located, checkpoint: Checkpoint) -> dict[str, Any]:
+    """A source's name, revision, sizes, and what identifies its files without reading them whole."""
+    return {
+        "name": located.name,
+        "revision": located.revision,
+        "config": checkpoint.config,
+        "bytes": checkpoint.nbytes,
+        "parameters": count_parameters(tensor.shape for tensor in checkpoint.tensors.values()),
+        "files": {
+            file.name: {
+                "bytes": file.stat().st_size,
+                "tensors_sha256": tensors_sha256(checkpoint, file),
+                **({"sha256": located.sha256[file.name]} if file.name in located.sha256 else {}),
+            }
+            for file in checkpoint.files
+        },
+    }
+
+
+def tensors_sha256(checkpoint: Checkpoint, file: Path) -> str:
+    """SHA-256 of a file's table of contents: names, dtypes, shapes and offsets, one tensor a line."""
+    lines = [
+        f"{tensor.name} {tensor.dtype} {list(tensor.shape)} {tensor.offset}\n"
+        for tensor in checkpoint.tensors.values()
+        if tensor.file == file
+    ]
+    return hashlib.sha256("".join(lines).encode()).hexdigest()
+
+
+def file_sha256(path: Path) -> str:
+    """SHA-256 of a whole file."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(4 << 20):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def count_parameters(shapes: Any) -> int:
+    """Elements of all shapes together."""
+    total = 0
+    for shape in shapes:
+        elements = 1
+        for size in shape:
+            elements *= size
+        total += elements
+    return total
+
+
+def make_report(
+    source: dict[str, Any], plan: Plan, steps: Steps, left_behind: dict[str, str], timings: dict[str, float]
+) -> dict[str, Any]:
+    """Everything a reader needs to know, or to make the same output again."""
+    return {
+        "format_version": FORMAT_VERSION,
+        "versions": versions(),
+        "source": source,
+        "plan": plan.to_dict(),
+        "steps": describe(steps),
+        "tensors": {step.name: {"operation": step.operation, "from": step_sources(step)} for step in steps.steps if not step.is_copy},
+        "dropped": steps.dropped,
+        "files_left_behind": left_behind,
+        "bytes": steps.nbytes,
+        "parameters": count_parameters(step.shape for step in steps.steps),
+        "seconds": {name: round(seconds, 3) for name, seconds in timings.items()},
+        "verification": None,
+    }
+
+
+def step_sources(step: Any) -> list[str]:
+    """Names of the source tensors a step reads."""
+    names = dict.fromkeys(piece.tensor.name for head in step.heads for piece in head.pieces)
+    return list(names) or [step.source.name]
+
+
+def provenance(source: dict[str, Any], plan: Plan) -> dict[str, str]:
+    """What every weight file says of itself in its header."""
+    summary = {
+        "version": importlib.metadata.version("gqkva-convert"),
+        "source": source["name"],
+        "revision": source["revision"],
+        "variant": plan.variant,
+        "grouping": plan.grouping,
+        "merge": plan.merge,
+        "seed": plan.seed,
+    }
+    # transformers refuses files that do not say they were written for PyTorch.
+    return {"format": "pt", "gqkva": json.dumps(summary)}
+
+
+def read_report(folder: Path) -> dict[str, Any]:
+    """The report of a converted folder.
+
+    Raises:
+        VerificationError: There is none, or it is of a later version than ours.
+    """
+    path = folder / REPORT
+    if not path.is_file():
+        raise VerificationError(f"{folder} has no {REPORT}; only outputs of `gqkva convert` can be verified")
+    report = read_json(path)
+    if not isinstance(report, dict) or report.get("format_version") != FORMAT_VERSION:
+        raise VerificationError(f"{path} is not a report of format {FORMAT_VERSION}; use the gqkva that wrote it")
+    return report

@@ -1,0 +1,16 @@
+"""Head layouts, named variants and groupings; no torch."""
+
+from gqkva_convert.heads.groupings import GROUPINGS, neighbour_order, random_order, without_reordering
+from gqkva_convert.heads.layout import ROLES, HeadLayout, divisors
+from gqkva_convert.heads.variants import Variant
+
+__all__ = [
+    "GROUPINGS",
+    "ROLES",
+    "HeadLayout",
+    "Variant",
+    "divisors",
+    "neighbour_order",
+    "random_order",
+    "without_reordering",
+]

@@ -1,0 +1,1 @@
+"""Array algebra on heads; no disk."""

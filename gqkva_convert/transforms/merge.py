@@ -1,0 +1,104 @@
+"""Merge rules: how several heads become one.
+
+A rule sees the heads of one group of one projection and says how much of each goes into the merged
+head. The same shares are used for the projection's bias and for norms that follow it, so that a
+merged head is one affine map. `random` starts afresh instead.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from gqkva_convert.transforms.precision import Array
+
+
+@dataclass(frozen=True)
+class MergeRule:
+    """One way to mix heads.
+
+    Attributes:
+        name: What the command line calls it.
+        shares: From a group's heads, each ``(head_dim, in_features)``, to the share of each, summing to 1.
+        reads_weights: Whether the shares depend on what the heads hold, or only on how many there are.
+        starts_afresh: Whether the merged head is drawn anew instead (`fresh_head`).
+    """
+
+    name: str
+    shares: Callable[[Sequence[Array]], Array]
+    reads_weights: bool = False
+    starts_afresh: bool = False
+
+
+def _mean(heads: Sequence[Array]) -> Array:
+    """Every head alike (Ainslie et al., 2023, arXiv 2305.13245, section 2.1)."""
+    return np.full(len(heads), 1 / len(heads))
+
+
+def _first(heads: Sequence[Array]) -> Array:
+    """The group's first head alone (Ainslie et al., 2023, arXiv 2305.13245, section 3.3)."""
+    return np.eye(1, len(heads))[0]
+
+
+def _norm_weighted(heads: Sequence[Array]) -> Array:
+    """Each head in proportion to the Frobenius norm of its weights; alike where all are zero."""
+    norms = np.array([np.sqrt(np.square(head, dtype=np.float64).sum()) for head in heads])
+    total = norms.sum()
+    return norms / total if total > 0 else _mean(heads)
+
+
+RULES = {
+    rule.name: rule
+    for rule in (
+        MergeRule("mean", _mean),
+        MergeRule("first", _first),
+        MergeRule("norm-weighted", _norm_weighted, reads_weights=True),
+        # Norms that follow a fresh projection keep their mean gain; see `fresh_head` for the weights.
+        MergeRule("random", _mean, starts_afresh=True),
+    )
+}
+
+
+def merge(heads: Sequence[Array], shares: Array) -> Array:
+    """Mix a group's heads.
+
+    Args:
+        heads: Arrays of one shape, in float32 or float64.
+        shares: ``(len(heads),)``, summing to 1.
+
+    Returns:
+        One array of that shape and dtype. Equal shares are summed and divided once, so that the mean of
+        equal heads is exactly those heads.
+    """
+    if np.all(shares == shares[0]):
+        total = heads[0].copy()
+        for head in heads[1:]:
+            total += head
+        total /= len(heads)
+        return total
+    used = [(head, share) for head, share in zip(heads, shares, strict=True) if share]
+    if len(used) == 1 and used[0][1] == 1:
+        return used[0][0]
+    total = used[0][0] * used[0][0].dtype.type(used[0][1])
+    for head, share in used[1:]:
+        total += head * head.dtype.type(share)
+    return total
+
+
+def fresh_head(heads: Sequence[Array], seed: str) -> Array:
+    """A head initialised anew at the scale of those it replaces (arXiv 2305.13245, section 3.3, "random").
+
+    Args:
+        heads: The group's heads, for their shape, dtype and root mean square.
+        seed: Any text; the same text gives the same head on every machine.
+
+    Returns:
+        Normal numbers of mean 0.
+    """
+    scale = float(np.sqrt(np.mean([np.square(head, dtype=np.float64).mean() for head in heads])))
+    digest = int.from_bytes(hashlib.sha256(seed.encode()).digest()[:16], "big")
+    generator = np.random.Generator(np.random.PCG64(digest))
+    return (generator.standard_normal(heads[0].shape) * scale).astype(heads[0].dtype)
