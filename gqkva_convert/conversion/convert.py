@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import hashlib
 import json
 import shutil
@@ -14,12 +13,13 @@ from typing import Any
 
 from gqkva_convert.architectures import Family
 from gqkva_convert.checkpoint.dtypes import FLOATS
-from gqkva_convert.checkpoint.folder import SAFETENSORS, open_checkpoint
+from gqkva_convert.checkpoint.folder import SAFETENSORS, Checkpoint, open_checkpoint
 from gqkva_convert.checkpoint.hub import Located, locate
 from gqkva_convert.checkpoint.jsonfile import read_json, write_json
 from gqkva_convert.checkpoint.publish import published_folder, scratch_folder
 from gqkva_convert.checkpoint.reader import TensorReader
 from gqkva_convert.checkpoint.sidecars import REPORT, carried_files, copy_files
+from gqkva_convert.conversion.config import converted_config
 from gqkva_convert.conversion.execute import write_shards
 from gqkva_convert.conversion.model import SourceModel, open_model
 from gqkva_convert.conversion.plan import Plan, make_plan
@@ -189,9 +189,9 @@ def write(conversion: Conversion, *, overwrite: bool = False, progress: Progress
         write_json(folder / "config.json", converted_config(conversion.model, conversion.plan))
         if len(conversion.shards) > 1:
             write_json(folder / f"{SAFETENSORS}.index.json", _index(conversion.shards))
-        check_folder(folder, conversion.steps)
+        output = check_folder(folder, conversion.steps)
         timings = {"write": written - started, "total": time.perf_counter() - started}
-        report = make_report(source, conversion.plan, conversion.steps, left_behind, timings)
+        report = make_report(source, output, conversion.plan, conversion.steps, left_behind, timings)
         write_json(folder / REPORT, report)
         (folder / _RUN).unlink()
 
@@ -215,25 +215,7 @@ def require_native(family: Family, plan: Plan) -> None:
         )
 
 
-def converted_config(model: SourceModel, plan: Plan) -> dict[str, Any]:
-    """The source's configuration with the new head counts; everything else as it was."""
-    config = copy.deepcopy(model.config)
-    for attention in model.family.attention:
-        if attention.num_key_value_heads is not None:
-            target = next(block.target for block in plan.blocks if block.kind == attention.kind)
-            *parents, key = attention.num_key_value_heads.name.split(".")
-            part = config
-            for parent in parents:
-                part = part[parent]
-            part[key] = target.num_key_heads
-    if plan.dtype is not None:
-        key = "torch_dtype" if "torch_dtype" in config and "dtype" not in config else "dtype"
-        config[key] = plan.dtype
-    config.pop("auto_map", None)  # names code that is not carried along
-    return config
-
-
-def check_folder(folder: Path, steps: Steps) -> None:
+def check_folder(folder: Path, steps: Steps) -> Checkpoint:
     """Reopen what was written and compare it with the steps: every name, dtype and shape, nothing else.
 
     Raises:
@@ -250,6 +232,7 @@ def check_folder(folder: Path, steps: Steps) -> None:
         raise VerificationError(
             f"{folder}: {name!r} should be {expected.get(name, 'absent')}, is {found.get(name, 'absent')}"
         )
+    return checkpoint
 
 
 def _base_name(located: Located) -> str:

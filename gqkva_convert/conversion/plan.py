@@ -50,6 +50,11 @@ class BlockPlan:
             for stored in range(len(set(target)))
         )
 
+    def reversed(self) -> BlockPlan:
+        """The plan that gives every head of the source its merged head back, in the source's order."""
+        places = tuple(sorted(range(len(self.order)), key=self.order.__getitem__))
+        return BlockPlan(self.kind, self.layer, self.target, self.source, places)
+
     def to_dict(self) -> dict[str, Any]:
         """The block as JSON data; heads that keep their places are not listed."""
         in_place = self.order == tuple(range(len(self.order)))

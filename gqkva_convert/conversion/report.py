@@ -6,6 +6,7 @@ import hashlib
 import importlib.metadata
 import json
 import platform
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -39,14 +40,25 @@ def describe_source(located: Located, checkpoint: Checkpoint) -> dict[str, Any]:
         "config": checkpoint.config,
         "bytes": checkpoint.nbytes,
         "parameters": count_parameters(tensor.shape for tensor in checkpoint.tensors.values()),
-        "files": {
-            file.name: {
-                "bytes": file.stat().st_size,
-                "tensors_sha256": tensors_sha256(checkpoint, file),
-                **({"sha256": located.sha256[file.name]} if file.name in located.sha256 else {}),
-            }
-            for file in checkpoint.files
-        },
+        "files": describe_files(checkpoint, located.sha256),
+    }
+
+
+def describe_files(checkpoint: Checkpoint, sha256: dict[str, str] | None = None) -> dict[str, Any]:
+    """What identifies a checkpoint's files without reading them whole.
+
+    Args:
+        checkpoint: An opened checkpoint.
+        sha256: Checksums already known, by file name; those of a Hub model come with it.
+    """
+    known = sha256 or {}
+    return {
+        file.name: {
+            "bytes": file.stat().st_size,
+            "tensors_sha256": tensors_sha256(checkpoint, file),
+            **({"sha256": known[file.name]} if file.name in known else {}),
+        }
+        for file in checkpoint.files
     }
 
 
@@ -60,12 +72,13 @@ def tensors_sha256(checkpoint: Checkpoint, file: Path) -> str:
     return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 
-def file_sha256(path: Path) -> str:
+def file_sha256(path: Path, progress: Callable[[int], None] = lambda _: None) -> str:
     """SHA-256 of a whole file."""
     digest = hashlib.sha256()
     with path.open("rb") as file:
         while chunk := file.read(4 << 20):
             digest.update(chunk)
+            progress(len(chunk))
     return digest.hexdigest()
 
 
@@ -81,7 +94,12 @@ def count_parameters(shapes: Any) -> int:
 
 
 def make_report(
-    source: dict[str, Any], plan: Plan, steps: Steps, left_behind: dict[str, str], timings: dict[str, float]
+    source: dict[str, Any],
+    output: Checkpoint,
+    plan: Plan,
+    steps: Steps,
+    left_behind: dict[str, str],
+    timings: dict[str, float],
 ) -> dict[str, Any]:
     """Everything a reader needs to know, or to make the same output again."""
     return {
@@ -92,6 +110,7 @@ def make_report(
         "steps": describe(steps),
         "tensors": {step.name: {"operation": step.operation, "from": step_sources(step)} for step in steps.steps if not step.is_copy},
         "dropped": steps.dropped,
+        "files": describe_files(output),
         "files_left_behind": left_behind,
         "bytes": steps.nbytes,
         "parameters": count_parameters(step.shape for step in steps.steps),

@@ -7,7 +7,7 @@ assembled from such pieces. Everything else is copied.
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any, Literal
 
@@ -18,6 +18,7 @@ from gqkva_convert.checkpoint.reader import TensorReader
 from gqkva_convert.conversion.model import Block, SourceModel, projection_tensor, stored_count
 from gqkva_convert.conversion.plan import BlockPlan, Plan
 from gqkva_convert.errors import FamilyError, WeightError
+from gqkva_convert.heads import HeadLayout
 
 
 @dataclass(frozen=True)
@@ -200,12 +201,15 @@ def _projection_heads(
         ]
         for role in projection.roles
     }
-    if projection.packing == "per_head":
-        counts = {len(heads) for heads in by_role.values()}
-        if len(counts) == 1:
-            return [head for trio in zip(*by_role.values(), strict=True) for head in trio]
-        # Heads of unequal numbers cannot stand side by side; they are stored as all q, all k, all v.
+    if _is_side_by_side(projection, block_plan.target):
+        return [head for trio in zip(*by_role.values(), strict=True) for head in trio]
     return [head for heads in by_role.values() for head in heads]
+
+
+def _is_side_by_side(projection: Projection, layout: HeadLayout) -> bool:
+    """Whether q, k and v of each head lie together. Where their numbers differ, all q, all k and all v do."""
+    counts = {stored_count(layout, role) for role in projection.roles}
+    return projection.packing == "per_head" and len(counts) == 1
 
 
 def _merged(starts: list[int], weight: StoredTensor, axis: int) -> Merged:
@@ -216,7 +220,7 @@ def _merged(starts: list[int], weight: StoredTensor, axis: int) -> Merged:
 def _start(projection: Projection, block_plan: BlockPlan, role: str, head: int) -> int:
     """Where a stored head of the source begins along the projection's head axis."""
     place = projection.roles.index(role)  # type: ignore[arg-type]
-    if projection.packing == "per_head":
+    if _is_side_by_side(projection, block_plan.source):
         return (head * len(projection.roles) + place) * block_plan.source.head_dim
     before = sum(stored_count(block_plan.source, earlier) for earlier in projection.roles[:place])
     return (before + head) * block_plan.source.head_dim
@@ -249,10 +253,10 @@ def _norm_steps(model: SourceModel, block: Block, block_plan: BlockPlan, plan: P
         else:
             for stored, (group, share) in enumerate(zip(groups, shares, strict=True)):
                 parts = [_norm_tensor(model, block, norm.name, head) for head in group]
-                target = _norm_tensor(model, block, norm.name, stored)
                 pieces = tuple(Piece(part, 0) for part in parts)
                 merged = [Merged(pieces, share.weights, share.weights_axis)]
-                steps.append(_step(target, "norm", 0, merged, block_plan, plan))
+                step = _step(parts[0], "norm", 0, merged, block_plan, plan)
+                steps.append(replace(step, name=block.tensor_name(norm.name, stored)))
     return steps
 
 

@@ -1,0 +1,215 @@
+"""Raw numbers as markdown: targets beside what was measured, tools side by side, every round."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from statistics import median
+from typing import Any
+
+Raw = dict[str, Any]
+
+TOOLS = {
+    "copy": "`cp -r` (copy only)",
+    "convert": "`gqkva convert --gkv 8`",
+    "load_pool_save": "transformers: load, pool, save",
+    "mergekit": "mergekit lazy passthrough (copy only)",
+}
+ABSENT = "not run"
+
+
+@dataclass(frozen=True)
+class Target:
+    """A promise that a run can break.
+
+    Attributes:
+        promise: What is measured.
+        value: The measured number, or None if it was not measured.
+        limit: Largest number that keeps the promise.
+        unit: Its unit, with a leading space where one is wanted.
+    """
+
+    promise: str
+    value: Callable[[Raw], float | None]
+    limit: float
+    unit: str
+
+
+def _runs(raw: Raw, tool: str) -> list[Raw]:
+    return [row for row in raw["rounds"] if row["tool"] == tool and row["exit_status"] == 0]
+
+
+def _median(rows: Sequence[Raw], key: str) -> float | None:
+    return median(row[key] for row in rows) if rows else None
+
+
+def _ratio(raw: Raw, tool: str, key: str = "seconds") -> float | None:
+    ours, theirs = _median(_runs(raw, "convert"), key), _median(_runs(raw, tool), key)
+    return None if ours is None or theirs is None else ours / theirs
+
+
+def _heavy(raw: Raw, command: str) -> float:
+    return len(raw["heavy_imports"][command])
+
+
+def _memory_growth(raw: Raw) -> float:
+    return max(row["peak_rss_bytes"] for row in _runs(raw, "convert")) / max(
+        row["peak_rss_bytes"] for row in raw["less"]
+    )
+
+
+TARGETS = (
+    Target("convert: time of `cp -r`", lambda raw: _ratio(raw, "copy"), 1.5, "x"),
+    Target("convert: time of mergekit's copy", lambda raw: _ratio(raw, "mergekit"), 1.0, "x"),
+    Target("convert: time of load, pool, save", lambda raw: _ratio(raw, "load_pool_save"), 0.5, "x"),
+    Target(
+        "convert: largest peak RSS",
+        lambda raw: max(row["peak_rss_bytes"] for row in _runs(raw, "convert")) / 1e6,
+        500,
+        " MB",
+    ),
+    Target("convert: peak RSS, larger model over smaller", _memory_growth, 1.25, "x"),
+    Target("convert: heavy modules imported", lambda raw: _heavy(raw, "convert"), 0, ""),
+    Target("`--help`", lambda raw: _median(raw["startup"]["help"], "seconds"), 0.5, " s"),
+    Target("`--help`: heavy modules imported", lambda raw: _heavy(raw, "help"), 0, ""),
+    Target("`inspect`, larger model", lambda raw: _median(raw["startup"]["inspect"], "seconds"), 1.0, " s"),
+    Target("`inspect`: heavy modules imported", lambda raw: _heavy(raw, "inspect"), 0, ""),
+    Target("plan of 70B from headers", lambda raw: _median(raw["plan_70b"], "seconds"), 5.0, " s"),
+    Target(
+        "plan of 70B: largest peak RSS",
+        lambda raw: max(row["peak_rss_bytes"] for row in raw["plan_70b"]) / 1e6,
+        500,
+        " MB",
+    ),
+)
+
+
+def targets_table(raw: Raw) -> str:
+    """Each promise, its limit and what was measured."""
+    rows = []
+    for target in TARGETS:
+        value = target.value(raw)
+        limit = f"at most {target.limit:g}{target.unit}" if target.limit else "none"
+        if value is None:
+            rows.append((target.promise, limit, ABSENT, ""))
+        else:
+            kept = "yes" if value <= target.limit else "**no**"
+            shown = f"{value:.0f}" if target.unit in ("", " MB") else f"{value:.2f}"
+            rows.append((target.promise, limit, f"{shown}{target.unit}", kept))
+    return _table(("promise", "target", "measured", "kept"), rows)
+
+
+def tools_table(raw: Raw) -> str:
+    """Medians of every tool, and how they compare."""
+    copy_seconds = _median(_runs(raw, "copy"), "seconds") or float("nan")
+    rows = []
+    for tool, label in TOOLS.items():
+        runs = _runs(raw, tool)
+        if not runs:
+            failed = next((row for row in raw["rounds"] if row["tool"] == tool), None)
+            note = ABSENT if failed is None else f"failed ({failed['exit_status']})"
+            rows.append((label, note, "", "", "", ""))
+            continue
+        seconds = median(row["seconds"] for row in runs)
+        rows.append(
+            (
+                label,
+                f"{seconds:.2f}",
+                f"{seconds / copy_seconds:.2f}",
+                f"{median(row['peak_rss_bytes'] for row in runs) / 1e6:,.0f}",
+                f"{median(row['peak_anonymous_bytes'] for row in runs) / 1e6:,.0f}",
+                f"{runs[0]['output_bytes'] / 1e9:.2f}",
+            )
+        )
+    heading = ("tool", "seconds", "x `cp -r`", "peak RSS, MB", "anonymous, MB", "written, GB")
+    return _table(heading, rows)
+
+
+def rounds_table(raw: Raw) -> str:
+    """Every timed run, in the order they ran."""
+    shapes = raw["shapes"]
+    rows = [
+        (
+            shape,
+            str(row["round"]),
+            row["tool"].removesuffix(" less"),
+            f"{row['seconds']:.3f}" if row["exit_status"] == 0 else f"failed ({row['exit_status']})",
+            f"{row['peak_rss_bytes'] / 1e6:.1f}",
+            f"{row['peak_anonymous_bytes'] / 1e6:.1f}",
+            f"{row['warm_bytes_per_second'] / 1e9:.1f}",
+        )
+        for shape, key in ((shapes["less"], "less"), (shapes["large"], "rounds"))
+        for row in raw[key]
+    ]
+    heading = ("shape", "round", "tool", "seconds", "peak RSS, MB", "anonymous, MB", "source re-read, GB/s")
+    return _table(heading, rows)
+
+
+def short_runs_table(raw: Raw) -> str:
+    """Every repetition of the commands that write nothing."""
+    startup = raw["startup"]
+    runs = {"--help": startup["help"], "inspect": startup["inspect"], "plan of 70B": raw["plan_70b"]}
+    rows = [
+        (
+            name,
+            " ".join(f"{row['seconds']:.3f}" for row in rows),
+            f"{max(row['peak_rss_bytes'] for row in rows) / 1e6:.1f}",
+        )
+        for name, rows in runs.items()
+    ]
+    return _table(("command", "seconds of each run", "largest peak RSS, MB"), rows)
+
+
+def agreement(raw: Raw) -> str:
+    """Whether the two converters wrote the same keys and values."""
+    found = raw["merged_sha256"]
+    if len(found) < 2:
+        return "Only one converter finished, so their outputs were not compared."
+    verdict = "the same" if len(set(found.values())) == 1 else "**not** the same"
+    return (
+        f"Key and value projections written by gqkva and by transformers are {verdict} bytes "
+        f"(SHA-256 {found['convert'][:16]})."
+    )
+
+
+def tables(raw: Raw) -> str:
+    """What the terminal shows."""
+    notes = agreement(raw)
+    if not any(row["tool"] == "mergekit" for row in raw["rounds"]):
+        notes += "\nmergekit was skipped: give --mergekit the Python of an environment that has it."
+    if raw["shapes"]["large"] != "7b":
+        notes += "\nTargets are for the 7B and 1B shapes; --small only shows that the script works."
+    return "\n\n".join((targets_table(raw), tools_table(raw), notes))
+
+
+def render(raw: Raw) -> str:
+    """The section for the documentation."""
+    facts = {"date": raw["date"], "seed": str(raw["seed"]), **raw["machine"], **raw["versions"]}
+    shapes = raw["shapes"]
+    note = (
+        f"Shapes: {shapes['large']} for the tools, {shapes['less']} for memory growth. Medians over rounds; "
+        "each tool is a whole process, its source in the page cache, the disk idle before it starts. Peak "
+        "RSS counts mapped file pages and is never below "
+        f"{raw['floor_rss_bytes'] / 1e6:.0f} MB, the size of the process that starts the tools; anonymous "
+        "memory is what no file could give back, sampled every 20 ms."
+    )
+    return "\n\n".join(
+        (
+            "## Conversion cost",
+            f"```\n{raw['command']}\n```",
+            note,
+            tables(raw),
+            "### Every run",
+            rounds_table(raw),
+            short_runs_table(raw),
+            "### Machine and versions",
+            _table(("what", "value"), list(facts.items())) + "\n",
+        )
+    )
+
+
+def _table(heading: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    widths = [max(map(len, column)) for column in zip(heading, *rows, strict=True)]
+    lines = [heading, ["-" * width for width in widths], *rows]
+    padded = ([cell.ljust(width) for cell, width in zip(line, widths, strict=True)] for line in lines)
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in padded)

@@ -1,0 +1,78 @@
+"""A few layers of a checkpoint as a checkpoint of their own, small enough to run."""
+
+from __future__ import annotations
+
+import copy
+import re
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from gqkva_convert.checkpoint.folder import SAFETENSORS
+from gqkva_convert.checkpoint.jsonfile import write_json
+from gqkva_convert.conversion.config import converted_config
+from gqkva_convert.conversion.execute import write_shards
+from gqkva_convert.conversion.model import SourceModel, config_number
+from gqkva_convert.conversion.plan import BlockPlan, Plan
+from gqkva_convert.conversion.shards import Shard
+from gqkva_convert.conversion.steps import Steps
+
+
+def write_excerpt(model: SourceModel, plan: Plan, steps: Steps, layers: Sequence[int], folder: Path) -> None:
+    """Write some layers of a conversion's output, renumbered from 0.
+
+    Args:
+        model: The conversion's source.
+        plan: Its plan.
+        steps: Its steps.
+        layers: Layers to keep, ascending.
+        folder: Folder to create.
+    """
+    numbers = {layer: place for place, layer in enumerate(layers)}
+    kept = []
+    for step in steps.steps:
+        name = _renumbered(step.name, numbers)
+        if name is not None:
+            kept.append(replace(step, name=name))
+    folder.mkdir()
+    shard = Shard(SAFETENSORS, tuple(kept))
+    write_shards(model.checkpoint, plan, (shard,), folder, {"format": "pt"}, lambda _: None)
+    write_json(folder / "config.json", excerpt_config(model, plan, layers))
+
+
+def excerpt_plan(plan: Plan, layers: Sequence[int]) -> Plan:
+    """The blocks of some layers, renumbered from 0."""
+    numbers = {layer: place for place, layer in enumerate(layers)}
+    blocks = tuple(replace(block, layer=numbers[block.layer]) for block in plan.blocks if block.layer in numbers)
+    return replace(plan, blocks=blocks)
+
+
+def reversed_plan(plan: Plan) -> Plan:
+    """The plan that expands a conversion's output to the source's layout, changing no value."""
+    return replace(plan, dtype=None, blocks=tuple(BlockPlan.reversed(block) for block in plan.blocks))
+
+
+def excerpt_config(model: SourceModel, plan: Plan, layers: Sequence[int]) -> dict[str, Any]:
+    """The converted configuration with fewer layers; lists with an entry a layer are cut alike."""
+    config = converted_config(model, plan)
+    result = copy.deepcopy(config)
+    for attention in model.family.attention:
+        count = config_number(model.config, attention.num_layers)
+        result[attention.num_layers.name] = len(layers)
+        for key, value in config.items():
+            if isinstance(value, list) and len(value) == count and key == "layer_types":
+                result[key] = [value[layer] for layer in layers]
+    return result
+
+
+def _renumbered(name: str, numbers: dict[int, int]) -> str | None:
+    """A tensor's name with its layer's new number, or None if the layer is left out."""
+    found = re.search(r"\.(?:layers|layer|h|block)\.(\d+)\.|^(?:layers|layer|h|block)\.(\d+)\.", f"{name}")
+    if found is None:
+        return name
+    group = 1 if found[1] is not None else 2
+    layer = int(found[group])
+    if layer not in numbers:
+        return None
+    return f"{name[: found.start(group)]}{numbers[layer]}{name[found.end(group) :]}"

@@ -1,0 +1,156 @@
+"""Heads that agree within their groups merge without loss, in every family and variant."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tiny_models
+import torch
+from safetensors.numpy import load_file
+
+from gqkva_convert import convert, verify
+from gqkva_convert.architectures import FAMILIES, Family
+from gqkva_convert.conversion.excerpt import reversed_plan, write_excerpt
+from gqkva_convert.conversion.model import SourceModel, open_model
+from gqkva_convert.conversion.plan import BlockPlan, Plan, make_plan
+from gqkva_convert.conversion.steps import make_steps
+from gqkva_convert.heads import HeadLayout, Variant
+
+NATIVE = [family for family in FAMILIES.values() if family.is_native]
+every_native = pytest.mark.parametrize("family", NATIVE, ids=lambda family: family.model_type)
+every_family = pytest.mark.parametrize("family", FAMILIES.values(), ids=list(FAMILIES))
+
+# All of them divide the tiny models' 6 heads and the vision towers' 12.
+VARIANTS = {
+    "MQA": Variant(None, 1),
+    "GQA": Variant(None, 2),
+    "MKVA": Variant(1, None),
+    "GKVA": Variant(3, None),
+}
+
+
+@every_native
+@pytest.mark.parametrize("gkv", [1, 2])
+@pytest.mark.parametrize("merge", ["mean", "first", "norm-weighted"])
+def test_equal_heads_convert_back_to_the_grouped_model(
+    family: Family, gkv: int, merge: str, tmp_path: Path
+) -> None:
+    """A stock GQA model with its key/value heads copied out is an MHA model; converting it gives it back exactly."""
+    grouped = tiny_models.build(family.model_type, family.architecture, num_key_value_heads=gkv)
+    copied_out = copy_heads_out(grouped, family, gkv)
+    torch.testing.assert_close(
+        tiny_models.outputs(copied_out), tiny_models.outputs(grouped), rtol=1e-4, atol=1e-5
+    )
+    tiny_models.save(grouped, tmp_path / "grouped")
+    tiny_models.save(copied_out, tmp_path / "mha")
+    out = convert(tmp_path / "mha", tmp_path / "out", gkv=gkv, merge=merge)
+    expected, found = (load_file(folder / "model.safetensors") for folder in (tmp_path / "grouped", out))
+    assert expected.keys() == found.keys()
+    for name, tensor in expected.items():
+        np.testing.assert_array_equal(found[name], tensor, err_msg=name)
+    converted = tiny_models.load(out, family.architecture)
+    assert converted.config.num_key_value_heads == gkv
+    torch.testing.assert_close(tiny_models.outputs(converted), tiny_models.outputs(grouped), rtol=0, atol=0)
+
+
+def copy_heads_out(grouped: Any, family: Family, gkv: int) -> Any:
+    """The multi-head model that computes what a grouped model does, made with torch alone."""
+    heads = tiny_models.HEADS
+    config = grouped.config.to_dict() | {"num_key_value_heads": heads}
+    model = type(grouped)(type(grouped.config)(**config)).eval()
+    head_dim = getattr(grouped.config, "head_dim", None) or grouped.config.hidden_size // heads
+    target = model.state_dict()
+    state = {}
+    for name, tensor in grouped.state_dict().items():
+        if name in target and target[name].shape == tensor.shape:
+            state[name] = tensor
+        elif "qkv_proj" in name:
+            query, key, value = tensor.split([heads * head_dim, gkv * head_dim, gkv * head_dim])
+            state[name] = torch.cat([query, *(_repeat(part, gkv, heads) for part in (key, value))])
+        else:
+            state[name] = _repeat(tensor, gkv, heads)
+    for name in target:  # StableLM has one norm tensor a head
+        front, found, rest = name.partition("k_layernorm.norms.")
+        if found:
+            number, _, back = rest.partition(".")
+            state[name] = grouped.state_dict()[f"{front}{found}{int(number) * gkv // heads}.{back}"]
+    model.load_state_dict(state)
+    return model
+
+
+def _repeat(tensor: torch.Tensor, gkv: int, heads: int) -> torch.Tensor:
+    return tensor.unflatten(0, (gkv, -1)).repeat_interleave(heads // gkv, dim=0).flatten(0, 1)
+
+
+@every_native
+@pytest.mark.parametrize("grouping", ["neighbour", "random"])
+def test_verify_proves_every_native_conversion(
+    family: Family, grouping: str, tiny: Callable[[str], Path], tmp_path: Path
+) -> None:
+    """The proof includes running the result in stock transformers against the plan applied in memory."""
+    out = convert(tiny(family.model_type), tmp_path / "out", gkv=2, grouping=grouping, seed=5)
+    result = verify(out, tiny(family.model_type))
+    assert result["passed"], [check for check in result["checks"] if not check["passed"]]
+    assert {check["check"] for check in result["checks"]} >= {"tied-heads control", "logits"}
+
+
+@every_family
+@pytest.mark.parametrize("variant", [*VARIANTS, "GQKVA", "unequal", "random GQA"])
+def test_merging_what_was_expanded_changes_no_byte(
+    family: Family, variant: str, tiny: Callable[[str], Path], tmp_path: Path
+) -> None:
+    """Every packing, axis, bias and norm of every family must find its heads again, whatever the layout."""
+    model = open_model(tiny(family.model_type))
+    plan = _plan(model, variant)
+    layers = range(1 + max(block.layer for block in model.blocks))
+    merged, expanded, again = (tmp_path / name for name in ("merged", "expanded", "again"))
+    write_excerpt(model, plan, make_steps(model, plan), layers, merged)
+    merged_model = _as_planned(merged, model, plan, target=True)
+    back = reversed_plan(plan)
+    write_excerpt(merged_model, back, make_steps(merged_model, back), layers, expanded)
+    expanded_model = _as_planned(expanded, model, plan, target=False)
+    write_excerpt(expanded_model, plan, make_steps(expanded_model, plan), layers, again)
+    first, second = (load_file(folder / "model.safetensors") for folder in (merged, again))
+    assert first.keys() == second.keys()
+    for name in first:
+        np.testing.assert_array_equal(first[name], second[name], err_msg=name)
+    stock = tiny_models.load(_with_config(expanded, tiny(family.model_type)), family.architecture)
+    assert torch.isfinite(tiny_models.outputs(stock)).all()
+
+
+def _plan(model: SourceModel, variant: str) -> Plan:
+    if variant in VARIANTS:
+        return make_plan(model, VARIANTS[variant])
+    if variant == "random GQA":
+        return make_plan(model, Variant(None, 2), grouping="random", seed=2)
+    blocks = []
+    for block in model.blocks:
+        heads, head_dim = block.layout.num_attention_heads, block.layout.head_dim
+        target = (
+            HeadLayout.gqkva(2, heads // 2, head_dim)
+            if variant == "GQKVA"
+            else HeadLayout.unequal([1, 2, heads - 3], head_dim)
+        )
+        blocks.append(BlockPlan(block.attention.kind, block.layer, block.layout, target, tuple(range(heads))))
+    return Plan(variant, "neighbour", "mean", 0, None, tuple(blocks))
+
+
+def _as_planned(folder: Path, source: SourceModel, plan: Plan, *, target: bool) -> SourceModel:
+    """Open a folder whose layouts only the plan knows, stock configurations having no words for them."""
+    from gqkva_convert.checkpoint.folder import open_checkpoint
+
+    blocks = tuple(
+        replace(block, layout=block_plan.target if target else block_plan.source)
+        for block, block_plan in zip(source.blocks, plan.blocks, strict=True)
+    )
+    return SourceModel(open_checkpoint(folder), source.family, source.prefix, blocks)
+
+
+def _with_config(folder: Path, source: Path) -> Path:
+    (folder / "config.json").write_text((source / "config.json").read_text())
+    return folder
