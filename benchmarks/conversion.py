@@ -85,7 +85,7 @@ class Bench:
             write_json(recipe, {"merge_method": "passthrough", "models": models, "dtype": "bfloat16"})
             # mergekit's help says parameters, but it counts bytes; there is no tokenizer to copy.
             options = ["--lazy-unpickle", "--out-shard-size", "5B", "--no-copy-tokenizer"]
-            script = [self.mergekit, "-m", "mergekit.scripts.run_yaml"]
+            script: list[str | Path] = [self.mergekit, "-m", "mergekit.scripts.run_yaml"]
             commands["mergekit"] = [*script, recipe, self.output, *options]
         return commands
 

@@ -52,10 +52,12 @@ def _heavy(raw: Raw, command: str) -> float:
     return len(raw["heavy_imports"][command])
 
 
+def _largest_rss(rows: Sequence[Raw]) -> float:
+    return float(max(row["peak_rss_bytes"] for row in rows))
+
+
 def _memory_growth(raw: Raw) -> float:
-    return max(row["peak_rss_bytes"] for row in _runs(raw, "convert")) / max(
-        row["peak_rss_bytes"] for row in raw["less"]
-    )
+    return _largest_rss(_runs(raw, "convert")) / _largest_rss(raw["less"])
 
 
 TARGETS = (
@@ -64,7 +66,7 @@ TARGETS = (
     Target("convert: time of load, pool, save", lambda raw: _ratio(raw, "load_pool_save"), 0.5, "x"),
     Target(
         "convert: largest peak RSS",
-        lambda raw: max(row["peak_rss_bytes"] for row in _runs(raw, "convert")) / 1e6,
+        lambda raw: _largest_rss(_runs(raw, "convert")) / 1e6,
         500,
         " MB",
     ),
@@ -77,7 +79,7 @@ TARGETS = (
     Target("plan of 70B from headers", lambda raw: _median(raw["plan_70b"], "seconds"), 5.0, " s"),
     Target(
         "plan of 70B: largest peak RSS",
-        lambda raw: max(row["peak_rss_bytes"] for row in raw["plan_70b"]) / 1e6,
+        lambda raw: _largest_rss(raw["plan_70b"]) / 1e6,
         500,
         " MB",
     ),
@@ -153,7 +155,7 @@ def short_runs_table(raw: Raw) -> str:
         (
             name,
             " ".join(f"{row['seconds']:.3f}" for row in rows),
-            f"{max(row['peak_rss_bytes'] for row in rows) / 1e6:.1f}",
+            f"{_largest_rss(rows) / 1e6:.1f}",
         )
         for name, rows in runs.items()
     ]

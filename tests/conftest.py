@@ -39,7 +39,7 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
 
 @pytest.fixture
 def llama(tiny: Callable[[str], Path], tmp_path: Path) -> Path:
-    """A copy of the tiny Llama in three shards, free to be damaged."""
+    """A copy of the tiny Llama in five shards, free to be damaged."""
     model = tiny_models.build("llama", "LlamaForCausalLM")
     return tiny_models.save(model, tmp_path / "llama", max_shard_size="14KB")
 

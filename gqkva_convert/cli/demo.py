@@ -1,2 +1,59 @@
-def demo_command() -> None:
-    """x."""
+"""`gqkva demo`."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import typer
+
+from gqkva_convert.cli.options import Json
+from gqkva_convert.cli.output import make_table, print_json, print_table, token_progress
+
+
+def demo_command(
+    gkv: Annotated[list[int], typer.Option(help="Key/value heads to convert to; give it several times.")] = [  # noqa: B006
+        4,
+        2,
+        1,
+    ],
+    merge: Annotated[str, typer.Option(help="How heads become one: mean, first, norm-weighted or random.")] = "mean",
+    tokens: Annotated[int, typer.Option(help="About how many held-out tokens to measure on.")] = 65536,
+    as_json: Json = False,
+) -> None:
+    """Convert the built-in model at several --gkv and show what each costs and saves; offline."""
+    from gqkva_convert.demo_model.demo import demo
+
+    with token_progress("measuring", (1 + len(gkv)) * tokens) as progress:
+        data = demo(gkv, merge=merge, tokens=tokens, progress=progress)
+    if as_json:
+        print_json(data)
+        return
+    _print(data)
+
+
+def _print(data: dict[str, Any]) -> None:
+    table = make_table(
+        f"built-in Llama, 8 heads, merge {data['merge']}, no training after the conversion",
+        [
+            ("model", False),
+            ("variant", False),
+            ("parameters", True),
+            ("KV bytes per token", True),
+            ("held-out loss", True),
+            ("perplexity", True),
+        ],
+    )
+    for row in data["rows"]:
+        table.add_row(
+            row["model"],
+            row["variant"],
+            f"{row['parameters']:,}",
+            f"{row['kv_cache_bytes_per_token']:,}",
+            f"{row['nats_per_token']:.3f}",
+            f"{row['perplexity']:.2f}",
+        )
+    print_table(table)
+    typer.echo(
+        f"loss in nats per token over {data['held_out_tokens']:,} tokens of standard-library files "
+        "that the model was not trained on"
+    )

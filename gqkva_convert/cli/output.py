@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 if TYPE_CHECKING:
+    from rich.progress import Progress, ProgressColumn
     from rich.table import Table
 
 
@@ -23,7 +24,8 @@ def make_table(title: str, columns: list[tuple[str, bool]]) -> Table:
     from rich.box import SIMPLE_HEAD
     from rich.table import Table
 
-    table = Table(title=title, title_justify="left", title_style="bold", box=SIMPLE_HEAD, pad_edge=False)
+    # `print_table` prints the title itself: inside, it would be wrapped to the columns' width.
+    table = Table(title=title, box=SIMPLE_HEAD, pad_edge=False, show_edge=False)
     for heading, is_number in columns:
         table.add_column(heading, justify="right" if is_number else "left")
     return table
@@ -36,37 +38,47 @@ def print_table(table: Table) -> None:
     console = Console()
     if not console.is_terminal:
         console = Console(width=160)
+    title, table.title = table.title, None
+    console.print(title, style="bold", markup=False, highlight=False, soft_wrap=True)
     console.print(table)
+    console.print()
 
 
 @contextmanager
 def byte_progress(description: str, total_bytes: int) -> Iterator[Callable[[int], None]]:
     """Show progress over bytes, with speed and time left, on a terminal's stderr."""
-    from rich.console import Console
+    from rich.progress import DownloadColumn, TransferSpeedColumn
 
-    console = Console(stderr=True)
-    if not console.is_terminal:
-        yield lambda _: None
-        return
-    from rich.progress import (
-        BarColumn,
-        DownloadColumn,
-        Progress,
-        TextColumn,
-        TimeRemainingColumn,
-        TransferSpeedColumn,
-    )
-
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        DownloadColumn(),
-        TransferSpeedColumn(),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=console, transient=True) as progress:
+    with _progress(DownloadColumn(), TransferSpeedColumn()) as progress:
         task = progress.add_task(description, total=total_bytes)
         yield lambda count: progress.advance(task, count)
+
+
+@contextmanager
+def token_progress(description: str, total_tokens: int) -> Iterator[Callable[[str, int], None]]:
+    """Show progress over tokens, with what is being measured and time left, on a terminal's stderr."""
+    from rich.progress import TaskProgressColumn
+
+    with _progress(TaskProgressColumn()) as progress:
+        task = progress.add_task(description, total=total_tokens)
+        yield lambda name, count: progress.update(task, advance=count, description=f"{description} {name}")
+
+
+def _progress(*columns: ProgressColumn) -> Progress:
+    """Progress bars on stderr, shown only where it is a terminal."""
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+    console = Console(stderr=True)
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        *columns,
+        TimeRemainingColumn(),
+        console=console,
+        transient=True,
+        disable=not console.is_terminal,
+    )
 
 
 def human_bytes(count: float) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 import numpy as np
 
@@ -110,7 +111,10 @@ def _one_head(step: Step, head: Merged, stored: list[Array], rule: str, seed: st
     else:
         values = merge(heads, merge_rule.shares(heads))
     output = encode(values, step.dtype)
-    _check_finite(output, step, tuple(piece.tensor for piece in head.pieces), *stored)
+    tensors = tuple(piece.tensor for piece in head.pieces)
+    if rule == "first":  # the other heads leave no trace in the output
+        _check_finite(np.concatenate(stored, axis=None), replace(step, dtype=dtype), tensors, *stored)
+    _check_finite(output, step, tensors, *stored)
     return output
 
 

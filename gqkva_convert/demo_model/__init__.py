@@ -1,0 +1,1 @@
+"""The built-in model and the main job done on it."""

@@ -44,10 +44,10 @@ def _first(heads: Sequence[Array]) -> Array:
 
 
 def _norm_weighted(heads: Sequence[Array]) -> Array:
-    """Each head in proportion to the Frobenius norm of its weights; alike where all are zero."""
+    """Each head in proportion to the Frobenius norm of its weights; alike where there is no proportion."""
     norms = np.array([np.sqrt(np.square(head, dtype=np.float64).sum()) for head in heads])
     total = norms.sum()
-    return norms / total if total > 0 else _mean(heads)
+    return norms / total if 0 < total < np.inf else _mean(heads)
 
 
 RULES = {

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from safetensors.numpy import save_file
+from safetensors.torch import save_file
 
 from gqkva_convert.checkpoint.folder import Checkpoint, open_checkpoint, read_config
 from gqkva_convert.checkpoint.reader import TensorReader
@@ -25,19 +25,13 @@ ALL = {name: tensor for shard in SHARDS for name, tensor in shard.items()}
 DTYPES = {"wte": "F32", "h.0.bias": "F16", "h.1.weight": "BF16", "step": "I64"}
 
 
-def save_safetensors(tensors: dict[str, torch.Tensor], path: Path) -> None:
-    from safetensors.torch import save_file as save_torch
-
-    save_torch(tensors, path)
-
-
 def save_legacy(tensors: dict[str, torch.Tensor], path: Path) -> None:
     """As PyTorch before 1.6 did: no zip archive."""
     torch.save(tensors, path, _use_new_zipfile_serialization=False)
 
 
 FORMATS: dict[str, tuple[str, Callable[[dict[str, torch.Tensor], Path], None]]] = {
-    "safetensors": ("model.safetensors", save_safetensors),
+    "safetensors": ("model.safetensors", save_file),
     "pickle": ("pytorch_model.bin", torch.save),
     "legacy pickle": ("pytorch_model.bin", save_legacy),
 }
@@ -117,7 +111,7 @@ def test_safetensors_win_over_pickles(tmp_path: Path) -> None:
 def test_a_single_file_wins_over_an_index(tmp_path: Path) -> None:
     """As in transformers; leftovers of an older upload may lie beside it."""
     write_config(tmp_path)
-    save_safetensors(ALL, tmp_path / "model.safetensors")
+    save_file(ALL, tmp_path / "model.safetensors")
     write_index(tmp_path, "model.safetensors", {"old": "model-00001-of-00003.safetensors"})
     assert_holds_all(open_checkpoint(tmp_path))
 
@@ -136,7 +130,7 @@ def test_an_index_names_a_missing_shard(tmp_path: Path) -> None:
 def test_a_tensor_stored_twice_is_refused(tmp_path: Path) -> None:
     """Which of the two is the model's cannot be known."""
     weight_map = write_sharded(tmp_path)
-    save_safetensors({**SHARDS[1], "wte": torch.ones(2, 3)}, tmp_path / weight_map["step"])
+    save_file({**SHARDS[1], "wte": torch.ones(2, 3)}, tmp_path / weight_map["step"])
     with pytest.raises(
         CheckpointError,
         match=r"'wte' is stored twice: in model-00001-of-00002.safetensors and model-00002-of-00002.safetensors",
@@ -162,7 +156,7 @@ def test_a_shard_outside_the_folder_is_refused(tmp_path: Path, kind: str, outsid
     folder = tmp_path / "model"
     (folder / "sub").mkdir(parents=True)
     for place in (tmp_path, folder, folder / "sub"):
-        save_file({"secret": np.ones(9)}, place / "x.safetensors")
+        save_file({"secret": torch.ones(9)}, place / "x.safetensors")
     write_index(folder, FORMATS[kind][0], {**write_sharded(folder, kind), "secret": outside})
     with pytest.raises(CheckpointError, match="lies outside the folder") as refusal:
         open_checkpoint(folder)
@@ -235,7 +229,7 @@ def test_a_path_that_is_no_folder_is_refused(tmp_path: Path) -> None:
 
 def test_a_folder_without_config_is_refused(tmp_path: Path) -> None:
     """Weights alone do not say how many heads they hold."""
-    save_safetensors(ALL, tmp_path / "model.safetensors")
+    save_file(ALL, tmp_path / "model.safetensors")
     with pytest.raises(CheckpointError, match=r"is not a checkpoint: it has no config.json"):
         open_checkpoint(tmp_path)
 
@@ -243,7 +237,7 @@ def test_a_folder_without_config_is_refused(tmp_path: Path) -> None:
 def test_a_folder_without_weights_is_refused(tmp_path: Path) -> None:
     """The message names the files that were looked for."""
     write_config(tmp_path)
-    save_safetensors(ALL, tmp_path / "adapter_model.safetensors")
+    save_file(ALL, tmp_path / "adapter_model.safetensors")
     with pytest.raises(CheckpointError, match=r"holds no weights: none of model.safetensors, pytorch_model.bin or"):
         open_checkpoint(tmp_path)
 

@@ -157,8 +157,8 @@ def test_every_dtype_is_named_and_read_bit_for_bit(tmp_path: Path, zipped: bool)
     """bfloat16 has no numpy type, so its bits must never pass through one."""
     bits = torch.tensor([0, 1, -1, 0x3F80, 0x7F80, 0x7FC1, -0x8000], dtype=torch.int16)
     tensors = {
-        "BF16": bits.view(torch.bfloat16),
-        "F16": bits[:6].view(torch.float16),
+        "BF16": bits.clone().view(torch.bfloat16),
+        "F16": bits[:6].clone().view(torch.float16),
         "F32": torch.tensor([0.1, -0.0, torch.inf, 1e-45]),
         "F64": torch.tensor([[0.1, 5e-324], [torch.nan, -1e300], [3.0, 4.0]], dtype=torch.float64),
         "BOOL": torch.tensor([True, False, True]),

@@ -1,0 +1,94 @@
+"""`gqkva demo`: the main job on the built-in model, offline."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from gqkva_convert.checkpoint.jsonfile import read_json
+from gqkva_convert.conversion.convert import convert
+from gqkva_convert.conversion.inspect import inspect
+from gqkva_convert.demo_model.corpus import iter_texts
+from gqkva_convert.errors import DemoError, LayoutError
+from gqkva_convert.evaluation.perplexity import language_loss, load_causal_lm
+
+MODEL = Path(__file__).parent / "checkpoint"
+Progress = Callable[[str, int], None]
+
+
+def demo(
+    gkv: Sequence[int] = (4, 2, 1),
+    *,
+    merge: str = "mean",
+    tokens: int = 65536,
+    progress: Progress | None = None,
+) -> dict[str, Any]:
+    """Convert the built-in language model at several numbers of key/value heads and measure each.
+
+    The model is a small Llama trained on the source files of Python's standard library
+    (``recipes/demo``); it is measured on files held out from its training.
+
+    Args:
+        gkv: Numbers of key/value heads to convert to.
+        merge: How heads become one.
+        tokens: About how many held-out tokens to measure on.
+        progress: Called with the name of the model being measured and the tokens just measured.
+
+    Returns:
+        JSON data: a row a model with parameters, KV-cache bytes per token, held-out loss and perplexity.
+
+    Raises:
+        DemoError: The Python installation has no source files, or the package no model.
+        GqkvaError: As `convert`.
+    """
+    if not (MODEL / "config.json").is_file():
+        raise DemoError(f"the built-in model is missing from {MODEL}; install the package again")
+    if tokens < 1:
+        raise LayoutError(f"--tokens {tokens}: measure on at least 1 token")
+    sequences = held_out_windows(tokens)
+    rows = [_row(MODEL, "original", sequences, progress)]
+    with TemporaryDirectory(prefix="gqkva-demo-") as folder:
+        for heads in gkv:
+            out = convert(MODEL, Path(folder) / f"gkv-{heads}", gkv=heads, merge=merge)
+            rows.append(_row(out, f"--gkv {heads}", sequences, progress))
+    return {
+        "merge": merge,
+        "held_out_tokens": rows[0]["tokens"],
+        "training": read_json(MODEL / "training.json"),
+        "rows": rows,
+    }
+
+
+def held_out_windows(tokens: int) -> list[list[int]]:
+    """Windows of the held-out files, as long as the model reads, spread evenly over all files."""
+    from tokenizers import Tokenizer
+
+    tokenizer = Tokenizer.from_file(str(MODEL / "tokenizer.json"))
+    end_of_text = tokenizer.token_to_id("<|endoftext|>")
+    stream: list[int] = []
+    for _, text in iter_texts(held_out=True):
+        stream += [end_of_text, *tokenizer.encode(text).ids]
+    length = read_json(MODEL / "config.json")["max_position_embeddings"]
+    windows = [stream[start : start + length] for start in range(0, len(stream) - length + 1, length)]
+    wanted = min(len(windows), max(1, tokens // length))
+    return [windows[place * len(windows) // wanted] for place in range(wanted)]
+
+
+def _row(
+    folder: Path, name: str, sequences: list[list[int]], progress: Progress | None
+) -> dict[str, Any]:
+    facts = inspect(folder)
+    loss = language_loss(
+        load_causal_lm(folder), sequences, progress=lambda count: progress(name, count) if progress else None
+    )
+    return {
+        "model": name,
+        "variant": facts["attention"][0]["variant"],
+        "parameters": facts["parameters"]["total"],
+        "kv_cache_bytes_per_token": facts["kv_cache_bytes_per_token"],
+        "tokens": loss.tokens,
+        "nats_per_token": round(loss.nats_per_token, 4),
+        "perplexity": round(loss.perplexity, 3),
+    }
