@@ -9,7 +9,7 @@ GPT2 = Family(
         Attention(
             kind="self",
             projections=(
-                # Conv1D stores (in, out), so the heads of c_attn run along axis 1 and those of c_proj along 0.
+                # Conv1D stores (in, out), so c_attn has its heads along axis 1, c_proj along 0.
                 Projection(
                     "h.{layer}.attn.c_attn",
                     ("query", "key", "value"),

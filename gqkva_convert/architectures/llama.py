@@ -11,12 +11,15 @@ from gqkva_convert.architectures.schema import (
     HeadNorm,
     Key,
     Projection,
+    Role,
     Rotary,
 )
 
 CONFIGURED_BIAS = Bias(False, "attention_bias")
 HIDDEN_OVER_HEADS = "hidden_size/num_attention_heads"
-RECOMPUTED = {"layers.{layer}.self_attn.rotary_emb.inv_freq": "rotary frequencies, recomputed by transformers"}
+RECOMPUTED = {
+    "layers.{layer}.self_attn.rotary_emb.inv_freq": "rotary frequencies, recomputed by transformers"
+}
 
 ATTENTION = Attention(
     kind="self",
@@ -69,9 +72,7 @@ MISTRAL = replace(
     LLAMA,
     model_type="mistral",
     architecture="MistralForCausalLM",
-    attention=(
-        replace(ATTENTION, projections=_NO_BIAS, num_key_value_heads=Key("num_key_value_heads", 8)),
-    ),
+    attention=(replace(ATTENTION, projections=_NO_BIAS, num_key_value_heads=Key("num_key_value_heads", 8)),),
     config_keys=_WINDOW_KEYS,
 )
 
@@ -211,6 +212,13 @@ STARCODER2 = replace(
     config_keys=_WINDOW_KEYS | {"use_bias"},
 )
 
+
+def _phi_norms(module: str, role: Role) -> tuple[HeadNorm, ...]:
+    return tuple(
+        HeadNorm(f"{module}.{part}", role, "shared", key="qk_layernorm") for part in ("weight", "bias")
+    )
+
+
 PHI = replace(
     STABLELM,
     model_type="phi",
@@ -223,12 +231,9 @@ PHI = replace(
                 Projection("layers.{layer}.self_attn.dense", ("output",), ALWAYS, head_axis=1),
             ),
             rotary=Rotary("half", 0.5),
-            norms=tuple(
-                HeadNorm(
-                    f"layers.{{layer}}.self_attn.{letter}_layernorm.{part}", role, "shared", key="qk_layernorm"
-                )
-                for letter, role in (("q", "query"), ("k", "key"))
-                for part in ("weight", "bias")
+            norms=(
+                *_phi_norms("layers.{layer}.self_attn.q_layernorm", "query"),
+                *_phi_norms("layers.{layer}.self_attn.k_layernorm", "key"),
             ),
         ),
     ),

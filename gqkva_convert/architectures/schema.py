@@ -20,7 +20,7 @@ class Key:
 
     Attributes:
         name: Key, dotted inside nested configurations (``text_config.num_attention_heads``).
-        default: A number, the name of another key to read instead, or ``"a/b"`` for a quotient of two keys.
+        default: A number, the name of another key to read instead, or ``"a/b"``, a quotient of two keys.
     """
 
     name: str
@@ -47,7 +47,8 @@ class Projection:
         name: Module as stored on disk; its tensors are ``<name>.weight`` and ``<name>.bias``.
         roles: What it holds: one role, or query, key and value together.
         bias: Whether it has a bias. An output projection's bias has no head axis.
-        packing: ``separate`` (one role); ``stacked``: all of q, then k, then v; ``per_head``: q0 k0 v0, q1 k1 v1, ...
+        packing: ``separate`` (one role); ``stacked``: all of q, then k, then v; ``per_head``: q0 k0 v0,
+            q1 k1 v1, ...
         head_axis: Axis of the weight that runs over heads: 0 for `nn.Linear`'s outputs, 1 for its
             inputs (an output projection) and for GPT-2's transposed `Conv1D`.
     """
@@ -66,7 +67,7 @@ class HeadNorm:
     Attributes:
         name: Tensor as stored on disk.
         role: ``query`` or ``key``.
-        span: ``shared``: one gain for every head. ``per_head``: one tensor a head, ``{head}`` in its name.
+        span: ``shared``: one gain for every head. ``per_head``: a tensor a head, ``{head}`` in its name.
             ``all_heads``: one gain over all heads together, and a statistic over all heads together, so
             that it must be merged with them.
         key: Configuration key that turns the norm on, or None where the family always has it.
@@ -110,13 +111,13 @@ class Attention:
     """One kind of attention block of a family.
 
     Attributes:
-        kind: What a reader calls it, unique in the family: ``self``, ``encoder``, ``decoder``, ``cross``, ``text``, ...
+        kind: What a reader calls it, unique in the family: ``self``, ``encoder``, ``decoder``, ``cross``...
         projections: Its projections; together they hold query, key, value and output once each.
         num_layers: How many such blocks there are.
         num_attention_heads: Attention heads in each.
         head_dim: Features per head.
         num_key_value_heads: Where stock transformers reads fewer key/value heads; None if it cannot.
-        cache: What generation keeps: ``self`` grows by a position a token, ``cross`` holds the encoder's
+        cache: What generation keeps: ``self`` grows with every token, ``cross`` holds the encoder's
             positions, ``none`` for encoders.
         rotary: Rotary positions, if any.
         norms: Norms on queries and keys.

@@ -96,8 +96,8 @@ def parse_header(raw: bytes, path: Path, data_start: int, data_bytes: int) -> He
             raise CheckpointError(f"{path}: {name!r} has the unknown dtype {dtype!r}")
         if end - start != tensor_bytes(dtype, shape):
             raise CheckpointError(
-                f"{path}: {name!r} of dtype {dtype} and shape {list(shape)} needs {tensor_bytes(dtype, shape)} "
-                f"bytes, the header gives it {end - start}"
+                f"{path}: {name!r} of dtype {dtype} and shape {list(shape)} needs "
+                f"{tensor_bytes(dtype, shape)} bytes, the header gives it {end - start}"
             )
         ranges.append((start, end, name, StoredTensor(name, dtype, shape, path, data_start + start)))
     ranges.sort(key=lambda item: item[:2])
@@ -105,7 +105,9 @@ def parse_header(raw: bytes, path: Path, data_start: int, data_bytes: int) -> He
     for start, end, name, _ in ranges:
         if start != position:
             fault = "overlaps the tensor before it" if start < position else "leaves a hole before it"
-            raise CheckpointError(f"{path}: {name!r} starts at byte {start} and {fault} (expected {position})")
+            raise CheckpointError(
+                f"{path}: {name!r} starts at byte {start} and {fault} (expected {position})"
+            )
         position = end
     if position != data_bytes:
         raise CheckpointError(
@@ -125,7 +127,7 @@ def build_header(
         metadata: Free text for the file.
 
     Returns:
-        The bytes that open the file, padded with spaces to a multiple of 8, and each tensor's offset in the file.
+        The bytes that open the file, padded to a multiple of 8, and each tensor's offset in the file.
     """
     entries: dict[str, Any] = {"__metadata__": dict(metadata)}
     starts: dict[str, int] = {}

@@ -23,7 +23,18 @@ _WEIGHTS = (
     ("model.safetensors", "model.safetensors.index.json", "*.safetensors"),
     ("pytorch_model.bin", "pytorch_model.bin.index.json", "pytorch_model*.bin"),
 )
-_NEVER = ["*.py", "*.gguf", "*.h5", "*.msgpack", "*.onnx", "*.pth", "*.pt", "*.ot", "*/*.safetensors", "*/*.bin"]
+_NEVER = [
+    "*.py",
+    "*.gguf",
+    "*.h5",
+    "*.msgpack",
+    "*.onnx",
+    "*.pth",
+    "*.pt",
+    "*.ot",
+    "*/*.safetensors",
+    "*/*.bin",
+]
 
 
 @dataclass(frozen=True)
@@ -109,7 +120,9 @@ def open_remote(model: str, revision: str | None = None) -> Checkpoint:
             for file_name, file in metadata.files_metadata.items()
             for name, info in file.tensors.items()
         }
-        return Checkpoint(folder, config, tuple(folder / name for name in metadata.files_metadata), tensors, False)
+        return Checkpoint(
+            folder, config, tuple(folder / name for name in metadata.files_metadata), tensors, False
+        )
 
     try:
         return ask_hub(model, fetch)
@@ -126,15 +139,23 @@ def ask_hub(model: str, request: Callable[[], Answer]) -> Answer:
     Raises:
         HubError: The model does not exist, is private or gated, or the Hub cannot be reached.
     """
-    from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, RepositoryNotFoundError, RevisionNotFoundError
+    from huggingface_hub.errors import (
+        GatedRepoError,
+        HfHubHTTPError,
+        RepositoryNotFoundError,
+        RevisionNotFoundError,
+    )
 
     try:
         return request()
     except GatedRepoError as error:
-        raise HubError(f"{model} is gated; accept its licence on the Hub and log in with `hf auth login`") from error
+        raise HubError(
+            f"{model} is gated; accept its licence on the Hub and log in with `hf auth login`"
+        ) from error
     except RepositoryNotFoundError as error:
         raise HubError(
-            f"no folder and no Hub model is called {model}; check the name, or log in with `hf auth login` if it is private"
+            f"no folder and no Hub model is called {model}; check the name, "
+            "or log in with `hf auth login` if it is private"
         ) from error
     except RevisionNotFoundError as error:
         raise HubError(f"{model} has no such revision") from error
@@ -142,4 +163,6 @@ def ask_hub(model: str, request: Callable[[], Answer]) -> Answer:
         status = error.response.status_code if error.response is not None else "no answer"
         raise HubError(f"the Hub refused {model} ({status}); try again later") from error
     except OSError as error:
-        raise HubError(f"{model} is no folder here and the Hub cannot be reached; check the name and the network") from error
+        raise HubError(
+            f"{model} is no folder here and the Hub cannot be reached; check the name and the network"
+        ) from error

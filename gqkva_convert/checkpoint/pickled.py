@@ -34,7 +34,16 @@ def load_pickled(path: Path) -> dict[str, Tensor]:
             f"{path} holds more than tensors and is not loaded, because unpickling could run code; "
             "save it again as safetensors where you trust it"
         ) from error
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError, IndexError, AttributeError, TypeError) as error:
+    except (
+        RuntimeError,
+        EOFError,
+        OSError,
+        ValueError,
+        KeyError,
+        IndexError,
+        AttributeError,
+        TypeError,
+    ) as error:
         raise CheckpointError(f"{path} is truncated or not a PyTorch file, download it again") from error
     if not isinstance(data, dict):
         raise CheckpointError(f"{path} holds a {type(data).__name__}, not named tensors")
@@ -71,6 +80,8 @@ def list_tensors(path: Path) -> tuple[StoredTensor, ...]:
     tensors = []
     for name, value in load_pickled(path).items():
         if value.dtype not in names:
-            raise CheckpointError(f"{path}: {name!r} has the dtype {value.dtype}, which safetensors cannot hold")
+            raise CheckpointError(
+                f"{path}: {name!r} has the dtype {value.dtype}, which safetensors cannot hold"
+            )
         tensors.append(StoredTensor(name, names[value.dtype], tuple(value.shape), path, 0))
     return tuple(tensors)

@@ -31,8 +31,8 @@ def published_folder(target: Path, *, overwrite: bool) -> Iterator[Path]:
     """Yield a scratch folder that becomes ``target`` if the block succeeds.
 
     An error inside removes the scratch folder. An interrupt keeps it, so that the same command can
-    go on from the last complete shard; nothing stands under the target's name either way. With ``overwrite``, an
-    existing checkpoint stays in place until the new one is complete.
+    go on from the last complete shard; nothing stands under the target's name either way. With
+    ``overwrite``, an existing checkpoint stays in place until the new one is complete.
 
     Args:
         target: Folder to create; its parent is created if missing.
@@ -41,7 +41,7 @@ def published_folder(target: Path, *, overwrite: bool) -> Iterator[Path]:
     Raises:
         OutputError: The target exists, is in use by another run, or cannot be written.
     """
-    target = Path(os.path.abspath(target))
+    target = Path.cwd() / target  # a link under this name is refused below, so it is not followed here
     scratch, previous = scratch_folder(target), _previous_folder(target)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -65,7 +65,8 @@ def published_folder(target: Path, *, overwrite: bool) -> Iterator[Path]:
             scratch.rename(target)
             shutil.rmtree(previous, ignore_errors=True)
     except OSError as error:
-        raise OutputError(f"cannot write {target}: {error.strerror or error}") from error
+        where = f" ({error.filename})" if error.filename else ""
+        raise OutputError(f"cannot write {target}: {error.strerror or error}{where}") from error
 
 
 def _check_target(target: Path, overwrite: bool) -> None:

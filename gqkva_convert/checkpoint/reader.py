@@ -70,12 +70,14 @@ class TensorReader:
             data: Bytes = flat.view(torch.uint8).numpy()[start : start + count]
             return data
         buffer = np.empty(count, dtype=np.uint8)
-        view = memoryview(buffer).cast("B") if count else memoryview(b"")
+        view = memoryview(buffer.data)
         descriptor = self._descriptors[tensor.file]
         done = 0
         while done < count:
             got = os.preadv(descriptor, [view[done:]], tensor.offset + start + done)
             if got == 0:
-                raise CheckpointError(f"{tensor.file} ends inside {tensor.name!r}; it changed while being read")
+                raise CheckpointError(
+                    f"{tensor.file} ends inside {tensor.name!r}; it changed while being read"
+                )
             done += got
         return buffer

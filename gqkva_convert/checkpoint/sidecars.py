@@ -26,7 +26,9 @@ _STALE_ENDINGS = (
     ".tflite",
     ".lock",
 )
-_STALE_NAMES = frozenset({"config.json", "README.md", REPORT, "trainer_state.json", "params.json", "training.json"})
+_STALE_NAMES = frozenset(
+    {"config.json", "README.md", REPORT, "trainer_state.json", "params.json", "training.json"}
+)
 # Folders that transformers or sentence-transformers read beside the weights.
 _FOLDERS = ("additional_chat_templates", "[0-9]_*")
 
@@ -39,10 +41,12 @@ def carried_files(folder: Path) -> tuple[dict[str, Path], dict[str, str]]:
     """
     carried: dict[str, Path] = {}
     left: dict[str, str] = {}
-    nested = [path for pattern in _FOLDERS for sub in folder.glob(pattern) if sub.is_dir() for path in sub.iterdir()]
+    nested = [
+        path for pattern in _FOLDERS for sub in folder.glob(pattern) if sub.is_dir() for path in sub.iterdir()
+    ]
     for path in sorted([*folder.iterdir(), *nested]):
         name = path.relative_to(folder).as_posix()
-        if path.name.startswith(".") or not path.is_file() or path.name == "config.json" and path.parent == folder:
+        if path.name.startswith(".") or not path.is_file() or name == "config.json":
             continue
         reason = _left_behind(path, folder)
         if reason is None:
@@ -65,7 +69,7 @@ def _left_behind(path: Path, folder: Path) -> str | None:
 
 
 def _is_inside(path: Path, folder: Path) -> bool:
-    """Whether a file lies in the folder, or in the blobs of the Hub cache that the folder is a snapshot of."""
+    """Whether a file lies in the folder, or among the blobs of the Hub cache it is a snapshot of."""
     resolved = path.resolve()
     allowed = [folder.resolve()]
     if folder.parent.name == "snapshots":

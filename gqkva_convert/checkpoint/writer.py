@@ -62,10 +62,10 @@ class ShardWriter:
 
     def write(self, name: str, start: int, data: Bytes) -> None:
         """Write ``data`` at byte ``start`` of a tensor."""
-        self._pwrite(memoryview(data).cast("B") if data.size else memoryview(b""), self.offsets[name] + start)
+        self._pwrite(memoryview(data.data), self.offsets[name] + start)
 
     def copy(self, name: str, start: int, source: int, source_offset: int, count: int) -> None:
-        """Copy ``count`` bytes of the descriptor ``source`` to byte ``start`` of a tensor, inside the kernel."""
+        """Copy ``count`` bytes of a descriptor to byte ``start`` of a tensor, inside the kernel."""
         target = self.offsets[name] + start
         while count:
             copied = self._copy_some(source, source_offset, target, min(count, COPY_BYTES))

@@ -17,7 +17,7 @@ from gqkva_convert.errors import GqkvaError, Terminated
 class ReportErrors(TyperGroup):
     """Print our own errors as one line and exit with their code; let bugs keep their traceback."""
 
-    def invoke(self, ctx: typer.Context) -> Any:
+    def invoke(self, ctx: Any) -> Any:
         try:
             return super().invoke(ctx)
         except GqkvaError as error:
@@ -46,7 +46,8 @@ app = typer.Typer(
 @app.callback()
 def root(
     version: Annotated[
-        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Show the version and exit.")
+        bool,
+        typer.Option("--version", callback=_print_version, is_eager=True, help="Show the version and exit."),
     ] = False,
 ) -> None:
     """Convert multi-head attention checkpoints to grouped attention."""

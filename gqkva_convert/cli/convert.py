@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Optional
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from gqkva_convert.cli.options import Json, Model, Revision
-from gqkva_convert.cli.output import byte_progress, human_bytes, human_count, make_table, print_json, print_table
+from gqkva_convert.cli.output import (
+    byte_progress,
+    human_bytes,
+    human_count,
+    make_table,
+    print_json,
+    print_table,
+)
 
 if TYPE_CHECKING:
     from gqkva_convert.conversion.convert import Conversion
@@ -17,36 +24,44 @@ if TYPE_CHECKING:
 def convert_command(
     model: Model,
     out: Annotated[
-        Optional[Path],  # noqa: UP045
-        typer.Argument(help="Folder to write; by default MODEL's name and the variant, here.", show_default=False),
+        Path | None,
+        typer.Argument(
+            help="Folder to write; by default MODEL's name and the variant, here.", show_default=False
+        ),
     ] = None,
     gkv: Annotated[
-        Optional[int],  # noqa: UP045
+        int | None,
         typer.Option(help="Key/value heads to keep: GQA, or MQA when 1.", show_default=False),
     ] = None,
     gq: Annotated[
-        Optional[int],  # noqa: UP045
+        int | None,
         typer.Option(
-            help="Query heads to keep: GKVA, or MKVA when 1; with --gkv GQKVA, and their product is the number of heads.",
+            help="Query heads to keep: GKVA, or MKVA when 1; with --gkv GQKVA (GQ x GKV = heads).",
             show_default=False,
         ),
     ] = None,
-    merge: Annotated[str, typer.Option(help="How heads become one: mean, first, norm-weighted or random.")] = "mean",
+    merge: Annotated[
+        str, typer.Option(help="How heads become one: mean, first, norm-weighted or random.")
+    ] = "mean",
     grouping: Annotated[str, typer.Option(help="Which heads become one: neighbour or random.")] = "neighbour",
     seed: Annotated[int, typer.Option(help="Seed of everything drawn at random.")] = 0,
     dtype: Annotated[
-        Optional[str],  # noqa: UP045
-        typer.Option(help="float32, bfloat16 or float16; by default each tensor keeps its own.", show_default=False),
+        str | None,
+        typer.Option(
+            help="float32, bfloat16 or float16; by default each tensor keeps its own.", show_default=False
+        ),
     ] = None,
     max_shard_size: Annotated[
-        Optional[str],  # noqa: UP045
+        str | None,
         typer.Option(help="Largest output file, such as 2GB; by default as the source.", show_default=False),
     ] = None,
     revision: Revision = None,
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace OUT once the new checkpoint is complete.")
     ] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would be done; write nothing.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Show what would be done; write nothing.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Merge a checkpoint's heads and write the result as a stock checkpoint."""
@@ -94,7 +109,13 @@ def _show_plan(conversion: Conversion, as_json: bool) -> None:
         return
     heads = make_table(
         f"{conversion.located.name} -> {conversion.target} (nothing written)",
-        [("attention", False), ("layers", True), ("from", False), ("to", False), ("groups of layer 0", False)],
+        [
+            ("attention", False),
+            ("layers", True),
+            ("from", False),
+            ("to", False),
+            ("groups of layer 0", False),
+        ],
     )
     for kind in dict.fromkeys(block.kind for block in conversion.plan.blocks):
         blocks = [block for block in conversion.plan.blocks if block.kind == kind]
@@ -104,7 +125,14 @@ def _show_plan(conversion: Conversion, as_json: bool) -> None:
     print_table(heads)
     files = make_table(
         f"merge {conversion.plan.merge}, grouping {conversion.plan.grouping}, seed {conversion.plan.seed}",
-        [("file", False), ("tensors", True), ("copied", True), ("merged", True), ("other", True), ("size", True)],
+        [
+            ("file", False),
+            ("tensors", True),
+            ("copied", True),
+            ("merged", True),
+            ("other", True),
+            ("size", True),
+        ],
     )
     for shard in conversion.shards:
         kinds = [step.operation for step in shard.steps]
@@ -125,7 +153,9 @@ def _show_plan(conversion: Conversion, as_json: bool) -> None:
 
 def _show_result(conversion: Conversion) -> None:
     first = conversion.plan.blocks[0]
-    typer.echo(f"{conversion.target}: {first.source.name} -> {first.target.name}, {_sizes(conversion.to_dict())}")
+    typer.echo(
+        f"{conversion.target}: {first.source.name} -> {first.target.name}, {_sizes(conversion.to_dict())}"
+    )
 
 
 def _sizes(data: dict[str, Any]) -> str:

@@ -16,7 +16,9 @@ def demo_command(
         2,
         1,
     ],
-    merge: Annotated[str, typer.Option(help="How heads become one: mean, first, norm-weighted or random.")] = "mean",
+    merge: Annotated[
+        str, typer.Option(help="How heads become one: mean, first, norm-weighted or random.")
+    ] = "mean",
     tokens: Annotated[int, typer.Option(help="About how many held-out tokens to measure on.")] = 65536,
     as_json: Json = False,
 ) -> None:

@@ -55,7 +55,9 @@ def _print_attention(data: dict[str, Any]) -> None:
     if data["converted"]:
         made = data["converted"]
         state = "verified" if made["verified"] else "not verified yet"
-        typer.echo(f"converted by gqkva: {made['variant']} from {made['source']}, merge {made['merge']}, {state}\n")
+        typer.echo(
+            f"converted by gqkva: {made['variant']} from {made['source']}, merge {made['merge']}, {state}\n"
+        )
 
 
 def _print_parameters(data: dict[str, Any]) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Optional
+from typing import Annotated
 
 import typer
 
@@ -12,15 +12,21 @@ from gqkva_convert.cli.output import byte_progress, make_table, print_json, prin
 
 
 def verify_command(
-    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Output of gqkva convert.", show_default=False)],
+    folder: Annotated[
+        Path, typer.Argument(metavar="DIR", help="Output of gqkva convert.", show_default=False)
+    ],
     against: Annotated[
-        Optional[str],  # noqa: UP045
+        str | None,
         typer.Option(metavar="MODEL", help="The source, to recompute every tensor from.", show_default=False),
     ] = None,
     revision: Revision = None,
     layers: Annotated[
-        Optional[int],  # noqa: UP045
-        typer.Option(help="Layers to run in the logit checks; by default as many as fit 2 GiB.", min=1, show_default=False),
+        int | None,
+        typer.Option(
+            help="Layers to run in the logit checks; by default as many as fit 2 GiB.",
+            min=1,
+            show_default=False,
+        ),
     ] = None,
     as_json: Json = False,
 ) -> None:

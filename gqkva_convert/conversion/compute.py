@@ -29,7 +29,7 @@ def step_bytes(step: Step, rule: str, seed: int, reader: TensorReader) -> Iterat
         reader: Where the source's bytes come from.
 
     Raises:
-        WeightError: A head to be merged, or a tensor to be cast, holds NaN or infinity, or does not fit the new dtype.
+        WeightError: What is merged or cast holds NaN or infinity, or does not fit the new dtype.
     """
     if not step.heads:
         yield from _cast(step, reader)
@@ -64,24 +64,30 @@ def _row_piece(piece: Piece, size: int, reader: TensorReader) -> Array:
     return _stored(reader.read(piece.tensor, piece.start * row, size * row), piece.tensor.dtype)
 
 
-def _heads_along_columns(step: Step, rule: str, seed: int, reader: TensorReader) -> Iterator[tuple[int, Bytes]]:
+def _heads_along_columns(
+    step: Step, rule: str, seed: int, reader: TensorReader
+) -> Iterator[tuple[int, Bytes]]:
     """Heads are runs of columns: whole rows are read, a few at a time, and their columns put together."""
     source = step.source
     rows, columns = source.shape
     row_bytes = source.nbytes // rows
-    if any(len(head.pieces) > 1 for head in step.heads):
-        per_chunk = rows  # a merged head's shares and checks need all its rows
-    else:
-        per_chunk = max(1, PIECE_BYTES // row_bytes)
+    # a merged head's shares and checks need all its rows
+    is_merged = any(len(head.pieces) > 1 for head in step.heads)
+    per_chunk = rows if is_merged else max(1, PIECE_BYTES // row_bytes)
     position = 0
     for first in range(0, rows, per_chunk):
         count = min(per_chunk, rows - first)
-        stored = _stored(reader.read(source, first * row_bytes, count * row_bytes), source.dtype).reshape(count, columns)
+        stored = _stored(reader.read(source, first * row_bytes, count * row_bytes), source.dtype).reshape(
+            count, columns
+        )
         parts = [
             _one_head(
                 step,
                 head,
-                [np.ascontiguousarray(stored[:, piece.start : piece.start + step.size]) for piece in head.pieces],
+                [
+                    np.ascontiguousarray(stored[:, piece.start : piece.start + step.size])
+                    for piece in head.pieces
+                ],
                 rule,
                 f"{seed}/{step.name}/{place}",
                 reader,
@@ -93,7 +99,9 @@ def _heads_along_columns(step: Step, rule: str, seed: int, reader: TensorReader)
         position += output.nbytes
 
 
-def _one_head(step: Step, head: Merged, stored: list[Array], rule: str, seed: str, reader: TensorReader) -> Array:
+def _one_head(
+    step: Step, head: Merged, stored: list[Array], rule: str, seed: str, reader: TensorReader
+) -> Array:
     """One stored head of the result, as stored elements of the step's dtype."""
     dtype = step.source.dtype
     if len(stored) == 1 and dtype == step.dtype:
@@ -141,4 +149,6 @@ def _check_finite(output: Array, step: Step, tensors: tuple[StoredTensor, ...], 
                 f"{tensor.file}: {tensor.name!r} holds NaN or infinity, so it cannot be merged or cast; "
                 "use an undamaged checkpoint"
             )
-    raise WeightError(f"{step.name!r} does not fit {step.dtype}: a value overflows; keep the dtype or use bfloat16")
+    raise WeightError(
+        f"{step.name!r} does not fit {step.dtype}: a value overflows; keep the dtype or use bfloat16"
+    )

@@ -26,7 +26,13 @@ from gqkva_convert.conversion.plan import Plan, make_plan
 from gqkva_convert.conversion.report import count_parameters, describe_source, make_report, provenance
 from gqkva_convert.conversion.shards import Shard, make_shards, parse_size
 from gqkva_convert.conversion.steps import Steps, make_steps, tied_copies
-from gqkva_convert.errors import CheckpointError, GqkvaError, NotExpressibleError, OutputError, VerificationError
+from gqkva_convert.errors import (
+    CheckpointError,
+    GqkvaError,
+    NotExpressibleError,
+    OutputError,
+    VerificationError,
+)
 from gqkva_convert.heads import Variant
 
 Progress = Callable[[int], None]
@@ -105,7 +111,9 @@ def prepare(
     with TensorReader(source.checkpoint.files, pickled=source.checkpoint.pickled) as reader:
         tied = tied_copies(source, reader)
     steps = make_steps(source, plan, tied)
-    shards = make_shards(steps, source.checkpoint.files, parse_size(max_shard_size) if max_shard_size else None)
+    shards = make_shards(
+        steps, source.checkpoint.files, parse_size(max_shard_size) if max_shard_size else None
+    )
     target = Path(out) if out is not None else Path(f"{_base_name(located)}-{plan.variant}")
     if target.resolve() == located.folder.resolve() or target.resolve() in located.folder.resolve().parents:
         raise OutputError(f"{target} is or holds the source; choose another folder")
@@ -282,7 +290,9 @@ def kept_shards(target: Path) -> int:
 def _index(shards: tuple[Shard, ...]) -> dict[str, Any]:
     weight_map = {step.name: shard.file_name for shard in shards for step in shard.steps}
     total = sum(shard.nbytes for shard in shards)
-    parameters = count_parameters(step.shape for shard in shards for step in shard.steps if step.dtype in FLOATS)
+    parameters = count_parameters(
+        step.shape for shard in shards for step in shard.steps if step.dtype in FLOATS
+    )
     return {
         "metadata": {"total_parameters": parameters, "total_size": total},
         "weight_map": dict(sorted(weight_map.items())),

@@ -44,7 +44,9 @@ def write_excerpt(model: SourceModel, plan: Plan, steps: Steps, layers: Sequence
 def excerpt_plan(plan: Plan, layers: Sequence[int]) -> Plan:
     """The blocks of some layers, renumbered from 0."""
     numbers = {layer: place for place, layer in enumerate(layers)}
-    blocks = tuple(replace(block, layer=numbers[block.layer]) for block in plan.blocks if block.layer in numbers)
+    blocks = tuple(
+        replace(block, layer=numbers[block.layer]) for block in plan.blocks if block.layer in numbers
+    )
     return replace(plan, blocks=blocks)
 
 

@@ -23,7 +23,7 @@ Job = Callable[[], None]
 _RUN_BYTES = 8 * COPY_BYTES
 
 
-class _Stopped(Exception):
+class _StoppedError(Exception):
     """Another thread failed or the run was interrupted."""
 
 
@@ -128,7 +128,7 @@ def _copy_job(
         assert descriptor is not None
         for at in range(start, start + count, COPY_BYTES):
             if stop.is_set():
-                raise _Stopped
+                raise _StoppedError
             size = min(COPY_BYTES, start + count - at)
             writer.copy(first.name, at, descriptor, first.source.offset + at, size)
             progress(size)
@@ -142,7 +142,7 @@ def _read_job(
     def job() -> None:
         for start in range(0, step.nbytes, COPY_BYTES):
             if stop.is_set():
-                raise _Stopped
+                raise _StoppedError
             data = reader.read(step.source, start, min(COPY_BYTES, step.nbytes - start))
             writer.write(step.name, start, data)
             progress(data.nbytes)
@@ -151,12 +151,17 @@ def _read_job(
 
 
 def _compute_job(
-    step: Step, plan: Plan, reader: TensorReader, writer: ShardWriter, stop: threading.Event, progress: Progress
+    step: Step,
+    plan: Plan,
+    reader: TensorReader,
+    writer: ShardWriter,
+    stop: threading.Event,
+    progress: Progress,
 ) -> Job:
     def job() -> None:
         for start, data in step_bytes(step, plan.merge, plan.seed, reader):
             if stop.is_set():
-                raise _Stopped
+                raise _StoppedError
             writer.write(step.name, start, data)
             progress(data.nbytes)
 

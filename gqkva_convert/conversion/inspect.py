@@ -21,7 +21,12 @@ from gqkva_convert.heads import HeadLayout, Variant, divisors
 # Display only: which part of a model a tensor outside attention belongs to. First match wins.
 _PARTS = (
     ("embeddings", re.compile(r"embed|wte|wpe|shared|cls_token|class_embedding|\bprobe")),
-    ("output head", re.compile(r"lm_head|score|classifier|^cls\.|qa_outputs|vocab_|logit|proj_out|_projection|pooler|embed_out")),
+    (
+        "output head",
+        re.compile(
+            r"lm_head|score|classifier|^cls\.|qa_outputs|vocab_|logit|proj_out|_projection|pooler|embed_out"
+        ),
+    ),
     ("norms", re.compile(r"norm|\.ln_|layernorm", re.IGNORECASE)),
     ("feed-forward and other", re.compile("")),
 )
@@ -114,7 +119,11 @@ def _describe_kind(model: SourceModel, kind: str) -> dict[str, Any]:
 def _rotary_fraction(model: SourceModel, default: float) -> float:
     config = model.config
     parameters = config.get("rope_parameters") or {}
-    for value in (parameters.get("partial_rotary_factor"), config.get("partial_rotary_factor"), config.get("rotary_pct")):
+    for value in (
+        parameters.get("partial_rotary_factor"),
+        config.get("partial_rotary_factor"),
+        config.get("rotary_pct"),
+    ):
         if value is not None:
             return float(value)
     return default

@@ -162,7 +162,11 @@ def check_config(config: dict[str, Any], family: Family, folder: Path) -> None:
             "convert the original checkpoint and quantise the result"
         )
     known = _COMMON_KEYS | family.config_keys | _table_keys(family)
-    nested = [(f"{name}.", part) for name, part in config.items() if name.endswith("_config") and isinstance(part, dict)]
+    nested = [
+        (f"{name}.", part)
+        for name, part in config.items()
+        if name.endswith("_config") and isinstance(part, dict)
+    ]
     for path, part in [("", config), *nested]:
         for key, value in part.items():
             allowed = family.config_values.get(key) or _FIXED_VALUES.get(key)
@@ -205,7 +209,9 @@ def _find_prefix(checkpoint: Checkpoint, family: Family) -> str:
     )
 
 
-def projection_tensor(model: SourceModel, block: Block, projection: Projection, part: str) -> StoredTensor | None:
+def projection_tensor(
+    model: SourceModel, block: Block, projection: Projection, part: str
+) -> StoredTensor | None:
     """The weight or bias of a projection, checked against the layout.
 
     Args:
@@ -237,8 +243,8 @@ def projection_tensor(model: SourceModel, block: Block, projection: Projection, 
         expected = sum(stored_count(block.layout, role) for role in projection.roles) * block.layout.head_dim
         if len(tensor.shape) != (2 if part == "weight" else 1) or tensor.shape[axis] != expected:
             raise FamilyError(
-                f"{block.where}: {name!r} has shape {list(tensor.shape)}, the configuration asks for {expected} "
-                f"along axis {axis} ({block.layout.num_attention_heads} attention heads, "
+                f"{block.where}: {name!r} has shape {list(tensor.shape)}, the configuration asks for "
+                f"{expected} along axis {axis} ({block.layout.num_attention_heads} attention heads, "
                 f"{block.layout.num_key_heads} key/value heads of {block.layout.head_dim})"
             )
     return tensor
@@ -247,4 +253,3 @@ def projection_tensor(model: SourceModel, block: Block, projection: Projection, 
 def stored_count(layout: HeadLayout, role: str) -> int:
     """Stored heads of a role; an output projection has one input block per attention head."""
     return layout.num_attention_heads if role == "output" else len(set(layout.stored_heads(role)))
-

@@ -108,7 +108,11 @@ def make_report(
         "source": source,
         "plan": plan.to_dict(),
         "steps": describe(steps),
-        "tensors": {step.name: {"operation": step.operation, "from": step_sources(step)} for step in steps.steps if not step.is_copy},
+        "tensors": {
+            step.name: {"operation": step.operation, "from": step_sources(step)}
+            for step in steps.steps
+            if not step.is_copy
+        },
         "dropped": steps.dropped,
         "files": describe_files(output),
         "files_left_behind": left_behind,
@@ -151,5 +155,7 @@ def read_report(folder: Path) -> dict[str, Any]:
         raise VerificationError(f"{folder} has no {REPORT}; only outputs of `gqkva convert` can be verified")
     report = read_json(path)
     if not isinstance(report, dict) or report.get("format_version") != FORMAT_VERSION:
-        raise VerificationError(f"{path} is not a report of format {FORMAT_VERSION}; use the gqkva that wrote it")
+        raise VerificationError(
+            f"{path} is not a report of format {FORMAT_VERSION}; use the gqkva that wrote it"
+        )
     return report

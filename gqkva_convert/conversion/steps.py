@@ -158,7 +158,9 @@ def _block_steps(model: SourceModel, block: Block, block_plan: BlockPlan, plan: 
             for head in heads
         ]
         steps.append(_step(bias, "bias", 0, moved, block_plan, plan))
-    return steps + _norm_steps(model, block, block_plan, plan) + _head_bias_steps(model, block, plan, block_plan)
+    return (
+        steps + _norm_steps(model, block, block_plan, plan) + _head_bias_steps(model, block, plan, block_plan)
+    )
 
 
 def _step(
@@ -219,7 +221,7 @@ def _merged(starts: list[int], weight: StoredTensor, axis: int) -> Merged:
 
 def _start(projection: Projection, block_plan: BlockPlan, role: str, head: int) -> int:
     """Where a stored head of the source begins along the projection's head axis."""
-    place = projection.roles.index(role)  # type: ignore[arg-type]
+    place = projection.roles.index(role)
     if _is_side_by_side(projection, block_plan.source):
         return (head * len(projection.roles) + place) * block_plan.source.head_dim
     before = sum(stored_count(block_plan.source, earlier) for earlier in projection.roles[:place])
@@ -236,7 +238,11 @@ def _norm_steps(model: SourceModel, block: Block, block_plan: BlockPlan, plan: P
         assert weight is not None
         groups = block_plan.groups(norm.role)
         shares = [
-            _merged([_start(projection, block_plan, norm.role, head) for head in group], weight, projection.head_axis)
+            _merged(
+                [_start(projection, block_plan, norm.role, head) for head in group],
+                weight,
+                projection.head_axis,
+            )
             for group in groups
         ]
         if norm.span == "shared":
@@ -314,7 +320,12 @@ def _same_bytes(one: StoredTensor, other: StoredTensor, reader: TensorReader) ->
         return False
     chunk = 4 << 20
     return all(
-        bool((reader.read(one, at, min(chunk, one.nbytes - at)) == reader.read(other, at, min(chunk, one.nbytes - at))).all())
+        bool(
+            (
+                reader.read(one, at, min(chunk, one.nbytes - at))
+                == reader.read(other, at, min(chunk, one.nbytes - at))
+            ).all()
+        )
         for at in range(0, one.nbytes, chunk)
     )
 
@@ -353,4 +364,3 @@ def describe(steps: Steps) -> dict[str, Any]:
         row["tensors"] += 1
         row["bytes"] += step.nbytes
     return table
-

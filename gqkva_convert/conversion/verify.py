@@ -20,7 +20,13 @@ from gqkva_convert.conversion.compute import step_bytes
 from gqkva_convert.conversion.excerpt import excerpt_plan, reversed_plan, write_excerpt
 from gqkva_convert.conversion.model import SourceModel, open_model
 from gqkva_convert.conversion.plan import Plan
-from gqkva_convert.conversion.report import count_parameters, describe_files, file_sha256, read_report, versions
+from gqkva_convert.conversion.report import (
+    count_parameters,
+    describe_files,
+    file_sha256,
+    read_report,
+    versions,
+)
 from gqkva_convert.conversion.steps import Step, make_steps, tied_copies
 from gqkva_convert.errors import OutputError, VerificationError
 from gqkva_convert.transforms.merge import RULES
@@ -111,7 +117,10 @@ def verify_bytes(folder: str | Path, against: str | Path | None) -> int:
 
 
 def _check_files(proof: Proof, model: SourceModel, plan: Plan, report: dict[str, Any]) -> None:
-    recorded = {name: {key: entry[key] for key in ("bytes", "tensors_sha256")} for name, entry in report["files"].items()}
+    recorded = {
+        name: {key: entry[key] for key in ("bytes", "tensors_sha256")}
+        for name, entry in report["files"].items()
+    }
     found = describe_files(model.checkpoint)
     wrong = [name for name in sorted(recorded.keys() | found.keys()) if recorded.get(name) != found.get(name)]
     proof.add(
@@ -124,7 +133,9 @@ def _check_files(proof: Proof, model: SourceModel, plan: Plan, report: dict[str,
     proof.add(
         "configuration",
         None if layouts == planned else "config.json does not describe the plan's layouts",
-        f"{plan.blocks[0].target.name} in all {len(planned)} blocks" if len(set(planned)) == 1 else "as planned",
+        f"{plan.blocks[0].target.name} in all {len(planned)} blocks"
+        if len(set(planned)) == 1
+        else "as planned",
     )
 
 
@@ -156,7 +167,9 @@ def _check_finite(proof: Proof, checkpoint: Checkpoint, advance: Progress) -> No
                 advance(data.nbytes)
             if not finite:
                 bad.append(tensor.name)
-    proof.add("finite values", f"NaN or infinity in {', '.join(bad[:3])}" if bad else None, "no NaN, no infinity")
+    proof.add(
+        "finite values", f"NaN or infinity in {', '.join(bad[:3])}" if bad else None, "no NaN, no infinity"
+    )
 
 
 def _check_source(
@@ -169,9 +182,12 @@ def _check_source(
     advance: Progress,
 ) -> None:
     source = open_model(locate(against, revision).folder)
-    recorded = {name: (entry["bytes"], entry["tensors_sha256"]) for name, entry in report["source"]["files"].items()}
+    recorded = {
+        name: (entry["bytes"], entry["tensors_sha256"]) for name, entry in report["source"]["files"].items()
+    }
     found = {
-        name: (entry["bytes"], entry["tensors_sha256"]) for name, entry in describe_files(source.checkpoint).items()
+        name: (entry["bytes"], entry["tensors_sha256"])
+        for name, entry in describe_files(source.checkpoint).items()
     }
     proof.add(
         "source",
@@ -199,7 +215,12 @@ def _check_source(
 
 
 def _is_recomputed(
-    step: Step, plan: Plan, checkpoint: Checkpoint, reader: TensorReader, output: TensorReader, advance: Progress
+    step: Step,
+    plan: Plan,
+    checkpoint: Checkpoint,
+    reader: TensorReader,
+    output: TensorReader,
+    advance: Progress,
 ) -> bool:
     stored = checkpoint.tensors.get(step.name)
     if stored is None or (stored.dtype, stored.shape) != (step.dtype, step.shape):
@@ -221,7 +242,9 @@ def _is_recomputed(
 def _check_logits(proof: Proof, model: SourceModel, plan: Plan, layers: int | None) -> None:
     chosen = _layers_to_run(model, layers)
     total = 1 + max(block.layer for block in model.blocks)
-    which = f"all {total} layers" if len(chosen) == total else f"layers {', '.join(map(str, chosen))} of {total}"
+    which = (
+        f"all {total} layers" if len(chosen) == total else f"layers {', '.join(map(str, chosen))} of {total}"
+    )
     here = excerpt_plan(plan, chosen)
     with TemporaryDirectory(prefix="gqkva-verify-") as scratch:
         output, expanded, again = (Path(scratch) / name for name in ("output", "expanded", "again"))
@@ -232,7 +255,7 @@ def _check_logits(proof: Proof, model: SourceModel, plan: Plan, layers: int | No
         everything = range(len(chosen))
         write_excerpt(output_model, back, make_steps(output_model, back), everything, expanded)
         if RULES[plan.merge].starts_afresh:
-            proof.add("tied-heads control", None, "not applicable: random heads do not come from those they replace")
+            proof.add("tied-heads control", None, "not applicable: random heads are new")
         else:
             expanded_model = open_model(expanded)
             tied = Plan(plan.variant, plan.grouping, plan.merge, plan.seed, None, here.blocks)
@@ -246,14 +269,16 @@ def _check_logits(proof: Proof, model: SourceModel, plan: Plan, layers: int | No
         ours, load_failure = _logits(output)
         reference, source_failure = _logits(expanded)
         failure = load_failure or source_failure
-        proof.add("loads in stock transformers", failure, f"no missing, unexpected or resized tensor ({which})")
+        proof.add(
+            "loads in stock transformers", failure, f"no missing, unexpected or resized tensor ({which})"
+        )
         if failure is None:
             scale = max(float(reference.abs().max()), 1e-30)
             difference = float((ours - reference).abs().max()) / scale
             proof.add(
                 "logits",
                 None if difference <= TOLERANCE else f"differ by {difference:.1e} of the largest logit",
-                f"differ by at most {difference:.1e} of the largest from the plan applied in memory ({which})",
+                f"within {difference:.1e} of the largest of the plan applied in memory ({which})",
             )
 
 
@@ -267,7 +292,10 @@ def _layers_to_run(model: SourceModel, layers: int | None) -> list[int]:
             for name, tensor in model.checkpoint.tensors.items()
             if any(marker in f".{name}" for marker in markers)
         )
-        width = 4 / (model.checkpoint.nbytes / max(1, count_parameters(tensor.shape for tensor in model.checkpoint.tensors.values())))
+        width = 4 / (
+            model.checkpoint.nbytes
+            / max(1, count_parameters(tensor.shape for tensor in model.checkpoint.tensors.values()))
+        )
         outside = model.checkpoint.nbytes - inside
         layers = int((MAX_RUN_BYTES / width - outside) // max(1, inside // total))
     count = max(1, min(total, layers))
@@ -298,7 +326,11 @@ def _logits(folder: Path) -> tuple[Any, str | None]:
     network, info = loader.from_pretrained(
         folder, dtype=torch.float32, output_loading_info=True, trust_remote_code=False
     )
-    faults = {kind: sorted(info[kind]) for kind in ("missing_keys", "unexpected_keys", "mismatched_keys") if info[kind]}
+    faults = {
+        kind: sorted(info[kind])
+        for kind in ("missing_keys", "unexpected_keys", "mismatched_keys")
+        if info[kind]
+    }
     failure = None
     if faults:
         kind, names = next(iter(faults.items()))

@@ -17,7 +17,9 @@ from gqkva_convert.errors import DemoError
 HELD_OUT_ONE_IN = 10
 
 # Tables, generated text and packages that newer Pythons dropped; `site-packages` is not the standard library.
-_SKIPPED_FOLDERS = frozenset({"site-packages", "dist-packages", "__pycache__", "encodings", "pydoc_data", "lib2to3", "distutils"})
+_SKIPPED_FOLDERS = frozenset(
+    {"site-packages", "dist-packages", "__pycache__", "encodings", "pydoc_data", "lib2to3", "distutils"}
+)
 # Present only in some installations, so these folders can be trained on but not measured on.
 _TEST_FOLDERS = frozenset({"test", "tests", "idle_test"})
 

@@ -66,7 +66,7 @@ def held_out_windows(tokens: int) -> list[list[int]]:
     from tokenizers import Tokenizer
 
     tokenizer = Tokenizer.from_file(str(MODEL / "tokenizer.json"))
-    end_of_text = tokenizer.token_to_id("<|endoftext|>")
+    end_of_text: Any = tokenizer.token_to_id("<|endoftext|>")
     stream: list[int] = []
     for _, text in iter_texts(held_out=True):
         stream += [end_of_text, *tokenizer.encode(text).ids]
@@ -76,9 +76,7 @@ def held_out_windows(tokens: int) -> list[list[int]]:
     return [windows[place * len(windows) // wanted] for place in range(wanted)]
 
 
-def _row(
-    folder: Path, name: str, sequences: list[list[int]], progress: Progress | None
-) -> dict[str, Any]:
+def _row(folder: Path, name: str, sequences: list[list[int]], progress: Progress | None) -> dict[str, Any]:
     facts = inspect(folder)
     loss = language_loss(
         load_causal_lm(folder), sequences, progress=lambda count: progress(name, count) if progress else None

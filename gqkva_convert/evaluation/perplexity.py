@@ -44,7 +44,7 @@ def language_loss(
         progress: Called with the number of tokens just predicted.
 
     Returns:
-        The loss over all tokens but each sequence's first. Logits are compared in float32, sums kept in float64.
+        The loss over all tokens but each sequence's first, from float32 logits.
     """
     import torch
     import torch.nn.functional as functional

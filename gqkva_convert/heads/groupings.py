@@ -9,7 +9,6 @@ that stock grouped attention reads.
 from __future__ import annotations
 
 import random
-from dataclasses import replace
 
 from gqkva_convert.heads.layout import ROLES, HeadLayout
 
@@ -49,11 +48,11 @@ def without_reordering(order: tuple[int, ...], target: HeadLayout) -> HeadLayout
 
     For families whose heads are bound to their index (ALiBi slopes, relative position biases).
     """
-    maps = {}
+    maps: dict[str, tuple[int, ...]] = {}
     for role in ROLES:
         stored = [0] * len(order)
         for place, head in enumerate(order):
             stored[head] = target.stored_heads(role)[place]
         first_seen = list(dict.fromkeys(stored))
         maps[role] = tuple(first_seen.index(head) for head in stored)
-    return replace(target, **maps)
+    return HeadLayout(maps["query"], maps["key"], maps["value"], target.head_dim)

@@ -1,4 +1,4 @@
-"""Which stored head each attention head reads: the one map the converter merges by and the model expands by."""
+"""Which stored head each attention head reads: one map for the converter and for the model."""
 
 from __future__ import annotations
 

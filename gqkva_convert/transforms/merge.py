@@ -40,7 +40,8 @@ def _mean(heads: Sequence[Array]) -> Array:
 
 def _first(heads: Sequence[Array]) -> Array:
     """The group's first head alone (Ainslie et al., 2023, arXiv 2305.13245, section 3.3)."""
-    return np.eye(1, len(heads))[0]
+    shares: Array = np.eye(1, len(heads))[0]
+    return shares
 
 
 def _norm_weighted(heads: Sequence[Array]) -> Array:
@@ -73,6 +74,7 @@ def merge(heads: Sequence[Array], shares: Array) -> Array:
         One array of that shape and dtype. Equal shares are summed and divided once, so that the mean of
         equal heads is exactly those heads.
     """
+    total: Array
     if np.all(shares == shares[0]):
         total = heads[0].copy()
         for head in heads[1:]:

@@ -21,7 +21,8 @@ STORED = {"F16": np.float16, "BF16": np.uint16, "F32": np.float32, "F64": np.flo
 def decode(stored: Array, dtype: str) -> Array:
     """Stored elements as float32 (16-bit types) or float64 (float32 and float64)."""
     if dtype == "BF16":
-        return (stored.astype(np.uint32) << 16).view(np.float32)
+        widened: Array = (stored.astype(np.uint32) << 16).view(np.float32)
+        return widened
     return stored.astype(np.float32 if dtype == "F16" else np.float64)
 
 
@@ -53,7 +54,8 @@ def _round_to_odd_float32(values: Array) -> Array:
     bits = nearest.view(np.uint32).copy()
     bits[too_far] -= 1
     bits[inexact] |= 1
-    return bits.view(np.float32)
+    odd: Array = bits.view(np.float32)
+    return odd
 
 
 def is_finite(stored: Array, dtype: str) -> bool:

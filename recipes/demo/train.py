@@ -1,6 +1,6 @@
 """Train the language model that `gqkva demo` ships with.
 
-    python recipes/demo/train.py --compile --out demo-model          # two cores: under two hours; a GPU: minutes
+    python recipes/demo/train.py --compile --out demo-model  # 2 cores: about 90 minutes
 
 A Llama with 8 attention heads of 32 features and rotary positions, byte-level BPE of 4096, trained
 on the training side of the standard library's sources (`gqkva_convert.demo_model.corpus`). Writes a
@@ -68,7 +68,9 @@ def held_out_loss(model: torch.nn.Module, stream: Tensor, length: int, device: s
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--tokens", type=int, default=31_000_000)
     parser.add_argument("--hidden-size", type=int, default=256)
@@ -151,11 +153,17 @@ def main() -> None:
             seconds = time.perf_counter() - started
             speed = (step + 1) * batch.numel() / seconds
             left = (steps - step - 1) * batch.numel() / speed / 60
-            print(f"step {step}/{steps} loss {running:.4f} {speed:,.0f} tokens/s {left:.0f} min left", flush=True)
+            print(
+                f"step {step}/{steps} loss {running:.4f} {speed:,.0f} tokens/s {left:.0f} min left",
+                flush=True,
+            )
         if args.stop_after_steps and step + 1 == args.stop_after_steps:
             return
         if step % 500 == 499:
-            print(f"step {step} held-out {held_out_loss(model, held_out, args.length, args.device):.4f}", flush=True)
+            print(
+                f"step {step} held-out {held_out_loss(model, held_out, args.length, args.device):.4f}",
+                flush=True,
+            )
 
     seconds = time.perf_counter() - started
     model = model.to("cpu", torch.bfloat16).eval()
@@ -164,7 +172,9 @@ def main() -> None:
     tokenizer.save_pretrained(args.out)
     record = {
         "script": "recipes/demo/train.py",
-        "settings": {key: str(value) if isinstance(value, Path) else value for key, value in vars(args).items()},
+        "settings": {
+            key: str(value) if isinstance(value, Path) else value for key, value in vars(args).items()
+        },
         "parameters": parameters,
         "training_tokens": steps * args.batch * args.length,
         "unique_training_tokens": len(stream),

@@ -55,7 +55,9 @@ def test_the_layout_is_the_one_transformers_built(family: Family, tiny: TinyFold
             name = block.tensor_name(f"{projection.name}.weight")
             shape = model.checkpoint.tensors[name].shape
             heads = sum(
-                block.layout.num_attention_heads if role == "output" else len(set(block.layout.stored_heads(role)))
+                block.layout.num_attention_heads
+                if role == "output"
+                else len(set(block.layout.stored_heads(role)))
                 for role in projection.roles
             )
             assert shape[projection.head_axis] == heads * block.layout.head_dim

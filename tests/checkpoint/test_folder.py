@@ -18,7 +18,10 @@ from gqkva_convert.errors import CheckpointError
 
 # Two shards' worth of tensors; every size differs.
 SHARDS = (
-    {"wte": torch.arange(35, dtype=torch.float32).reshape(7, 5), "h.0.bias": torch.arange(3, dtype=torch.float16)},
+    {
+        "wte": torch.arange(35, dtype=torch.float32).reshape(7, 5),
+        "h.0.bias": torch.arange(3, dtype=torch.float16),
+    },
     {"h.1.weight": torch.arange(8, dtype=torch.bfloat16).reshape(4, 2), "step": torch.tensor(11)},
 )
 ALL = {name: tensor for shard in SHARDS for name, tensor in shard.items()}
@@ -150,7 +153,9 @@ def test_an_index_that_names_a_tensor_twice_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", ["safetensors", "pickle"])
-@pytest.mark.parametrize("outside", ["../x.safetensors", "/x.safetensors", "sub/x.safetensors", "..", ".", "", "x/"])
+@pytest.mark.parametrize(
+    "outside", ["../x.safetensors", "/x.safetensors", "sub/x.safetensors", "..", ".", "", "x/"]
+)
 def test_a_shard_outside_the_folder_is_refused(tmp_path: Path, kind: str, outside: str) -> None:
     """An index from the Hub must not make us read, or name to others, a file of the reader's own."""
     folder = tmp_path / "model"
@@ -168,7 +173,9 @@ def test_a_tensor_the_index_omits_is_refused(tmp_path: Path) -> None:
     weight_map = write_sharded(tmp_path)
     del weight_map["h.0.bias"]
     write_index(tmp_path, "model.safetensors", weight_map)
-    with pytest.raises(CheckpointError, match=r"model-00001-of-00002.safetensors holds 'h.0.bias', which the index omits"):
+    with pytest.raises(
+        CheckpointError, match=r"model-00001-of-00002.safetensors holds 'h.0.bias', which the index omits"
+    ):
         open_checkpoint(tmp_path)
 
 
@@ -177,7 +184,8 @@ def test_a_tensor_no_shard_holds_is_refused(tmp_path: Path) -> None:
     weight_map = write_sharded(tmp_path)
     write_index(tmp_path, "model.safetensors", {**weight_map, "h.2.weight": weight_map["step"]})
     with pytest.raises(
-        CheckpointError, match=r"the index names 'h.2.weight', which is not in model-00002-of-00002.safetensors"
+        CheckpointError,
+        match=r"the index names 'h.2.weight', which is not in model-00002-of-00002.safetensors",
     ):
         open_checkpoint(tmp_path)
 
@@ -223,7 +231,9 @@ def test_a_path_that_is_no_folder_is_refused(tmp_path: Path) -> None:
     """The message says what would have done."""
     (tmp_path / "model.safetensors").write_bytes(b"")
     for path in (tmp_path / "gone", tmp_path / "model.safetensors"):
-        with pytest.raises(CheckpointError, match="is not a folder; give a checkpoint folder or a Hub model id"):
+        with pytest.raises(
+            CheckpointError, match="is not a folder; give a checkpoint folder or a Hub model id"
+        ):
             open_checkpoint(path)
 
 
@@ -238,7 +248,9 @@ def test_a_folder_without_weights_is_refused(tmp_path: Path) -> None:
     """The message names the files that were looked for."""
     write_config(tmp_path)
     save_file(ALL, tmp_path / "adapter_model.safetensors")
-    with pytest.raises(CheckpointError, match=r"holds no weights: none of model.safetensors, pytorch_model.bin or"):
+    with pytest.raises(
+        CheckpointError, match=r"holds no weights: none of model.safetensors, pytorch_model.bin or"
+    ):
         open_checkpoint(tmp_path)
 
 

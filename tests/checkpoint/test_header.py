@@ -209,10 +209,18 @@ LIES = {
         5,
         "names 'a' twice",
     ),
-    "repeated field": (b'{"a":{"dtype":"U8","dtype":"I8","shape":[2],"data_offsets":[0,2]}}', 2, "names 'dtype' twice"),
+    "repeated field": (
+        b'{"a":{"dtype":"U8","dtype":"I8","shape":[2],"data_offsets":[0,2]}}',
+        2,
+        "names 'dtype' twice",
+    ),
     "repeated metadata": (b'{"__metadata__":{},"__metadata__":{}}', 0, "names '__metadata__' twice"),
     "metadata is a list": ({"__metadata__": ["pt"], **one()}, 24, "header metadata is not a map of texts"),
-    "metadata holds a number": ({"__metadata__": {"v": 1}, **one()}, 24, "header metadata is not a map of texts"),
+    "metadata holds a number": (
+        {"__metadata__": {"v": 1}, **one()},
+        24,
+        "header metadata is not a map of texts",
+    ),
     "header is a list": ([one()], 24, "header is not a JSON object"),
     "header is null": (b"null", 0, "header is not a JSON object"),
     "header is empty": (b"", 24, "is not JSON"),
@@ -265,7 +273,9 @@ OFFICIALLY_REFUSED = {
 }
 
 
-@pytest.mark.xfail(strict=True, raises=pytest.fail.Exception, reason="read_header accepts what safetensors refuses")
+@pytest.mark.xfail(
+    strict=True, raises=pytest.fail.Exception, reason="read_header accepts what safetensors refuses"
+)
 @pytest.mark.parametrize("lie", sorted(OFFICIALLY_REFUSED))
 def test_what_the_official_reader_refuses_is_refused(tmp_path: Path, lie: str) -> None:
     """A source that nothing else loads is damaged, and its conversion could not be checked against it."""
@@ -322,13 +332,23 @@ def test_empty_tensors_may_stand_anywhere_between_others(tmp_path: Path) -> None
         "before": {"dtype": "I8", "shape": [5, 0], "data_offsets": [0, 0]},
     }
     path = write_raw(tmp_path / "model.safetensors", entries, bytes(10))
-    assert [tensor.name for tensor in read_header(path).tensors] == ["before", "first", "between", "second", "last"]
+    assert [tensor.name for tensor in read_header(path).tensors] == [
+        "before",
+        "first",
+        "between",
+        "second",
+        "last",
+    ]
 
 
 @pytest.fixture(scope="module")
 def valid(folder: Path) -> bytes:
     """A small valid file, as the official writer makes it."""
-    arrays = {"h.0.weight": numbered("F32", (2, 3), 1), "h.0.bias": numbered("F16", (5,), 2), "n": numbered("I64", (), 3)}
+    arrays = {
+        "h.0.weight": numbered("F32", (2, 3), 1),
+        "h.0.bias": numbered("F16", (5,), 2),
+        "n": numbered("I64", (), 3),
+    }
     save_file(arrays, folder / "valid.safetensors", metadata={"format": "pt"})
     return (folder / "valid.safetensors").read_bytes()
 
@@ -360,7 +380,11 @@ def test_flipped_bytes_are_survived(folder: Path, valid: bytes, changes: dict[in
 
 
 @settings(max_examples=150, deadline=None)
-@given(digits=st.dictionaries(st.integers(0, 99), st.sampled_from("0123456789-.e[]{},:\""), min_size=1, max_size=3))
+@given(
+    digits=st.dictionaries(
+        st.integers(0, 99), st.sampled_from('0123456789-.e[]{},:"'), min_size=1, max_size=3
+    )
+)
 def test_damaged_json_is_survived(folder: Path, valid: bytes, digits: dict[int, str]) -> None:
     """JSON that still parses is the harder half: sizes, offsets and brackets that no longer agree."""
     data = bytearray(valid)

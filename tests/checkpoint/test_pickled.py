@@ -34,7 +34,9 @@ class Malicious:
 
 
 @both_formats
-@pytest.mark.parametrize("wrap", [lambda evil: evil, lambda evil: {"w": torch.ones(3), "x": evil}], ids=["alone", "beside"])
+@pytest.mark.parametrize(
+    "wrap", [lambda evil: evil, lambda evil: {"w": torch.ones(3), "x": evil}], ids=["alone", "beside"]
+)
 def test_a_malicious_pickle_is_refused_and_not_run(tmp_path: Path, zipped: bool, wrap: Any) -> None:
     """Anyone can upload a .bin; opening one must not run what it says."""
     path = save(tmp_path / "pytorch_model.bin", wrap(Malicious(tmp_path / "owned")), zipped)
@@ -85,11 +87,15 @@ def test_a_sparse_tensor_is_refused(tmp_path: Path) -> None:
 def test_a_dtype_safetensors_lacks_is_refused(tmp_path: Path) -> None:
     """The name of the tensor tells whether it can be left out."""
     path = save(tmp_path / "pytorch_model.bin", {"roots": torch.ones(3, dtype=torch.complex128)}, True)
-    with pytest.raises(CheckpointError, match="'roots' has the dtype torch.complex128, which safetensors cannot hold"):
+    with pytest.raises(
+        CheckpointError, match="'roots' has the dtype torch.complex128, which safetensors cannot hold"
+    ):
         list_tensors(path)
 
 
-@pytest.mark.xfail(strict=True, raises=pytest.fail.Exception, reason="a meta tensor is listed, and fails when read")
+@pytest.mark.xfail(
+    strict=True, raises=pytest.fail.Exception, reason="a meta tensor is listed, and fails when read"
+)
 def test_a_tensor_without_data_is_refused(tmp_path: Path) -> None:
     """Models saved before their weights were loaded hold shapes only; found late, hours may be lost."""
     path = save(tmp_path / "pytorch_model.bin", {"wte": torch.ones(2, 3, device="meta")}, True)
@@ -99,7 +105,12 @@ def test_a_tensor_without_data_is_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "content",
-    [b"", b"\x80", b"<!DOCTYPE html><html>", b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n"],
+    [
+        b"",
+        b"\x80",
+        b"<!DOCTYPE html><html>",
+        b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n",
+    ],
     ids=["empty", "one byte", "page", "pointer"],
 )
 def test_what_is_no_pytorch_file_is_refused(tmp_path: Path, content: bytes) -> None:
@@ -167,10 +178,11 @@ def test_every_dtype_is_named_and_read_bit_for_bit(tmp_path: Path, zipped: bool)
         "I16": bits.reshape(7, 1),
         "I32": torch.tensor(-(2**31), dtype=torch.int32),
         "I64": torch.tensor([2**62, -5]),
-        "F8_E4M3": torch.tensor([1.0, -448.0], dtype=torch.float8_e4m3fn),
-        "F8_E5M2": torch.tensor([0.5, -3.0, 7.0], dtype=torch.float8_e5m2),
         "C64": torch.tensor([1 + 2j, 3 - 4j]),
     }
+    if zipped:  # PyTorch itself does not read 8-bit floats back from the old format.
+        tensors["F8_E4M3"] = torch.tensor([1.0, -448.0], dtype=torch.float8_e4m3fn)
+        tensors["F8_E5M2"] = torch.tensor([0.5, -3.0, 7.0], dtype=torch.float8_e5m2)
     path = save(tmp_path / "pytorch_model.bin", tensors, zipped)
     listed = list_tensors(path)
     assert [(tensor.name, tensor.dtype, tensor.shape) for tensor in listed] == [

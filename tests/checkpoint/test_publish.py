@@ -42,7 +42,9 @@ def names(folder: Path) -> list[str]:
 
 
 def contents(folder: Path) -> dict[str, str]:
-    return {path.relative_to(folder).as_posix(): path.read_text() for path in folder.rglob("*") if path.is_file()}
+    return {
+        path.relative_to(folder).as_posix(): path.read_text() for path in folder.rglob("*") if path.is_file()
+    }
 
 
 @pytest.fixture
@@ -116,7 +118,9 @@ def test_our_own_errors_pass_through(target: Path) -> None:
 
 
 @pytest.mark.parametrize("interrupt", [KeyboardInterrupt, Terminated, SystemExit])
-def test_an_interrupt_before_the_first_shard_leaves_nothing(target: Path, interrupt: type[BaseException]) -> None:
+def test_an_interrupt_before_the_first_shard_leaves_nothing(
+    target: Path, interrupt: type[BaseException]
+) -> None:
     """There is nothing to go on from."""
     with pytest.raises(interrupt), published_folder(target, overwrite=False) as scratch:
         (scratch / "config.json").write_text("half")
@@ -126,7 +130,9 @@ def test_an_interrupt_before_the_first_shard_leaves_nothing(target: Path, interr
 
 
 @pytest.mark.parametrize("interrupt", [KeyboardInterrupt, Terminated])
-def test_an_interrupt_after_a_shard_keeps_it_for_the_next_run(target: Path, interrupt: type[BaseException]) -> None:
+def test_an_interrupt_after_a_shard_keeps_it_for_the_next_run(
+    target: Path, interrupt: type[BaseException]
+) -> None:
     """Hours of merging are worth keeping, but not under the target's name."""
     shard = "model-00001-of-00003.safetensors"
     with pytest.raises(interrupt), published_folder(target, overwrite=False) as scratch:
@@ -225,7 +231,9 @@ def test_what_is_no_checkpoint_is_never_replaced(target: Path, make: Any) -> Non
     make(target)
     before = names(target.parent), contents(target.parent)
     with (
-        pytest.raises(OutputError, match=r"out is not a checkpoint folder, so --overwrite does not replace it"),
+        pytest.raises(
+            OutputError, match=r"out is not a checkpoint folder, so --overwrite does not replace it"
+        ),
         published_folder(target, overwrite=True),
     ):
         pytest.fail("the block must not run")
@@ -253,7 +261,9 @@ def test_a_second_run_is_refused_while_the_first_writes(target: Path) -> None:
     """Two runs in one scratch folder would publish a mixture; the first must not notice the second."""
     holder = hold(target)
     with (
-        pytest.raises(OutputError, match=r"another gqkva run is writing .*out; wait for it or choose another"),
+        pytest.raises(
+            OutputError, match=r"another gqkva run is writing .*out; wait for it or choose another"
+        ),
         published_folder(target, overwrite=True),
     ):
         pytest.fail("the block must not run")

@@ -95,7 +95,10 @@ def test_the_configuration_is_ours_to_write(tmp_path: Path) -> None:
 
 def test_nested_weights_and_code_are_left_too(tmp_path: Path) -> None:
     """A folder that is carried must not bring in what its parent could not."""
-    fill(tmp_path, ("2_Dense/config.json", "2_Dense/model.safetensors", "2_Dense/dense.py", "2_Dense/README.md"))
+    fill(
+        tmp_path,
+        ("2_Dense/config.json", "2_Dense/model.safetensors", "2_Dense/dense.py", "2_Dense/README.md"),
+    )
     carried, left = carried_files(tmp_path)
     assert set(carried) == {"2_Dense/config.json", "2_Dense/README.md"}
     assert set(left) == {"2_Dense/model.safetensors", "2_Dense/dense.py"}

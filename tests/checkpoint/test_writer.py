@@ -62,7 +62,9 @@ def source(tmp_path: Path) -> Iterator[tuple[int, dict[str, int]]]:
 
 @settings(max_examples=30, deadline=None)
 @given(data=st.data())
-def test_ranges_may_be_written_in_any_order(tmp_path_factory: pytest.TempPathFactory, data: st.DataObject) -> None:
+def test_ranges_may_be_written_in_any_order(
+    tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
+) -> None:
     """Threads finish when they finish."""
     path = tmp_path_factory.mktemp("any") / "model.safetensors"
     pieces = []
@@ -280,7 +282,9 @@ def test_a_disk_too_full_for_the_header_is_one_line(path: Path, monkeypatch: pyt
     assert len(os.listdir("/dev/fd")) == open_before
 
 
-def test_a_disk_that_fills_under_a_merged_tensor_is_one_line(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_disk_that_fills_under_a_merged_tensor_is_one_line(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Merged tensors do not go through the kernel's copy."""
     with pytest.raises(OutputError, match="no space left"), ShardWriter(path, KINDS, {}) as writer:
         monkeypatch.setattr(os, "pwrite", failing(errno.ENOSPC))

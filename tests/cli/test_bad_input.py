@@ -72,7 +72,12 @@ def test_a_grouped_source_cannot_get_more_key_value_heads(llama: Path, gqkva: Ru
 
 def test_variants_that_stock_transformers_cannot_hold_are_refused(llama: Path, gqkva: Run) -> None:
     """A folder that no runtime loads would be found out at serving time."""
-    refused(gqkva("convert", llama, llama.parent / "out", "--gq", "2", "--gkv", "3"), 5, "GQKVA-2.3", "--gkv alone")
+    refused(
+        gqkva("convert", llama, llama.parent / "out", "--gq", "2", "--gkv", "3"),
+        5,
+        "GQKVA-2.3",
+        "--gkv alone",
+    )
     nothing_left(llama.parent, "llama")
 
 
@@ -118,7 +123,9 @@ def test_a_key_that_may_change_attention_is_named(key: str, value: Any, llama: P
     assert gqkva("convert", llama, llama.parent / "out", "--gkv", "2").exit_code == 0
 
 
-def test_bert_with_relative_positions_is_refused(tiny: Callable[[str], Path], tmp_path: Path, gqkva: Run) -> None:
+def test_bert_with_relative_positions_is_refused(
+    tiny: Callable[[str], Path], tmp_path: Path, gqkva: Run
+) -> None:
     """The table knows the key, but not this value of it."""
     folder = tmp_path / "bert"
     folder.mkdir()
@@ -139,7 +146,10 @@ def test_an_unknown_tensor_stops_before_the_first_byte(llama: Path, gqkva: Run) 
     data["weight_map"]["model.layers.0.self_attn.sinks"] = shard.name
     index.write_text(json.dumps(data))
     refused(
-        gqkva("convert", llama, llama.parent / "out", "--gkv", "2"), 4, "model.layers.0.self_attn.sinks", "nothing"
+        gqkva("convert", llama, llama.parent / "out", "--gkv", "2"),
+        4,
+        "model.layers.0.self_attn.sinks",
+        "nothing",
     )
     nothing_left(llama.parent, "llama")
 
@@ -239,7 +249,12 @@ def test_weights_that_are_not_finite_are_not_merged(bad: float, merge: str, llam
     tensors = load_file(shard)
     tensors[name][3, 2] = bad
     save_file(tensors, shard, metadata={"format": "pt"})
-    refused(gqkva("convert", llama, llama.parent / "out", "--gkv", "2", "--merge", merge), 6, name, "NaN or infinity")
+    refused(
+        gqkva("convert", llama, llama.parent / "out", "--gkv", "2", "--merge", merge),
+        6,
+        name,
+        "NaN or infinity",
+    )
     nothing_left(llama.parent, "llama")
 
 
@@ -250,7 +265,9 @@ def test_values_too_large_for_the_new_dtype_are_refused(llama: Path, gqkva: Run)
     tensors = load_file(shard)
     tensors[name][1, 1] = 1e5
     save_file(tensors, shard, metadata={"format": "pt"})
-    refused(gqkva("convert", llama, llama.parent / "out", "--gkv", "2", "--dtype", "float16"), 6, name, "overflow")
+    refused(
+        gqkva("convert", llama, llama.parent / "out", "--gkv", "2", "--dtype", "float16"), 6, name, "overflow"
+    )
     assert gqkva("convert", llama, llama.parent / "out", "--gkv", "2", "--dtype", "bfloat16").exit_code == 0
 
 
@@ -259,7 +276,12 @@ def test_a_pickle_with_anything_but_tensors_is_refused(llama: Path, gqkva: Run) 
     for shard in llama.glob("model*"):
         shard.unlink()
     torch.save({"model.embed_tokens.weight": torch.zeros(2), "hook": Path}, llama / "pytorch_model.bin")
-    refused(gqkva("convert", llama, llama.parent / "out", "--gkv", "2"), 3, "pytorch_model.bin", "more than tensors")
+    refused(
+        gqkva("convert", llama, llama.parent / "out", "--gkv", "2"),
+        3,
+        "pytorch_model.bin",
+        "more than tensors",
+    )
     torch.save({"state_dict": {}}, llama / "pytorch_model.bin")
     refused(gqkva("convert", llama, llama.parent / "out", "--gkv", "2"), 3, "state_dict")
 
@@ -299,7 +321,9 @@ def test_the_source_is_never_the_target(llama: Path, gqkva: Run) -> None:
     refused(gqkva("convert", llama, llama.parent, "--gkv", "2", "--overwrite"), 7, "is or holds the source")
 
 
-def test_too_little_space_is_known_before_writing(llama: Path, gqkva: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_too_little_space_is_known_before_writing(
+    llama: Path, gqkva: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A 70B conversion that fails at the last shard wastes a night."""
     import shutil
 

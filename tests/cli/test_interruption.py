@@ -53,7 +53,9 @@ def count_writes(llama: Path, gqkva: Run) -> int:
         for name in ("write", "copy", "finish"):
             original = getattr(ShardWriter, name)
 
-            def hooked(self: ShardWriter, *arguments: object, original: Callable[..., None] = original) -> None:
+            def hooked(
+                self: ShardWriter, *arguments: object, original: Callable[..., None] = original
+            ) -> None:
                 calls.append(1)
                 original(self, *arguments)
 
@@ -161,7 +163,8 @@ def test_a_killed_conversion_goes_on_from_its_last_shard(
     out = llama.parent / "out"
     arguments = ["convert", str(llama), str(out), "--gkv", "2"]
     killed = subprocess.run(
-        [sys.executable, "-c", KILL_AT_SHARD, str(at_shard), str(int(signal.SIGKILL)), *arguments], check=False
+        [sys.executable, "-c", KILL_AT_SHARD, str(at_shard), str(int(signal.SIGKILL)), *arguments],
+        check=False,
     )
     assert killed.returncode == -signal.SIGKILL
     assert not out.exists()
@@ -178,7 +181,8 @@ def test_another_conversion_does_not_take_over_what_was_left(llama: Path, gqkva:
     """Shards of --gkv 2 inside a --gkv 1 model would load and answer nonsense."""
     out = llama.parent / "out"
     subprocess.run(
-        [sys.executable, "-c", KILL_AT_SHARD, "2", "9", "convert", str(llama), str(out), "--gkv", "2"], check=False
+        [sys.executable, "-c", KILL_AT_SHARD, "2", "9", "convert", str(llama), str(out), "--gkv", "2"],
+        check=False,
     )
     assert gqkva("convert", llama, out, "--gkv", "1").exit_code == 0
     assert gqkva("convert", llama, llama.parent / "fresh", "--gkv", "1").exit_code == 0
@@ -215,7 +219,9 @@ def test_overwrite_keeps_the_old_folder_until_the_new_one_is_complete(
 def test_two_runs_on_one_target_do_not_mix(llama: Path, gqkva: Run) -> None:
     """The second run says that the first is at work, and changes nothing."""
     out = llama.parent / "out"
-    script = KILL_AT_SHARD.replace("os.kill(os.getpid(), int(sys.argv[2]))", "print('ready', flush=True); input()")
+    script = KILL_AT_SHARD.replace(
+        "os.kill(os.getpid(), int(sys.argv[2]))", "print('ready', flush=True); input()"
+    )
     with subprocess.Popen(
         [sys.executable, "-c", script, "1", "0", "convert", str(llama), str(out), "--gkv", "2"],
         stdin=subprocess.PIPE,

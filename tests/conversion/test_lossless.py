@@ -40,7 +40,7 @@ VARIANTS = {
 def test_equal_heads_convert_back_to_the_grouped_model(
     family: Family, gkv: int, merge: str, tmp_path: Path
 ) -> None:
-    """A stock GQA model with its key/value heads copied out is an MHA model; converting it gives it back exactly."""
+    """A stock GQA model with its heads copied out is an MHA model; converting that gives it back."""
     grouped = tiny_models.build(family.model_type, family.architecture, num_key_value_heads=gkv)
     copied_out = copy_heads_out(grouped, family, gkv)
     torch.testing.assert_close(

@@ -8,7 +8,15 @@ from random import Random
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gqkva_convert.heads import ROLES, HeadLayout, Variant, divisors, neighbour_order, random_order, without_reordering
+from gqkva_convert.heads import (
+    ROLES,
+    HeadLayout,
+    Variant,
+    divisors,
+    neighbour_order,
+    random_order,
+    without_reordering,
+)
 
 properties = settings(max_examples=25, deadline=None)
 seeds = st.text(max_size=12)

@@ -84,7 +84,9 @@ def test_stock_means_that_two_configuration_numbers_say_it_all(layout: HeadLayou
 
 @properties
 @given(heads=st.integers(1, 60), head_dim=head_dims, data=st.data())
-def test_gqa_repeats_each_key_value_head_for_its_neighbours(heads: int, head_dim: int, data: st.DataObject) -> None:
+def test_gqa_repeats_each_key_value_head_for_its_neighbours(
+    heads: int, head_dim: int, data: st.DataObject
+) -> None:
     """This is transformers' `repeat_kv`, on which every stock model relies."""
     stored = data.draw(st.sampled_from(divisors(heads)))
     layout = HeadLayout.gqa(heads, stored, head_dim)
@@ -159,7 +161,9 @@ def test_uneven_groups_are_refused_with_the_choices(heads: int, groups: int) -> 
 @given(number=st.integers(1, 500))
 def test_divisors_are_all_that_divide(number: int) -> None:
     """Every refusal offers these as what would work."""
-    assert divisors(number) == sorted({part for part in range(1, number + 1) if number / part == number // part})
+    assert divisors(number) == sorted(
+        {part for part in range(1, number + 1) if number / part == number // part}
+    )
 
 
 @pytest.mark.parametrize(
@@ -222,11 +226,15 @@ def test_data_that_is_no_layout_is_refused(data: Any) -> None:
 
 def test_a_refused_file_is_quoted() -> None:
     """The reader must find the wrong entry among dozens of layers."""
-    with pytest.raises(LayoutError, match=r"not a head layout: KeyError\('head_dim'\) in .*'num_attention_heads': 6"):
+    with pytest.raises(
+        LayoutError, match=r"not a head layout: KeyError\('head_dim'\) in .*'num_attention_heads': 6"
+    ):
         HeadLayout.from_dict({"num_attention_heads": 6, "num_key_value_heads": 3})
 
 
-@pytest.mark.xfail(strict=True, raises=pytest.fail.Exception, reason="numbers that are not whole are accepted")
+@pytest.mark.xfail(
+    strict=True, raises=pytest.fail.Exception, reason="numbers that are not whole are accepted"
+)
 @pytest.mark.parametrize(
     "data",
     [

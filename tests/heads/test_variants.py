@@ -86,7 +86,9 @@ def test_every_offered_number_works(heads: int, data: st.DataObject) -> None:
 @pytest.mark.parametrize("variant", [Variant(3, None), Variant(3, 4), Variant(1, None)])
 def test_queries_of_a_grouped_source_are_not_merged(variant: Variant) -> None:
     """The papers define query sharing for multi-head sources only."""
-    with pytest.raises(LayoutError, match="this one has 4 key/value heads for 12 attention heads; use --gkv alone"):
+    with pytest.raises(
+        LayoutError, match="this one has 4 key/value heads for 12 attention heads; use --gkv alone"
+    ):
         variant.layout(HeadLayout.gqa(12, 4, 5))
 
 

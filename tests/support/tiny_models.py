@@ -152,7 +152,10 @@ def inputs(model: Any, length: int = 9) -> dict[str, torch.Tensor]:
         return {"pixel_values": images}
     if name.startswith("Whisper"):
         features = torch.randn(2, 8, 40, generator=generator)
-        return {"input_features": features, "decoder_input_ids": torch.randint(3, 37, (2, 5), generator=generator)}
+        return {
+            "input_features": features,
+            "decoder_input_ids": torch.randint(3, 37, (2, 5), generator=generator),
+        }
     text = getattr(config, "text_config", config)
     tokens = torch.randint(3, text.vocab_size - 3, (2, length), generator=generator)
     if name.startswith(("CLIP", "Siglip")):
