@@ -12,8 +12,9 @@ from gqkva_convert.checkpoint.header import build_header
 from gqkva_convert.checkpoint.reader import Bytes
 from gqkva_convert.errors import OutputError
 
-# Large enough to amortise a system call, small enough that an interrupt is felt at once.
-COPY_BYTES = 32 << 20
+# Large enough to amortise a system call, small enough that other writers of the file, and an interrupt,
+# need not wait: the kernel locks the file for the length of each call.
+COPY_BYTES = 8 << 20
 # No such call, another file system, or a file system that cannot: the next way is tried.
 _CANNOT_COPY = {errno.ENOSYS, errno.EXDEV, errno.EINVAL, errno.EOPNOTSUPP, errno.EPERM, errno.EBADF}
 

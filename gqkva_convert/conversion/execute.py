@@ -8,8 +8,10 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
 from pathlib import Path
 
+import numpy as np
+
 from gqkva_convert.checkpoint.folder import Checkpoint
-from gqkva_convert.checkpoint.reader import TensorReader
+from gqkva_convert.checkpoint.reader import Bytes, TensorReader
 from gqkva_convert.checkpoint.writer import COPY_BYTES, ShardWriter
 from gqkva_convert.conversion.compute import step_bytes
 from gqkva_convert.conversion.plan import Plan
@@ -19,8 +21,8 @@ from gqkva_convert.conversion.steps import Step
 Progress = Callable[[int], None]
 Job = Callable[[], None]
 
-# A run of copied bytes given to one thread.
-_RUN_BYTES = 8 * COPY_BYTES
+# Computed bytes gathered before they are written, so as to take the file's lock seldom.
+_WRITE_BYTES = 8 << 20
 
 
 class _StoppedError(Exception):
@@ -58,17 +60,31 @@ def write_shards(
             tensors = [(step.name, step.dtype, step.shape) for step in shard.steps]
             with ShardWriter(path, tensors, metadata) as writer:
                 stop = threading.Event()
-                jobs = list(_jobs(shard, plan, reader, writer, stop, progress))
-                _run(jobs, stop)
+                copies = list(_copies(shard, reader, writer, stop, progress))
+                computations = [
+                    _compute_job(step, plan, reader, writer, stop, progress)
+                    for step in shard.steps
+                    if not step.is_copy
+                ]
+                _run(copies, computations, stop)
                 writer.finish()
 
 
-def _run(jobs: list[Job], stop: threading.Event) -> None:
-    """Run the jobs on all cores; the first error, or an interrupt, stops the others between two pieces."""
-    with ThreadPoolExecutor(max_workers=max(2, min(8, os.cpu_count() or 2))) as pool:
+def _run(copies: list[Job], computations: list[Job], stop: threading.Event) -> None:
+    """Copy on one thread, compute on the others; the first error, or an interrupt, stops all.
+
+    One copying thread is enough: the kernel lets one writer at a time into a file.
+    """
+
+    def copy_all() -> None:
+        for job in copies:
+            job()
+
+    cores = os.cpu_count() or 1
+    with ThreadPoolExecutor(max_workers=max(2, min(8, cores))) as pool:
         futures: list[Future[None]] = []
         try:
-            futures = [pool.submit(job) for job in jobs]
+            futures = [pool.submit(job) for job in (copy_all, *computations)]
             wait(futures, return_when=FIRST_EXCEPTION)
             for future in futures:
                 if future.done() and not future.cancelled() and future.exception() is not None:
@@ -79,20 +95,15 @@ def _run(jobs: list[Job], stop: threading.Event) -> None:
                 future.cancel()
 
 
-def _jobs(
-    shard: Shard,
-    plan: Plan,
-    reader: TensorReader,
-    writer: ShardWriter,
-    stop: threading.Event,
-    progress: Progress,
+def _copies(
+    shard: Shard, reader: TensorReader, writer: ShardWriter, stop: threading.Event, progress: Progress
 ) -> Iterator[Job]:
-    """Merges first, being the slower ones, then copies."""
+    """Copies of whole tensors; tensors that follow each other in both files are one copy."""
     runs: list[list[Step]] = []
     for step in shard.steps:
         if not step.is_copy:
-            yield _compute_job(step, plan, reader, writer, stop, progress)
-        elif reader.descriptor(step.source) is None:
+            continue
+        if reader.descriptor(step.source) is None:
             yield _read_job(step, reader, writer, stop, progress)
         elif runs and _continues(runs[-1], step, writer):
             runs[-1].append(step)
@@ -100,8 +111,7 @@ def _jobs(
             runs.append([step])
     for run in runs:
         nbytes = sum(step.nbytes for step in run)
-        for start in range(0, nbytes, _RUN_BYTES):
-            yield _copy_job(run[0], start, min(_RUN_BYTES, nbytes - start), reader, writer, stop, progress)
+        yield _copy_job(run[0], nbytes, reader, writer, stop, progress)
 
 
 def _continues(run: list[Step], step: Step, writer: ShardWriter) -> bool:
@@ -116,7 +126,6 @@ def _continues(run: list[Step], step: Step, writer: ShardWriter) -> bool:
 
 def _copy_job(
     first: Step,
-    start: int,
     count: int,
     reader: TensorReader,
     writer: ShardWriter,
@@ -126,11 +135,11 @@ def _copy_job(
     def job() -> None:
         descriptor = reader.descriptor(first.source)
         assert descriptor is not None
-        for at in range(start, start + count, COPY_BYTES):
+        for start in range(0, count, COPY_BYTES):
             if stop.is_set():
                 raise _StoppedError
-            size = min(COPY_BYTES, start + count - at)
-            writer.copy(first.name, at, descriptor, first.source.offset + at, size)
+            size = min(COPY_BYTES, count - start)
+            writer.copy(first.name, start, descriptor, first.source.offset + start, size)
             progress(size)
 
     return job
@@ -159,10 +168,21 @@ def _compute_job(
     progress: Progress,
 ) -> Job:
     def job() -> None:
+        gathered: list[Bytes] = []
+        first = size = 0
         for start, data in step_bytes(step, plan.merge, plan.seed, reader):
             if stop.is_set():
                 raise _StoppedError
-            writer.write(step.name, start, data)
-            progress(data.nbytes)
+            if not gathered:
+                first = start
+            gathered.append(data)
+            size += data.nbytes
+            if size >= _WRITE_BYTES:
+                writer.write(step.name, first, np.concatenate(gathered))
+                progress(size)
+                gathered, size = [], 0
+        if gathered:
+            writer.write(step.name, first, np.concatenate(gathered))
+            progress(size)
 
     return job

@@ -76,8 +76,8 @@ def merge(heads: Sequence[Array], shares: Array) -> Array:
     """
     total: Array
     if np.all(shares == shares[0]):
-        total = heads[0].copy()
-        for head in heads[1:]:
+        total = heads[0] + heads[1] if len(heads) > 1 else heads[0].copy()
+        for head in heads[2:]:
             total += head
         total /= len(heads)
         return total

@@ -21,8 +21,9 @@ STORED = {"F16": np.float16, "BF16": np.uint16, "F32": np.float32, "F64": np.flo
 def decode(stored: Array, dtype: str) -> Array:
     """Stored elements as float32 (16-bit types) or float64 (float32 and float64)."""
     if dtype == "BF16":
-        widened: Array = (stored.astype(np.uint32) << 16).view(np.float32)
-        return widened
+        bits = stored.astype(np.uint32)
+        bits <<= 16
+        return bits.view(np.float32)
     return stored.astype(np.float32 if dtype == "F16" else np.float64)
 
 
@@ -30,8 +31,13 @@ def encode(values: Array, dtype: str) -> Array:
     """Numbers as stored elements of ``dtype``, rounded to nearest even; too large ones become infinite."""
     if dtype == "BF16":
         bits = _round_to_odd_float32(values).view(np.uint32)
-        # Add half a unit of the last kept place, a little less where it is even. NaN keeps its top bit.
-        rounded = ((bits + (0x7FFF + ((bits >> 16) & 1))) >> 16).astype(np.uint16)
+        # Add half a unit of the last kept place, a little less where it is even.
+        carried = bits >> 16
+        carried &= 1
+        carried += 0x7FFF
+        carried += bits
+        carried >>= 16
+        rounded = carried.astype(np.uint16)
         nan = np.isnan(values)
         if nan.any():
             rounded[nan] = 0x7FC0
@@ -61,5 +67,5 @@ def _round_to_odd_float32(values: Array) -> Array:
 def is_finite(stored: Array, dtype: str) -> bool:
     """Whether no stored element is infinite or NaN."""
     if dtype == "BF16":
-        return bool(((stored & 0x7F80) != 0x7F80).all())
+        return stored.size == 0 or int((stored & 0x7F80).max()) < 0x7F80
     return bool(np.isfinite(stored).all())

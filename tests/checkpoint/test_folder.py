@@ -103,7 +103,7 @@ def test_shards_are_opened_as_one(tmp_path: Path, kind: str) -> None:
 
 
 def test_safetensors_win_over_pickles(tmp_path: Path) -> None:
-    """transformers loads safetensors where both lie; converting the other one would be another model."""
+    """So does transformers load where both lie; the other one may be another model."""
     write_sharded(tmp_path)
     torch.save({"other": torch.ones(6)}, tmp_path / "pytorch_model.bin")
     checkpoint = open_checkpoint(tmp_path)
@@ -125,7 +125,7 @@ def test_an_index_names_a_missing_shard(tmp_path: Path) -> None:
     (tmp_path / "model-00002-of-00002.safetensors").unlink()
     with pytest.raises(
         CheckpointError,
-        match=r"model.safetensors.index.json names the shard model-00002-of-00002.safetensors, which is missing",
+        match=r"index.json names the shard model-00002-of-00002.safetensors, which is missing",
     ):
         open_checkpoint(tmp_path)
 
@@ -136,7 +136,7 @@ def test_a_tensor_stored_twice_is_refused(tmp_path: Path) -> None:
     save_file({**SHARDS[1], "wte": torch.ones(2, 3)}, tmp_path / weight_map["step"])
     with pytest.raises(
         CheckpointError,
-        match=r"'wte' is stored twice: in model-00001-of-00002.safetensors and model-00002-of-00002.safetensors",
+        match=r"'wte' is stored twice: in model-00001-of-00002.\w+ and model-00002-of-00002.\w+",
     ):
         open_checkpoint(tmp_path)
 
@@ -148,7 +148,7 @@ def test_an_index_that_names_a_tensor_twice_is_refused(tmp_path: Path) -> None:
     (tmp_path / "model.safetensors.index.json").write_text(
         f'{{"weight_map": {{"wte": "{first}", "step": "{second}", "wte": "{second}"}}}}'
     )
-    with pytest.raises(CheckpointError, match="model.safetensors.index.json names 'wte' twice"):
+    with pytest.raises(CheckpointError, match=r"model.safetensors.index.json names 'wte' twice"):
         open_checkpoint(tmp_path)
 
 
@@ -169,7 +169,7 @@ def test_a_shard_outside_the_folder_is_refused(tmp_path: Path, kind: str, outsid
 
 
 def test_a_tensor_the_index_omits_is_refused(tmp_path: Path) -> None:
-    """transformers would not load it, so neither may a conversion use it or drop it in silence."""
+    """Transformers would not load it, so neither may a conversion use it or drop it in silence."""
     weight_map = write_sharded(tmp_path)
     del weight_map["h.0.bias"]
     write_index(tmp_path, "model.safetensors", weight_map)

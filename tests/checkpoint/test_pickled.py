@@ -70,7 +70,7 @@ def test_a_plain_malicious_pickle_is_refused_and_not_run(tmp_path: Path) -> None
     ids=["number", "text", "none", "nested", "list inside", "list", "tensor", "unnamed"],
 )
 def test_anything_but_named_tensors_is_refused(tmp_path: Path, zipped: bool, data: Any, message: str) -> None:
-    """A training checkpoint lies under the same name; converting a part of it in silence would lose the rest."""
+    """A training checkpoint may lie under this name; a part converted in silence would lose the rest."""
     path = save(tmp_path / "pytorch_model.bin", data, zipped)
     with pytest.raises(CheckpointError, match=message) as refusal:
         list_tensors(path)
@@ -78,7 +78,7 @@ def test_anything_but_named_tensors_is_refused(tmp_path: Path, zipped: bool, dat
 
 
 def test_a_sparse_tensor_is_refused(tmp_path: Path) -> None:
-    """safetensors holds dense tensors only."""
+    """A safetensors file holds dense tensors only."""
     path = save(tmp_path / "pytorch_model.bin", {"mask": torch.eye(3).to_sparse()}, True)
     with pytest.raises(CheckpointError, match="'mask' is sparse or quantised"):
         list_tensors(path)
@@ -88,7 +88,7 @@ def test_a_dtype_safetensors_lacks_is_refused(tmp_path: Path) -> None:
     """The name of the tensor tells whether it can be left out."""
     path = save(tmp_path / "pytorch_model.bin", {"roots": torch.ones(3, dtype=torch.complex128)}, True)
     with pytest.raises(
-        CheckpointError, match="'roots' has the dtype torch.complex128, which safetensors cannot hold"
+        CheckpointError, match=r"'roots' has the dtype torch.complex128, which safetensors cannot hold"
     ):
         list_tensors(path)
 
@@ -148,7 +148,7 @@ def test_a_cut_file_is_refused(tmp_path: Path) -> None:
 
 @pytest.mark.xfail(strict=True, reason="struct.error and AssertionError come out of torch.load uncaught")
 def test_a_cut_legacy_file_is_refused(tmp_path: Path) -> None:
-    """Files before PyTorch 1.6 have no directory at their end that a cut would remove, so the reader goes on further."""
+    """Files before PyTorch 1.6 have no directory at their end, so the reader goes on until the cut."""
     path = save(tmp_path / "pytorch_model.bin", {"wte": torch.arange(6.0).reshape(2, 3)}, False)
     whole = path.read_bytes()
     for size in range(1, len(whole)):

@@ -61,7 +61,7 @@ def fill(folder: Path, names: tuple[str, ...]) -> None:
 
 
 def test_what_a_model_needs_beside_its_weights_is_carried(tmp_path: Path) -> None:
-    """Without its tokenizer, processor or chat template the result answers nonsense; licences must follow copies."""
+    """Without its tokenizer or chat template the result answers nonsense; licences must follow copies."""
     fill(tmp_path, CARRIED)
     carried, left = carried_files(tmp_path)
     assert carried == {name: tmp_path / name for name in CARRIED}
@@ -187,7 +187,7 @@ def test_a_hub_snapshot_is_known_by_any_path(
     snapshot: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str
 ) -> None:
     """`cd` into a snapshot and `convert .`, or a link to it: the tokenizer must come along all the same."""
-    folder = Path(".")
+    folder = Path()
     if how == "dot":
         monkeypatch.chdir(snapshot)
     elif how == "relative":

@@ -69,7 +69,7 @@ def test_stored_heads_are_counted_per_role(layout: HeadLayout) -> None:
 @properties
 @given(layout=st.one_of(layouts(), named_layouts()))
 def test_stock_means_that_two_configuration_numbers_say_it_all(layout: HeadLayout) -> None:
-    """A stock model repeats each key/value head for neighbouring heads; anything else would load and be wrong."""
+    """A stock model repeats each key/value head for its neighbours; anything else would load and be wrong."""
     heads, stored = layout.num_attention_heads, layout.num_key_heads
     repeated = tuple(head * stored // heads for head in range(heads))
     by_hand = (

@@ -43,7 +43,7 @@ def stored_heads(seed: int, dtype: str, shape: tuple[int, int] = (3, 5)) -> Arra
     seed=st.integers(0, 2**32),
 )
 def test_equal_heads_merge_to_the_same_bytes(rule: str, dtype: str, size: int, seed: int) -> None:
-    """Whatever the group's size: heads that agree lose nothing, which is what every lossless test rests on."""
+    """Whatever the group's size: heads that agree lose nothing, on which every lossless test rests."""
     stored = stored_heads(seed, dtype)
     heads = [decode(stored, dtype) for _ in range(size)]
     merged = merge(heads, RULES[rule].shares(heads))
@@ -190,7 +190,7 @@ def group(
 
 @pytest.mark.parametrize("working", [np.float32, np.float64])
 def test_a_fresh_head_has_the_scale_of_those_it_replaces(working: Any) -> None:
-    """Too small it would be silent, too large it would drown the others; 6144 numbers tell within two per cent."""
+    """Too small it would be silent, too large it would drown the others; 6144 numbers tell which."""
     heads = group((0.02, 0.05, 0.11), working=working)
     fresh = fresh_head(heads, "0/h.3.weight/1").astype(np.float64)
     wanted = np.sqrt(np.mean(np.square(np.array(heads, dtype=np.float64))))

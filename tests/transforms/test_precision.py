@@ -36,10 +36,9 @@ def nearest_even(value: float, dtype: str) -> int:
     if above < infinity and finite[above] == size:
         return sign | above
     low = finite[above - 1]
-    high = (
-        finite[above] if above < infinity else 2 * low - finite[above - 2]
-    )  # where infinity begins to be nearer
-    # Both differences are exact: the numbers lie within a factor of two, or differ from a subnormal's multiple.
+    # Beyond the largest number, the next one there would be is where infinity lies for rounding.
+    high = finite[above] if above < infinity else 2 * low - finite[above - 2]
+    # All of this is exact: 16-bit numbers have far fewer digits than the float64 they are kept in.
     middle = low + (high - low) / 2
     if size != middle:
         return sign | (above if size > middle else above - 1)
@@ -99,7 +98,7 @@ def test_bfloat16_is_rounded_as_torch_rounds_it() -> None:
 
 
 def test_float16_is_rounded_as_torch_rounds_it() -> None:
-    """numpy and PyTorch each have their own rounding; they must agree."""
+    """Both numpy and PyTorch each have their own rounding; they must agree."""
     values = patterns(6)
     values = values[~np.isnan(values)]
     wanted = torch.from_numpy(values).to(torch.float16).numpy()
@@ -124,7 +123,7 @@ def near_ties(draw: st.DrawFn) -> tuple[str, float]:
 @settings(max_examples=300, deadline=None)
 @given(case=near_ties())
 def test_float64_is_rounded_once(case: tuple[str, float]) -> None:
-    """Rounded to float32 on the way, a number just beside a tie would become the tie and fall on the wrong side."""
+    """Rounded to float32 on the way, a number beside a tie would become the tie and fall wrongly."""
     dtype, value = case
     found = encode(np.array([value]), dtype).view(np.uint16)
     assert hex(found[0]) == hex(nearest_even(value, dtype))
@@ -168,7 +167,7 @@ def test_a_signalling_nan_is_read_in_silence() -> None:
 
 @pytest.mark.parametrize(("dtype", "large"), [("F16", 65520.0), ("BF16", 3.3961776e38), ("F32", 3.5e38)])
 def test_too_large_numbers_become_infinite_in_silence(dtype: str, large: float) -> None:
-    """The caller finds them by `is_finite` and names the tensor; a numpy warning would only say where we add."""
+    """The caller finds them by `is_finite` and names the tensor; a numpy warning would not."""
     encoded = encode(np.array([large, -large, 1.0]), dtype)
     assert list(decode(encoded, dtype)) == [np.inf, -np.inf, 1.0]
     assert not is_finite(encoded, dtype)

@@ -1,0 +1,23 @@
+.PHONY: check test slow format bench docs
+
+check: ## everything CI checks, in this environment
+	ruff format --check .
+	ruff check .
+	mypy
+	python docs/generate.py --check
+	pytest
+
+test: ## tests alone; make test ARGS="-k verify"
+	pytest $(ARGS)
+
+slow: ## the tests left out by default
+	pytest -m slow
+
+format: ## format the code and write the generated docs
+	ruff format .
+	ruff check --fix .
+	python docs/generate.py
+
+bench: ## conversion speed and memory; make bench FOLDER=/a/disk/with/40GB MERGEKIT=/venv/bin/python
+	python benchmarks/conversion.py --folder $(FOLDER) $(if $(MERGEKIT),--mergekit $(MERGEKIT)) \
+		--json $(FOLDER)/conversion.json --markdown $(FOLDER)/conversion.md

@@ -1,0 +1,128 @@
+"""Write the generated pages: docs/cli.md from the commands' help, docs/families.md and docs/errors.md from tables.
+
+python docs/generate.py            # write them
+python docs/generate.py --check    # fail if one is out of date
+"""
+
+from __future__ import annotations
+
+import inspect
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from typer.testing import CliRunner
+
+from gqkva_convert import errors
+from gqkva_convert.architectures import FAMILIES, Attention, Family
+from gqkva_convert.cli import app
+
+DOCS = Path(__file__).parent
+COMMANDS = {
+    "inspect": "gqkva_convert.inspect",
+    "convert": "gqkva_convert.convert",
+    "verify": "gqkva_convert.verify",
+    "demo": "gqkva_convert.demo",
+}
+
+
+def cli_page() -> str:
+    """The help of every command, and the Python function behind it."""
+    os.environ.update(TERMINAL_WIDTH="100", COLUMNS="100", NO_COLOR="1", TERM="dumb")
+    parts = ["# Commands\n", "Generated from `--help` by `python docs/generate.py`.\n"]
+    for command, function in COMMANDS.items():
+        result = CliRunner().invoke(app, [command, "--help"], prog_name="gqkva", terminal_width=100)
+        text = "\n".join(line.rstrip() for line in result.stdout.strip().splitlines())
+        parts.append(f"## gqkva {command}\n\nIn Python: `{function}`.\n\n```\n{text}\n```\n")
+    return "\n".join(parts)
+
+
+def families_page() -> str:
+    """What each family's table says."""
+    lines = [
+        "# Model families\n",
+        "Generated from `gqkva_convert/architectures` by `python docs/generate.py`.",
+        "`gqkva inspect` reads every family here. `gqkva convert` writes those whose stock architecture in",
+        "transformers reads `num_key_value_heads`; the others stop with exit code 5.\n",
+        "| family | attention | q, k, v stored | positions | query/key norm | head order | convert |",
+        "| --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    for name in sorted(FAMILIES):
+        family = FAMILIES[name]
+        lines += [_family_row(family, attention) for attention in family.attention]
+    return "\n".join(lines) + "\n"
+
+
+def _family_row(family: Family, attention: Attention) -> str:
+    packing = next(p for p in attention.projections if "query" in p.roles)
+    stored = {
+        "separate": "apart",
+        "stacked": "together: all q, all k, all v",
+        "per_head": "together: q, k, v of each head side by side",
+    }[packing.packing]
+    if packing.head_axis == 1:
+        stored += ", transposed"
+    positions = "learned or none"
+    if attention.rotary:
+        positions = f"rotary, {attention.rotary.style}, {attention.rotary.fraction:.0%} of head_dim"
+    elif attention.head_bias:
+        positions = "bias per head"
+    norm = attention.norms[0].span.replace("_", " ") if attention.norms else "-"
+    if attention.norms and attention.norms[0].key:
+        norm += f", if {attention.norms[0].key}"
+    order = "bound to its index" if attention.head_bias else "free"
+    convert = "yes" if family.is_native else "not yet"
+    kind = attention.kind
+    return f"| {family.model_type} | {kind} | {stored} | {positions} | {norm} | {order} | {convert} |"
+
+
+def errors_page() -> str:
+    """Exit codes and what they mean."""
+    lines = [
+        "# Exit codes\n",
+        "Generated from `gqkva_convert/errors.py` by `python docs/generate.py`. Every error is one line on",
+        "stderr that says what was found, where, and what to do next.\n",
+        "| code | error | meaning |",
+        "| --- | --- | --- |",
+        "| 0 | - | done |",
+        "| 1 | - | a bug of ours, with its traceback |",
+        "| 2 | usage | an option that does not exist or has the wrong form |",
+    ]
+    found = [
+        (kind.exit_code, name, (inspect.getdoc(kind) or "").splitlines()[0])
+        for name, kind in vars(errors).items()
+        if inspect.isclass(kind) and issubclass(kind, (errors.GqkvaError, errors.Terminated))
+    ]
+    rows = [row for row in sorted(found) if row[1] != "GqkvaError"]
+    lines += [f"| {code} | `{name}` | {meaning} |" for code, name, meaning in rows]
+    lines.append(
+        "| 130 | Ctrl-C | Interrupted; complete shards are kept, the same command goes on from them. |"
+    )
+    return "\n".join(lines) + "\n"
+
+
+PAGES: dict[str, Callable[[], str]] = {
+    "cli.md": cli_page,
+    "families.md": families_page,
+    "errors.md": errors_page,
+}
+
+
+def main() -> int:
+    """Write or check every page."""
+    stale = []
+    for name, page in PAGES.items():
+        text = page()
+        if "--check" in sys.argv:
+            if (DOCS / name).read_text() != text:
+                stale.append(name)
+        else:
+            (DOCS / name).write_text(text)
+    if stale:
+        print(f"out of date: {', '.join(stale)}; run python docs/generate.py", file=sys.stderr)
+    return len(stale)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,139 @@
+"""verify must fail for every way in which an output can be wrong."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+from typer.testing import Result
+
+from gqkva_convert import verify
+
+Run = Callable[..., Result]
+
+
+@pytest.fixture
+def converted(llama: Path, gqkva: Run) -> Path:
+    """A conversion of the tiny Llama into one file."""
+    out = llama.parent / "out"
+    assert gqkva("convert", llama, out, "--gkv", "2", "--max-shard-size", "1GB").exit_code == 0
+    return out
+
+
+def failed(result: dict[str, object]) -> list[str]:
+    return [check["check"] for check in result["checks"] if not check["passed"]]
+
+
+def poke(folder: Path, name: str, value: float | None = None) -> None:
+    """Change one element of a tensor in place, leaving header and size alone."""
+    path = folder / "model.safetensors"
+    tensors = load_file(path)
+    before = path.read_bytes()
+    raw = tensors[name].tobytes()
+    start = before.index(raw)
+    changed = tensors[name].copy()
+    changed.flat[1] = changed.flat[1] + 0.5 if value is None else value
+    path.write_bytes(before[:start] + changed.tobytes() + before[start + len(raw) :])
+
+
+def test_a_sound_output_passes_and_keeps_its_proof(converted: Path, llama: Path, gqkva: Run) -> None:
+    """The proof travels with the weights."""
+    result = gqkva("verify", converted, "--against", llama)
+    assert result.exit_code == 0, result.output
+    proof = json.loads((converted / "gqkva_report.json").read_text())["verification"]
+    assert proof["passed"]
+    assert proof["against"] == str(llama)
+    assert set(proof["sha256"]) == {"model.safetensors"}
+    assert "logits" in result.stdout
+    assert not list(converted.glob(".*"))
+
+
+@pytest.mark.parametrize(
+    "name", ["model.layers.0.self_attn.k_proj.weight", "model.layers.1.mlp.up_proj.weight"]
+)
+def test_a_changed_weight_is_found_against_the_source(
+    name: str, converted: Path, llama: Path, gqkva: Run
+) -> None:
+    """Merged or copied, every tensor is recomputed."""
+    poke(converted, name)
+    result = verify(converted, llama)
+    assert failed(result) == ["recomputed from the source"]
+    assert name in str(result["checks"])
+    line = gqkva("verify", converted, "--against", llama)
+    assert line.exit_code == 9
+    assert "error: " in line.stderr
+
+
+def test_a_weight_changed_after_the_proof_is_found_without_the_source(converted: Path) -> None:
+    """Checksums of the last verification are kept for this."""
+    assert verify(converted)["passed"]
+    poke(converted, "model.norm.weight")
+    assert failed(verify(converted)) == ["checksums"]
+
+
+def test_nan_is_found(converted: Path) -> None:
+    """A damaged download can hold a NaN that no header shows."""
+    poke(converted, "model.layers.0.mlp.down_proj.weight", np.nan)
+    assert "finite values" in failed(verify(converted))
+
+
+def test_a_configuration_that_lies_is_found(converted: Path, gqkva: Run) -> None:
+    """Published models with a wrong num_key_value_heads are found by their users; not this one."""
+    config = json.loads((converted / "config.json").read_text())
+    (converted / "config.json").write_text(json.dumps(config | {"num_key_value_heads": 3}))
+    result = gqkva("verify", converted)
+    assert result.exit_code == 9
+
+
+def test_a_missing_or_renamed_tensor_is_found(converted: Path) -> None:
+    """Names, shapes and dtypes are compared with the report."""
+    path = converted / "model.safetensors"
+    tensors = load_file(path)
+    tensors["model.norm.weight"] = tensors["model.norm.weight"].astype(np.float16)
+    save_file(tensors, path, metadata={"format": "pt"})
+    assert "files, names, shapes, dtypes" in failed(verify(converted))
+
+
+def test_another_source_is_not_accepted(converted: Path, llama: Path) -> None:
+    """A proof against the wrong model proves nothing."""
+    shard = sorted(llama.glob("*.safetensors"))[0]
+    tensors = load_file(shard)
+    save_file(
+        {name: tensor.astype(np.float64) for name, tensor in tensors.items()},
+        shard,
+        metadata={"format": "pt"},
+    )
+    assert failed(verify(converted, llama)) == ["source"]
+
+
+def test_heads_in_the_wrong_order_fail_the_logit_checks(llama: Path, gqkva: Run) -> None:
+    """The field's classic mistake, planted: a plan whose order the weights do not follow."""
+    out = llama.parent / "out"
+    assert gqkva("convert", llama, out, "--gkv", "2", "--grouping", "random", "--seed", "1").exit_code == 0
+    path = out / "gqkva_report.json"
+    report = json.loads(path.read_text())
+    assert report["plan"]["blocks"][0]["order"] is not None
+    for block in report["plan"]["blocks"]:
+        block["order"] = block["order"][::-1]
+    path.write_text(json.dumps(report))
+    assert "recomputed from the source" in failed(verify(out, llama))
+
+
+def test_a_model_can_be_proven_on_a_few_layers(converted: Path, llama: Path) -> None:
+    """A 70B model does not fit; the check says which layers it ran."""
+    result = verify(converted, llama, layers=1)
+    assert result["passed"]
+    assert any("layers 0 of 2" in check["detail"] for check in result["checks"])
+
+
+def test_random_heads_are_proven_as_far_as_they_can_be(llama: Path, gqkva: Run) -> None:
+    """Heads drawn anew cannot be had from equal ones; the rest of the proof still holds."""
+    out = llama.parent / "out"
+    assert gqkva("convert", llama, out, "--gkv", "2", "--merge", "random", "--seed", "3").exit_code == 0
+    result = verify(out, llama)
+    assert result["passed"]
+    assert any("not applicable" in check["detail"] for check in result["checks"])

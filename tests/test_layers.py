@@ -1,0 +1,74 @@
+"""The order of the packages: each imports itself and what stands to its left."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import gqkva_convert
+
+PACKAGE = Path(gqkva_convert.__file__).parent
+# Packages in one entry do not import each other.
+ORDER = [
+    {"errors"},
+    {"heads"},
+    {"architectures", "transforms", "checkpoint"},
+    {"conversion"},
+    {"evaluation"},
+    {"demo_model"},
+    {"cli"},
+]
+HEAVY = ("torch", "transformers", "accelerate", "huggingface_hub")
+
+
+def imported(path: Path) -> set[str]:
+    """Parts of gqkva_convert that a file imports, inside functions too."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("gqkva_convert."):
+            found.add(node.module.split(".")[1])
+        elif isinstance(node, ast.ImportFrom) and node.module == "gqkva_convert":
+            found.update(alias.name for alias in node.names if (PACKAGE / alias.name).exists())
+    return found
+
+
+@pytest.mark.parametrize(
+    "path", sorted(PACKAGE.rglob("*.py")), ids=lambda path: str(path.relative_to(PACKAGE))
+)
+def test_packages_import_only_what_stands_to_their_left(path: Path) -> None:
+    """A cycle, or maths that knows about disks, makes the next change twice as hard."""
+    parts = path.relative_to(PACKAGE).parts
+    if len(parts) == 1 and parts[0] != "errors.py":
+        return  # the package's own front doors reach everything
+    own = parts[0].removesuffix(".py")
+    place = next(place for place, names in enumerate(ORDER) if own in names)
+    allowed = set().union(*ORDER[:place]) | {own}
+    assert imported(path) <= allowed
+
+
+def test_every_package_has_its_place() -> None:
+    """A new package must be given a place, or the rule would not see it."""
+    packages = {path.parent.name for path in PACKAGE.glob("*/__init__.py")} | {"errors"}
+    assert packages == set().union(*ORDER)
+
+
+@pytest.mark.parametrize(
+    "command", [["--help"], ["convert", "--help"], ["inspect", "MODEL"], ["convert", "MODEL"]]
+)
+def test_commands_that_need_no_torch_do_not_load_it(command: list[str], llama: Path, tmp_path: Path) -> None:
+    """Loading torch takes seconds, longer than converting a small model."""
+    arguments = [str(llama) if part == "MODEL" else part for part in command]
+    if command[0] == "convert" and "MODEL" in command:
+        arguments += [str(tmp_path / "out"), "--gkv", "2"]
+    script = (
+        "import sys\n"
+        "from gqkva_convert.cli import app\n"
+        f"app({arguments!r}, standalone_mode=False)\n"
+        f"print('LOADED', *[name for name in {HEAVY!r} if name in sys.modules])"
+    )
+    result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert result.stdout.splitlines()[-1] == "LOADED "
