@@ -91,7 +91,11 @@ def read_index(path: Path) -> dict[str, str]:
     """The ``weight_map`` of a shard index: tensor name to file name."""
     index = read_json(path)
     weight_map = index.get("weight_map") if isinstance(index, dict) else None
-    if not isinstance(weight_map, dict) or not all(isinstance(value, str) for value in weight_map.values()):
+    if (
+        not isinstance(weight_map, dict)
+        or not weight_map
+        or not all(isinstance(value, str) for value in weight_map.values())
+    ):
         raise CheckpointError(f"{path} has no weight_map from tensors to files")
     return weight_map
 

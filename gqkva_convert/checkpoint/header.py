@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import struct
 from collections.abc import Iterable, Mapping
@@ -79,21 +80,30 @@ def parse_header(raw: bytes, path: Path, data_start: int, data_bytes: int) -> He
     entries = parse_json(raw, f"the header of {path}")
     if not isinstance(entries, dict):
         raise CheckpointError(f"{path}: header is not a JSON object")
-    metadata = entries.pop("__metadata__", {})
+    metadata = entries.pop("__metadata__", None) or {}
     if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
         raise CheckpointError(f"{path}: header metadata is not a map of texts")
     ranges = []
     for name, entry in entries.items():
         try:
-            dtype, shape = entry["dtype"], tuple(entry["shape"])
-            start, end = entry["data_offsets"]
+            dtype, shape, (start, end) = entry["dtype"], entry["shape"], entry["data_offsets"]
+            name.encode()
         except (TypeError, KeyError, ValueError) as error:
             raise CheckpointError(f"{path}: header entry of {name!r} is malformed") from error
-        numbers = (*shape, start, end)
-        if any(not isinstance(number, int) or isinstance(number, bool) or number < 0 for number in numbers):
-            raise CheckpointError(f"{path}: header entry of {name!r} has a size that is not a whole number")
-        if dtype not in BITS:
+        if not isinstance(shape, list):
+            raise CheckpointError(f"{path}: header entry of {name!r} is malformed")
+        shape = tuple(shape)
+        # The product of the sizes, empty axes aside, must fit the official reader's integers too.
+        if not all(_is_size(number) for number in (*shape, start, end)) or not _is_size(
+            math.prod(size for size in shape if size)
+        ):
+            raise CheckpointError(
+                f"{path}: header entry of {name!r} has a size that is not a whole number of 63 bits"
+            )
+        if not isinstance(dtype, str) or dtype not in BITS:
             raise CheckpointError(f"{path}: {name!r} has the unknown dtype {dtype!r}")
+        if math.prod(shape) * BITS[dtype] % 8:
+            raise CheckpointError(f"{path}: {name!r} of dtype {dtype} ends inside a byte")
         if end - start != tensor_bytes(dtype, shape):
             raise CheckpointError(
                 f"{path}: {name!r} of dtype {dtype} and shape {list(shape)} needs "
@@ -115,6 +125,10 @@ def parse_header(raw: bytes, path: Path, data_start: int, data_bytes: int) -> He
             "it is truncated or damaged, download it again"
         )
     return Header(tuple(tensor for *_, tensor in ranges), metadata)
+
+
+def _is_size(number: object) -> bool:
+    return isinstance(number, int) and not isinstance(number, bool) and 0 <= number < 2**63
 
 
 def build_header(

@@ -29,7 +29,8 @@ def parse_json(text: str | bytes, where: str) -> Any:
         return result
 
     try:
-        return json.loads(text, object_pairs_hook=without_repeats)
+        decoded = text.decode("utf-8") if isinstance(text, bytes) else text
+        return json.loads(decoded, object_pairs_hook=without_repeats)
     except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{where} is not JSON; the file is damaged, download it again") from error
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,40 +23,41 @@ def load_pickled(path: Path) -> dict[str, Tensor]:
     import torch
 
     try:
-        try:
-            data: Any = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-        except RuntimeError as error:
-            if "mmap" not in str(error):
-                raise
-            # Files written before PyTorch 1.6 are not zip archives and cannot be mapped.
-            data = torch.load(path, map_location="cpu", weights_only=True)
+        data = _load(path)
     except pickle.UnpicklingError as error:
         raise CheckpointError(
             f"{path} holds more than tensors and is not loaded, because unpickling could run code; "
             "save it again as safetensors where you trust it"
         ) from error
-    except (
-        RuntimeError,
-        EOFError,
-        OSError,
-        ValueError,
-        KeyError,
-        IndexError,
-        AttributeError,
-        TypeError,
-    ) as error:
+    except Exception as error:  # torch raises whatever a damaged byte leads it to
         raise CheckpointError(f"{path} is truncated or not a PyTorch file, download it again") from error
     if not isinstance(data, dict):
         raise CheckpointError(f"{path} holds a {type(data).__name__}, not named tensors")
     for name, value in data.items():
         if not isinstance(name, str) or not isinstance(value, torch.Tensor):
             raise CheckpointError(
-                f"{path}: {name!r} is a {type(value).__name__}, not a tensor; "
+                f"{path}: {name!r} is a {type(value).__name__}, not a named tensor; "
                 "this is not a model's weights as transformers saves them"
             )
-        if value.layout != torch.strided or value.is_quantized:
-            raise CheckpointError(f"{path}: {name!r} is sparse or quantised, which safetensors cannot hold")
+        if value.layout != torch.strided or value.is_quantized or value.is_meta:
+            raise CheckpointError(
+                f"{path}: {name!r} is sparse or quantised or without data, which safetensors cannot hold"
+            )
     return data
+
+
+def _load(path: Path) -> Any:
+    import torch
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # about damage, which is reported as an error here
+        try:
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        except RuntimeError as error:
+            if "mmap" not in str(error):
+                raise
+            # Files written before PyTorch 1.6 are not zip archives and cannot be mapped.
+            return torch.load(path, map_location="cpu", weights_only=True)
 
 
 def list_tensors(path: Path) -> tuple[StoredTensor, ...]:

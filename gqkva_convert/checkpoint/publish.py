@@ -42,6 +42,8 @@ def published_folder(target: Path, *, overwrite: bool) -> Iterator[Path]:
         OutputError: The target exists, is in use by another run, or cannot be written.
     """
     target = Path.cwd() / target  # a link under this name is refused below, so it is not followed here
+    if not target.name or target.name == "..":
+        raise OutputError(f"{target} cannot be a new folder; name one")
     scratch, previous = scratch_folder(target), _previous_folder(target)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -59,14 +61,25 @@ def published_folder(target: Path, *, overwrite: bool) -> Iterator[Path]:
                 if not any(scratch.glob("*.safetensors")):
                     shutil.rmtree(scratch, ignore_errors=True)
                 raise
-            if target.exists():
-                shutil.rmtree(previous, ignore_errors=True)
-                target.rename(previous)
-            scratch.rename(target)
-            shutil.rmtree(previous, ignore_errors=True)
+            _put_in_place(scratch, target, previous)
     except OSError as error:
         where = f" ({error.filename})" if error.filename else ""
         raise OutputError(f"cannot write {target}: {error.strerror or error}{where}") from error
+
+
+def _put_in_place(scratch: Path, target: Path, previous: Path) -> None:
+    """Rename the scratch folder to the target; an old target comes back if that fails."""
+    try:
+        if target.exists():
+            shutil.rmtree(previous, ignore_errors=True)
+            target.rename(previous)
+        scratch.rename(target)
+    except BaseException:
+        if previous.exists() and not target.exists():
+            previous.rename(target)
+        shutil.rmtree(scratch, ignore_errors=True)
+        raise
+    shutil.rmtree(previous, ignore_errors=True)
 
 
 def _check_target(target: Path, overwrite: bool) -> None:

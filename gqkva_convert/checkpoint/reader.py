@@ -66,7 +66,8 @@ class TensorReader:
         if tensor.file in self._pickled:
             import torch
 
-            flat = self._pickled[tensor.file][tensor.name].detach().contiguous().view(-1)
+            stored = self._pickled[tensor.file][tensor.name].detach()
+            flat = stored.resolve_conj().resolve_neg().contiguous().view(-1)
             data: Bytes = flat.view(torch.uint8).numpy()[start : start + count]
             return data
         buffer = np.empty(count, dtype=np.uint8)

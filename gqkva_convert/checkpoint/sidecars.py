@@ -39,6 +39,7 @@ def carried_files(folder: Path) -> tuple[dict[str, Path], dict[str, str]]:
     Returns:
         Relative name to file for those carried, and relative name to reason for those left behind.
     """
+    folder = folder.resolve()
     carried: dict[str, Path] = {}
     left: dict[str, str] = {}
     nested = [
@@ -71,7 +72,7 @@ def _left_behind(path: Path, folder: Path) -> str | None:
 def _is_inside(path: Path, folder: Path) -> bool:
     """Whether a file lies in the folder, or among the blobs of the Hub cache it is a snapshot of."""
     resolved = path.resolve()
-    allowed = [folder.resolve()]
+    allowed = [folder]
     if folder.parent.name == "snapshots":
         allowed.append((folder.parent.parent / "blobs").resolve())
     return any(resolved.is_relative_to(root) for root in allowed)

@@ -8,6 +8,8 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from types import TracebackType
 
+import numpy as np
+
 from gqkva_convert.checkpoint.header import build_header
 from gqkva_convert.checkpoint.reader import Bytes
 from gqkva_convert.errors import OutputError
@@ -63,7 +65,8 @@ class ShardWriter:
 
     def write(self, name: str, start: int, data: Bytes) -> None:
         """Write ``data`` at byte ``start`` of a tensor."""
-        self._pwrite(memoryview(data.data), self.offsets[name] + start)
+        raw = np.ascontiguousarray(data).reshape(-1).view(np.uint8)
+        self._pwrite(memoryview(raw.data), self.offsets[name] + start)
 
     def copy(self, name: str, start: int, source: int, source_offset: int, count: int) -> None:
         """Copy ``count`` bytes of a descriptor to byte ``start`` of a tensor, inside the kernel."""

@@ -36,6 +36,9 @@ class HeadLayout:
                 f"a layout needs one query, key and value entry per attention head, "
                 f"found {len(self.query)}, {len(self.key)} and {len(self.value)}"
             )
+        numbers = (*self.query, *self.key, *self.value, self.head_dim)
+        if any(type(number) is not int for number in numbers):
+            raise LayoutError(f"a layout is made of whole numbers, found {numbers!r}")
         if not self.query or self.head_dim < 1:
             raise LayoutError(
                 f"a layout needs at least one head and one feature, "
@@ -125,7 +128,9 @@ class HeadLayout:
             sizes = {self.key.count(head) for head in range(keys)}
             return f"GQA-{keys}" if len(sizes) == 1 else f"unequal GQA-{keys}"
         if keys == heads:
-            return "MKVA" if queries == 1 else f"GKVA-{queries}"
+            sizes = {self.query.count(head) for head in range(queries)}
+            unequal = "" if len(sizes) == 1 else "unequal "
+            return "MKVA" if queries == 1 else f"{unequal}GKVA-{queries}"
         if len(set(zip(self.query, self.key, strict=True))) == heads == queries * keys:
             return f"GQKVA-{queries}.{keys}"
         return f"custom ({queries} query, {keys} key/value heads)"
@@ -150,7 +155,10 @@ class HeadLayout:
         """
         try:
             if "num_attention_heads" in data:
-                return cls.gqa(data["num_attention_heads"], data["num_key_value_heads"], data["head_dim"])
+                numbers = data["num_attention_heads"], data["num_key_value_heads"], data["head_dim"]
+                if any(type(number) is not int for number in numbers):
+                    raise LayoutError(f"a layout is made of whole numbers, found {data!r}")
+                return cls.gqa(*numbers)
             query, key, value = (tuple(data[role]) for role in ROLES)
             return cls(query, key, value, data["head_dim"])
         except (KeyError, TypeError, ValueError) as error:

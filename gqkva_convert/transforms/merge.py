@@ -71,22 +71,17 @@ def merge(heads: Sequence[Array], shares: Array) -> Array:
         shares: ``(len(heads),)``, summing to 1.
 
     Returns:
-        One array of that shape and dtype. Equal shares are summed and divided once, so that the mean of
-        equal heads is exactly those heads.
+        One array of that shape and dtype: the first head plus its share-weighted distance to the others,
+        so that equal heads come out as they are, to the last bit.
     """
-    total: Array
-    if np.all(shares == shares[0]):
-        total = heads[0] + heads[1] if len(heads) > 1 else heads[0].copy()
-        for head in heads[2:]:
-            total += head
-        total /= len(heads)
-        return total
-    used = [(head, share) for head, share in zip(heads, shares, strict=True) if share]
-    if len(used) == 1 and used[0][1] == 1:
-        return used[0][0]
-    total = used[0][0] * used[0][0].dtype.type(used[0][1])
-    for head, share in used[1:]:
-        total += head * head.dtype.type(share)
+    with np.errstate(over="ignore", invalid="ignore"):
+        total: Array = heads[0]
+        for head, share in zip(heads[1:], shares[1:], strict=True):
+            if share:
+                distance = heads[0] - head
+                distance *= head.dtype.type(share)
+                # Subtracted, because adding 0 would turn a negative zero positive.
+                total = np.subtract(total, distance, out=distance)
     return total
 
 

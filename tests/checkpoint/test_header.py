@@ -189,7 +189,7 @@ LIES = {
     "boolean axis": (one(shape=[True, 6]), 24, "'a' has a size that is not a whole number"),
     "float axis": (one(shape=[2.0, 3]), 24, "'a' has a size that is not a whole number"),
     "text axis": (one(shape=["2", 3]), 24, "'a' has a size that is not a whole number"),
-    "shape is a text": (one(shape="23"), 24, "'a' has a size that is not a whole number"),
+    "shape is a text": (one(shape="23"), 24, "entry of 'a' is malformed"),
     "nested axis": (one(shape=[[2, 3]]), 24, "'a' has a size that is not a whole number"),
     "negative start": (one(data_offsets=[-24, 0]), 0, "'a' has a size that is not a whole number"),
     "boolean start": (one(data_offsets=[False, 24]), 24, "'a' has a size that is not a whole number"),
@@ -254,7 +254,6 @@ STRANGER_LIES = {
 }
 
 
-@pytest.mark.xfail(strict=True, raises=(TypeError, ValueError), reason="crashes instead of being refused")
 @pytest.mark.parametrize("lie", sorted(STRANGER_LIES))
 def test_a_header_that_lies_strangely_is_refused_too(tmp_path: Path, lie: str) -> None:
     """Nobody writes such a file by accident, so it must not be the one that shows a traceback."""
@@ -273,9 +272,6 @@ OFFICIALLY_REFUSED = {
 }
 
 
-@pytest.mark.xfail(
-    strict=True, raises=pytest.fail.Exception, reason="read_header accepts what safetensors refuses"
-)
 @pytest.mark.parametrize("lie", sorted(OFFICIALLY_REFUSED))
 def test_what_the_official_reader_refuses_is_refused(tmp_path: Path, lie: str) -> None:
     """A source that nothing else loads is damaged, and its conversion could not be checked against it."""

@@ -58,11 +58,11 @@ def test_a_plain_malicious_pickle_is_refused_and_not_run(tmp_path: Path) -> None
 @pytest.mark.parametrize(
     ("data", "message"),
     [
-        ({"wte": torch.ones(2, 3), "epoch": 7}, "'epoch' is a int, not a tensor"),
-        ({"wte": torch.ones(2, 3), "note": "best"}, "'note' is a str, not a tensor"),
-        ({"wte": torch.ones(2, 3), "lr": None}, "'lr' is a NoneType, not a tensor"),
-        ({"model": {"wte": torch.ones(2, 3)}}, "'model' is a dict, not a tensor"),
-        ({"state": [torch.ones(2, 3)]}, "'state' is a list, not a tensor"),
+        ({"wte": torch.ones(2, 3), "epoch": 7}, "'epoch' is a int, not a named tensor"),
+        ({"wte": torch.ones(2, 3), "note": "best"}, "'note' is a str, not a named tensor"),
+        ({"wte": torch.ones(2, 3), "lr": None}, "'lr' is a NoneType, not a named tensor"),
+        ({"model": {"wte": torch.ones(2, 3)}}, "'model' is a dict, not a named tensor"),
+        ({"state": [torch.ones(2, 3)]}, "'state' is a list, not a named tensor"),
         ([torch.ones(2, 3)], "holds a list, not named tensors"),
         (torch.ones(2, 3), "holds a Tensor, not named tensors"),
         ({5: torch.ones(2, 3)}, "5 is a Tensor"),
@@ -93,9 +93,6 @@ def test_a_dtype_safetensors_lacks_is_refused(tmp_path: Path) -> None:
         list_tensors(path)
 
 
-@pytest.mark.xfail(
-    strict=True, raises=pytest.fail.Exception, reason="a meta tensor is listed, and fails when read"
-)
 def test_a_tensor_without_data_is_refused(tmp_path: Path) -> None:
     """Models saved before their weights were loaded hold shapes only; found late, hours may be lost."""
     path = save(tmp_path / "pytorch_model.bin", {"wte": torch.ones(2, 3, device="meta")}, True)
@@ -146,7 +143,6 @@ def test_a_cut_file_is_refused(tmp_path: Path) -> None:
             list_tensors(path)
 
 
-@pytest.mark.xfail(strict=True, reason="struct.error and AssertionError come out of torch.load uncaught")
 def test_a_cut_legacy_file_is_refused(tmp_path: Path) -> None:
     """Files before PyTorch 1.6 have no directory at their end, so the reader goes on until the cut."""
     path = save(tmp_path / "pytorch_model.bin", {"wte": torch.arange(6.0).reshape(2, 3)}, False)

@@ -181,7 +181,6 @@ def test_a_folder_called_blobs_beside_a_plain_folder_is_no_cache(tmp_path: Path)
     assert set(carried_files(folder)[1]) == {"tokenizer.json"}
 
 
-@pytest.mark.xfail(strict=True, raises=AssertionError, reason="the cache is recognised by the path as typed")
 @pytest.mark.parametrize("how", ["dot", "relative", "link"])
 def test_a_hub_snapshot_is_known_by_any_path(
     snapshot: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str

@@ -232,9 +232,6 @@ def test_a_refused_file_is_quoted() -> None:
         HeadLayout.from_dict({"num_attention_heads": 6, "num_key_value_heads": 3})
 
 
-@pytest.mark.xfail(
-    strict=True, raises=pytest.fail.Exception, reason="numbers that are not whole are accepted"
-)
 @pytest.mark.parametrize(
     "data",
     [
