@@ -13,7 +13,6 @@ import argparse
 import datetime
 import json
 import platform
-import re
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -37,8 +36,7 @@ def stories(data: Path) -> list[str]:
 def samples(data: Path) -> list[str]:
     """Texts sampled from the aidreams model itself."""
     text = (data / "text/aidreams/sampled-by-original-t1.txt").read_text(encoding="utf-8")
-    parts = re.split(r"\n\s*\n|<\|endoftext\|>", text)
-    return [part.strip() for part in parts if part.strip()]
+    return [part.strip() for part in text.split("<|endoftext|>") if part.strip()]
 
 
 MODELS: dict[str, tuple[Callable[[Path], list[str]], tuple[int, ...]]] = {

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
-from gqkva_convert.checkpoint.folder import Checkpoint, read_config
+from gqkva_convert.checkpoint.folder import PICKLED, SAFETENSORS, Checkpoint, read_config, read_index
 from gqkva_convert.checkpoint.header import StoredTensor
 from gqkva_convert.errors import CheckpointError, HubError
 
@@ -18,22 +19,20 @@ if TYPE_CHECKING:
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 
-# In the order transformers prefers them; only the first kind present is fetched.
-_WEIGHTS = (
-    ("model.safetensors", "model.safetensors.index.json", "*.safetensors"),
-    ("pytorch_model.bin", "pytorch_model.bin.index.json", "pytorch_model*.bin"),
-)
-_NEVER = [
+# What huggingface_hub talks through, depending on its version; their errors have no common base with ours.
+_HTTP_LIBRARIES = {"httpx", "httpx2", "httpcore", "httpcore2", "requests"}
+# Code, and weights in formats or folders that are not read; weights that are read are fetched by name.
+_NOT_FETCHED = [
+    "*.safetensors",
+    "*.bin",
     "*.py",
     "*.gguf",
     "*.h5",
     "*.msgpack",
-    "*.onnx",
+    "*.onnx*",
     "*.pth",
     "*.pt",
     "*.ot",
-    "*/*.safetensors",
-    "*/*.bin",
 ]
 
 
@@ -86,19 +85,23 @@ def _from_hub(model: str, revision: str | None) -> Located:
     def fetch() -> Located:
         info = HfApi().model_info(model, revision=revision, files_metadata=True)
         files = info.siblings or []
-        names = {file.rfilename for file in files}
-        ignored = list(_NEVER)
-        for place, (single, index, pattern) in enumerate(_WEIGHTS):
-            if single in names or index in names:
-                ignored += [other[2] for other in _WEIGHTS[place + 1 :]]
-                if single in names:
-                    ignored += [name for name in names if name.endswith(pattern[-4:]) and name != single]
-                break
-        folder = Path(snapshot_download(model, revision=info.sha, ignore_patterns=ignored))
+        folder = Path(snapshot_download(model, revision=info.sha, ignore_patterns=_NOT_FETCHED))
+        weights = _weights_to_fetch(folder, {file.rfilename for file in files})
+        snapshot_download(model, revision=info.sha, allow_patterns=weights)
         checksums = {file.rfilename: file.lfs.sha256 for file in files if file.lfs is not None}
         return Located(folder, model, info.sha, checksums)
 
     return ask_hub(model, fetch)
+
+
+def _weights_to_fetch(folder: Path, names: set[str]) -> list[str]:
+    """The weight files transformers would read, of all that a repository holds."""
+    for single in (SAFETENSORS, PICKLED):
+        if single in names:
+            return [single]
+        if f"{single}.index.json" in names:
+            return sorted(set(read_index(folder / f"{single}.index.json").values()))
+    raise CheckpointError(f"{folder} holds no weights that transformers reads")
 
 
 def open_remote(model: str, revision: str | None = None) -> Checkpoint:
@@ -146,6 +149,7 @@ def ask_hub(model: str, request: Callable[[], Answer]) -> Answer:
         RevisionNotFoundError,
     )
 
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # its retries are not our user's business
     try:
         return request()
     except GatedRepoError as error:
@@ -162,7 +166,9 @@ def ask_hub(model: str, request: Callable[[], Answer]) -> Answer:
     except HfHubHTTPError as error:
         status = error.response.status_code if error.response is not None else "no answer"
         raise HubError(f"the Hub refused {model} ({status}); try again later") from error
-    except OSError as error:
+    except Exception as error:
+        if not isinstance(error, OSError) and type(error).__module__.partition(".")[0] not in _HTTP_LIBRARIES:
+            raise
         raise HubError(
             f"{model} is no folder here and the Hub cannot be reached; check the name and the network"
         ) from error

@@ -161,9 +161,15 @@ def test_a_model_the_hub_does_not_give_is_one_line(
         assert SECRET not in result.stderr
 
 
-def test_without_a_network_the_reason_is_named(gqkva: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("how", ["offline", "unreachable"])
+def test_without_a_network_the_reason_is_named(how: str, gqkva: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     """Clusters often have no route to the Hub."""
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    if how == "offline":
+        monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    else:
+        monkeypatch.setattr(huggingface_hub.hf_api.api, "endpoint", "http://127.0.0.1:9")
+        monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", "http://127.0.0.1:9")
     result = gqkva("convert", "owner/never-cached", "--gkv", "2")
-    assert result.exit_code == 8
-    assert "error: owner/never-cached" in result.stderr
+    assert result.exit_code == 8, result.exception
+    assert "error: owner/never-cached is no folder here" in result.stderr
+    assert len(result.stderr.strip().splitlines()) == 1
