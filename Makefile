@@ -1,4 +1,4 @@
-.PHONY: check test slow format bench docs
+.PHONY: check test slow format bench
 
 check: ## everything CI checks, in this environment
 	ruff format --check .

@@ -74,7 +74,8 @@ def main() -> None:
     parser.add_argument("--markdown", type=Path)
     arguments = parser.parse_args()
     lines = [
-        f"`python benchmarks/real_checkpoints.py`, {datetime.date.today()}, gqkva {gqkva_convert.__version__}, "
+        f"`python benchmarks/real_checkpoints.py`, {datetime.date.today()}, "
+        f"gqkva {gqkva_convert.__version__}, "
         f"torch {torch.__version__}, {platform.machine()} CPU, neighbour groups, no training, seed 0.",
         "",
         "| model | KV heads | merge | tokens | loss | perplexity | KV bytes per token | verified |",

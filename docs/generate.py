@@ -1,4 +1,4 @@
-"""Write the generated pages: docs/cli.md from the commands' help, docs/families.md and docs/errors.md from tables.
+"""Write the generated pages: docs/cli.md from help texts, docs/families.md and docs/errors.md from tables.
 
 python docs/generate.py            # write them
 python docs/generate.py --check    # fail if one is out of date

@@ -9,6 +9,7 @@ from gqkva_convert.architectures.schema import (
     HeadNorm,
     Key,
     Projection,
+    Quotient,
     Rotary,
 )
 
@@ -52,5 +53,6 @@ __all__ = [
     "HeadNorm",
     "Key",
     "Projection",
+    "Quotient",
     "Rotary",
 ]

@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 
-from gqkva_convert.architectures.schema import ALWAYS, NEVER, Attention, Family, Key, Projection
+from gqkva_convert.architectures.schema import ALWAYS, NEVER, Attention, Family, Key, Projection, Quotient
 
 ENCODER = Attention(
     kind="encoder",
@@ -14,7 +14,7 @@ ENCODER = Attention(
     ),
     num_layers=Key("encoder_layers"),
     num_attention_heads=Key("encoder_attention_heads"),
-    head_dim=Key("", "d_model/encoder_attention_heads"),
+    head_dim=Quotient(Key("d_model"), Key("encoder_attention_heads")),
     num_key_value_heads=None,
     cache="none",
 )
@@ -30,7 +30,7 @@ DECODER = replace(
     projections=_moved(ENCODER, "encoder.", "decoder."),
     num_layers=Key("decoder_layers"),
     num_attention_heads=Key("decoder_attention_heads"),
-    head_dim=Key("", "d_model/decoder_attention_heads"),
+    head_dim=Quotient(Key("d_model"), Key("decoder_attention_heads")),
     cache="self",
 )
 
@@ -62,6 +62,10 @@ BART = Family(
     ),
     heads=("final_logits_bias", "lm_head.weight", "classification_head.*", "qa_outputs.*"),
     architecture="BartForConditionalGeneration",
+    dropped={
+        "encoder.version": "a version mark of the first checkpoints",
+        "decoder.version": "a version mark of the first checkpoints",
+    },
     tied=(
         ("encoder.embed_tokens.weight", "shared.weight"),
         ("decoder.embed_tokens.weight", "shared.weight"),
@@ -88,7 +92,7 @@ WHISPER = replace(
         "encoder.layer_norm.*",
         "decoder.layer_norm.*",
     ),
-    heads=("proj_out.weight", "projector.*", "classifier.*"),
+    heads=("proj_out.weight", "projector.*", "classifier.*", "layer_weights"),
     architecture="WhisperForConditionalGeneration",
     tied=(("proj_out.weight", "decoder.embed_tokens.weight"),),
 )

@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 
-from gqkva_convert.architectures.schema import ALWAYS, Attention, Family, Key, Projection
+from gqkva_convert.architectures.schema import ALWAYS, Attention, Family, Key, Projection, Quotient
 
 ATTENTION = Attention(
     kind="self",
@@ -14,7 +14,7 @@ ATTENTION = Attention(
     ),
     num_layers=Key("num_hidden_layers"),
     num_attention_heads=Key("num_attention_heads"),
-    head_dim=Key("", "hidden_size/num_attention_heads"),
+    head_dim=Quotient(Key("hidden_size"), Key("num_attention_heads")),
     num_key_value_heads=None,
     cache="none",
 )
@@ -38,6 +38,8 @@ BERT = Family(
     architecture="BertForMaskedLM",
     dropped={"embeddings.position_ids": "position numbers, recomputed by transformers"},
     tied=(("cls.predictions.decoder.weight", "embeddings.word_embeddings.weight"),),
+    # Written for a pooler that transformers does not have.
+    config_keys=frozenset({"pooler_num_attention_heads", "pooler_size_per_head"}),
     config_values={
         "position_embedding_type": ("absolute",),
         "add_cross_attention": (False,),
@@ -70,7 +72,7 @@ DISTILBERT = Family(
             ),
             num_layers=Key("n_layers", 6),
             num_attention_heads=Key("n_heads", 12),
-            head_dim=Key("", "dim/n_heads"),
+            head_dim=Quotient(Key("dim", 768), Key("n_heads", 12)),
             num_key_value_heads=None,
             cache="none",
         ),

@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 
-from gqkva_convert.architectures.schema import ALWAYS, Attention, Family, Key, Projection
+from gqkva_convert.architectures.schema import ALWAYS, Attention, Family, Key, Projection, Quotient
 
 TEXT = Attention(
     kind="text",
@@ -14,7 +14,7 @@ TEXT = Attention(
     ),
     num_layers=Key("text_config.num_hidden_layers", 12),
     num_attention_heads=Key("text_config.num_attention_heads", 8),
-    head_dim=Key("", "text_config.hidden_size/text_config.num_attention_heads"),
+    head_dim=Quotient(Key("text_config.hidden_size", 512), Key("text_config.num_attention_heads", 8)),
     num_key_value_heads=None,
     cache="none",
 )
@@ -28,7 +28,7 @@ VISION = replace(
     ),
     num_layers=Key("vision_config.num_hidden_layers", 12),
     num_attention_heads=Key("vision_config.num_attention_heads", 12),
-    head_dim=Key("", "vision_config.hidden_size/vision_config.num_attention_heads"),
+    head_dim=Quotient(Key("vision_config.hidden_size", 768), Key("vision_config.num_attention_heads", 12)),
 )
 
 CLIP = Family(
@@ -63,7 +63,13 @@ SIGLIP = replace(
     CLIP,
     model_type="siglip",
     attention=(
-        replace(TEXT, num_attention_heads=Key("text_config.num_attention_heads", 12)),
+        replace(
+            TEXT,
+            num_attention_heads=Key("text_config.num_attention_heads", 12),
+            head_dim=Quotient(
+                Key("text_config.hidden_size", 768), Key("text_config.num_attention_heads", 12)
+            ),
+        ),
         VISION,
     ),
     others=(

@@ -1,6 +1,6 @@
 """GPT-2: query, key and value in one transposed projection."""
 
-from gqkva_convert.architectures.schema import ALWAYS, Attention, Family, Key, Projection
+from gqkva_convert.architectures.schema import ALWAYS, Attention, Family, Key, Projection, Quotient
 
 GPT2 = Family(
     model_type="gpt2",
@@ -21,7 +21,7 @@ GPT2 = Family(
             ),
             num_layers=Key("n_layer", 12),
             num_attention_heads=Key("n_head", 12),
-            head_dim=Key("", "n_embd/n_head"),
+            head_dim=Quotient(Key("n_embd", 768), Key("n_head", 12)),
             num_key_value_heads=None,
             cache="self",
         ),

@@ -1,6 +1,6 @@
 """GPT-NeoX and Pythia: query, key and value of each head side by side in one projection."""
 
-from gqkva_convert.architectures.schema import Attention, Bias, Family, Key, Projection, Rotary
+from gqkva_convert.architectures.schema import Attention, Bias, Family, Key, Projection, Quotient, Rotary
 
 _BIAS = Bias(True, "attention_bias")
 
@@ -21,7 +21,7 @@ GPT_NEOX = Family(
             ),
             num_layers=Key("num_hidden_layers"),
             num_attention_heads=Key("num_attention_heads"),
-            head_dim=Key("", "hidden_size/num_attention_heads"),
+            head_dim=Quotient(Key("hidden_size"), Key("num_attention_heads")),
             num_key_value_heads=None,
             cache="self",
             rotary=Rotary("half", 0.25),
@@ -42,5 +42,5 @@ GPT_NEOX = Family(
         "layers.{layer}.attention.rotary_emb.inv_freq": "rotary frequencies, recomputed by transformers",
     },
     tied=(("embed_out.weight", "embed_in.weight"),),
-    config_keys=frozenset({"attention_bias", "rotary_pct", "rotary_emb_base"}),
+    config_keys=frozenset({"rotary_pct", "rotary_emb_base"}),
 )

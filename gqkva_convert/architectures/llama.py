@@ -11,12 +11,14 @@ from gqkva_convert.architectures.schema import (
     HeadNorm,
     Key,
     Projection,
+    Quotient,
     Role,
     Rotary,
 )
 
 CONFIGURED_BIAS = Bias(False, "attention_bias")
-HIDDEN_OVER_HEADS = "hidden_size/num_attention_heads"
+HEADS = Key("num_attention_heads")
+HIDDEN_OVER_HEADS = Quotient(Key("hidden_size"), HEADS)
 RECOMPUTED = {
     "layers.{layer}.self_attn.rotary_emb.inv_freq": "rotary frequencies, recomputed by transformers"
 }
@@ -30,16 +32,17 @@ ATTENTION = Attention(
         Projection("layers.{layer}.self_attn.o_proj", ("output",), CONFIGURED_BIAS, head_axis=1),
     ),
     num_layers=Key("num_hidden_layers"),
-    num_attention_heads=Key("num_attention_heads"),
+    num_attention_heads=HEADS,
     head_dim=Key("head_dim", HIDDEN_OVER_HEADS),
-    num_key_value_heads=Key("num_key_value_heads", "num_attention_heads"),
+    num_key_value_heads=Key("num_key_value_heads", HEADS, null=HEADS),
     cache="self",
     rotary=Rotary("half"),
 )
 
 LLAMA = Family(
     model_type="llama",
-    prefixes=("model.", ""),
+    # Question answering stores the base model as "transformer.".
+    prefixes=("model.", "transformer.", ""),
     attention=(ATTENTION,),
     others=(
         "embed_tokens.weight",
@@ -52,7 +55,6 @@ LLAMA = Family(
     architecture="LlamaForCausalLM",
     dropped=RECOMPUTED,
     tied=(("lm_head.weight", "embed_tokens.weight"),),
-    config_keys=frozenset({"attention_bias"}),
 )
 
 _QKV_BIAS = {"q_proj": ALWAYS, "k_proj": ALWAYS, "v_proj": ALWAYS, "o_proj": NEVER}
@@ -72,7 +74,11 @@ MISTRAL = replace(
     LLAMA,
     model_type="mistral",
     architecture="MistralForCausalLM",
-    attention=(replace(ATTENTION, projections=_NO_BIAS, num_key_value_heads=Key("num_key_value_heads", 8)),),
+    attention=(
+        replace(
+            ATTENTION, projections=_NO_BIAS, num_key_value_heads=Key("num_key_value_heads", 8, null=HEADS)
+        ),
+    ),
     config_keys=_WINDOW_KEYS,
 )
 
@@ -84,7 +90,7 @@ QWEN2 = replace(
         replace(
             ATTENTION,
             projections=_with_biases(_QKV_BIAS),
-            num_key_value_heads=Key("num_key_value_heads", 32),
+            num_key_value_heads=Key("num_key_value_heads", 32, null=HEADS),
         ),
     ),
     config_keys=_WINDOW_KEYS,
@@ -99,14 +105,14 @@ QWEN3 = replace(
             ATTENTION,
             # Qwen3's default head_dim is 128, whatever its hidden size.
             head_dim=Key("head_dim", 128),
-            num_key_value_heads=Key("num_key_value_heads", 32),
+            num_key_value_heads=Key("num_key_value_heads", 32, null=HEADS),
             norms=(
                 HeadNorm("layers.{layer}.self_attn.q_norm.weight", "query", "shared"),
                 HeadNorm("layers.{layer}.self_attn.k_norm.weight", "key", "shared"),
             ),
         ),
     ),
-    config_keys=_WINDOW_KEYS | {"attention_bias"},
+    config_keys=_WINDOW_KEYS,
 )
 
 GEMMA = replace(
@@ -118,10 +124,10 @@ GEMMA = replace(
         replace(
             ATTENTION,
             head_dim=Key("head_dim", 256),
-            num_key_value_heads=Key("num_key_value_heads", 16),
+            num_key_value_heads=Key("num_key_value_heads", 16, null=HEADS),
         ),
     ),
-    config_keys=frozenset({"attention_bias", "use_bidirectional_attention"}),
+    config_keys=frozenset({"use_bidirectional_attention"}),
 )
 
 OLMO = replace(
@@ -130,7 +136,7 @@ OLMO = replace(
     architecture="OlmoForCausalLM",
     # OLMo's layer norms have no weights, so none are stored.
     others=("embed_tokens.weight", "layers.{layer}.mlp.*"),
-    config_keys=frozenset({"attention_bias", "clip_qkv"}),
+    config_keys=frozenset({"clip_qkv"}),
 )
 
 OLMO2 = replace(
@@ -166,8 +172,8 @@ STABLELM = replace(
         replace(
             ATTENTION,
             projections=_with_biases({**dict.fromkeys(_QKV_BIAS, _STABLELM_BIAS), "o_proj": NEVER}),
-            head_dim=Key("", HIDDEN_OVER_HEADS),
-            num_key_value_heads=Key("num_key_value_heads", 32),
+            head_dim=HIDDEN_OVER_HEADS,
+            num_key_value_heads=Key("num_key_value_heads", 32, null=HEADS),
             rotary=Rotary("half", 0.25),
             norms=(
                 HeadNorm(
@@ -192,7 +198,7 @@ STABLELM = replace(
         "layers.{layer}.post_attention_layernorm.*",
         "layers.{layer}.mlp.*",
     ),
-    config_keys=frozenset({"use_qkv_bias", "qk_layernorm"}),
+    config_values={"rotary_scaling_factor": (1.0,)},
 )
 
 _STARCODER2_BIAS = Bias(True, "use_bias")
@@ -206,10 +212,15 @@ STARCODER2 = replace(
             ATTENTION,
             projections=_with_biases(dict.fromkeys(_QKV_BIAS, _STARCODER2_BIAS)),
             head_dim=Key("head_dim", HIDDEN_OVER_HEADS),
-            num_key_value_heads=Key("num_key_value_heads", 2),
+            num_key_value_heads=Key("num_key_value_heads", 2, null=HEADS),
         ),
     ),
-    config_keys=_WINDOW_KEYS | {"use_bias"},
+    config_keys=_WINDOW_KEYS,
+    config_values={
+        "attention_softmax_in_fp32": (True,),
+        "scale_attention_softmax_in_fp32": (True,),
+        "scale_attn_weights": (True,),
+    },
 )
 
 
@@ -220,7 +231,7 @@ def _phi_norms(module: str, role: Role) -> tuple[HeadNorm, ...]:
 
 
 PHI = replace(
-    STABLELM,
+    LLAMA,
     model_type="phi",
     architecture="PhiForCausalLM",
     attention=(
@@ -244,7 +255,6 @@ PHI = replace(
         "layers.{layer}.mlp.*",
     ),
     heads=("lm_head.weight", "lm_head.bias", "score.weight"),
-    config_keys=frozenset({"qk_layernorm"}),
 )
 
 PHI3 = replace(
@@ -263,4 +273,5 @@ PHI3 = replace(
         ),
     ),
     config_keys=frozenset({"sliding_window"}),
+    config_values={"full_attn_mod": (1,)},
 )

@@ -1,6 +1,6 @@
 """OPT."""
 
-from gqkva_convert.architectures.schema import Attention, Bias, Family, Key, Projection
+from gqkva_convert.architectures.schema import Attention, Bias, Family, Key, Projection, Quotient
 
 _BIAS = Bias(True, "enable_bias")
 
@@ -19,7 +19,7 @@ OPT = Family(
             ),
             num_layers=Key("num_hidden_layers"),
             num_attention_heads=Key("num_attention_heads"),
-            head_dim=Key("", "hidden_size/num_attention_heads"),
+            head_dim=Quotient(Key("hidden_size"), Key("num_attention_heads")),
             num_key_value_heads=None,
             cache="self",
         ),

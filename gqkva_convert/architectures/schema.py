@@ -20,11 +20,21 @@ class Key:
 
     Attributes:
         name: Key, dotted inside nested configurations (``text_config.num_attention_heads``).
-        default: A number, the name of another key to read instead, or ``"a/b"``, a quotient of two keys.
+        default: Where the key is absent: a number, another key, or a quotient of two.
+        null: Where the key is null, if that means something else than its absence.
     """
 
     name: str
-    default: int | str | None = None
+    default: int | Key | Quotient | None = None
+    null: Key | None = None
+
+
+@dataclass(frozen=True)
+class Quotient:
+    """One configuration number divided by another, such as hidden size by heads."""
+
+    above: Key
+    below: Key
 
 
 @dataclass(frozen=True)
@@ -98,12 +108,12 @@ class HeadBias:
     """A position bias with one column a head, bound to the head's index.
 
     Attributes:
-        name: Tensor ``(buckets, heads)``, or None where it is computed (ALiBi slopes).
+        name: Tensor ``(buckets, heads)``.
         layers: Layers that store it; the layers after them use the same table.
     """
 
-    name: str | None
-    layers: tuple[int, ...] = ()
+    name: str
+    layers: tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -128,7 +138,7 @@ class Attention:
     projections: tuple[Projection, ...]
     num_layers: Key
     num_attention_heads: Key
-    head_dim: Key
+    head_dim: Key | Quotient
     num_key_value_heads: Key | None
     cache: Literal["self", "cross", "none"]
     rotary: Rotary | None = None
@@ -150,7 +160,7 @@ class Family:
         tied: ``(copy, original)`` pairs that are one tensor when ``tie_word_embeddings`` is on.
         config_keys: Keys about attention that transformers reads and a conversion need not change.
         config_values: Keys for which only some values are supported.
-        architecture: A transformers class that writes this family, for tests and verification.
+        architecture: A transformers class of this family, for configurations that name none.
     """
 
     model_type: str

@@ -31,7 +31,7 @@ DECODER = replace(
     ENCODER,
     kind="decoder",
     projections=_moved(ENCODER, "encoder.block", "decoder.block"),
-    num_layers=Key("num_decoder_layers", "num_layers"),
+    num_layers=Key("num_decoder_layers", Key("num_layers", 6), null=Key("num_layers", 6)),
     cache="self",
     head_bias=HeadBias("decoder.block.{layer}.layer.0.SelfAttention.relative_attention_bias.weight", (0,)),
 )
@@ -46,7 +46,8 @@ CROSS = replace(
 
 T5 = Family(
     model_type="t5",
-    prefixes=("",),
+    # Sequence and token classification store the base model as "transformer.".
+    prefixes=("", "transformer."),
     attention=(ENCODER, DECODER, CROSS),
     others=(
         "shared.weight",

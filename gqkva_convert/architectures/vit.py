@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 
-from gqkva_convert.architectures.schema import ALWAYS, Attention, Bias, Family, Key, Projection
+from gqkva_convert.architectures.schema import ALWAYS, Attention, Bias, Family, Key, Projection, Quotient
 
 _QKV_BIAS = Bias(True, "qkv_bias")
 
@@ -15,8 +15,8 @@ ATTENTION = Attention(
         Projection("encoder.layer.{layer}.attention.output.dense", ("output",), ALWAYS, head_axis=1),
     ),
     num_layers=Key("num_hidden_layers"),
-    num_attention_heads=Key("num_attention_heads"),
-    head_dim=Key("", "hidden_size/num_attention_heads"),
+    num_attention_heads=Key("num_attention_heads", 12),
+    head_dim=Quotient(Key("hidden_size", 768), Key("num_attention_heads", 12)),
     num_key_value_heads=None,
     cache="none",
 )
@@ -36,7 +36,6 @@ VIT = Family(
     ),
     heads=("classifier.*", "decoder.*"),
     architecture="ViTForImageClassification",
-    config_keys=frozenset({"qkv_bias"}),
 )
 
 DEIT = replace(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 # Bits per element; sub-byte types exist in newer files and are read as facts, never merged.
 BITS = {
     "BOOL": 8,
@@ -35,7 +37,4 @@ FLOAT_BY_NAME = {name: dtype for dtype, name in FLOATS.items()}
 
 def tensor_bytes(dtype: str, shape: tuple[int, ...]) -> int:
     """Bytes of a tensor; sub-byte types are packed and rounded up."""
-    elements = 1
-    for size in shape:
-        elements *= size
-    return (elements * BITS[dtype] + 7) // 8
+    return (math.prod(shape) * BITS[dtype] + 7) // 8

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import re
 from dataclasses import dataclass
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from gqkva_convert.checkpoint.folder import PICKLED, SAFETENSORS, Checkpoint, read_config, read_index
 from gqkva_convert.checkpoint.header import StoredTensor
-from gqkva_convert.errors import CheckpointError, HubError
+from gqkva_convert.errors import CheckpointError, HubError, OutputError
 
 Answer = TypeVar("Answer")
 
@@ -34,6 +35,10 @@ _NOT_FETCHED = [
     "*.pt",
     "*.ot",
 ]
+
+
+class NoHeadersError(HubError):
+    """A Hub model whose weights are not safetensors."""
 
 
 @dataclass(frozen=True)
@@ -80,9 +85,15 @@ def locate(model: str, revision: str | None = None) -> Located:
 
 
 def _from_hub(model: str, revision: str | None) -> Located:
-    from huggingface_hub import HfApi, snapshot_download
+    from huggingface_hub import HfApi, constants, snapshot_download
 
     def fetch() -> Located:
+        if constants.HF_HUB_OFFLINE:
+            # What was fetched before; a weight file that is missing is named when the folder is opened.
+            cached = snapshot_download(
+                model, revision=revision, local_files_only=True, ignore_patterns=_NOT_FETCHED
+            )
+            return Located(Path(cached), model, Path(cached).name, {})
         info = HfApi().model_info(model, revision=revision, files_metadata=True)
         files = info.siblings or []
         folder = Path(snapshot_download(model, revision=info.sha, ignore_patterns=_NOT_FETCHED))
@@ -130,10 +141,24 @@ def open_remote(model: str, revision: str | None = None) -> Checkpoint:
     try:
         return ask_hub(model, fetch)
     except NotASafetensorsRepoError as error:
-        raise HubError(
+        raise NoHeadersError(
             f"{model} has no safetensors weights whose headers could be read; "
             f"fetch it with `hf download {model}` and inspect the folder"
         ) from error
+
+
+def peek(model: str, revision: str | None = None) -> Checkpoint | None:
+    """A Hub model's headers, where they can be had without downloading it; None for anything else."""
+    if not is_hub_id(model):
+        return None
+    from huggingface_hub import constants
+
+    if constants.HF_HUB_OFFLINE:
+        return None
+    try:
+        return open_remote(model, revision)
+    except NoHeadersError:
+        return None
 
 
 def ask_hub(model: str, request: Callable[[], Answer]) -> Answer:
@@ -143,10 +168,14 @@ def ask_hub(model: str, request: Callable[[], Answer]) -> Answer:
         HubError: The model does not exist, is private or gated, or the Hub cannot be reached.
     """
     from huggingface_hub.errors import (
+        EntryNotFoundError,
         GatedRepoError,
         HfHubHTTPError,
+        HFValidationError,
+        LocalEntryNotFoundError,
         RepositoryNotFoundError,
         RevisionNotFoundError,
+        SafetensorsParsingError,
     )
 
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # its retries are not our user's business
@@ -163,12 +192,33 @@ def ask_hub(model: str, request: Callable[[], Answer]) -> Answer:
         ) from error
     except RevisionNotFoundError as error:
         raise HubError(f"{model} has no such revision") from error
+    except HFValidationError as error:
+        raise HubError(f"{model} is no folder here and no possible Hub id; check the name") from error
+    except LocalEntryNotFoundError as error:
+        raise _unreachable(model) from error
+    except EntryNotFoundError as error:
+        raise HubError(f"{model} is no transformers checkpoint: a file it must have is missing") from error
+    except SafetensorsParsingError as error:
+        raise HubError(f"{model} holds a damaged safetensors file") from error
     except HfHubHTTPError as error:
         status = error.response.status_code if error.response is not None else "no answer"
         raise HubError(f"the Hub refused {model} ({status}); try again later") from error
     except Exception as error:
+        if isinstance(error, OSError) and error.errno in (
+            errno.ENOSPC,
+            errno.EDQUOT,
+            errno.EACCES,
+            errno.EROFS,
+        ):
+            raise OutputError(
+                f"{model} cannot be stored in the Hub cache: {error.strerror}; set HF_HOME"
+            ) from error
         if not isinstance(error, OSError) and type(error).__module__.partition(".")[0] not in _HTTP_LIBRARIES:
             raise
-        raise HubError(
-            f"{model} is no folder here and the Hub cannot be reached; check the name and the network"
-        ) from error
+        raise _unreachable(model) from error
+
+
+def _unreachable(model: str) -> HubError:
+    return HubError(
+        f"{model} is no folder here and the Hub cannot be reached; check the name and the network"
+    )

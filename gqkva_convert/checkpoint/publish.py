@@ -51,6 +51,8 @@ def published_folder(target: Path, *, overwrite: bool) -> Iterator[Path]:
             if previous.exists() and not target.exists():
                 previous.rename(target)  # killed between the two renames below
             _check_target(target, overwrite)
+            if scratch.is_symlink():
+                raise OutputError(f"{scratch} is a link, which no run of ours leaves behind; remove it")
             scratch.mkdir(exist_ok=True)
             try:
                 yield scratch

@@ -75,7 +75,10 @@ class TensorReader:
         descriptor = self._descriptors[tensor.file]
         done = 0
         while done < count:
-            got = os.preadv(descriptor, [view[done:]], tensor.offset + start + done)
+            try:
+                got = os.preadv(descriptor, [view[done:]], tensor.offset + start + done)
+            except OSError as error:
+                raise CheckpointError(f"{tensor.file}: cannot be read: {error.strerror}") from error
             if got == 0:
                 raise CheckpointError(
                     f"{tensor.file} ends inside {tensor.name!r}; it changed while being read"

@@ -5,6 +5,8 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
+from gqkva_convert.checkpoint.jsonfile import read_json, write_json
+
 REPORT = "gqkva_report.json"
 
 # Weights of every format, indexes to them, and training leftovers: stale once the weights change.
@@ -26,8 +28,15 @@ _STALE_ENDINGS = (
     ".tflite",
     ".lock",
 )
-_STALE_NAMES = frozenset(
-    {"config.json", "README.md", REPORT, "trainer_state.json", "params.json", "training.json"}
+_STALE_NAMES = frozenset({"config.json", "README.md", REPORT, "trainer_state.json", "params.json"})
+# Configurations that may name code, as config.json may.
+_NAMES_CODE = frozenset(
+    {
+        "tokenizer_config.json",
+        "preprocessor_config.json",
+        "processor_config.json",
+        "video_preprocessor_config.json",
+    }
 )
 # Folders that transformers or sentence-transformers read beside the weights.
 _FOLDERS = ("additional_chat_templates", "[0-9]_*")
@@ -79,7 +88,14 @@ def _is_inside(path: Path, folder: Path) -> bool:
 
 
 def copy_files(files: dict[str, Path], target: Path) -> None:
-    """Copy files to a folder, links as what they lead to."""
+    """Copy files to a folder, links as what they lead to.
+
+    Configurations of tokenizers and processors lose ``auto_map``, which names code that stays behind.
+    """
     for name, path in files.items():
         (target / name).parent.mkdir(exist_ok=True)
         shutil.copyfile(path, target / name)
+        if path.name in _NAMES_CODE:
+            data = read_json(path)
+            if isinstance(data, dict) and data.pop("auto_map", None) is not None:
+                write_json(target / name, data)

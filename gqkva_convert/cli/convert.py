@@ -48,7 +48,8 @@ def convert_command(
     dtype: Annotated[
         str | None,
         typer.Option(
-            help="float32, bfloat16 or float16; by default each tensor keeps its own.", show_default=False
+            help="float32, bfloat16, float16 or float64; by default each tensor keeps its own.",
+            show_default=False,
         ),
     ] = None,
     max_shard_size: Annotated[

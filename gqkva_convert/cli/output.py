@@ -16,16 +16,23 @@ if TYPE_CHECKING:
 
 def print_json(data: Any) -> None:
     """Print a result for another program."""
-    typer.echo(json.dumps(data, indent=2, ensure_ascii=False))
+    typer.echo(json.dumps(data, indent=2))
 
 
 def make_table(title: str, columns: list[tuple[str, bool]]) -> Table:
     """A table; a column is its heading and whether it holds numbers."""
     from rich.box import SIMPLE_HEAD
     from rich.table import Table
+    from rich.text import Text
+
+    class PlainTable(Table):
+        """A table whose cells may hold brackets: paths and tensor names are no markup."""
+
+        def add_row(self, *cells: Any, **options: Any) -> None:
+            super().add_row(*(Text(cell) for cell in cells), **options)
 
     # `print_table` prints the title itself: inside, it would be wrapped to the columns' width.
-    table = Table(title=title, box=SIMPLE_HEAD, pad_edge=False, show_edge=False)
+    table = PlainTable(title=title, box=SIMPLE_HEAD, pad_edge=False, show_edge=False)
     for heading, is_number in columns:
         table.add_column(heading, justify="right" if is_number else "left")
     return table
@@ -71,7 +78,7 @@ def _progress(*columns: ProgressColumn) -> Progress:
 
     console = Console(stderr=True)
     return Progress(
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(),
         *columns,
         TimeRemainingColumn(),

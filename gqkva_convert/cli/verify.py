@@ -45,4 +45,6 @@ def verify_command(
         for check in result["checks"]:
             table.add_row(check["check"], "ok" if check["passed"] else "FAILED", check["detail"])
         print_table(table)
+    if not result["stored"]:
+        typer.echo(f"the proof is not stored: {folder} cannot be written", err=True)
     require(result)

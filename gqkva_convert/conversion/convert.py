@@ -14,14 +14,14 @@ from typing import Any
 from gqkva_convert.architectures import Family
 from gqkva_convert.checkpoint.dtypes import FLOATS
 from gqkva_convert.checkpoint.folder import SAFETENSORS, Checkpoint, open_checkpoint
-from gqkva_convert.checkpoint.hub import Located, locate
+from gqkva_convert.checkpoint.hub import Located, locate, peek
 from gqkva_convert.checkpoint.jsonfile import read_json, write_json
 from gqkva_convert.checkpoint.publish import published_folder, scratch_folder
 from gqkva_convert.checkpoint.reader import TensorReader
 from gqkva_convert.checkpoint.sidecars import REPORT, carried_files, copy_files
 from gqkva_convert.conversion.config import converted_config
 from gqkva_convert.conversion.execute import write_shards
-from gqkva_convert.conversion.model import SourceModel, open_model
+from gqkva_convert.conversion.model import SourceModel, open_model, read_model
 from gqkva_convert.conversion.plan import Plan, make_plan
 from gqkva_convert.conversion.report import count_parameters, describe_source, make_report, provenance
 from gqkva_convert.conversion.shards import Shard, make_shards, parse_size
@@ -104,16 +104,24 @@ def prepare(
 ) -> Conversion:
     """Plan a conversion without writing anything; takes the arguments of `convert`."""
     variant = Variant(gq, gkv)
+    max_shard_bytes = parse_size(max_shard_size) if max_shard_size else None
+
+    def planned(source: SourceModel) -> Plan:
+        plan = make_plan(source, variant, grouping=grouping, merge=merge, seed=seed, dtype=dtype)
+        require_native(source.family, plan)
+        make_steps(source, plan)
+        return plan
+
+    headers = peek(str(model), revision)
+    if headers is not None:
+        planned(read_model(headers))  # whatever can be refused is refused before the download
     located = locate(str(model), revision)
     source = open_model(located.folder)
-    plan = make_plan(source, variant, grouping=grouping, merge=merge, seed=seed, dtype=dtype)
-    require_native(source.family, plan)
+    plan = planned(source)
     with TensorReader(source.checkpoint.files, pickled=source.checkpoint.pickled) as reader:
         tied = tied_copies(source, reader)
     steps = make_steps(source, plan, tied)
-    shards = make_shards(
-        steps, source.checkpoint.files, parse_size(max_shard_size) if max_shard_size else None
-    )
+    shards = make_shards(steps, source.checkpoint.files, max_shard_bytes)
     target = Path(out) if out is not None else Path(f"{_base_name(located)}-{plan.variant}")
     if target.resolve() == located.folder.resolve() or target.resolve() in located.folder.resolve().parents:
         raise OutputError(f"{target} is or holds the source; choose another folder")
@@ -184,6 +192,7 @@ def write(conversion: Conversion, *, overwrite: bool = False, progress: Progress
         _take_over(folder, conversion, source)
         carried, left_behind = carried_files(conversion.located.folder)
         _check_space(folder, conversion, carried)
+        copy_files(carried, folder)
         write_shards(
             conversion.model.checkpoint,
             conversion.plan,
@@ -193,7 +202,6 @@ def write(conversion: Conversion, *, overwrite: bool = False, progress: Progress
             progress or (lambda _: None),
         )
         written = time.perf_counter()
-        copy_files(carried, folder)
         write_json(folder / "config.json", converted_config(conversion.model, conversion.plan))
         if len(conversion.shards) > 1:
             write_json(folder / f"{SAFETENSORS}.index.json", _index(conversion.shards))
@@ -210,17 +218,18 @@ def require_native(family: Family, plan: Plan) -> None:
     Raises:
         NotExpressibleError: The family has no key/value heads of its own, or the layout is not plain GQA.
     """
-    if not family.is_native and any(block.target != block.source for block in plan.blocks):
+    if plan.is_native(family):
+        return
+    if not family.is_native:
         raise NotExpressibleError(
             f"stock transformers cannot express fewer heads in a {family.model_type} model; "
             "this version converts only families that read num_key_value_heads (see docs/families.md)"
         )
-    strange = next((block for block in plan.blocks if not block.target.is_stock_gqa), None)
-    if strange is not None:
-        raise NotExpressibleError(
-            f"stock transformers cannot express {strange.target.name} in a {family.model_type} model; "
-            "this version converts to GQA and MQA, give --gkv alone"
-        )
+    strange = next(block for block in plan.blocks if not block.target.is_stock_gqa)
+    raise NotExpressibleError(
+        f"stock transformers cannot express {strange.target.name} in a {family.model_type} model; "
+        "this version converts to GQA and MQA, give --gkv alone"
+    )
 
 
 def check_folder(folder: Path, steps: Steps) -> Checkpoint:

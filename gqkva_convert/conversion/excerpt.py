@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import re
 from collections.abc import Sequence
 from dataclasses import replace
@@ -13,7 +12,7 @@ from gqkva_convert.checkpoint.folder import SAFETENSORS
 from gqkva_convert.checkpoint.jsonfile import write_json
 from gqkva_convert.conversion.config import converted_config
 from gqkva_convert.conversion.execute import write_shards
-from gqkva_convert.conversion.model import SourceModel, config_number
+from gqkva_convert.conversion.model import SourceModel
 from gqkva_convert.conversion.plan import BlockPlan, Plan
 from gqkva_convert.conversion.shards import Shard
 from gqkva_convert.conversion.steps import Steps
@@ -58,23 +57,23 @@ def reversed_plan(plan: Plan) -> Plan:
 def excerpt_config(model: SourceModel, plan: Plan, layers: Sequence[int]) -> dict[str, Any]:
     """The converted configuration with fewer layers; lists with an entry a layer are cut alike."""
     config = converted_config(model, plan)
-    result = copy.deepcopy(config)
     for attention in model.family.attention:
-        count = config_number(model.config, attention.num_layers)
-        result[attention.num_layers.name] = len(layers)
-        for key, value in config.items():
-            if isinstance(value, list) and len(value) == count and key == "layer_types":
-                result[key] = [value[layer] for layer in layers]
-    return result
+        *parents, name = attention.num_layers.name.split(".")
+        part = config
+        for parent in parents:
+            part = part[parent]
+        part[name] = len(layers)
+    if isinstance(config.get("layer_types"), list):
+        config["layer_types"] = [config["layer_types"][layer] for layer in layers]
+    return config
 
 
 def _renumbered(name: str, numbers: dict[int, int]) -> str | None:
     """A tensor's name with its layer's new number, or None if the layer is left out."""
-    found = re.search(r"\.(?:layers|layer|h|block)\.(\d+)\.|^(?:layers|layer|h|block)\.(\d+)\.", f"{name}")
+    found = re.search(r"(?:^|\.)(?:layers|layer|h|block)\.(\d+)\.", name)
     if found is None:
         return name
-    group = 1 if found[1] is not None else 2
-    layer = int(found[group])
+    layer = int(found[1])
     if layer not in numbers:
         return None
-    return f"{name[: found.start(group)]}{numbers[layer]}{name[found.end(group) :]}"
+    return f"{name[: found.start(1)]}{numbers[layer]}{name[found.end(1) :]}"

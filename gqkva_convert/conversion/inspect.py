@@ -10,10 +10,10 @@ from typing import Any
 from gqkva_convert.checkpoint.dtypes import BITS, FLOATS
 from gqkva_convert.checkpoint.folder import open_checkpoint
 from gqkva_convert.checkpoint.hub import is_hub_id, locate, open_remote
-from gqkva_convert.checkpoint.jsonfile import read_json
 from gqkva_convert.checkpoint.sidecars import REPORT
 from gqkva_convert.conversion.model import Block, SourceModel, projection_tensor, read_model
-from gqkva_convert.conversion.plan import Plan, make_plan
+from gqkva_convert.conversion.plan import make_plan
+from gqkva_convert.conversion.report import read_report
 from gqkva_convert.conversion.steps import make_steps
 from gqkva_convert.errors import LayoutError
 from gqkva_convert.heads import HeadLayout, Variant, divisors
@@ -118,13 +118,10 @@ def _describe_kind(model: SourceModel, kind: str) -> dict[str, Any]:
 
 def _rotary_fraction(model: SourceModel, default: float) -> float:
     config = model.config
-    parameters = config.get("rope_parameters") or {}
-    for value in (
-        parameters.get("partial_rotary_factor"),
-        config.get("partial_rotary_factor"),
-        config.get("rotary_pct"),
-    ):
-        if value is not None:
+    parameters = config.get("rope_parameters")
+    nested = parameters.get("partial_rotary_factor") if isinstance(parameters, dict) else None
+    for value in (nested, config.get("partial_rotary_factor"), config.get("rotary_pct")):
+        if isinstance(value, (int, float)):
             return float(value)
     return default
 
@@ -190,24 +187,19 @@ def _describe_option(model: SourceModel, variant: Variant) -> dict[str, Any]:
         "parameters_percent": round(100 * parameters / before, 2),
         "kv_cache_bytes_per_token": cache,
         "kv_cache_percent": round(100 * cache / cache_before, 2) if cache_before else None,
-        "convertible": model.family.is_native and _is_stock(plan),
+        "convertible": plan.is_native(model.family),
     }
 
 
-def _is_stock(plan: Plan) -> bool:
-    return all(block.target.is_stock_gqa for block in plan.blocks)
-
-
 def _converted_by(folder: Path) -> dict[str, Any] | None:
-    path = folder / REPORT
-    if not path.is_file():
+    if not (folder / REPORT).is_file():
         return None
-    report = read_json(path)
-    plan, source = report.get("plan", {}), report.get("source", {})
+    report = read_report(folder)
+    plan = report["plan"]
     return {
         "variant": plan.get("variant"),
         "merge": plan.get("merge"),
         "grouping": plan.get("grouping"),
-        "source": source.get("name"),
-        "verified": (report.get("verification") or {}).get("passed", False),
+        "source": report["source"].get("name"),
+        "verified": bool((report.get("verification") or {}).get("passed")),
     }

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from gqkva_convert.architectures import FAMILIES, Attention, Bias, Family, Key, Projection
+from gqkva_convert.architectures import FAMILIES, Attention, Bias, Family, Key, Projection, Quotient
 from gqkva_convert.checkpoint.dtypes import FLOATS
 from gqkva_convert.checkpoint.folder import Checkpoint, open_checkpoint
 from gqkva_convert.checkpoint.header import StoredTensor
@@ -23,9 +23,6 @@ _ATTENTION_WORDS = re.compile(
 # Keys that transformers itself reads the same way in every family, or that only matter in training.
 _COMMON_KEYS = frozenset(
     {
-        "attention_dropout",
-        "attention_probs_dropout_prob",
-        "attn_pdrop",
         "_attn_implementation",
         "attn_implementation",
         "_attn_implementation_autoset",
@@ -117,22 +114,29 @@ def family_of(config: dict[str, Any], folder: Path) -> Family:
     return family
 
 
-def config_number(config: dict[str, Any], key: Key) -> int:
-    """A whole number of the configuration, or transformers' default for it."""
-    value: Any = config if key.name else None
-    for part in key.name.split(".") if key.name else ():
-        value = value.get(part) if isinstance(value, dict) else None
+def config_number(config: dict[str, Any], key: Key | Quotient) -> int:
+    """A whole number of the configuration, or what transformers assumes in its place.
+
+    Raises:
+        FamilyError: It is missing, no whole number of at least 1, or does not divide.
+    """
+    if isinstance(key, Quotient):
+        above, below = config_number(config, key.above), config_number(config, key.below)
+        if above % below:
+            raise FamilyError(
+                f"config.json: {key.above.name} {above} is not a multiple of {key.below.name} {below}"
+            )
+        return above // below
+    part: Any = config
+    *parents, name = key.name.split(".")
+    for parent in parents:
+        part = part.get(parent) if isinstance(part, dict) else None
+    part = part if isinstance(part, dict) else {}
+    value: Any = part.get(name)
     if value is None:
-        value = key.default
-        if isinstance(value, str):
-            above, _, below = value.partition("/")
-            number = config_number(config, Key(above))
-            if not below:
-                return number
-            divisor = config_number(config, Key(below, 1))
-            if number % divisor:
-                raise FamilyError(f"config.json: {above} {number} is not a multiple of {below} {divisor}")
-            return number // divisor
+        value = key.null if name in part and key.null is not None else key.default
+    if isinstance(value, (Key, Quotient)):
+        return config_number(config, value)
     if not isinstance(value, int) or isinstance(value, bool) or value < 1:
         raise FamilyError(f"config.json: {key.name} must be a whole number of at least 1, found {value!r}")
     return value
@@ -162,11 +166,8 @@ def check_config(config: dict[str, Any], family: Family, folder: Path) -> None:
             "convert the original checkpoint and quantise the result"
         )
     known = _COMMON_KEYS | family.config_keys | _table_keys(family)
-    nested = [
-        (f"{name}.", part)
-        for name, part in config.items()
-        if name.endswith("_config") and isinstance(part, dict)
-    ]
+    towers = {name for name, _, inner in (key.partition(".") for key in _number_names(family)) if inner}
+    nested = [(f"{name}.", config[name]) for name in sorted(towers) if isinstance(config.get(name), dict)]
     for path, part in [("", config), *nested]:
         for key, value in part.items():
             allowed = family.config_values.get(key) or _FIXED_VALUES.get(key)
@@ -176,26 +177,32 @@ def check_config(config: dict[str, Any], family: Family, folder: Path) -> None:
                         f"{folder}: config.json sets {path}{key} to {value!r}; "
                         f"{family.model_type} is supported with {' or '.join(map(repr, allowed))}"
                     )
-            elif _ATTENTION_WORDS.search(key) and key not in known and not _is_off(value):
+            elif value and _ATTENTION_WORDS.search(key) and key not in known and "drop" not in key:
                 raise FamilyError(
                     f"{folder}: config.json sets {path}{key} to {value!r}, which the {family.model_type} "
                     "table does not know and which may change attention; remove the key if it does not"
                 )
 
 
-def _is_off(value: object) -> bool:
-    return value is None or value is False or value in ({}, [], "")
-
-
 def _table_keys(family: Family) -> set[str]:
-    keys: set[str] = set()
+    """Keys that the table reads, without the names of nested configurations."""
+    keys = {name.rpartition(".")[2] for name in _number_names(family)}
     for attention in family.attention:
-        for key in (attention.num_attention_heads, attention.head_dim, attention.num_key_value_heads):
-            if key is not None:
-                keys.add(key.name.rpartition(".")[2])
         keys.update(norm.key for norm in attention.norms if norm.key)
         keys.update(projection.bias.key for projection in attention.projections if projection.bias.key)
     return keys
+
+
+def _number_names(family: Family) -> set[str]:
+    """Names of the configuration's numbers that decide the layouts."""
+    names = set()
+    for attention in family.attention:
+        names.add(attention.num_attention_heads.name)
+        if isinstance(attention.head_dim, Key):
+            names.add(attention.head_dim.name)
+        if attention.num_key_value_heads is not None:
+            names.add(attention.num_key_value_heads.name)
+    return names
 
 
 def _find_prefix(checkpoint: Checkpoint, family: Family) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from gqkva_convert.architectures import Family
 from gqkva_convert.checkpoint.dtypes import FLOAT_BY_NAME
 from gqkva_convert.conversion.model import Block, SourceModel
 from gqkva_convert.errors import CheckpointError, LayoutError
@@ -102,7 +103,13 @@ class Plan:
         if self.dtype is not None and self.dtype not in FLOAT_BY_NAME:
             raise LayoutError(f"no dtype {self.dtype!r}; choose one of {', '.join(FLOAT_BY_NAME)}")
 
+    def is_native(self, family: Family) -> bool:
+        """Whether the family's stock architecture can hold the result."""
+        unchanged = all(block.target == block.source for block in self.blocks)
+        return (family.is_native or unchanged) and all(block.target.is_stock_gqa for block in self.blocks)
+
     def to_dict(self) -> dict[str, Any]:
+        """The plan as JSON data; `from_dict` reads it back."""
         return {
             "variant": self.variant,
             "grouping": self.grouping,

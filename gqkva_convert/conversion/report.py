@@ -5,8 +5,9 @@ from __future__ import annotations
 import hashlib
 import importlib.metadata
 import json
+import math
 import platform
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -82,15 +83,9 @@ def file_sha256(path: Path, progress: Callable[[int], None] = lambda _: None) ->
     return digest.hexdigest()
 
 
-def count_parameters(shapes: Any) -> int:
+def count_parameters(shapes: Iterable[tuple[int, ...]]) -> int:
     """Elements of all shapes together."""
-    total = 0
-    for shape in shapes:
-        elements = 1
-        for size in shape:
-            elements *= size
-        total += elements
-    return total
+    return sum(math.prod(shape) for shape in shapes)
 
 
 def make_report(
@@ -114,6 +109,7 @@ def make_report(
             if not step.is_copy
         },
         "dropped": steps.dropped,
+        "config": output.config,
         "files": describe_files(output),
         "files_left_behind": left_behind,
         "bytes": steps.nbytes,
@@ -158,4 +154,7 @@ def read_report(folder: Path) -> dict[str, Any]:
         raise VerificationError(
             f"{path} is not a report of format {FORMAT_VERSION}; use the gqkva that wrote it"
         )
+    for part in ("plan", "source", "files", "config"):
+        if not isinstance(report.get(part), dict):
+            raise VerificationError(f"{path} is damaged: it has no {part}")
     return report

@@ -32,7 +32,7 @@ def parse_size(text: str) -> int:
     Raises:
         LayoutError: It is not a size.
     """
-    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*)\s*", text)
+    found = re.fullmatch(r"\s*(\d{1,15}(?:\.\d{1,15})?)\s*([A-Za-z]*)\s*", text)
     if found is None or found[2].upper() not in _UNITS or float(found[1]) <= 0:
         raise LayoutError(f"{text!r} is not a size; write it as 2GB or 512MiB")
     return int(float(found[1]) * _UNITS[found[2].upper()])

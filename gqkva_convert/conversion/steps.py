@@ -109,6 +109,10 @@ def make_steps(model: SourceModel, plan: Plan, tied: dict[str, str] | None = Non
         FamilyError: A tensor is missing, has the wrong shape, or is not known to the family's table.
         WeightError: A tensor to be merged is quantised.
     """
+    if len(model.blocks) != len(plan.blocks):
+        raise FamilyError(
+            f"{model.checkpoint.folder} has {len(model.blocks)} attention blocks, the plan {len(plan.blocks)}"
+        )
     claimed: dict[str, list[Step]] = {}
     also_claimed: set[str] = set()
     for block, block_plan in zip(model.blocks, plan.blocks, strict=True):

@@ -71,17 +71,34 @@ def merge(heads: Sequence[Array], shares: Array) -> Array:
         shares: ``(len(heads),)``, summing to 1.
 
     Returns:
-        One array of that shape and dtype: the first head plus its share-weighted distance to the others,
-        so that equal heads come out as they are, to the last bit.
+        One array of that shape and dtype. Heads that are equal come out as they are, to the last bit. Equal
+        shares are summed and divided once: the sum of a few narrower numbers is exact, so that nothing
+        but the final rounding to the stored dtype is lost.
     """
     with np.errstate(over="ignore", invalid="ignore"):
-        total: Array = heads[0]
-        for head, share in zip(heads[1:], shares[1:], strict=True):
-            if share:
-                distance = heads[0] - head
-                distance *= head.dtype.type(share)
-                # Subtracted, because adding 0 would turn a negative zero positive.
-                total = np.subtract(total, distance, out=distance)
+        if np.any(shares != shares[0]) or len(heads) == 1:
+            return _from_first(heads, shares)
+        total: Array = heads[0] + heads[1]
+        for head in heads[2:]:
+            total += head
+        total /= len(heads)
+        if total.dtype == np.float64:  # stored float64 has no wider type to be summed in
+            agree = np.logical_and.reduce([heads[0] == head for head in heads[1:]])
+            np.copyto(total, heads[0], where=agree)
+        elif not np.isfinite(total).all():  # bfloat16 reaches as far as float32 does
+            return _from_first(heads, shares)
+    return total
+
+
+def _from_first(heads: Sequence[Array], shares: Array) -> Array:
+    """The first head moved by its share-weighted distance to each of the others."""
+    total = heads[0]
+    for head, share in zip(heads[1:], shares[1:], strict=True):
+        if share:
+            distance = heads[0] - head
+            distance *= head.dtype.type(share)
+            # Subtracted, because adding 0 would turn a negative zero positive.
+            total = np.subtract(total, distance, out=distance)
     return total
 
 

@@ -173,3 +173,30 @@ def test_without_a_network_the_reason_is_named(how: str, gqkva: Run, monkeypatch
     assert result.exit_code == 8, result.exception
     assert "error: owner/never-cached is no folder here" in result.stderr
     assert len(result.stderr.strip().splitlines()) == 1
+
+
+def test_what_can_be_refused_is_refused_before_the_download(hub: dict[str, int], gqkva: Run) -> None:
+    """A wrong number of heads must not cost a 140 GB download first."""
+    result = gqkva("convert", "owner/model", "--gkv", "4")
+    assert result.exit_code == 2
+    assert "choose one of [1, 2, 3, 6]" in result.stderr
+    assert "config.json" in hub
+    assert "generation_config.json" not in hub, "the model was downloaded before it was refused"
+
+
+@pytest.mark.parametrize("name", ["foo--bar", "my..model", "x" * 97])
+def test_a_misspelt_folder_that_no_hub_id_can_be_is_one_line(name: str, gqkva: Run) -> None:
+    """The Hub's own validator raises; the user only mistyped a path."""
+    result = gqkva("inspect", name)
+    assert result.exit_code == 8, result.exception
+    assert "no possible Hub id" in result.stderr
+
+
+def test_a_cached_model_needs_no_network(
+    hub: dict[str, int], gqkva: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Compute nodes often have the cache and no route to the Hub."""
+    assert gqkva("convert", "owner/model", "first", "--gkv", "2", "--revision", COMMIT).exit_code == 0
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    result = gqkva("convert", "owner/model", "second", "--gkv", "2", "--revision", COMMIT)
+    assert result.exit_code == 0, result.output

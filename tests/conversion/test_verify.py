@@ -73,6 +73,7 @@ def test_a_weight_changed_after_the_proof_is_found_without_the_source(converted:
     assert verify(converted)["passed"]
     poke(converted, "model.norm.weight")
     assert failed(verify(converted)) == ["checksums"]
+    assert failed(verify(converted)) == ["checksums"], "a failed folder became its own measure"
 
 
 def test_nan_is_found(converted: Path) -> None:
@@ -87,6 +88,43 @@ def test_a_configuration_that_lies_is_found(converted: Path, gqkva: Run) -> None
     (converted / "config.json").write_text(json.dumps(config | {"num_key_value_heads": 3}))
     result = gqkva("verify", converted)
     assert result.exit_code == 9
+    assert "num_key_value_heads" in result.stdout or "layouts" in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("rope_parameters", {"rope_theta": 5e5, "rope_type": "default"}), ("rms_norm_eps", 0.1)],
+)
+def test_any_changed_setting_is_found(key: str, value: object, converted: Path, llama: Path) -> None:
+    """A wrong rotary base leaves every tensor right and every answer wrong."""
+    config = json.loads((converted / "config.json").read_text())
+    (converted / "config.json").write_text(json.dumps(config | {key: value}))
+    assert "configuration" in failed(verify(converted))
+    assert "configuration from the source" in failed(verify(converted, llama))
+
+
+def test_a_damaged_report_is_one_line(converted: Path, gqkva: Run) -> None:
+    """Reports are edited by hand and cut by full disks."""
+    (converted / "gqkva_report.json").write_text('{"format_version": 1}')
+    for command in (["verify", converted], ["inspect", converted]):
+        result = gqkva(*command)
+        assert result.exit_code == 9
+        assert "damaged" in result.stderr
+
+
+def test_a_model_that_transformers_cannot_load_fails_the_proof(
+    converted: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The check must report what transformers says, not crash with it."""
+    import transformers
+
+    def broken(*arguments: object, **options: object) -> None:
+        raise RuntimeError("size mismatch for k_proj\nmore")
+
+    monkeypatch.setattr(transformers.LlamaForCausalLM, "from_pretrained", broken)
+    result = verify(converted)
+    assert failed(result) == ["loads in stock transformers"]
+    assert "RuntimeError: size mismatch for k_proj" in str(result["checks"])
 
 
 def test_a_missing_or_renamed_tensor_is_found(converted: Path) -> None:

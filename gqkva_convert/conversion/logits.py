@@ -1,0 +1,150 @@
+"""The checks of `verify` that run a model: the tied-heads control, loading, and logits."""
+
+from __future__ import annotations
+
+import gc
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from gqkva_convert.checkpoint.folder import SAFETENSORS
+from gqkva_convert.conversion.excerpt import excerpt_plan, reversed_plan, write_excerpt
+from gqkva_convert.conversion.model import SourceModel, open_model
+from gqkva_convert.conversion.plan import BlockPlan, Plan
+from gqkva_convert.conversion.proof import Proof
+from gqkva_convert.conversion.report import count_parameters, file_sha256
+from gqkva_convert.conversion.steps import make_steps
+from gqkva_convert.errors import OutputError
+from gqkva_convert.transforms.merge import RULES
+
+# float32 bytes of weights that these checks may load; a larger model is cut to a few layers.
+MAX_RUN_BYTES = 2 << 30
+# Largest difference of logits, relative to the largest logit: float32 sums in another order.
+TOLERANCE = 1e-4
+
+
+def check_logits(proof: Proof, model: SourceModel, plan: Plan, layers: int | None) -> None:
+    """Run an output against the plan applied in memory, on all of its layers or a few.
+
+    Every head of the source's architecture gets the merged head it reads under the plan. That model must
+    merge back to the output's bytes, and compute what the output computes.
+
+    Args:
+        proof: Takes the results.
+        model: The output.
+        plan: What it was made by.
+        layers: How many layers to run; None for as many as fit.
+
+    Raises:
+        OutputError: There is no room for the scratch copies of those layers.
+    """
+    chosen = _layers_to_run(model, layers)
+    total = 1 + max(block.layer for block in model.blocks)
+    which = (
+        f"layers {', '.join(map(str, chosen))} of {total}" if len(chosen) < total else f"all {total} layers"
+    )
+    try:
+        with TemporaryDirectory(prefix="gqkva-verify-") as scratch:
+            _check_excerpt(proof, model, plan, chosen, which, Path(scratch))
+    except OSError as error:
+        raise OutputError(
+            f"no scratch space for the logit checks in {tempfile.gettempdir()}: {error.strerror or error}; "
+            "set TMPDIR to a folder with more room"
+        ) from error
+
+
+def _check_excerpt(
+    proof: Proof, model: SourceModel, plan: Plan, chosen: list[int], which: str, scratch: Path
+) -> None:
+    output, expanded, again = (scratch / name for name in ("output", "expanded", "again"))
+    here, everything = excerpt_plan(plan, chosen), range(len(chosen))
+    same = _unchanged_plan(plan)
+    write_excerpt(model, same, make_steps(model, same), chosen, output)
+    output_model, back = open_model(output), reversed_plan(here)
+    write_excerpt(output_model, back, make_steps(output_model, back), everything, expanded)
+    if RULES[plan.merge].starts_afresh:
+        proof.add("tied-heads control", None, "not applicable: random heads are new")
+    else:
+        expanded_model, tied = open_model(expanded), replace(here, dtype=None)
+        write_excerpt(expanded_model, tied, make_steps(expanded_model, tied), everything, again)
+        equal = file_sha256(again / SAFETENSORS) == file_sha256(output / SAFETENSORS)
+        proof.add(
+            "tied-heads control",
+            None if equal else "merging heads that already agree changed them",
+            f"merging heads that already agree gives every byte back ({which})",
+        )
+    ours, load_failure = _logits(output, model.family.architecture)
+    reference, source_failure = _logits(expanded, model.family.architecture)
+    failure = load_failure or source_failure
+    proof.add("loads in stock transformers", failure, f"no missing, unexpected or resized tensor ({which})")
+    if failure is None:
+        scale = max(float(reference.abs().max()), 1e-30)
+        difference = float((ours - reference).abs().max()) / scale
+        proof.add(
+            "logits",
+            None if difference <= TOLERANCE else f"differ by {difference:.1e} of the largest logit",
+            f"within {difference:.1e} of the largest of the plan applied in memory ({which})",
+        )
+
+
+def _layers_to_run(model: SourceModel, layers: int | None) -> list[int]:
+    """Evenly spread layers, as many as asked for or as fit."""
+    total = 1 + max(block.layer for block in model.blocks)
+    if layers is None:
+        markers = tuple(f".{name}." for name in ("layers", "h", "block", "layer"))
+        inside = sum(
+            tensor.nbytes
+            for name, tensor in model.checkpoint.tensors.items()
+            if any(marker in f".{name}" for marker in markers)
+        )
+        width = 4 / (
+            model.checkpoint.nbytes
+            / max(1, count_parameters(tensor.shape for tensor in model.checkpoint.tensors.values()))
+        )
+        outside = model.checkpoint.nbytes - inside
+        layers = int((MAX_RUN_BYTES / width - outside) // max(1, inside // total))
+    count = max(1, min(total, layers))
+    if count == 1:
+        return [0]
+    return sorted({round(place * (total - 1) / (count - 1)) for place in range(count)})
+
+
+def _unchanged_plan(plan: Plan) -> Plan:
+    """A plan that leaves the output's heads as they are."""
+    blocks = tuple(
+        BlockPlan(block.kind, block.layer, block.target, block.target, tuple(range(len(block.order))))
+        for block in plan.blocks
+    )
+    return Plan(plan.variant, "neighbour", "mean", 0, None, blocks)
+
+
+def _logits(folder: Path, fallback: str) -> tuple[Any, str | None]:
+    """Logits of a fixed input in float32, or what went wrong while loading or running."""
+    import torch
+    import transformers
+
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    try:
+        config = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=False)
+        name = (config.architectures or [fallback])[0]
+        loader = getattr(transformers, name, None) or getattr(transformers, fallback)
+        network, info = loader.from_pretrained(
+            folder, dtype=torch.float32, output_loading_info=True, trust_remote_code=False
+        )
+        for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"):
+            if info[kind]:
+                return None, f"{kind.replace('_', ' ')}: {', '.join(map(str, sorted(info[kind])[:3]))}"
+        generator = torch.Generator().manual_seed(0)
+        length = min(32, getattr(config, "max_position_embeddings", 32))
+        tokens = torch.randint(config.vocab_size, (1, length), generator=generator)
+        with torch.inference_mode():
+            output = network.eval()(input_ids=tokens, use_cache=False)
+    except Exception as error:  # whatever transformers raises for a model it cannot build or run
+        return None, f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error) else ''}"
+    logits = output.logits if hasattr(output, "logits") else output.last_hidden_state
+    del network, output
+    gc.collect()
+    return logits, None
