@@ -69,8 +69,9 @@ def verify(
     earlier = (report.get("verification") or {}).get("sha256", {})
     checksums = _check_checksums(proof, model.checkpoint, earlier, advance)
     _check_finite(proof, model.checkpoint, advance)
+    source_checksums = None
     if against is not None:
-        _check_source(proof, model, plan, report, str(against), revision, advance)
+        source_checksums = _check_source(proof, model, plan, report, str(against), revision, advance)
     if proof.passed:
         check_logits(proof, model, plan, layers)
     result = {
@@ -81,14 +82,16 @@ def verify(
         "checks": proof.checks,
         # Checksums of a folder that failed must not become what it is measured by next time.
         "sha256": checksums if proof.passed else earlier,
+        "source_sha256": source_checksums,
     }
     return {**result, "stored": _store(folder, report, result)}
 
 
 def verify_bytes(folder: str | Path, against: str | Path | None) -> int:
     """How many bytes `verify` will report to ``progress``, for a progress bar."""
-    passes = 2 if against is None else 3
-    return passes * open_model(Path(folder)).checkpoint.nbytes
+    output = open_model(Path(folder)).checkpoint.nbytes
+    source: int = read_report(Path(folder))["source"]["bytes"]
+    return 2 * output if against is None else 3 * output + source
 
 
 def _check_files(proof: Proof, model: SourceModel, plan: Plan, report: dict[str, Any]) -> None:
@@ -162,7 +165,8 @@ def _check_source(
     against: str,
     revision: str | None,
     advance: Progress,
-) -> None:
+) -> dict[str, str]:
+    """Compare with the source; gives the SHA-256 of its files."""
     source = open_model(locate(against, revision).folder)
     recorded = {
         name: (entry["bytes"], entry["tensors_sha256"]) for name, entry in report["source"]["files"].items()
@@ -171,13 +175,16 @@ def _check_source(
         name: (entry["bytes"], entry["tensors_sha256"])
         for name, entry in describe_files(source.checkpoint).items()
     }
+    checksums = {file.name: file_sha256(file, advance) for file in source.checkpoint.files}
+    stated = {name: entry["sha256"] for name, entry in report["source"]["files"].items() if "sha256" in entry}
+    is_same = recorded == found and all(checksums[name] == digest for name, digest in stated.items())
     proof.add(
         "source",
-        None if recorded == found else f"{against} is not the checkpoint this was converted from",
+        None if is_same else f"{against} is not the checkpoint this was converted from",
         f"{against}: {len(found)} files as recorded",
     )
-    if recorded != found:
-        return
+    if not is_same:
+        return checksums
     same_config = converted_config(source, plan) == model.config
     proof.add(
         "configuration from the source",
@@ -199,6 +206,7 @@ def _check_source(
         f"{len(wrong)} tensors differ, {wrong[0]} first" if wrong else None,
         f"{copied} tensors copied and {len(steps.steps) - copied} computed, all equal to the byte",
     )
+    return checksums
 
 
 def _is_recomputed(
