@@ -15,8 +15,8 @@ from gqkva_convert.errors import WeightError
 from gqkva_convert.transforms.merge import RULES, fresh_head, merge
 from gqkva_convert.transforms.precision import STORED, Array, decode, encode, is_finite
 
-# Source bytes handled at once; small enough to stay in a core's cache.
-PIECE_BYTES = 2 << 20
+# Source bytes of a head handled at once; with its partners and their wider copies it fits a core's cache.
+PIECE_BYTES = 256 << 10
 
 
 def step_bytes(step: Step, rule: str, seed: int, reader: TensorReader) -> Iterator[tuple[int, Bytes]]:
@@ -51,17 +51,24 @@ def _cast(step: Step, reader: TensorReader) -> Iterator[tuple[int, Bytes]]:
 
 def _heads_along_rows(step: Step, rule: str, seed: int, reader: TensorReader) -> Iterator[tuple[int, Bytes]]:
     """Heads are runs of rows (or of a vector's entries): each piece is one run of bytes."""
+    source = step.source
+    rows = PIECE_BYTES * source.shape[0] // max(1, source.nbytes)
+    if RULES[rule].reads_weights or RULES[rule].starts_afresh:
+        rows = step.size  # such a rule must see the whole head
     position = 0
     for place, head in enumerate(step.heads):
-        stored = [_row_piece(piece, step.size, reader) for piece in head.pieces]
-        output = _one_head(step, head, stored, rule, f"{seed}/{step.name}/{place}", reader)
-        yield position, output.view(np.uint8)
-        position += output.nbytes
+        for first in range(0, step.size, max(1, rows)):
+            count = min(max(1, rows), step.size - first)
+            stored = [_row_piece(piece, first, count, reader) for piece in head.pieces]
+            output = _one_head(step, head, stored, rule, f"{seed}/{step.name}/{place}", reader)
+            yield position, output.view(np.uint8)
+            position += output.nbytes
 
 
-def _row_piece(piece: Piece, size: int, reader: TensorReader) -> Array:
+def _row_piece(piece: Piece, first: int, count: int, reader: TensorReader) -> Array:
+    """Rows ``first`` to ``first + count`` of one head."""
     row = piece.tensor.nbytes // piece.tensor.shape[0]
-    return _stored(reader.read(piece.tensor, piece.start * row, size * row), piece.tensor.dtype)
+    return _stored(reader.read(piece.tensor, (piece.start + first) * row, count * row), piece.tensor.dtype)
 
 
 def _heads_along_columns(
@@ -130,7 +137,7 @@ def _weight_heads(head: Merged, step: Step, reader: TensorReader) -> list[Array]
     """The weights of the heads that a bias or a norm belongs to."""
     size = step.size
     if head.weights_axis == 0:
-        return [decode(_row_piece(piece, size, reader), piece.tensor.dtype) for piece in head.weights]
+        return [decode(_row_piece(piece, 0, size, reader), piece.tensor.dtype) for piece in head.weights]
     weight = head.weights[0].tensor
     stored = _stored(reader.read(weight), weight.dtype).reshape(weight.shape)
     return [decode(stored[:, piece.start : piece.start + size], weight.dtype) for piece in head.weights]

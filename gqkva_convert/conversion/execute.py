@@ -22,7 +22,9 @@ Progress = Callable[[int], None]
 Job = Callable[[], None]
 
 # Computed bytes gathered before they are written, so as to take the file's lock seldom.
-_WRITE_BYTES = 8 << 20
+_WRITE_BYTES = 4 << 20
+# The kernel lets one writer at a time into a file, so that a second core is used by a second file.
+_SHARDS_AT_ONCE = 2
 
 
 class _StoppedError(Exception):
@@ -51,48 +53,58 @@ def write_shards(
         WeightError: Weights cannot be merged.
         OutputError: A file cannot be written.
     """
-    with TensorReader(checkpoint.files, pickled=checkpoint.pickled) as reader:
-        for shard in shards:
-            path = folder / shard.file_name
-            if path.exists():
-                progress(shard.nbytes)
-                continue
+    missing = []
+    for shard in shards:
+        if (folder / shard.file_name).exists():
+            progress(shard.nbytes)
+        else:
+            missing.append(shard)
+    cores = min(8, os.cpu_count() or 1)
+    stop = threading.Event()
+    with (
+        TensorReader(checkpoint.files, pickled=checkpoint.pickled) as reader,
+        ThreadPoolExecutor(max(1, cores - 1)) as computers,
+        ThreadPoolExecutor(_SHARDS_AT_ONCE) as writers,
+    ):
+
+        def write_one(shard: Shard) -> None:
             tensors = [(step.name, step.dtype, step.shape) for step in shard.steps]
-            with ShardWriter(path, tensors, metadata) as writer:
-                stop = threading.Event()
-                copies = list(_copies(shard, reader, writer, stop, progress))
-                computations = [
-                    _compute_job(step, plan, reader, writer, stop, progress)
-                    for step in shard.steps
-                    if not step.is_copy
-                ]
-                _run(copies, computations, stop)
+            with ShardWriter(folder / shard.file_name, tensors, metadata) as writer:
+                computations: list[Future[None]] = []
+                try:
+                    for step in shard.steps:
+                        if not step.is_copy:
+                            job = _compute_job(step, plan, reader, writer, stop, progress)
+                            computations.append(computers.submit(job))
+                    for copy in _copies(shard, reader, writer, stop, progress):
+                        copy()
+                    for computation in computations:
+                        computation.result()
+                except BaseException:
+                    stop.set()
+                    wait(computations)  # none may write once the file is closed
+                    raise
                 writer.finish()
 
-
-def _run(copies: list[Job], computations: list[Job], stop: threading.Event) -> None:
-    """Copy on one thread, compute on the others; the first error, or an interrupt, stops all.
-
-    One copying thread is enough: the kernel lets one writer at a time into a file.
-    """
-
-    def copy_all() -> None:
-        for job in copies:
-            job()
-
-    cores = os.cpu_count() or 1
-    with ThreadPoolExecutor(max_workers=max(2, min(8, cores))) as pool:
-        futures: list[Future[None]] = []
+        futures = [writers.submit(write_one, shard) for shard in missing]
         try:
-            futures = [pool.submit(job) for job in (copy_all, *computations)]
             wait(futures, return_when=FIRST_EXCEPTION)
-            for future in futures:
-                if future.done() and not future.cancelled() and future.exception() is not None:
-                    future.result()
         finally:
-            stop.set()
-            for future in futures:
-                future.cancel()
+            if not all(future.done() and future.exception() is None for future in futures):
+                stop.set()
+                for future in futures:
+                    future.cancel()
+        _raise_first(futures)
+
+
+def _raise_first(futures: list[Future[None]]) -> None:
+    """Raise what went wrong, if anything, rather than that the others were stopped for it."""
+    wait(futures)
+    errors = [error for future in futures if not future.cancelled() and (error := future.exception())]
+    for error in errors:
+        if not isinstance(error, _StoppedError):
+            raise error
+    assert not errors, "stopped without a reason"
 
 
 def _copies(

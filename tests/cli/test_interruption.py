@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -170,7 +171,7 @@ def test_a_killed_conversion_goes_on_from_its_last_shard(
     assert not out.exists()
     scratch = llama.parent / ".out.gqkva-partial"
     kept = {path.name: path.stat().st_mtime_ns for path in scratch.glob("*.safetensors")}
-    assert len(kept) == at_shard
+    assert len(kept) >= at_shard  # two are written at once
     assert gqkva(*arguments).exit_code == 0
     assert {name: (out / name).stat().st_mtime_ns for name in kept} == kept
     assert contents(out) == unbroken
@@ -197,7 +198,7 @@ def test_signals_end_with_their_documented_code(number: signal.Signals, code: in
     result = subprocess.run([*command, "--gkv", "2"], capture_output=True, text=True, check=False)
     assert result.returncode == code, result.stderr
     assert "Traceback" not in result.stderr
-    assert "1 of 5 shards are complete and kept" in result.stderr
+    assert re.search(r"[12] of 5 shards are complete and kept", result.stderr)
     assert not out.exists()
 
 
