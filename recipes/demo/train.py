@@ -172,9 +172,7 @@ def main() -> None:
     tokenizer.save_pretrained(args.out)
     record = {
         "script": "recipes/demo/train.py",
-        "settings": {
-            key: str(value) if isinstance(value, Path) else value for key, value in vars(args).items()
-        },
+        "settings": {key: value for key, value in vars(args).items() if key != "out"},
         "parameters": parameters,
         "training_tokens": steps * args.batch * args.length,
         "unique_training_tokens": len(stream),
