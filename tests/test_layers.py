@@ -71,4 +71,4 @@ def test_commands_that_need_no_torch_do_not_load_it(command: list[str], llama: P
         f"print('LOADED', *[name for name in {HEAVY!r} if name in sys.modules])"
     )
     result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
-    assert result.stdout.splitlines()[-1] == "LOADED "
+    assert result.stdout.splitlines()[-1] == "LOADED"
