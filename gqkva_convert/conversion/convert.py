@@ -109,12 +109,12 @@ def prepare(
     def planned(source: SourceModel) -> Plan:
         plan = make_plan(source, variant, grouping=grouping, merge=merge, seed=seed, dtype=dtype)
         require_native(source.family, plan)
-        make_steps(source, plan)
         return plan
 
     headers = peek(str(model), revision)
     if headers is not None:
-        planned(read_model(headers))  # whatever can be refused is refused before the download
+        remote = read_model(headers)
+        make_steps(remote, planned(remote))  # whatever can be refused is refused before the download
     located = locate(str(model), revision)
     source = open_model(located.folder)
     plan = planned(source)
