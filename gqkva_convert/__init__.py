@@ -1,13 +1,16 @@
 """Convert multi-head attention checkpoints to grouped attention.
 
 Every command of `gqkva` is a thin wrapper over the function of the same name here, loaded when first
-used: importing this package does not import torch.
+used: importing this package does not import torch. It does make transformers' Auto classes load grouped
+models without remote code.
 """
 
 from __future__ import annotations
 
 import importlib
 from typing import TYPE_CHECKING, Any
+
+from gqkva_convert.modeling.registration import register_when_loaded
 
 if TYPE_CHECKING:
     from gqkva_convert.conversion.convert import convert as convert
@@ -35,3 +38,6 @@ def __getattr__(name: str) -> Any:
     if name not in _PUBLIC:
         raise AttributeError(f"module 'gqkva_convert' has no attribute {name!r}")
     return getattr(importlib.import_module(_PUBLIC[name]), name)
+
+
+register_when_loaded()

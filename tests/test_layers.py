@@ -16,7 +16,7 @@ PACKAGE = Path(gqkva_convert.__file__).parent
 ORDER = [
     {"errors"},
     {"heads"},
-    {"architectures", "transforms", "checkpoint"},
+    {"architectures", "transforms", "checkpoint", "modeling"},
     {"conversion"},
     {"evaluation"},
     {"demo_model"},

@@ -40,6 +40,13 @@ def convert_command(
             show_default=False,
         ),
     ] = None,
+    blocks: Annotated[
+        str | None,
+        typer.Option(
+            help="Kinds of attention to convert, such as decoder (with cross-attention) or encoder,cross.",
+            show_default=False,
+        ),
+    ] = None,
     merge: Annotated[
         str, typer.Option(help="How heads become one: mean, first, norm-weighted or random.")
     ] = "mean",
@@ -65,7 +72,7 @@ def convert_command(
     ] = False,
     as_json: Json = False,
 ) -> None:
-    """Merge a checkpoint's heads and write the result as a stock checkpoint."""
+    """Merge a checkpoint's heads and write the result, as a stock checkpoint where one can hold it."""
     from gqkva_convert.conversion.convert import kept_shards, prepare, write
 
     conversion = prepare(
@@ -73,6 +80,7 @@ def convert_command(
         out,
         gq=gq,
         gkv=gkv,
+        blocks=blocks,
         merge=merge,
         grouping=grouping,
         seed=seed,
@@ -153,10 +161,13 @@ def _show_plan(conversion: Conversion, as_json: bool) -> None:
 
 
 def _show_result(conversion: Conversion) -> None:
-    first = conversion.plan.blocks[0]
+    changed = [block for block in conversion.plan.blocks if block.target != block.source]
+    first = (changed or conversion.plan.blocks)[0]
     typer.echo(
         f"{conversion.target}: {first.source.name} -> {first.target.name}, {_sizes(conversion.to_dict())}"
     )
+    if not conversion.plan.is_native(conversion.model.family):
+        typer.echo("load it with trust_remote_code=True, or with `import gqkva_convert` and without")
 
 
 def _sizes(data: dict[str, Any]) -> str:

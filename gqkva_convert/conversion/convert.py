@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from gqkva_convert.architectures import Family
 from gqkva_convert.checkpoint.dtypes import FLOATS
 from gqkva_convert.checkpoint.folder import SAFETENSORS, Checkpoint, open_checkpoint
 from gqkva_convert.checkpoint.hub import Located, locate, peek
@@ -19,7 +18,7 @@ from gqkva_convert.checkpoint.jsonfile import read_json, write_json
 from gqkva_convert.checkpoint.publish import published_folder, scratch_folder
 from gqkva_convert.checkpoint.reader import TensorReader
 from gqkva_convert.checkpoint.sidecars import REPORT, carried_files, copy_files
-from gqkva_convert.conversion.config import converted_config
+from gqkva_convert.conversion.config import write_config
 from gqkva_convert.conversion.execute import write_shards
 from gqkva_convert.conversion.model import SourceModel, open_model, read_model
 from gqkva_convert.conversion.plan import Plan, make_plan
@@ -29,7 +28,6 @@ from gqkva_convert.conversion.steps import Steps, make_steps, tied_copies
 from gqkva_convert.errors import (
     CheckpointError,
     GqkvaError,
-    NotExpressibleError,
     OutputError,
     VerificationError,
 )
@@ -95,6 +93,7 @@ def prepare(
     *,
     gq: int | None = None,
     gkv: int | None = None,
+    blocks: str | None = None,
     merge: str = "mean",
     grouping: str = "neighbour",
     seed: int = 0,
@@ -107,9 +106,9 @@ def prepare(
     max_shard_bytes = parse_size(max_shard_size) if max_shard_size else None
 
     def planned(source: SourceModel) -> Plan:
-        plan = make_plan(source, variant, grouping=grouping, merge=merge, seed=seed, dtype=dtype)
-        require_native(source.family, plan)
-        return plan
+        return make_plan(
+            source, variant, blocks=blocks, grouping=grouping, merge=merge, seed=seed, dtype=dtype
+        )
 
     headers = peek(str(model), revision)
     if headers is not None:
@@ -134,6 +133,7 @@ def convert(
     *,
     gq: int | None = None,
     gkv: int | None = None,
+    blocks: str | None = None,
     merge: str = "mean",
     grouping: str = "neighbour",
     seed: int = 0,
@@ -143,9 +143,10 @@ def convert(
     overwrite: bool = False,
     progress: Progress | None = None,
 ) -> Path:
-    """Merge a checkpoint's heads and write the result as a stock checkpoint.
+    """Merge a checkpoint's heads and write the result.
 
-    Memory stays at a few tensors whatever the model's size. An interrupted conversion of several
+    The result is a stock checkpoint where the family's stock architecture can hold it, and otherwise carries
+    its own modelling file: it loads with ``trust_remote_code=True``, or without where gqkva is imported. Memory stays at a few tensors whatever the model's size. An interrupted conversion of several
     shards goes on from its last complete one when the same call is made again.
 
     Args:
@@ -153,6 +154,7 @@ def convert(
         out: Folder to write; by default ``<model>-<variant>`` in the working directory.
         gq: Query heads to keep; None keeps all.
         gkv: Key/value heads to keep; None keeps all.
+        blocks: Kinds of attention to convert, such as ``"decoder"``; None for all (see `make_plan`).
         merge: How heads become one: ``mean``, ``first``, ``norm-weighted`` or ``random``.
         grouping: Which heads become one: ``neighbour`` or ``random``.
         seed: Seed of ``random``.
@@ -173,6 +175,7 @@ def convert(
         out,
         gq=gq,
         gkv=gkv,
+        blocks=blocks,
         merge=merge,
         grouping=grouping,
         seed=seed,
@@ -202,7 +205,7 @@ def write(conversion: Conversion, *, overwrite: bool = False, progress: Progress
             progress or (lambda _: None),
         )
         written = time.perf_counter()
-        write_json(folder / "config.json", converted_config(conversion.model, conversion.plan))
+        write_config(conversion.model, conversion.plan, folder)
         if len(conversion.shards) > 1:
             write_json(folder / f"{SAFETENSORS}.index.json", _index(conversion.shards))
         output = check_folder(folder, conversion.steps)
@@ -210,26 +213,6 @@ def write(conversion: Conversion, *, overwrite: bool = False, progress: Progress
         report = make_report(source, output, conversion.plan, conversion.steps, left_behind, timings)
         write_json(folder / REPORT, report)
         (folder / _RUN).unlink()
-
-
-def require_native(family: Family, plan: Plan) -> None:
-    """Refuse what stock transformers cannot express.
-
-    Raises:
-        NotExpressibleError: The family has no key/value heads of its own, or the layout is not plain GQA.
-    """
-    if plan.is_native(family):
-        return
-    if not family.is_native:
-        raise NotExpressibleError(
-            f"stock transformers cannot express fewer heads in a {family.model_type} model; "
-            "this version converts only families that read num_key_value_heads (see docs/families.md)"
-        )
-    strange = next(block for block in plan.blocks if not block.target.is_stock_gqa)
-    raise NotExpressibleError(
-        f"stock transformers cannot express {strange.target.name} in a {family.model_type} model; "
-        "this version converts to GQA and MQA, give --gkv alone"
-    )
 
 
 def check_folder(folder: Path, steps: Steps) -> Checkpoint:

@@ -12,7 +12,7 @@ from gqkva_convert.checkpoint.folder import SAFETENSORS
 from gqkva_convert.checkpoint.jsonfile import write_json
 from gqkva_convert.conversion.config import converted_config
 from gqkva_convert.conversion.execute import write_shards
-from gqkva_convert.conversion.model import SourceModel
+from gqkva_convert.conversion.model import SourceModel, config_number
 from gqkva_convert.conversion.plan import BlockPlan, Plan
 from gqkva_convert.conversion.shards import Shard
 from gqkva_convert.conversion.steps import Steps
@@ -56,13 +56,19 @@ def reversed_plan(plan: Plan) -> Plan:
 
 def excerpt_config(model: SourceModel, plan: Plan, layers: Sequence[int]) -> dict[str, Any]:
     """The converted configuration with fewer layers; lists with an entry a layer are cut alike."""
-    config = converted_config(model, plan)
+    config = converted_config(model, excerpt_plan(plan, layers))
+    counts: dict[str, tuple[dict[str, Any], str, int]] = {}
     for attention in model.family.attention:
         *parents, name = attention.num_layers.name.split(".")
         part = config
         for parent in parents:
             part = part[parent]
-        part[name] = len(layers)
+        total = config_number(model.config, attention.num_layers)
+        counts[".".join((*parents, name))] = part, name, sum(layer < total for layer in layers)
+    for part, name, count in counts.values():
+        part[name] = count
+        if "num_hidden_layers" in part:  # another name of the encoder's or decoder's number
+            part["num_hidden_layers"] = count
     if isinstance(config.get("layer_types"), list):
         config["layer_types"] = [config["layer_types"][layer] for layer in layers]
     return config

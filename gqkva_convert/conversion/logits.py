@@ -17,6 +17,7 @@ from gqkva_convert.conversion.proof import Proof
 from gqkva_convert.conversion.report import count_parameters, file_sha256
 from gqkva_convert.conversion.steps import make_steps
 from gqkva_convert.errors import OutputError
+from gqkva_convert.modeling.loading import example_inputs, load_model, main_output
 from gqkva_convert.transforms.merge import RULES
 
 # float32 bytes of weights that these checks may load; a larger model is cut to a few layers.
@@ -78,7 +79,7 @@ def _check_excerpt(
     ours, load_failure = _logits(output, model.family.architecture)
     reference, source_failure = _logits(expanded, model.family.architecture)
     failure = load_failure or source_failure
-    proof.add("loads in stock transformers", failure, f"no missing, unexpected or resized tensor ({which})")
+    proof.add("loads in transformers", failure, f"no missing, unexpected or resized tensor ({which})")
     if failure is None:
         scale = max(float(reference.abs().max()), 1e-30)
         difference = float((ours - reference).abs().max()) / scale
@@ -121,30 +122,19 @@ def _unchanged_plan(plan: Plan) -> Plan:
 
 
 def _logits(folder: Path, fallback: str) -> tuple[Any, str | None]:
-    """Logits of a fixed input in float32, or what went wrong while loading or running."""
+    """What a model says about fixed inputs in float32, or what went wrong while loading or running."""
     import torch
     import transformers
 
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
     try:
-        config = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=False)
-        name = (config.architectures or [fallback])[0]
-        loader = getattr(transformers, name, None) or getattr(transformers, fallback)
-        network, info = loader.from_pretrained(
-            folder, dtype=torch.float32, output_loading_info=True, trust_remote_code=False
-        )
-        for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"):
-            if info[kind]:
-                return None, f"{kind.replace('_', ' ')}: {', '.join(map(str, sorted(info[kind])[:3]))}"
-        generator = torch.Generator().manual_seed(0)
-        length = min(32, getattr(config, "max_position_embeddings", 32))
-        tokens = torch.randint(config.vocab_size, (1, length), generator=generator)
+        network = load_model(folder, fallback)
         with torch.inference_mode():
-            output = network.eval()(input_ids=tokens, use_cache=False)
+            output = network(**example_inputs(network))
+        logits = main_output(output)
     except Exception as error:  # whatever transformers raises for a model it cannot build or run
         return None, f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error) else ''}"
-    logits = output.logits if hasattr(output, "logits") else output.last_hidden_state
     del network, output
     gc.collect()
     return logits, None

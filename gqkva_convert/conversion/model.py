@@ -11,8 +11,10 @@ from gqkva_convert.architectures import FAMILIES, Attention, Bias, Family, Key, 
 from gqkva_convert.checkpoint.dtypes import FLOATS
 from gqkva_convert.checkpoint.folder import Checkpoint, open_checkpoint
 from gqkva_convert.checkpoint.header import StoredTensor
-from gqkva_convert.errors import FamilyError, WeightError
+from gqkva_convert.errors import FamilyError, LayoutError, WeightError
 from gqkva_convert.heads import HeadLayout
+from gqkva_convert.modeling.families import MODEL_TYPE_PREFIX
+from gqkva_convert.modeling.layouts import LAYOUTS, layouts_from_config
 
 # Keys with such words in them change attention in some model. One that the family's table does not
 # know, and that is not switched off, stops the conversion.
@@ -96,7 +98,7 @@ def read_model(checkpoint: Checkpoint) -> SourceModel:
     check_config(checkpoint.config, family, checkpoint.folder)
     prefix = _find_prefix(checkpoint, family)
     blocks = tuple(
-        Block(attention, layer, block_layout(checkpoint.config, attention), prefix)
+        Block(attention, layer, block_layout(checkpoint.config, attention, layer), prefix)
         for attention in family.attention
         for layer in range(config_number(checkpoint.config, attention.num_layers))
     )
@@ -105,7 +107,7 @@ def read_model(checkpoint: Checkpoint) -> SourceModel:
 
 def family_of(config: dict[str, Any], folder: Path) -> Family:
     """The family table for a configuration."""
-    family = FAMILIES.get(config["model_type"])
+    family = FAMILIES.get(config["model_type"].removeprefix(MODEL_TYPE_PREFIX))
     if family is None:
         known = ", ".join(sorted(FAMILIES))
         raise FamilyError(
@@ -142,13 +144,29 @@ def config_number(config: dict[str, Any], key: Key | Quotient) -> int:
     return value
 
 
-def block_layout(config: dict[str, Any], attention: Attention) -> HeadLayout:
-    """The layout of one kind of block, as stock transformers builds it from the configuration."""
+def block_layout(config: dict[str, Any], attention: Attention, layer: int = 0) -> HeadLayout:
+    """The layout of a block, as transformers builds it from the configuration.
+
+    Raises:
+        FamilyError: A number is missing or odd, or a grouped model's layouts are not readable.
+    """
+    if is_grouped(config):
+        try:
+            found = layouts_from_config(config.get(LAYOUTS) or {}).get((attention.kind, layer))
+        except LayoutError as error:
+            raise FamilyError(f"config.json: {error}") from error
+        if found is not None:
+            return found
     heads = config_number(config, attention.num_attention_heads)
     head_dim = config_number(config, attention.head_dim)
     if attention.num_key_value_heads is None:
         return HeadLayout.mha(heads, head_dim)
     return HeadLayout.gqa(heads, config_number(config, attention.num_key_value_heads), head_dim)
+
+
+def is_grouped(config: dict[str, Any]) -> bool:
+    """Whether a configuration is one of our grouped models'."""
+    return str(config.get("model_type")).startswith(MODEL_TYPE_PREFIX)
 
 
 def has_bias(config: dict[str, Any], bias: Bias) -> bool:
@@ -166,6 +184,8 @@ def check_config(config: dict[str, Any], family: Family, folder: Path) -> None:
             "convert the original checkpoint and quantise the result"
         )
     known = _COMMON_KEYS | family.config_keys | _table_keys(family)
+    if is_grouped(config):
+        known |= {LAYOUTS}
     towers = {name for name, _, inner in (key.partition(".") for key in _number_names(family)) if inner}
     nested = [(f"{name}.", config[name]) for name in sorted(towers) if isinstance(config.get(name), dict)]
     for path, part in [("", config), *nested]:

@@ -105,8 +105,13 @@ class Plan:
 
     def is_native(self, family: Family) -> bool:
         """Whether the family's stock architecture can hold the result."""
-        unchanged = all(block.target == block.source for block in self.blocks)
-        return (family.is_native or unchanged) and all(block.target.is_stock_gqa for block in self.blocks)
+        for attention in family.attention:
+            targets = {block.target for block in self.blocks if block.kind == attention.kind}
+            if len(targets) > 1 or not all(target.is_stock_gqa for target in targets):
+                return False
+            if attention.num_key_value_heads is None and any(target.name != "MHA" for target in targets):
+                return False
+        return True
 
     def to_dict(self) -> dict[str, Any]:
         """The plan as JSON data; `from_dict` reads it back."""
@@ -137,6 +142,7 @@ def make_plan(
     model: SourceModel,
     variant: Variant,
     *,
+    blocks: str | None = None,
     grouping: str = "neighbour",
     merge: str = "mean",
     seed: int = 0,
@@ -144,17 +150,45 @@ def make_plan(
 ) -> Plan:
     """Choose the layout and the groups of every attention block; reads no weights.
 
+    Args:
+        model: The source.
+        variant: Heads to keep.
+        blocks: Kinds of attention to convert, separated by commas; the others stay as they are. ``decoder``
+            means all of a decoder, cross-attention too (as Ainslie et al., 2023, arXiv 2305.13245, convert
+            T5); ``cross`` cross-attention alone. None for all.
+        grouping: Which heads become one.
+        merge: How heads become one.
+        seed: Seed of everything drawn at random.
+        dtype: Dtype wanted.
+
     Raises:
-        LayoutError: The numbers of heads, the grouping or the rule cannot be.
+        LayoutError: The numbers of heads, the kinds, the grouping or the rule cannot be.
     """
-    blocks = tuple(_plan_block(block, variant, grouping, seed) for block in model.blocks)
-    return Plan(variant.slug, grouping, merge, seed, dtype, blocks)
+    chosen = _chosen_kinds(model, blocks)
+    planned = tuple(
+        _plan_block(block, variant if block.attention.kind in chosen else None, grouping, seed)
+        for block in model.blocks
+    )
+    return Plan(variant.slug, grouping, merge, seed, dtype, planned)
 
 
-def _plan_block(block: Block, variant: Variant, grouping: str, seed: int) -> BlockPlan:
+def _chosen_kinds(model: SourceModel, blocks: str | None) -> set[str]:
+    kinds = {block.attention.kind for block in model.blocks}
+    if blocks is None:
+        return kinds
+    asked = {name.strip() for name in blocks.split(",")}
+    if not asked <= kinds:
+        raise LayoutError(
+            f"{model.family.model_type} has no {', '.join(sorted(asked - kinds))} attention; "
+            f"choose of {', '.join(sorted(kinds))}"
+        )
+    return asked | ({"cross"} & kinds if "decoder" in asked else set())
+
+
+def _plan_block(block: Block, variant: Variant | None, grouping: str, seed: int) -> BlockPlan:
     kind, layer, source = block.attention.kind, block.layer, block.layout
     try:
-        target = variant.layout(source)
+        target = source if variant is None else variant.layout(source)
     except LayoutError as error:
         raise LayoutError(f"{kind} attention: {error}") from error
     if grouping == "random" and target != source:

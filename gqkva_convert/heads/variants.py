@@ -45,6 +45,10 @@ class Variant:
         Raises:
             LayoutError: The numbers do not fit; the message lists those that would.
         """
+        if not source.is_stock_gqa:
+            raise LayoutError(
+                f"the source is {source.name}; its heads cannot be merged further, convert the original model"
+            )
         heads, stored, head_dim = source.num_attention_heads, source.num_key_heads, source.head_dim
         if self.gq is None:
             assert self.gkv is not None

@@ -70,23 +70,22 @@ def test_a_grouped_source_cannot_get_more_key_value_heads(llama: Path, gqkva: Ru
     assert "2 key/value heads (shared by 6 attention heads); choose one of [1, 2]" in line
 
 
-def test_variants_that_stock_transformers_cannot_hold_are_refused(llama: Path, gqkva: Run) -> None:
-    """A folder that no runtime loads would be found out at serving time."""
-    refused(
-        gqkva("convert", llama, llama.parent / "out", "--gq", "2", "--gkv", "3"),
-        5,
-        "GQKVA-2.3",
-        "--gkv alone",
-    )
-    nothing_left(llama.parent, "llama")
-
-
-def test_families_without_key_value_heads_are_refused(
+def test_a_kind_of_attention_that_the_family_lacks_is_refused(
     tiny: Callable[[str], Path], tmp_path: Path, gqkva: Run
 ) -> None:
-    """Stock GPT-2 ignores num_key_value_heads in silence."""
-    refused(gqkva("convert", tiny("gpt2"), tmp_path / "out", "--gkv", "2"), 5, "gpt2", "num_key_value_heads")
+    """`--blocks` must not silently convert nothing."""
+    line = refused(gqkva("convert", tiny("t5"), tmp_path / "out", "--gkv", "2", "--blocks", "decoders"), 2)
+    assert "t5 has no decoders attention; choose of cross, decoder, encoder" in line
     nothing_left(tmp_path)
+
+
+def test_what_is_already_grouped_otherwise_is_not_merged_again(
+    tiny: Callable[[str], Path], tmp_path: Path, gqkva: Run
+) -> None:
+    """Merging the heads of a GQKVA model would need the original to be any good."""
+    assert gqkva("convert", tiny("gpt2"), tmp_path / "out", "--gq", "2", "--gkv", "3").exit_code == 0
+    again = gqkva("convert", tmp_path / "out", tmp_path / "again", "--gkv", "1")
+    assert "the source is GQKVA-2.3" in refused(again, 2)
 
 
 def test_a_folder_without_configuration_is_no_checkpoint(tmp_path: Path, gqkva: Run) -> None:

@@ -147,7 +147,7 @@ def inputs(model: Any, length: int = 9) -> dict[str, torch.Tensor]:
     generator = torch.Generator().manual_seed(1)
     config = model.config
     images = torch.randn(2, 3, 8, 8, generator=generator)
-    name = type(model).__name__
+    name = type(model).__name__.removeprefix("Gqkva")
     if name.startswith(("ViT", "DeiT", "Dinov2")):
         return {"pixel_values": images}
     if name.startswith("Whisper"):

@@ -1,0 +1,73 @@
+"""Loading a checkpoint folder, stock or grouped, and inputs that any family takes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+
+def load_model(folder: Path, fallback: str, dtype: str = "float32") -> Any:
+    """Load the class that a folder's configuration names; runs no code from the folder.
+
+    Args:
+        folder: Checkpoint folder.
+        fallback: Class for a configuration that names none.
+        dtype: Dtype to load into.
+
+    Returns:
+        The model, in eval mode.
+
+    Raises:
+        ValueError: A tensor is missing, unexpected or of another shape.
+    """
+    import transformers
+
+    from gqkva_convert.modeling import classes
+
+    config = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=False)
+    name = (config.architectures or [fallback])[0]
+    home = classes if name.startswith("Gqkva") else transformers
+    loader = getattr(home, name, None) or getattr(transformers, fallback)
+    model, info = loader.from_pretrained(folder, dtype=dtype, output_loading_info=True)
+    for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"):
+        if info[kind]:
+            raise ValueError(f"{kind.replace('_', ' ')}: {', '.join(map(str, sorted(info[kind])[:3]))}")
+    return model.eval()
+
+
+def example_inputs(model: Any, seed: int = 0) -> dict[str, Any]:
+    """Random inputs of the kinds that a model takes: one text, image or recording.
+
+    Args:
+        model: A model of any family.
+        seed: Seed of the inputs.
+    """
+    import torch
+
+    config = model.config
+    text, vision = (getattr(config, f"{part}_config", config) for part in ("text", "vision"))
+    generator = torch.Generator().manual_seed(seed)
+    inputs: dict[str, Any] = {}
+    if hasattr(text, "vocab_size"):
+        length = min(32, getattr(text, "max_position_embeddings", 34) - 2)  # RoBERTa counts from 2
+        tokens = torch.randint(text.vocab_size, (1, length), generator=generator)
+        inputs["input_ids"] = tokens
+        if getattr(config, "is_encoder_decoder", False):
+            inputs["decoder_input_ids"] = tokens[:, : length // 2]
+    if hasattr(vision, "image_size"):
+        size = vision.image_size
+        height, width = (size, size) if isinstance(size, int) else size
+        inputs["pixel_values"] = torch.randn(1, vision.num_channels, height, width, generator=generator)
+    if hasattr(config, "num_mel_bins"):
+        del inputs["input_ids"]
+        frames = 2 * config.max_source_positions
+        inputs["input_features"] = torch.randn(1, config.num_mel_bins, frames, generator=generator)
+    return inputs
+
+
+def main_output(output: Any) -> Any:
+    """The tensor of a model's output that says most: logits, else hidden states."""
+    for name in ("logits", "logits_per_text", "last_hidden_state"):
+        if getattr(output, name, None) is not None:
+            return getattr(output, name)
+    raise ValueError(f"{type(output).__name__} has neither logits nor hidden states")

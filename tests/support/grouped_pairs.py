@@ -1,0 +1,73 @@
+"""A grouped model of any family and variant, and the stock model that computes the same."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from gqkva_convert.conversion.excerpt import reversed_plan, write_excerpt
+from gqkva_convert.conversion.model import SourceModel, open_model
+from gqkva_convert.conversion.plan import BlockPlan, Plan
+from gqkva_convert.conversion.steps import make_steps
+from gqkva_convert.heads import HeadLayout, neighbour_order, random_order, without_reordering
+from gqkva_convert.modeling.loading import load_model
+
+VARIANTS = ("MHA", "MQA", "GQA", "random GQA", "unequal", "MKVA", "GKVA", "GQKVA", "mixed", "apart")
+
+
+def layout(variant: str, heads: int, head_dim: int, layer: int = 0) -> HeadLayout:
+    """A layout of a kind for 6 or 12 heads."""
+    if variant == "mixed":
+        variant = ("GQKVA", "unequal", "MQA")[layer % 3]
+    everything = tuple(range(heads))
+    if variant == "apart":  # keys and values grouped differently, as many of each
+        return HeadLayout(
+            everything,
+            tuple(h // (heads // 2) for h in everything),
+            tuple(h % 2 for h in everything),
+            head_dim,
+        )
+    return {
+        "MHA": HeadLayout.mha(heads, head_dim),
+        "MQA": HeadLayout.gqa(heads, 1, head_dim),
+        "GQA": HeadLayout.gqa(heads, 2, head_dim),
+        "random GQA": HeadLayout.gqa(heads, 2, head_dim),
+        "unequal": HeadLayout.unequal([1, 2, heads - 3], head_dim),
+        "MKVA": HeadLayout.gkva(heads, 1, head_dim),
+        "GKVA": HeadLayout.gkva(heads, 3, head_dim),
+        "GQKVA": HeadLayout.gqkva(2, heads // 2, head_dim),
+    }[variant]
+
+
+def plan_of(model: SourceModel, variant: str) -> Plan:
+    """The plan that gives every block of a model the variant's layout."""
+    blocks = []
+    for block in model.blocks:
+        kind, number, source = block.attention.kind, block.layer, block.layout
+        target = layout(variant, source.num_attention_heads, source.head_dim, number)
+        order = neighbour_order(source)
+        if variant == "random GQA":
+            order = random_order(source, target, f"2/{kind}/{number}")
+            if block.attention.head_bias is not None:
+                target, order = without_reordering(order, target), neighbour_order(source)
+        blocks.append(BlockPlan(kind, number, source, target, order))
+    return Plan(variant, "neighbour", "mean", 0, None, tuple(blocks))
+
+
+def write_pair(source: Path, variant: str, folder: Path) -> tuple[Path, Path]:
+    """Write a conversion of ``source`` and the stock checkpoint with its heads copied out again."""
+    model = open_model(source)
+    plan = plan_of(model, variant)
+    layers = range(1 + max(block.layer for block in model.blocks))
+    grouped, stock = folder / "grouped", folder / "stock"
+    write_excerpt(model, plan, make_steps(model, plan), layers, grouped)
+    again, back = open_model(grouped), reversed_plan(plan)
+    write_excerpt(again, back, make_steps(again, back), layers, stock)
+    return grouped, stock
+
+
+def load_pair(source: Path, variant: str, folder: Path) -> tuple[Any, Any]:
+    """The models of `write_pair`, in float32 and eval mode."""
+    grouped, stock = write_pair(source, variant, folder)
+    fallback = open_model(source).family.architecture
+    return load_model(grouped, fallback), load_model(stock, fallback)
