@@ -145,8 +145,10 @@ def convert(
 ) -> Path:
     """Merge a checkpoint's heads and write the result.
 
-    The result is a stock checkpoint where the family's stock architecture can hold it, and otherwise carries
-    its own modelling file: it loads with ``trust_remote_code=True``, or without where gqkva is imported. Memory stays at a few tensors whatever the model's size. An interrupted conversion of several
+    The result is a stock checkpoint where the family's stock architecture can hold it. Any other carries its
+    own modelling file: it loads with ``trust_remote_code=True``, and without where gqkva is imported.
+
+    Memory stays at a few tensors whatever the model's size. An interrupted conversion of several
     shards goes on from its last complete one when the same call is made again.
 
     Args:

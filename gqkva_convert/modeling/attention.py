@@ -167,8 +167,8 @@ def grouped_attention(
         query: ``(batch, stored query heads, positions, head_dim)``.
         key: ``(batch, stored key heads, key positions, head_dim)``.
         value: ``(batch, stored value heads, key positions, head_dim)``.
-        attention_mask: As the implementation takes it; the same for all heads, or one entry an attention head.
-        options: Passed on; T5's ``position_bias``, ``(1, attention heads, positions, key positions)``, by slot.
+        attention_mask: As the implementation takes it; for all heads, or one entry an attention head.
+        options: Passed on, T5's ``position_bias`` ``(1, attention heads, positions, key positions)`` by slot.
 
     Returns:
         Heads' outputs ``(batch, positions, attention heads, head_dim)``, and weights where the implementation

@@ -21,7 +21,7 @@ BLOCK_CLASSES = {
     "gpt_neox": ("gqkva_convert.modeling.gpt_neox", "GroupedGPTNeoXAttention"),
 }
 
-_HEADER = '''"""{config} models with grouped attention, for ``trust_remote_code=True``.
+_HEADER = '''"""{model_type} models with grouped attention, for ``trust_remote_code=True``.
 
 Written by gqkva {version} (https://pypi.org/project/gqkva-convert), from its own source; needs torch and
 transformers only. ``config.json`` names the stored heads of each attention block under ``attention_layouts``.
@@ -79,7 +79,7 @@ def modeling_text(family: GroupedFamily) -> str:
     for module, name in roots:
         _collect(module, name, needed, order, imports)
     body = [_module(module).definitions[place] for module in order for place in sorted(needed[module])]
-    header = _HEADER.format(config=family.config.removesuffix("Config"), version=gqkva_convert.__version__)
+    header = _HEADER.format(model_type=family.model_type, version=gqkva_convert.__version__)
     names = {"config": grouped_name(family.config), "block_class": block_class[1] if block_class else None}
     footer = _FOOTER.format(family=family, **names)
     lines = ["from __future__ import annotations", "", *sorted(imports)]

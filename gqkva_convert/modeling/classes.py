@@ -1,4 +1,4 @@
-"""Every grouped class, made when first asked for: ``from gqkva_convert.modeling.classes import GqkvaBertModel``."""
+"""Every grouped class by name, made when first asked for: ``classes.GqkvaBertModel``."""
 
 from __future__ import annotations
 

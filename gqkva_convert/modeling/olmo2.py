@@ -24,7 +24,8 @@ class GroupedOlmo2RMSNorm(Olmo2RMSNorm):  # type: ignore[misc]
         squares = states.pow(2).reshape(*states.shape[:-1], len(self.readers), -1).mean(-1)
         shares = squares.new_tensor(self.readers) / sum(self.readers)
         states = states * torch.rsqrt((squares * shares).sum(-1, keepdim=True) + self.variance_epsilon)
-        return (self.weight * states).to(hidden_states.dtype)
+        normed: Tensor = self.weight * states
+        return normed.to(hidden_states.dtype)
 
 
 class GroupedOlmo2Attention(Olmo2Attention):  # type: ignore[misc]

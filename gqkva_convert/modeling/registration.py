@@ -6,75 +6,83 @@ import importlib.abc
 import importlib.machinery
 import importlib.util
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from types import ModuleType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    from gqkva_convert.modeling.families import GroupedFamily
+from gqkva_convert.modeling.families import (
+    GROUPED_FAMILIES,
+    MODEL_TYPE_PREFIX,
+    GroupedFamily,
+    grouped_name,
+)
 
-# Loaded by the first use of any Auto class.
-_AUTO = "transformers.models.auto.configuration_auto"
+# Holds the table from model types to configuration classes; loaded by the first use of any Auto class.
+_TABLES = "transformers.models.auto.configuration_auto"
 
 
 def register_when_loaded() -> None:
     """Register now if transformers' Auto classes are loaded, and otherwise as soon as they are."""
-    if _AUTO in sys.modules:
-        register()
-    elif not any(isinstance(finder, _AutoFinder) for finder in sys.meta_path):
-        sys.meta_path.insert(0, _AutoFinder())
+    if _TABLES in sys.modules:
+        _register(sys.modules[_TABLES])
+    elif not any(isinstance(finder, _TablesFinder) for finder in sys.meta_path):
+        sys.meta_path.insert(0, _TablesFinder())
 
 
-def register() -> None:
-    """Give every grouped family to transformers' Auto classes.
+def _register(tables: ModuleType) -> None:
+    """Put the grouped families into transformers' table of configurations, each class made when asked for.
 
-    The model classes of a family follow when its first configuration is made, which an Auto class does before
-    it looks for the model: loading 25 modelling files for one model would take seconds.
+    `AutoConfig.register` would need the classes themselves, and so 25 stock configurations and seconds of
+    imports, in the middle of transformers' own.
     """
-    from transformers import AutoConfig
-
-    from gqkva_convert.modeling.classes import config_class
-    from gqkva_convert.modeling.families import GROUPED_FAMILIES
-
+    mapping: Any = tables.CONFIG_MAPPING
+    if not isinstance(mapping._extra_content, _LazyClasses):
+        mapping._extra_content = _LazyClasses(mapping._extra_content)
     for family in GROUPED_FAMILIES.values():
-        config: Any = config_class(family)
-        AutoConfig.register(config.model_type, config, exist_ok=True)
-        config.__new__ = _registering_new(family, config)
+        mapping._extra_content.setdefault(f"{MODEL_TYPE_PREFIX}{family.model_type}", family)
 
 
-def _registering_new(family: GroupedFamily, config: Any) -> Callable[..., Any]:
-    """A ``__new__`` that registers the family's models the first time."""
-    done: list[None] = []
+class _LazyClasses(dict[str, Any]):
+    """Configuration classes by model type; a grouped family stands for its class until that is asked for."""
 
-    def new(cls: type, *arguments: Any, **options: Any) -> Any:
-        if not done:
-            done.append(None)
-            _register_models(family, config)
-        return object.__new__(cls)
+    def __getitem__(self, model_type: str) -> Any:
+        value = super().__getitem__(model_type)
+        if isinstance(value, GroupedFamily):
+            value = self[model_type] = _make_classes(value)
+        return value
 
-    return new
+    def get(self, model_type: str, default: Any = None) -> Any:
+        return self[model_type] if model_type in self else default  # noqa: SIM401 - that is this function
+
+    def values(self) -> Any:
+        return [self[model_type] for model_type in self]
+
+    def items(self) -> Any:
+        return [(model_type, self[model_type]) for model_type in self]
 
 
-def _register_models(family: GroupedFamily, config: type) -> None:
+def _make_classes(family: GroupedFamily) -> Any:
+    """Make a family's classes and give its models to the Auto classes; gives the configuration class."""
     import transformers
 
-    from gqkva_convert.modeling.classes import model_classes
-    from gqkva_convert.modeling.families import grouped_name
+    from gqkva_convert.modeling.classes import config_class, model_classes
 
-    classes = model_classes(family)
+    config = config_class(family)
+    models = model_classes(family)
     for auto, names in family.auto_classes.items():
-        models = tuple(classes[grouped_name(name)] for name in names)
+        found = tuple(models[grouped_name(name)] for name in names)
         mapping = getattr(transformers, auto)._model_mapping
-        mapping.register(config, models if len(models) > 1 else models[0], exist_ok=True)
+        mapping.register(config, found if len(found) > 1 else found[0], exist_ok=True)
+    return config
 
 
-class _AutoFinder(importlib.abc.MetaPathFinder):
-    """Finds the Auto classes' module as Python would, and registers after loading it."""
+class _TablesFinder(importlib.abc.MetaPathFinder):
+    """Finds the module of the tables as Python would, and registers after loading it."""
 
     def find_spec(
         self, name: str, path: Sequence[str] | None, target: ModuleType | None = None
     ) -> importlib.machinery.ModuleSpec | None:
-        if name != _AUTO:
+        if name != _TABLES:
             return None
         sys.meta_path.remove(self)
         spec = importlib.util.find_spec(name)
@@ -92,4 +100,4 @@ class _RegisteringLoader(importlib.abc.Loader):
 
     def exec_module(self, module: ModuleType) -> None:
         self.loader.exec_module(module)
-        register()
+        _register(module)

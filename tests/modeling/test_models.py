@@ -80,7 +80,7 @@ def test_training_gives_the_gradients_of_the_expanded_model(
 def test_generation_with_a_cache_says_what_the_expanded_model_says(
     family: str, variant: str, tiny: Tiny, tmp_path: Path
 ) -> None:
-    """Left padding, a growing and a static cache, greedy and beam search; the cache keeps stored heads only."""
+    """Left padding, growing and static caches, greedy and beam search; a cache keeps stored heads only."""
     grouped, stock = load_pair(tiny(family), variant, tmp_path)
     tokens = tiny_models.inputs(stock)["input_ids"]
     mask = torch.ones_like(tokens)
