@@ -14,6 +14,8 @@ from gqkva_convert.modeling.registration import register_when_loaded
 
 if TYPE_CHECKING:
     from gqkva_convert.conversion.convert import convert as convert
+    from gqkva_convert.conversion.export import export as export
+    from gqkva_convert.conversion.init import init as init
     from gqkva_convert.conversion.inspect import inspect as inspect
     from gqkva_convert.conversion.verify import verify as verify
     from gqkva_convert.demo_model.demo import demo as demo
@@ -24,6 +26,8 @@ __version__ = "0.1.0"
 
 _PUBLIC = {
     "convert": "gqkva_convert.conversion.convert",
+    "export": "gqkva_convert.conversion.export",
+    "init": "gqkva_convert.conversion.init",
     "inspect": "gqkva_convert.conversion.inspect",
     "verify": "gqkva_convert.conversion.verify",
     "demo": "gqkva_convert.demo_model.demo",
@@ -31,7 +35,7 @@ _PUBLIC = {
     "HeadLayout": "gqkva_convert.heads",
 }
 
-__all__ = ["GqkvaError", "HeadLayout", "convert", "demo", "inspect", "verify"]
+__all__ = ["GqkvaError", "HeadLayout", "convert", "demo", "export", "init", "inspect", "verify"]
 
 
 def __getattr__(name: str) -> Any:

@@ -226,7 +226,8 @@ STARCODER2 = replace(
 
 def _phi_norms(module: str, role: Role) -> tuple[HeadNorm, ...]:
     return tuple(
-        HeadNorm(f"{module}.{part}", role, "shared", key="qk_layernorm") for part in ("weight", "bias")
+        HeadNorm(f"{module}.{part}", role, "shared", key="qk_layernorm", ignores_head_dim=True)
+        for part in ("weight", "bias")
     )
 
 

@@ -81,12 +81,15 @@ class HeadNorm:
             ``all_heads``: one gain over all heads together, and a statistic over all heads together, so
             that it must be merged with them.
         key: Configuration key that turns the norm on, or None where the family always has it.
+        ignores_head_dim: Whether stock transformers makes it hidden size / heads wide, whatever ``head_dim``
+            says.
     """
 
     name: str
     role: Role
     span: Literal["shared", "per_head", "all_heads"]
     key: str | None = None
+    ignores_head_dim: bool = False
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from gqkva_convert.cli.options import Json, Model, Revision
+from gqkva_convert.cli.options import Blocks, Json, KeyValueHeads, Model, QueryHeads, Revision
 from gqkva_convert.cli.output import (
     byte_progress,
     human_bytes,
@@ -29,24 +29,9 @@ def convert_command(
             help="Folder to write; by default MODEL's name and the variant, here.", show_default=False
         ),
     ] = None,
-    gkv: Annotated[
-        int | None,
-        typer.Option(help="Key/value heads to keep: GQA, or MQA when 1.", show_default=False),
-    ] = None,
-    gq: Annotated[
-        int | None,
-        typer.Option(
-            help="Query heads to keep: GKVA, or MKVA when 1; with --gkv GQKVA (GQ x GKV = heads).",
-            show_default=False,
-        ),
-    ] = None,
-    blocks: Annotated[
-        str | None,
-        typer.Option(
-            help="Kinds of attention to convert, such as decoder (with cross-attention) or encoder,cross.",
-            show_default=False,
-        ),
-    ] = None,
+    gkv: KeyValueHeads = None,
+    gq: QueryHeads = None,
+    blocks: Blocks = None,
     merge: Annotated[
         str, typer.Option(help="How heads become one: mean, first, norm-weighted or random.")
     ] = "mean",

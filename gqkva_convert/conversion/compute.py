@@ -60,7 +60,10 @@ def _heads_along_rows(step: Step, rule: str, seed: int, reader: TensorReader) ->
         for first in range(0, step.size, max(1, rows)):
             count = min(max(1, rows), step.size - first)
             stored = [_row_piece(piece, first, count, reader) for piece in head.pieces]
-            output = _one_head(step, head, stored, rule, f"{seed}/{step.name}/{place}", reader)
+            if stored:
+                output = _one_head(step, head, stored, rule, f"{seed}/{step.name}/{place}", reader)
+            else:
+                output = np.zeros(count * step.nbytes // step.shape[0], np.uint8)
             yield position, output.view(np.uint8)
             position += output.nbytes
 
@@ -87,20 +90,17 @@ def _heads_along_columns(
         stored = _stored(reader.read(source, first * row_bytes, count * row_bytes), source.dtype).reshape(
             count, columns
         )
-        parts = [
-            _one_head(
-                step,
-                head,
-                [
-                    np.ascontiguousarray(stored[:, piece.start : piece.start + step.size])
-                    for piece in head.pieces
-                ],
-                rule,
-                f"{seed}/{step.name}/{place}",
-                reader,
-            ).reshape(count, step.size)
-            for place, head in enumerate(step.heads)
-        ]
+        parts = []
+        for place, head in enumerate(step.heads):
+            pieces = [
+                np.ascontiguousarray(stored[:, piece.start : piece.start + step.size])
+                for piece in head.pieces
+            ]
+            if pieces:
+                part = _one_head(step, head, pieces, rule, f"{seed}/{step.name}/{place}", reader)
+            else:
+                part = np.zeros(count * step.size, STORED[step.dtype])
+            parts.append(part.reshape(count, step.size))
         output = np.ascontiguousarray(np.concatenate(parts, axis=1))
         yield position, output.reshape(-1).view(np.uint8)
         position += output.nbytes

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from gqkva_convert.architectures import FAMILIES, Attention, Family, Key
 from gqkva_convert.checkpoint.jsonfile import write_json
-from gqkva_convert.conversion.model import SourceModel
+from gqkva_convert.conversion.model import SourceModel, config_number
 from gqkva_convert.conversion.plan import Plan
+from gqkva_convert.heads import HeadLayout
 from gqkva_convert.modeling.bundle import modeling_text
 from gqkva_convert.modeling.families import (
     GROUPED_FAMILIES,
@@ -19,12 +22,14 @@ from gqkva_convert.modeling.families import (
 )
 from gqkva_convert.modeling.layouts import LAYOUTS, layouts_to_config
 
+Layouts = Mapping[tuple[str, int], HeadLayout]
+
 
 def write_config(model: SourceModel, plan: Plan, folder: Path) -> None:
     """Write a conversion's configuration and, where it needs one, its modelling file."""
     write_json(folder / "config.json", converted_config(model, plan))
     if not plan.is_native(model.family):
-        family = GROUPED_FAMILIES[model.family.model_type]
+        family = GROUPED_FAMILIES[plan.architecture or model.family.model_type]
         (folder / f"{modeling_module(family)}.py").write_text(modeling_text(family))
 
 
@@ -35,31 +40,78 @@ def converted_config(model: SourceModel, plan: Plan) -> dict[str, Any]:
     layouts and the classes that read them.
     """
     config = copy.deepcopy(model.config)
+    layouts = {(block.kind, block.layer): block.target for block in plan.blocks}
     is_native = plan.is_native(model.family)
     for attention in model.family.attention:
-        if attention.num_key_value_heads is not None and is_native:
-            target = next(block.target for block in plan.blocks if block.kind == attention.kind)
-            *parents, key = attention.num_key_value_heads.name.split(".")
-            part = config
-            for parent in parents:
-                part = part[parent]
-            part[key] = target.num_key_heads
+        target = layouts[attention.kind, 0]
+        _set_heads(config, attention, target, is_native)
     if plan.dtype is not None:
         key = "torch_dtype" if "torch_dtype" in config and "dtype" not in config else "dtype"
         config[key] = plan.dtype
+    family = FAMILIES[plan.architecture or model.family.model_type]
+    return _for_stock(config, family) if is_native else _for_grouped(config, family, layouts)
+
+
+def fresh_config(
+    config: dict[str, Any], family: Family, layouts: Layouts, *, is_native: bool
+) -> dict[str, Any]:
+    """A stock configuration turned into that of a new model with the given layouts."""
+    config = copy.deepcopy(config)
+    for attention in family.attention:
+        _set_heads(config, attention, layouts[attention.kind, 0], is_native)
+    return _for_stock(config, family) if is_native else _for_grouped(config, family, layouts)
+
+
+def _set_heads(config: dict[str, Any], attention: Attention, target: HeadLayout, is_native: bool) -> None:
+    """Put a layout's counts under the family's own keys, where they change."""
+    heads = target.num_attention_heads
+    if heads != config_number(config, attention.num_attention_heads):
+        _set(config, attention.num_attention_heads, heads)
+        if isinstance(attention.head_dim, Key):
+            _set(config, attention.head_dim, target.head_dim)
+    if attention.num_key_value_heads is None:
+        return
+    if is_native:
+        _set(config, attention.num_key_value_heads, target.num_key_heads)
+    elif heads % config_number(config, attention.num_key_value_heads):
+        _set(config, attention.num_key_value_heads, heads)
+
+
+def _set(config: dict[str, Any], key: Key, number: int) -> None:
+    *parents, name = key.name.split(".")
+    part = config
+    for parent in parents:
+        part = part.setdefault(parent, {})
+    part[name] = number
+
+
+def _for_stock(config: dict[str, Any], family: Family) -> dict[str, Any]:
     config.pop("auto_map", None)  # names code that is not carried along
     config.pop(LAYOUTS, None)
-    stock = [name.removeprefix(grouped_name("")) for name in config.get("architectures") or ()]
-    if is_native:
-        config["model_type"] = model.family.model_type
-        if stock:
-            config["architectures"] = stock
-        return config
-    family = GROUPED_FAMILIES[model.family.model_type]
-    known = {name for names in family.auto_classes.values() for name in names}
-    names = [name for name in stock if name in known] or [model.family.architecture]
+    old = config["model_type"].removeprefix(MODEL_TYPE_PREFIX)
+    config["model_type"] = family.model_type
+    if config.get("architectures"):
+        config["architectures"] = _stock_names(config)
+    if old == "llama" and family.model_type == "mistral":
+        config["architectures"] = [
+            name.replace("Llama", "Mistral") for name in config.get("architectures") or ()
+        ]
+        config["sliding_window"] = None
+        for name in ("attention_bias", "mlp_bias", "pretraining_tp"):
+            config.pop(name, None)
+    return config
+
+
+def _for_grouped(config: dict[str, Any], family: Family, layouts: Layouts) -> dict[str, Any]:
+    grouped = GROUPED_FAMILIES[family.model_type]
+    known = {name for names in grouped.auto_classes.values() for name in names}
+    names = [name for name in _stock_names(config) if name in known] or [family.architecture]
     config["model_type"] = f"{MODEL_TYPE_PREFIX}{family.model_type}"
     config["architectures"] = [grouped_name(name) for name in names]
-    config["auto_map"] = auto_map(family, config["architectures"])
-    config[LAYOUTS] = layouts_to_config({(block.kind, block.layer): block.target for block in plan.blocks})
+    config["auto_map"] = auto_map(grouped, config["architectures"])
+    config[LAYOUTS] = layouts_to_config(layouts)
     return config
+
+
+def _stock_names(config: dict[str, Any]) -> list[str]:
+    return [name.removeprefix(grouped_name("")) for name in config.get("architectures") or ()]

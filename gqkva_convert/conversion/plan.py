@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,31 +30,42 @@ class BlockPlan:
         layer: Number of the layer.
         source: Layout of the source.
         target: Layout of the result.
-        order: Source attention head that each attention head of the result was.
+        order: Source attention head that each attention head of the result was; None for one that is added
+            and whose output counts for nothing.
     """
 
     kind: str
     layer: int
     source: HeadLayout
     target: HeadLayout
-    order: tuple[int, ...]
+    order: tuple[int | None, ...]
 
     def __post_init__(self) -> None:
         heads = self.source.num_attention_heads
-        if sorted(self.order) != list(range(heads)) or self.target.num_attention_heads != heads:
+        kept = [head for head in self.order if head is not None]
+        if len(set(kept)) < len(kept) or not set(kept) <= set(range(heads)):
             raise LayoutError(f"layer {self.layer}, {self.kind}: the order is not one of its {heads} heads")
+        if len(self.order) != self.target.num_attention_heads:
+            raise LayoutError(
+                f"layer {self.layer}, {self.kind}: an order of {len(self.order)} heads for "
+                f"{self.target.num_attention_heads} attention heads"
+            )
 
     def groups(self, role: str) -> tuple[tuple[int, ...], ...]:
-        """For each stored head of the result, the source's stored heads that it is merged from."""
+        """For each stored head of the result, the source's stored heads that it is merged from.
+
+        One that only added heads read repeats the source's first.
+        """
         source, target = self.source.stored_heads(role), self.target.stored_heads(role)
-        return tuple(
-            tuple(dict.fromkeys(source[self.order[p]] for p, head in enumerate(target) if head == stored))
-            for stored in range(len(set(target)))
-        )
+        groups: list[dict[int, None]] = [{} for _ in set(target)]
+        for head, stored in zip(self.order, target, strict=True):
+            if head is not None:
+                groups[stored][source[head]] = None
+        return tuple(tuple(group) or (0,) for group in groups)
 
     def reversed(self) -> BlockPlan:
         """The plan that gives every head of the source its merged head back, in the source's order."""
-        places = tuple(sorted(range(len(self.order)), key=self.order.__getitem__))
+        places = tuple(self.order.index(head) for head in range(self.source.num_attention_heads))
         return BlockPlan(self.kind, self.layer, self.target, self.source, places)
 
     def to_dict(self) -> dict[str, Any]:
@@ -86,6 +98,7 @@ class Plan:
         seed: Seed of everything drawn at random.
         dtype: Hugging Face name of the dtype wanted, or None to keep each tensor's own.
         blocks: One entry per attention block.
+        architecture: Stock model type to write where it is not the source's own.
     """
 
     variant: str
@@ -94,6 +107,7 @@ class Plan:
     seed: int
     dtype: str | None
     blocks: tuple[BlockPlan, ...]
+    architecture: str | None = None
 
     def __post_init__(self) -> None:
         if self.merge not in RULES:
@@ -121,6 +135,7 @@ class Plan:
             "merge": self.merge,
             "seed": self.seed,
             "dtype": self.dtype,
+            "architecture": self.architecture,
             "blocks": [block.to_dict() for block in self.blocks],
         }
 
@@ -133,7 +148,10 @@ class Plan:
         """
         try:
             blocks = tuple(BlockPlan.from_dict(block) for block in data["blocks"])
-            return cls(data["variant"], data["grouping"], data["merge"], data["seed"], data["dtype"], blocks)
+            names = ("variant", "grouping", "merge", "seed", "dtype")
+            return cls(
+                **{name: data[name] for name in names}, blocks=blocks, architecture=data.get("architecture")
+            )
         except (KeyError, TypeError) as error:
             raise CheckpointError(f"not a conversion plan: {error!r}") from error
 
@@ -164,33 +182,47 @@ def make_plan(
     Raises:
         LayoutError: The numbers of heads, the kinds, the grouping or the rule cannot be.
     """
-    chosen = _chosen_kinds(model, blocks)
+    targets = plan_layouts(model.family, model.blocks, variant, blocks)
     planned = tuple(
-        _plan_block(block, variant if block.attention.kind in chosen else None, grouping, seed)
-        for block in model.blocks
+        _plan_block(block, target, grouping, seed)
+        for block, target in zip(model.blocks, targets, strict=True)
     )
     return Plan(variant.slug, grouping, merge, seed, dtype, planned)
 
 
-def _chosen_kinds(model: SourceModel, blocks: str | None) -> set[str]:
-    kinds = {block.attention.kind for block in model.blocks}
+def plan_layouts(
+    family: Family, blocks: Sequence[Block], variant: Variant, kinds: str | None
+) -> tuple[HeadLayout, ...]:
+    """The layout that each block gets, heads in neighbour order; those not chosen keep theirs.
+
+    Raises:
+        LayoutError: The numbers of heads or the kinds cannot be.
+    """
+    chosen = _chosen_kinds(family, kinds)
+    targets = []
+    for block in blocks:
+        try:
+            targets.append(variant.layout(block.layout) if block.attention.kind in chosen else block.layout)
+        except LayoutError as error:
+            raise LayoutError(f"{block.attention.kind} attention: {error}") from error
+    return tuple(targets)
+
+
+def _chosen_kinds(family: Family, blocks: str | None) -> set[str]:
+    kinds = {attention.kind for attention in family.attention}
     if blocks is None:
         return kinds
     asked = {name.strip() for name in blocks.split(",")}
     if not asked <= kinds:
         raise LayoutError(
-            f"{model.family.model_type} has no {', '.join(sorted(asked - kinds))} attention; "
+            f"{family.model_type} has no {', '.join(sorted(asked - kinds))} attention; "
             f"choose of {', '.join(sorted(kinds))}"
         )
     return asked | ({"cross"} & kinds if "decoder" in asked else set())
 
 
-def _plan_block(block: Block, variant: Variant | None, grouping: str, seed: int) -> BlockPlan:
+def _plan_block(block: Block, target: HeadLayout, grouping: str, seed: int) -> BlockPlan:
     kind, layer, source = block.attention.kind, block.layer, block.layout
-    try:
-        target = source if variant is None else variant.layout(source)
-    except LayoutError as error:
-        raise LayoutError(f"{kind} attention: {error}") from error
     if grouping == "random" and target != source:
         order = random_order(source, target, f"{seed}/{kind}/{layer}")
         if block.attention.head_bias is not None:

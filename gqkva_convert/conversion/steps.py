@@ -34,7 +34,7 @@ class Merged:
     """One stored head of the result.
 
     Attributes:
-        pieces: What it is merged from; one piece is taken as it is.
+        pieces: What it is merged from; one piece is taken as it is, none is zeros.
         weights: The same heads in the projection's weight, which decides their shares, and the axis there.
     """
 
@@ -82,7 +82,7 @@ class Step:
             return "copy"
         if not self.heads:
             return "cast"
-        return "reorder" if all(len(head.pieces) == 1 for head in self.heads) else "merge"
+        return "reorder" if all(len(head.pieces) <= 1 for head in self.heads) else "merge"
 
 
 @dataclass(frozen=True)
@@ -202,7 +202,9 @@ def _projection_heads(
         role: [
             _merged([_start(projection, block_plan, role, head) for head in group], weight, axis)
             for group in (
-                [(head,) for head in block_plan.order] if role == "output" else block_plan.groups(role)
+                [() if head is None else (head,) for head in block_plan.order]
+                if role == "output"
+                else block_plan.groups(role)
             )
         ]
         for role in projection.roles

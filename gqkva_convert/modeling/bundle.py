@@ -16,6 +16,7 @@ _ROOTS = (
     ("gqkva_convert.modeling.models", "define_models"),
 )
 BLOCK_CLASSES = {
+    "dinov2": ("gqkva_convert.modeling.dinov2", "GroupedDinov2Attention"),
     "olmo2": ("gqkva_convert.modeling.olmo2", "GroupedOlmo2Attention"),
     "opt": ("gqkva_convert.modeling.opt", "GroupedOPTAttention"),
     "gpt_neox": ("gqkva_convert.modeling.gpt_neox", "GroupedGPTNeoXAttention"),

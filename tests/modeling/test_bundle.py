@@ -66,6 +66,7 @@ def test_the_file_needs_torch_and_transformers_only(family: object) -> None:
         pytest.param("olmo2", "unequal", "AutoModelForCausalLM", marks=pytest.mark.slow),
         pytest.param("vit", "GKVA", "AutoModelForImageClassification", marks=pytest.mark.slow),
         pytest.param("t5", "mixed", "AutoModelForSeq2SeqLM", marks=pytest.mark.slow),
+        pytest.param("dinov2", "GQA", "AutoModelForImageClassification", marks=pytest.mark.slow),
         pytest.param("clip", "MKVA", "AutoModel", marks=pytest.mark.slow),
     ],
 )

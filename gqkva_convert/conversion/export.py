@@ -1,0 +1,181 @@
+"""`gqkva export`: the same function as a stock architecture."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from gqkva_convert.architectures import Attention, Key
+from gqkva_convert.checkpoint.hub import locate
+from gqkva_convert.checkpoint.reader import TensorReader
+from gqkva_convert.conversion.convert import Conversion, Progress, write
+from gqkva_convert.conversion.model import Block, SourceModel, config_number, open_model
+from gqkva_convert.conversion.plan import BlockPlan, Plan
+from gqkva_convert.conversion.shards import make_shards, parse_size
+from gqkva_convert.conversion.steps import make_steps, tied_copies
+from gqkva_convert.errors import NotExpressibleError, OutputError
+from gqkva_convert.heads import HeadLayout
+
+Slots = tuple[tuple[int | None, ...], ...]
+
+
+def prepare_export(model: str | Path, out: str | Path, *, max_shard_size: str | None = None) -> Conversion:
+    """Plan an export without writing anything; takes the arguments of `export`."""
+    located = locate(str(model), None)
+    source = open_model(located.folder)
+    plan = export_plan(source)
+    with TensorReader(source.checkpoint.files, pickled=source.checkpoint.pickled) as reader:
+        tied = tied_copies(source, reader)
+    steps = make_steps(source, plan, tied)
+    shards = make_shards(
+        steps, source.checkpoint.files, parse_size(max_shard_size) if max_shard_size else None
+    )
+    target = Path(out)
+    if target.resolve() == located.folder.resolve() or target.resolve() in located.folder.resolve().parents:
+        raise OutputError(f"{target} is or holds the source; choose another folder")
+    return Conversion(located, source, plan, steps, shards, target)
+
+
+def export(
+    model: str | Path,
+    out: str | Path,
+    *,
+    max_shard_size: str | None = None,
+    overwrite: bool = False,
+    progress: Progress | None = None,
+) -> Path:
+    """Rewrite a grouped checkpoint as a stock one that computes the same.
+
+    Query heads that attention heads share are repeated. Where the family reads ``num_key_value_heads``, keys
+    and values keep their number: heads that share them stand together, and groups of unequal size are filled
+    up with query heads whose output counts for nothing. Layers with fewer key/value heads than others
+    get copies. Other families hold one head for each attention head, so that theirs are repeated.
+
+    Args:
+        model: Folder written by `convert`, or any checkpoint.
+        out: Folder to write.
+        max_shard_size: Largest output file, such as ``"2GB"``; None keeps the source's division.
+        overwrite: Replace an existing checkpoint folder.
+        progress: Called with the number of output bytes just written.
+
+    Returns:
+        The folder written.
+
+    Raises:
+        NotExpressibleError: No stock architecture of the family can hold the function; says why.
+        GqkvaError: With a message for the user; nothing stands under ``out`` then.
+    """
+    conversion = prepare_export(model, out, max_shard_size=max_shard_size)
+    write(conversion, overwrite=overwrite, progress=progress)
+    return conversion.target
+
+
+def export_plan(model: SourceModel) -> Plan:
+    """The stock layout of every block, and where its heads go.
+
+    Raises:
+        NotExpressibleError: No stock architecture of the family can hold the function.
+    """
+    placed: dict[tuple[str, int], tuple[HeadLayout, tuple[int | None, ...]]] = {}
+    for attention in model.family.attention:
+        blocks = [block for block in model.blocks if block.attention is attention]
+        if attention.num_key_value_heads is None:
+            for block in blocks:
+                heads, head_dim = block.layout.num_attention_heads, block.layout.head_dim
+                placed[attention.kind, block.layer] = HeadLayout.mha(heads, head_dim), tuple(range(heads))
+        else:
+            placed.update(_placed_in_groups(model, attention, blocks))
+    plans = tuple(
+        BlockPlan(block.attention.kind, block.layer, block.layout, *placed[block.attention.kind, block.layer])
+        for block in model.blocks
+    )
+    return Plan("stock", "neighbour", "mean", 0, None, plans, _architecture(model, plans))
+
+
+def _architecture(model: SourceModel, plans: tuple[BlockPlan, ...]) -> str | None:
+    """Mistral in place of a Llama whose heads do not divide its width; None for the family's own."""
+    heads = plans[0].target.num_attention_heads
+    is_refused = model.family.model_type == "llama" and model.config["hidden_size"] % heads != 0
+    return "mistral" if is_refused else None
+
+
+def _is_mistral(config: dict[str, Any]) -> bool:
+    """Whether a Llama is a Mistral without a window: the same function, but for biases Mistral lacks."""
+    return not config.get("attention_bias") and not config.get("mlp_bias")
+
+
+def _dividing_size(config: dict[str, Any], groups: int, size: int) -> int:
+    """The smallest group size from ``size`` on whose head count divides the width, as stock Llama demands."""
+    width = config["hidden_size"]
+    for wider in range(size, width // groups + 1):
+        if width % (groups * wider) == 0:
+            return wider
+    raise NotExpressibleError(
+        f"stock Llama wants a number of heads that divides hidden_size {width}, which no multiple of "
+        f"{groups} does, and Mistral has no biases; keep the folder as it is"
+    )
+
+
+def _placed_in_groups(
+    model: SourceModel, attention: Attention, blocks: Sequence[Block]
+) -> dict[tuple[str, int], tuple[HeadLayout, tuple[int | None, ...]]]:
+    """One number of equal groups for all layers of a kind, as small as their layouts allow."""
+    readers = {block.layer: _readers(block.layout) for block in blocks}
+    groups = max(len(found) for found in readers.values())
+    split = {layer: _split(found, groups) for layer, found in readers.items()}
+    size = max(len(group) for found in split.values() for group in found)
+    heads, head_dim = blocks[0].layout.num_attention_heads, blocks[0].layout.head_dim
+    if model.family.model_type == "llama" and not _is_mistral(model.config):
+        size = _dividing_size(model.config, groups, size)
+    _require_head_dim(model, attention, groups * size)
+    if any(norm.span == "all_heads" for norm in attention.norms):
+        _require_equal_readers(model, split, size)
+    target = HeadLayout.gqa(groups * size, groups, head_dim)
+    placed = {}
+    for block in blocks:
+        order = tuple(
+            head for group in split[block.layer] for head in (*group, *[None] * (size - len(group)))
+        )
+        if groups * size == heads and block.layout.is_stock_gqa and block.layout == target:
+            order = tuple(range(heads))
+        placed[attention.kind, block.layer] = target, order
+    return placed
+
+
+def _readers(layout: HeadLayout) -> list[list[int]]:
+    """Attention heads by the pair of key and value head they read, in the stored heads' order."""
+    pairs = list(zip(layout.key, layout.value, strict=True))
+    return [[head for head, pair in enumerate(pairs) if pair == wanted] for wanted in sorted(set(pairs))]
+
+
+def _split(readers: list[list[int]], groups: int) -> Slots:
+    """Spread the readers over ``groups`` groups by copying the key/value heads with the most of them."""
+    copies = [1] * len(readers)
+    while sum(copies) < groups:
+        fullest = max(range(len(readers)), key=lambda place: len(readers[place]) / copies[place])
+        copies[fullest] += 1
+    spread: list[tuple[int | None, ...]] = []
+    for heads, count in zip(readers, copies, strict=True):
+        size = -(-len(heads) // count)
+        spread += [tuple(heads[first * size : (first + 1) * size]) for first in range(count)]
+    return tuple(spread)
+
+
+def _require_head_dim(model: SourceModel, attention: Attention, needed: int) -> None:
+    heads = config_number(model.config, attention.num_attention_heads)
+    is_fixed = any(norm.ignores_head_dim and model.config.get(norm.key or "") for norm in attention.norms)
+    if needed != heads and (is_fixed or not isinstance(attention.head_dim, Key)):
+        raise NotExpressibleError(
+            f"a stock {model.family.model_type} model has heads of hidden_size / num_attention_heads "
+            f"features and so {heads} attention heads, these layouts need {needed}; keep the folder as it is"
+        )
+
+
+def _require_equal_readers(model: SourceModel, split: dict[int, Slots], size: int) -> None:
+    for layer, groups in split.items():
+        if any(len(group) < size for group in groups):
+            raise NotExpressibleError(
+                f"layer {layer}: {model.family.model_type} takes one norm over all heads, which added "
+                "heads would change; unequal groups have no stock form here, keep the folder as it is"
+            )

@@ -1,0 +1,122 @@
+"""`gqkva init`: a model with fresh weights, for pre-training from scratch."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from gqkva_convert.architectures import FAMILIES, Family
+from gqkva_convert.checkpoint.dtypes import FLOAT_BY_NAME
+from gqkva_convert.checkpoint.jsonfile import read_json
+from gqkva_convert.checkpoint.publish import published_folder
+from gqkva_convert.conversion.config import fresh_config
+from gqkva_convert.conversion.model import Block, block_layout, check_config, config_number
+from gqkva_convert.conversion.plan import BlockPlan, Plan, plan_layouts
+from gqkva_convert.errors import FamilyError, LayoutError
+from gqkva_convert.heads import Variant
+
+
+def init(
+    architecture: str,
+    out: str | Path,
+    *,
+    gq: int | None = None,
+    gkv: int | None = None,
+    blocks: str | None = None,
+    config: str | Path | None = None,
+    task: str | None = None,
+    seed: int = 0,
+    dtype: str = "float32",
+    overwrite: bool = False,
+) -> dict[str, Any]:
+    """Write a model with the family's own initialisation and fewer stored heads.
+
+    Args:
+        architecture: Model type, such as ``vit``, ``llama``, ``gpt2`` or ``t5``.
+        out: Folder to write.
+        gq: Query heads; None for one an attention head.
+        gkv: Key/value heads; None for one an attention head.
+        blocks: Kinds of attention to group, as for `convert`; None for all.
+        config: JSON file with a stock configuration or some keys of it; transformers' defaults for the rest.
+        task: Stock model class, such as ``ViTForImageClassification``; None for the family's usual one.
+        seed: Seed of the weights.
+        dtype: Dtype of the weights.
+        overwrite: Replace an existing checkpoint folder.
+
+    Returns:
+        JSON data: the folder, its class and its number of parameters.
+
+    Raises:
+        GqkvaError: With a message for the user; nothing stands under ``out`` then.
+    """
+    family = FAMILIES.get(architecture)
+    if family is None:
+        raise FamilyError(f"no family {architecture!r}; known are {', '.join(sorted(FAMILIES))}")
+    given = {} if config is None else read_json(Path(config))
+    stock = _stock_config(given, family, task)
+    check_config(stock, family, Path("config.json") if config is None else Path(config))
+    plan = _plan(stock, family, Variant(gq, gkv), blocks)
+    layouts = {(block.kind, block.layer): block.target for block in plan.blocks}
+    target = fresh_config(stock, family, layouts, is_native=plan.is_native(family))
+
+    if dtype not in FLOAT_BY_NAME:
+        raise LayoutError(f"no dtype {dtype!r}; choose one of {', '.join(FLOAT_BY_NAME)}")
+
+    import torch
+    import transformers
+
+    from gqkva_convert.modeling import classes
+
+    transformers.logging.disable_progress_bar()
+
+    name = target["architectures"][0]
+    home = classes if name.startswith("Gqkva") else transformers
+    torch.manual_seed(seed)
+    model = getattr(home, name)._from_config(
+        transformers.AutoConfig.for_model(**target), dtype=getattr(torch, dtype)
+    )
+    with published_folder(Path(out), overwrite=overwrite) as folder:
+        model.save_pretrained(folder)
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    return {
+        "folder": str(out),
+        "class": name,
+        "parameters": parameters,
+        "variant": plan.blocks[0].target.name,
+    }
+
+
+def _stock_config(given: dict[str, Any], family: Family, task: str | None) -> dict[str, Any]:
+    """A whole configuration, with transformers' defaults for what was not given."""
+    import transformers
+
+    if given.get("model_type", family.model_type) != family.model_type:
+        raise FamilyError(f"the configuration is of a {given['model_type']}, not of a {family.model_type}")
+    name = task or (given.get("architectures") or [family.architecture])[0]
+    if not hasattr(transformers, name):
+        raise FamilyError(
+            f"transformers has no class {name!r}; {family.model_type}'s usual one is {family.architecture}"
+        )
+    keys = {key: value for key, value in given.items() if key != "model_type"}
+    try:
+        config: dict[str, Any] = transformers.AutoConfig.for_model(family.model_type, **keys).to_dict()
+    except Exception as error:  # whatever transformers raises for a value it cannot take
+        message = str(error).strip().splitlines()
+        raise FamilyError(
+            f"the configuration is refused by transformers: {message[-1] if message else error!r}"
+        ) from error
+    return {**config, "architectures": [name]}
+
+
+def _plan(config: dict[str, Any], family: Family, variant: Variant, blocks: str | None) -> Plan:
+    found = tuple(
+        Block(attention, layer, block_layout(config, attention, layer), "")
+        for attention in family.attention
+        for layer in range(config_number(config, attention.num_layers))
+    )
+    targets = plan_layouts(family, found, variant, blocks)
+    plans = tuple(
+        BlockPlan(block.attention.kind, block.layer, target, target, tuple(range(target.num_attention_heads)))
+        for block, target in zip(found, targets, strict=True)
+    )
+    return Plan(variant.slug, "neighbour", "random", 0, None, plans)
