@@ -19,8 +19,8 @@ INTERFACE = f"gqkva:{__name__}"
 class HeadSelection:
     """Heads taken from one axis, by views where the pattern allows it.
 
-    No index tensors: they would have to follow a module to its device, and a copy of them per call would
-    stall a GPU.
+    An index tensor is kept for each device, since sending one there at every call would stall a GPU; a graph
+    being traced holds slices instead.
 
     Args:
         heads: Which head of the source stands at each place of the result.
@@ -46,6 +46,7 @@ class HeadSelection:
             else:
                 runs.append([head, 1])
         self.runs = tuple((start, length) for start, length in runs)
+        self.indices: dict[torch.device, Tensor] = {}
 
     def __call__(self, states: Tensor, axis: int) -> Tensor:
         """Take the heads from ``states`` along ``axis``."""
@@ -60,7 +61,13 @@ class HeadSelection:
         if self.rows:
             shape = (*states.shape[:axis], self.rows, -1, *states.shape[axis + 1 :])
             return states.reshape(shape).transpose(axis, axis + 1).flatten(axis, axis + 1)
-        return torch.cat([states.narrow(axis, start, length) for start, length in self.runs], axis)
+        if torch.compiler.is_compiling():
+            return torch.cat([states.narrow(axis, start, length) for start, length in self.runs], axis)
+        index = self.indices.get(states.device)
+        if index is None:
+            with torch.inference_mode(False):  # or training could not use what inference made
+                index = self.indices[states.device] = torch.tensor(self.heads, device=states.device)
+        return states.index_select(axis, index)
 
 
 def _transposed(count: int, rows: int) -> tuple[int, ...]:
@@ -85,6 +92,7 @@ class HeadMaps:
         values: Stored value head of each group.
         queries: Stored query head of each slot.
         heads: Slot of each attention head.
+        heads_by_member: The same where the first slots of all groups come first, then the second ones...
         expanded: Stored query, key and value head of each attention head.
         head_slots: Attention head of each slot, for what comes with one entry an attention head.
     """
@@ -103,7 +111,12 @@ class HeadMaps:
         self.keys = HeadSelection(tuple(key for key, _ in pairs), layout.num_key_heads)
         self.values = HeadSelection(tuple(value for _, value in pairs), layout.num_value_heads)
         self.queries = HeadSelection(tuple(layout.query[head] for head in slots), layout.num_query_heads)
-        self.heads = HeadSelection(tuple(slots.index(head) for head in range(count)), len(slots))
+        size, groups_count = self.group_size, len(groups)
+        members = tuple(slots.index(head) for head in range(count))
+        self.heads = HeadSelection(members, len(slots))
+        self.heads_by_member = HeadSelection(
+            tuple(slot % size * groups_count + slot // size for slot in members), len(slots)
+        )
         self.head_slots = HeadSelection(tuple(slots), count)
         self.expanded = (
             HeadSelection(layout.query, layout.num_query_heads),
@@ -191,8 +204,8 @@ def grouped_attention(
         options["is_causal"] = False
         key, value = maps.keys(key, 1), maps.values(value, 1)
         output, _ = attend(_Kernel(module, 1), query, key, value, mask, **options)
-        # (batch, slots of a group, groups, head_dim) -> (batch, 1, slots, head_dim)
-        return maps.heads(output.transpose(1, 2).flatten(1, 2).unsqueeze(1), 2), None
+        # (batch, slots of a group, groups, head_dim) -> (batch, 1, attention heads, head_dim)
+        return maps.heads_by_member(output.flatten(1, 2).unsqueeze(1), 2), None
     if maps.is_padded and "flash" not in implementation:
         return _unequal(attend, module, maps, (query, key, value), attention_mask, options)
     if position_bias is not None:

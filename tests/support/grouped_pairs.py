@@ -16,7 +16,7 @@ VARIANTS = ("MHA", "MQA", "GQA", "random GQA", "unequal", "MKVA", "GKVA", "GQKVA
 
 
 def layout(variant: str, heads: int, head_dim: int, layer: int = 0) -> HeadLayout:
-    """A layout of a kind for 6 or 12 heads."""
+    """A layout of a kind for an even number of heads."""
     if variant == "mixed":
         variant = ("GQKVA", "unequal", "MQA")[layer % 3]
     everything = tuple(range(heads))
@@ -34,7 +34,7 @@ def layout(variant: str, heads: int, head_dim: int, layer: int = 0) -> HeadLayou
         "random GQA": HeadLayout.gqa(heads, 2, head_dim),
         "unequal": HeadLayout.unequal([1, 2, heads - 3], head_dim),
         "MKVA": HeadLayout.gkva(heads, 1, head_dim),
-        "GKVA": HeadLayout.gkva(heads, 3, head_dim),
+        "GKVA": HeadLayout.gkva(heads, heads // 2, head_dim),
         "GQKVA": HeadLayout.gqkva(2, heads // 2, head_dim),
     }[variant]
 
