@@ -22,6 +22,8 @@ DOCS = Path(__file__).parent
 COMMANDS = {
     "inspect": "gqkva_convert.inspect",
     "convert": "gqkva_convert.convert",
+    "export": "gqkva_convert.export",
+    "init": "gqkva_convert.init",
     "verify": "gqkva_convert.verify",
     "demo": "gqkva_convert.demo",
 }
@@ -43,8 +45,9 @@ def families_page() -> str:
     lines = [
         "# Model families\n",
         "Generated from `gqkva_convert/architectures` by `python docs/generate.py`.",
-        "`gqkva inspect` reads every family here. `gqkva convert` writes those whose stock architecture in",
-        "transformers reads `num_key_value_heads`; the others stop with exit code 5.\n",
+        "Stock: GQA and MQA are written as stock checkpoints, since the architecture in transformers reads",
+        "`num_key_value_heads`. Grouped: every variant is a [grouped model](grouped-models.md), as the other",
+        "variants of the stock families are.\n",
         "| family | attention | q, k, v stored | positions | query/key norm | head order | convert |",
         "| --- | --- | --- | --- | --- | --- | --- |",
     ]
@@ -72,7 +75,7 @@ def _family_row(family: Family, attention: Attention) -> str:
     if attention.norms and attention.norms[0].key:
         norm += f", if {attention.norms[0].key}"
     order = "bound to its index" if attention.head_bias else "free"
-    convert = "yes" if family.is_native else "not yet"
+    convert = "stock" if family.is_native else "grouped"
     kind = attention.kind
     return f"| {family.model_type} | {kind} | {stored} | {positions} | {norm} | {order} | {convert} |"
 
