@@ -37,6 +37,7 @@ ATTENTION = Attention(
     num_key_value_heads=Key("num_key_value_heads", HEADS, null=HEADS),
     cache="self",
     rotary=Rotary("half"),
+    input_gain="layers.{layer}.input_layernorm.weight",
 )
 
 LLAMA = Family(

@@ -135,6 +135,9 @@ class Attention:
         rotary: Rotary positions, if any.
         norms: Norms on queries and keys.
         head_bias: Position bias bound to a head's index: such heads keep their order.
+        input_gain: Gain of the norm before queries, keys and values, as stored on disk; its squares
+            are the inputs' second moments as far as weights alone can tell.
+        gain_offset: What the model adds to a stored gain.
     """
 
     kind: str
@@ -147,6 +150,8 @@ class Attention:
     rotary: Rotary | None = None
     norms: tuple[HeadNorm, ...] = ()
     head_bias: HeadBias | None = None
+    input_gain: str | None = None
+    gain_offset: float = 0.0
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ import numpy as np
 from gqkva_convert.checkpoint.dtypes import BITS
 from gqkva_convert.checkpoint.header import StoredTensor
 from gqkva_convert.checkpoint.reader import Bytes, TensorReader
+from gqkva_convert.conversion.joint import Heads, JointMerges
 from gqkva_convert.conversion.steps import Merged, Piece, Step
 from gqkva_convert.errors import WeightError
 from gqkva_convert.transforms.merge import RULES, fresh_head, merge
@@ -19,7 +20,9 @@ from gqkva_convert.transforms.precision import STORED, Array, decode, encode, is
 PIECE_BYTES = 256 << 10
 
 
-def step_bytes(step: Step, rule: str, seed: int, reader: TensorReader) -> Iterator[tuple[int, Bytes]]:
+def step_bytes(
+    step: Step, rule: str, seed: int, reader: TensorReader, joints: JointMerges
+) -> Iterator[tuple[int, Bytes]]:
     """The bytes of a step's output as ``(first byte, bytes)``, in order and without gaps.
 
     Args:
@@ -27,16 +30,34 @@ def step_bytes(step: Step, rule: str, seed: int, reader: TensorReader) -> Iterat
         rule: Name of the merge rule.
         seed: Seed of the ``random`` rule.
         reader: Where the source's bytes come from.
+        joints: Blocks merged so far by a joint rule.
 
     Raises:
         WeightError: What is merged or cast holds NaN or infinity, or does not fit the new dtype.
     """
     if not step.heads:
         yield from _cast(step, reader)
+    elif step.joint is not None:
+        yield 0, _joint_bytes(step, joints.heads(step.joint))
     elif step.axis == 0:
         yield from _heads_along_rows(step, rule, seed, reader)
     else:
         yield from _heads_along_columns(step, rule, seed, reader)
+
+
+def _joint_bytes(step: Step, merged: Heads) -> Bytes:
+    """A tensor of a block that was merged as a whole."""
+    heads = [merged[head.role, head.stored] for head in step.heads]
+    if step.content == "bias":
+        values = np.concatenate([head[:, -1] for head in heads])
+    else:
+        inputs = step.shape[1 - step.axis]  # without the bias
+        rows = np.concatenate([head[:, :inputs] for head in heads])
+        values = rows if step.axis == 0 else rows.T
+    output = encode(np.ascontiguousarray(values).reshape(-1), step.dtype)
+    if not is_finite(output, step.dtype):
+        raise WeightError(f"{step.name!r} does not fit {step.dtype}: a value overflows; use bfloat16")
+    return output.view(np.uint8)
 
 
 def _cast(step: Step, reader: TensorReader) -> Iterator[tuple[int, Bytes]]:

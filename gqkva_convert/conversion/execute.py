@@ -14,6 +14,7 @@ from gqkva_convert.checkpoint.folder import Checkpoint
 from gqkva_convert.checkpoint.reader import Bytes, TensorReader
 from gqkva_convert.checkpoint.writer import COPY_BYTES, ShardWriter
 from gqkva_convert.conversion.compute import step_bytes
+from gqkva_convert.conversion.joint import JointMerges
 from gqkva_convert.conversion.plan import Plan
 from gqkva_convert.conversion.shards import Shard
 from gqkva_convert.conversion.steps import Step
@@ -66,6 +67,7 @@ def write_shards(
         ThreadPoolExecutor(max(1, cores - 1)) as computers,
         ThreadPoolExecutor(_SHARDS_AT_ONCE) as writers,
     ):
+        joints = JointMerges(reader)
 
         def write_one(shard: Shard) -> None:
             tensors = [(step.name, step.dtype, step.shape) for step in shard.steps]
@@ -74,7 +76,7 @@ def write_shards(
                 try:
                     for step in shard.steps:
                         if not step.is_copy:
-                            job = _compute_job(step, plan, reader, writer, stop, progress)
+                            job = _compute_job(step, plan, reader, joints, writer, stop, progress)
                             computations.append(computers.submit(job))
                     for copy in _copies(shard, reader, writer, stop, progress):
                         copy()
@@ -175,6 +177,7 @@ def _compute_job(
     step: Step,
     plan: Plan,
     reader: TensorReader,
+    joints: JointMerges,
     writer: ShardWriter,
     stop: threading.Event,
     progress: Progress,
@@ -182,7 +185,7 @@ def _compute_job(
     def job() -> None:
         gathered: list[Bytes] = []
         first = size = 0
-        for start, data in step_bytes(step, plan.merge, plan.seed, reader):
+        for start, data in step_bytes(step, plan.merge, plan.seed, reader, joints):
             if stop.is_set():
                 raise _StoppedError
             if not gathered:

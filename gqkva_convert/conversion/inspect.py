@@ -11,7 +11,7 @@ from gqkva_convert.checkpoint.dtypes import BITS, FLOATS
 from gqkva_convert.checkpoint.folder import open_checkpoint
 from gqkva_convert.checkpoint.hub import is_hub_id, locate, open_remote
 from gqkva_convert.checkpoint.sidecars import REPORT
-from gqkva_convert.conversion.model import Block, SourceModel, projection_tensor, read_model
+from gqkva_convert.conversion.model import Block, SourceModel, projection_tensor, read_model, rotary_fraction
 from gqkva_convert.conversion.plan import make_plan
 from gqkva_convert.conversion.report import read_report
 from gqkva_convert.conversion.steps import make_steps
@@ -100,7 +100,7 @@ def _describe_kind(model: SourceModel, kind: str) -> dict[str, Any]:
     facts, layout = blocks[0].attention, blocks[0].layout
     positions = "none or learned"
     if facts.rotary is not None:
-        fraction = _rotary_fraction(model, facts.rotary.fraction)
+        fraction = rotary_fraction(model, facts.rotary.fraction)
         positions = f"rotary ({facts.rotary.style}, {fraction:.0%})"
     elif facts.head_bias is not None:
         positions = "bias per head"
@@ -114,16 +114,6 @@ def _describe_kind(model: SourceModel, kind: str) -> dict[str, Any]:
         "positions": positions,
         "query_key_norm": facts.norms[0].span if _has_norm(model, blocks[0]) else None,
     }
-
-
-def _rotary_fraction(model: SourceModel, default: float) -> float:
-    config = model.config
-    parameters = config.get("rope_parameters")
-    nested = parameters.get("partial_rotary_factor") if isinstance(parameters, dict) else None
-    for value in (nested, config.get("partial_rotary_factor"), config.get("rotary_pct")):
-        if isinstance(value, (int, float)):
-            return float(value)
-    return default
 
 
 def _has_norm(model: SourceModel, block: Block) -> bool:

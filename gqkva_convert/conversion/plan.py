@@ -114,6 +114,14 @@ class Plan:
             raise LayoutError(f"no merge rule {self.merge!r}; choose one of {', '.join(RULES)}")
         if self.grouping not in GROUPINGS:
             raise LayoutError(f"no grouping {self.grouping!r}; choose one of {', '.join(GROUPINGS)}")
+        if RULES[self.merge].is_joint and any(
+            block.target.query != tuple(range(block.target.num_attention_heads))
+            for block in self.blocks
+            if block.target != block.source
+        ):
+            raise LayoutError(
+                f"--merge {self.merge} does not share query heads yet; use --merge mean with --gq"
+            )
         if self.dtype is not None and self.dtype not in FLOAT_BY_NAME:
             raise LayoutError(f"no dtype {self.dtype!r}; choose one of {', '.join(FLOAT_BY_NAME)}")
 

@@ -19,6 +19,7 @@ from gqkva_convert.conversion.model import Block, SourceModel, projection_tensor
 from gqkva_convert.conversion.plan import BlockPlan, Plan
 from gqkva_convert.errors import FamilyError, WeightError
 from gqkva_convert.heads import HeadLayout
+from gqkva_convert.transforms.merge import RULES
 
 
 @dataclass(frozen=True)
@@ -36,11 +37,30 @@ class Merged:
     Attributes:
         pieces: What it is merged from; one piece is taken as it is, none is zeros.
         weights: The same heads in the projection's weight, which decides their shares, and the axis there.
+        role: What it is: query, key, value or output.
+        stored: Its number among the stored heads of that role.
     """
 
     pieces: tuple[Piece, ...]
     weights: tuple[Piece, ...]
     weights_axis: int
+    role: str = ""
+    stored: int = 0
+
+
+@dataclass(frozen=True)
+class Joint:
+    """An attention block whose projections are merged together.
+
+    Attributes:
+        model: The source.
+        block: The block.
+        plan: What happens to its heads.
+    """
+
+    model: SourceModel
+    block: Block
+    plan: BlockPlan
 
 
 @dataclass(frozen=True)
@@ -56,6 +76,7 @@ class Step:
         axis: Axis of the heads; meaningless without ``heads``.
         size: Entries a head along the axis.
         heads: Its heads in order, or nothing for a tensor that is copied whole.
+        joint: The block it is merged with, where the rule merges a block's projections together.
     """
 
     name: str
@@ -66,6 +87,7 @@ class Step:
     axis: int = 0
     size: int = 0
     heads: tuple[Merged, ...] = ()
+    joint: Joint | None = None
 
     @property
     def nbytes(self) -> int:
@@ -82,6 +104,8 @@ class Step:
             return "copy"
         if not self.heads:
             return "cast"
+        if self.joint is not None:
+            return "merge"
         return "reorder" if all(len(head.pieces) <= 1 for head in self.heads) else "merge"
 
 
@@ -146,11 +170,12 @@ def _out_dtype(tensor: StoredTensor, plan: Plan) -> str:
 
 def _block_steps(model: SourceModel, block: Block, block_plan: BlockPlan, plan: Plan) -> list[Step]:
     steps = []
+    joint = Joint(model, block, block_plan) if _merges_jointly(block_plan, plan) else None
     for projection in block.attention.projections:
         weight = projection_tensor(model, block, projection, "weight")
         assert weight is not None
         heads = _projection_heads(projection, block_plan, weight, projection.head_axis)
-        steps.append(_step(weight, "weight", projection.head_axis, heads, block_plan, plan))
+        steps.append(_step(weight, "weight", projection.head_axis, heads, block_plan, plan, joint))
         bias = projection_tensor(model, block, projection, "bias")
         if bias is None:
             continue
@@ -158,10 +183,9 @@ def _block_steps(model: SourceModel, block: Block, block_plan: BlockPlan, plan: 
             steps.append(Step(bias.name, _out_dtype(bias, plan), bias.shape, bias))
             continue
         moved = [
-            Merged(tuple(Piece(bias, piece.start) for piece in head.pieces), head.weights, head.weights_axis)
-            for head in heads
+            replace(head, pieces=tuple(Piece(bias, piece.start) for piece in head.pieces)) for head in heads
         ]
-        steps.append(_step(bias, "bias", 0, moved, block_plan, plan))
+        steps.append(_step(bias, "bias", 0, moved, block_plan, plan, joint))
     return (
         steps + _norm_steps(model, block, block_plan, plan) + _head_bias_steps(model, block, plan, block_plan)
     )
@@ -174,13 +198,20 @@ def _step(
     heads: list[Merged],
     block_plan: BlockPlan,
     plan: Plan,
+    joint: Joint | None = None,
 ) -> Step:
     size = block_plan.target.head_dim
     shape = list(tensor.shape)
     shape[axis] = size * len(heads)
-    return _whole_if_unchanged(
-        Step(tensor.name, _out_dtype(tensor, plan), tuple(shape), tensor, content, axis, size, tuple(heads))
-    )
+    dtype = _out_dtype(tensor, plan)
+    step = Step(tensor.name, dtype, tuple(shape), tensor, content, axis, size, tuple(heads), joint)
+    return _whole_if_unchanged(step) if joint is None else step
+
+
+def _merges_jointly(block_plan: BlockPlan, plan: Plan) -> bool:
+    """Whether the rule is a joint one and the block has anything to merge."""
+    groups = (group for role in ("key", "value") for group in block_plan.groups(role))
+    return RULES[plan.merge].is_joint and any(len(group) > 1 for group in groups)
 
 
 def _whole_if_unchanged(step: Step) -> Step:
@@ -200,8 +231,12 @@ def _projection_heads(
     """The result's heads of one projection, in stored order."""
     by_role = {
         role: [
-            _merged([_start(projection, block_plan, role, head) for head in group], weight, axis)
-            for group in (
+            replace(
+                _merged([head_start(projection, block_plan, role, head) for head in group], weight, axis),
+                role=role,
+                stored=stored,
+            )
+            for stored, group in enumerate(
                 [() if head is None else (head,) for head in block_plan.order]
                 if role == "output"
                 else block_plan.groups(role)
@@ -225,7 +260,7 @@ def _merged(starts: list[int], weight: StoredTensor, axis: int) -> Merged:
     return Merged(pieces, pieces, axis)
 
 
-def _start(projection: Projection, block_plan: BlockPlan, role: str, head: int) -> int:
+def head_start(projection: Projection, block_plan: BlockPlan, role: str, head: int) -> int:
     """Where a stored head of the source begins along the projection's head axis."""
     place = projection.roles.index(role)
     if _is_side_by_side(projection, block_plan.source):
@@ -245,7 +280,7 @@ def _norm_steps(model: SourceModel, block: Block, block_plan: BlockPlan, plan: P
         groups = block_plan.groups(norm.role)
         shares = [
             _merged(
-                [_start(projection, block_plan, norm.role, head) for head in group],
+                [head_start(projection, block_plan, norm.role, head) for head in group],
                 weight,
                 projection.head_axis,
             )

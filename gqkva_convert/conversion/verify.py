@@ -15,6 +15,7 @@ from gqkva_convert.checkpoint.reader import TensorReader
 from gqkva_convert.checkpoint.sidecars import REPORT
 from gqkva_convert.conversion.compute import step_bytes
 from gqkva_convert.conversion.config import converted_config
+from gqkva_convert.conversion.joint import JointMerges
 from gqkva_convert.conversion.logits import check_logits
 from gqkva_convert.conversion.model import SourceModel, open_model
 from gqkva_convert.conversion.plan import Plan
@@ -192,12 +193,13 @@ def _check_source(
         "as the source's, but for the head counts",
     )
     with TensorReader(source.checkpoint.files, pickled=source.checkpoint.pickled) as reader:
+        joints = JointMerges(reader)
         steps = make_steps(source, plan, tied_copies(source, reader))
         with TensorReader(model.checkpoint.files, pickled=False) as output:
             wrong = [
                 step.name
                 for step in steps.steps
-                if not _is_recomputed(step, plan, model.checkpoint, reader, output, advance)
+                if not _is_recomputed(step, plan, model.checkpoint, reader, joints, output, advance)
             ]
     wrong += sorted(model.checkpoint.tensors.keys() - {step.name for step in steps.steps})
     copied = sum(step.is_copy for step in steps.steps)
@@ -214,6 +216,7 @@ def _is_recomputed(
     plan: Plan,
     checkpoint: Checkpoint,
     reader: TensorReader,
+    joints: JointMerges,
     output: TensorReader,
     advance: Progress,
 ) -> bool:
@@ -226,7 +229,7 @@ def _is_recomputed(
             for start in range(0, step.nbytes, CHUNK_BYTES)
         )
     else:
-        pieces = step_bytes(step, plan.merge, plan.seed, reader)  # type: ignore[assignment]
+        pieces = step_bytes(step, plan.merge, plan.seed, reader, joints)  # type: ignore[assignment]
     same = True
     for start, data in pieces:
         same = same and bool((output.read(stored, start, data.nbytes) == data).all())

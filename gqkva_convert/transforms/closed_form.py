@@ -1,7 +1,7 @@
 """Merges with a closed form: one shared head and what each head that reads it must absorb.
 
 A value head is read through the output projection, a key head through the queries; both readers are linear.
-For heads ``s`` with weights ``W_s`` and inputs ``x`` with second moment ``C = E[x x']`` the shared head minimises
+For weights ``W_s`` of heads ``s`` and inputs ``x`` of second moment ``C = E[x x']`` the shared head minimises
 
     sum over readers p of E || x' W_s(p) R_p  -  x' W Z_s(p) R_p ||^2
 
@@ -89,7 +89,7 @@ def shared_planes(heads: Array, energies: Array, moment: Array | None) -> tuple[
     """The best rotary planes to stand for those of several key heads.
 
     A plane's two features are one complex number, and the rotation multiplies it; only a complex factor
-    passes from a key to its queries. Rank 1 for each plane, weighted by the energy of each head's queries there.
+    passes from a key to its queries. Rank 1 for each plane, weighted by the energy of each head's queries.
 
     Args:
         heads: Weights as complex numbers, ``(heads, planes, inputs)``: first feature plus i times the second.

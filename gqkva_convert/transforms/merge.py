@@ -25,12 +25,15 @@ class MergeRule:
         shares: From a group's heads, each ``(head_dim, in_features)``, to the share of each, summing to 1.
         reads_weights: Whether the shares depend on what the heads hold, or only on how many there are.
         starts_afresh: Whether the merged head is drawn anew instead (`fresh_head`).
+        is_joint: Whether keys merge together with queries and values with the output projection
+            (`closed_form`); the shares then serve norms on keys, and the keys before them.
     """
 
     name: str
     shares: Callable[[Sequence[Array]], Array]
     reads_weights: bool = False
     starts_afresh: bool = False
+    is_joint: bool = False
 
 
 def _mean(heads: Sequence[Array]) -> Array:
@@ -57,6 +60,7 @@ RULES = {
         MergeRule("mean", _mean),
         MergeRule("first", _first),
         MergeRule("norm-weighted", _norm_weighted, reads_weights=True),
+        MergeRule("closed-form", _mean, is_joint=True),
         # Norms that follow a fresh projection keep their mean gain; see `fresh_head` for the weights.
         MergeRule("random", _mean, starts_afresh=True),
     )
