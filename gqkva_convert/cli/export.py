@@ -48,9 +48,10 @@ def export_command(
     if as_json:
         print_json(result)
         return
+    variants = " and ".join(dict.fromkeys(block.target.name for block in blocks))
     parameters, sizes = result["parameters"], result["bytes"]
     typer.echo(
-        f"{conversion.target}: stock {architecture}, {blocks[0].target.name}, "
+        f"{conversion.target}: stock {architecture}, {variants}, "
         f"parameters {human_count(parameters[0])} -> {human_count(parameters[1])}, "
         f"weights {human_bytes(sizes[0])} -> {human_bytes(sizes[1])}, "
         f"KV cache {human_bytes(cache[0])} -> {human_bytes(cache[1])} a token"

@@ -9,8 +9,10 @@ from typing import Any
 
 from gqkva_convert.architectures import FAMILIES, Attention, Family, Key
 from gqkva_convert.checkpoint.jsonfile import write_json
+from gqkva_convert.conversion.companions import name_classes
 from gqkva_convert.conversion.model import SourceModel, config_number
 from gqkva_convert.conversion.plan import Plan
+from gqkva_convert.errors import FamilyError
 from gqkva_convert.heads import HeadLayout
 from gqkva_convert.modeling.bundle import modeling_text
 from gqkva_convert.modeling.families import (
@@ -31,6 +33,7 @@ def write_config(model: SourceModel, plan: Plan, folder: Path) -> None:
     if not plan.is_native(model.family):
         family = GROUPED_FAMILIES[plan.architecture or model.family.model_type]
         (folder / f"{modeling_module(family)}.py").write_text(modeling_text(family))
+        name_classes(folder, family.model_type)
 
 
 def converted_config(model: SourceModel, plan: Plan) -> dict[str, Any]:
@@ -93,9 +96,8 @@ def _for_stock(config: dict[str, Any], family: Family) -> dict[str, Any]:
     if config.get("architectures"):
         config["architectures"] = _stock_names(config)
     if old == "llama" and family.model_type == "mistral":
-        config["architectures"] = [
-            name.replace("Llama", "Mistral") for name in config.get("architectures") or ()
-        ]
+        if config.get("architectures"):
+            config["architectures"] = [name.replace("Llama", "Mistral") for name in config["architectures"]]
         config["sliding_window"] = None
         for name in ("attention_bias", "mlp_bias", "pretraining_tp"):
             config.pop(name, None)
@@ -105,7 +107,13 @@ def _for_stock(config: dict[str, Any], family: Family) -> dict[str, Any]:
 def _for_grouped(config: dict[str, Any], family: Family, layouts: Layouts) -> dict[str, Any]:
     grouped = GROUPED_FAMILIES[family.model_type]
     known = {name for names in grouped.auto_classes.values() for name in names}
-    names = [name for name in _stock_names(config) if name in known] or [family.architecture]
+    names = _stock_names(config) or [family.architecture]
+    for name in names:
+        if name not in known:
+            raise FamilyError(
+                f"config.json names the class {name!r}, which has no grouped form; "
+                f"{family.model_type} has {', '.join(sorted(known))}"
+            )
     config["model_type"] = f"{MODEL_TYPE_PREFIX}{family.model_type}"
     config["architectures"] = [grouped_name(name) for name in names]
     config["auto_map"] = auto_map(grouped, config["architectures"])

@@ -18,7 +18,7 @@ from gqkva_convert.checkpoint.jsonfile import read_json, write_json
 from gqkva_convert.checkpoint.publish import published_folder, scratch_folder
 from gqkva_convert.checkpoint.reader import TensorReader
 from gqkva_convert.checkpoint.sidecars import REPORT, carried_files, copy_files
-from gqkva_convert.conversion.config import write_config
+from gqkva_convert.conversion.config import converted_config, write_config
 from gqkva_convert.conversion.execute import write_shards
 from gqkva_convert.conversion.model import SourceModel, open_model, read_model
 from gqkva_convert.conversion.plan import Plan, make_plan
@@ -120,6 +120,7 @@ def prepare(
     with TensorReader(source.checkpoint.files, pickled=source.checkpoint.pickled) as reader:
         tied = tied_copies(source, reader)
     steps = make_steps(source, plan, tied)
+    converted_config(source, plan)  # refuses classes that have no grouped form
     shards = make_shards(steps, source.checkpoint.files, max_shard_bytes)
     target = Path(out) if out is not None else Path(f"{_base_name(located)}-{plan.variant}")
     if target.resolve() == located.folder.resolve() or target.resolve() in located.folder.resolve().parents:

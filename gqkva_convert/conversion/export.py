@@ -100,9 +100,13 @@ def _architecture(model: SourceModel, plans: tuple[BlockPlan, ...]) -> str | Non
     return "mistral" if is_refused else None
 
 
-def _is_mistral(config: dict[str, Any]) -> bool:
-    """Whether a Llama is a Mistral without a window: the same function, but for biases Mistral lacks."""
-    return not config.get("attention_bias") and not config.get("mlp_bias")
+def _can_be_mistral(model: SourceModel) -> bool:
+    """Whether a Llama is a Mistral without a window: the same function and tensor names.
+
+    Mistral lacks biases; its question answering stores the base model under another name.
+    """
+    has_bias = model.config.get("attention_bias") or model.config.get("mlp_bias")
+    return not has_bias and model.prefix != "transformer."
 
 
 def _dividing_size(config: dict[str, Any], groups: int, size: int) -> int:
@@ -113,7 +117,7 @@ def _dividing_size(config: dict[str, Any], groups: int, size: int) -> int:
             return wider
     raise NotExpressibleError(
         f"stock Llama wants a number of heads that divides hidden_size {width}, which no multiple of "
-        f"{groups} does, and Mistral has no biases; keep the folder as it is"
+        f"{groups} does, and Mistral cannot hold this one; keep the folder as it is"
     )
 
 
@@ -126,7 +130,7 @@ def _placed_in_groups(
     split = {layer: _split(found, groups) for layer, found in readers.items()}
     size = max(len(group) for found in split.values() for group in found)
     heads, head_dim = blocks[0].layout.num_attention_heads, blocks[0].layout.head_dim
-    if model.family.model_type == "llama" and not _is_mistral(model.config):
+    if model.family.model_type == "llama" and not _can_be_mistral(model):
         size = _dividing_size(model.config, groups, size)
     _require_head_dim(model, attention, groups * size)
     if any(norm.span == "all_heads" for norm in attention.norms):

@@ -14,6 +14,7 @@ from gqkva_convert.conversion.model import Block, block_layout, check_config, co
 from gqkva_convert.conversion.plan import BlockPlan, Plan, plan_layouts
 from gqkva_convert.errors import FamilyError, LayoutError
 from gqkva_convert.heads import Variant
+from gqkva_convert.modeling.families import GROUPED_FAMILIES
 
 
 def init(
@@ -53,6 +54,8 @@ def init(
     if family is None:
         raise FamilyError(f"no family {architecture!r}; known are {', '.join(sorted(FAMILIES))}")
     given = {} if config is None else read_json(Path(config))
+    if not isinstance(given, dict):
+        raise FamilyError(f"{config}: a configuration is a JSON object, found {type(given).__name__}")
     stock = _stock_config(given, family, task)
     check_config(stock, family, Path("config.json") if config is None else Path(config))
     plan = _plan(stock, family, Variant(gq, gkv), blocks)
@@ -72,9 +75,12 @@ def init(
     name = target["architectures"][0]
     home = classes if name.startswith("Gqkva") else transformers
     torch.manual_seed(seed)
-    model = getattr(home, name)._from_config(
-        transformers.AutoConfig.for_model(**target), dtype=getattr(torch, dtype)
-    )
+    try:
+        model = getattr(home, name)._from_config(
+            transformers.AutoConfig.for_model(**target), dtype=getattr(torch, dtype)
+        )
+    except Exception as error:  # whatever transformers raises for a value it cannot build with
+        raise _refused(error) from error
     with published_folder(Path(out), overwrite=overwrite) as folder:
         model.save_pretrained(folder)
     parameters = sum(parameter.numel() for parameter in model.parameters())
@@ -82,7 +88,7 @@ def init(
         "folder": str(out),
         "class": name,
         "parameters": parameters,
-        "variant": plan.blocks[0].target.name,
+        "variant": " and ".join(dict.fromkeys(block.target.name for block in plan.blocks)),
     }
 
 
@@ -92,20 +98,23 @@ def _stock_config(given: dict[str, Any], family: Family, task: str | None) -> di
 
     if given.get("model_type", family.model_type) != family.model_type:
         raise FamilyError(f"the configuration is of a {given['model_type']}, not of a {family.model_type}")
-    name = task or (given.get("architectures") or [family.architecture])[0]
-    if not hasattr(transformers, name):
-        raise FamilyError(
-            f"transformers has no class {name!r}; {family.model_type}'s usual one is {family.architecture}"
-        )
+    named = given.get("architectures") or [family.architecture]
+    name = task or (named[0] if isinstance(named, list) else named)
+    grouped = GROUPED_FAMILIES[family.model_type]
+    known = sorted({name for names in grouped.auto_classes.values() for name in names})
+    if name not in known:
+        raise FamilyError(f"{family.model_type} has no class {name!r}; choose of {', '.join(known)}")
     keys = {key: value for key, value in given.items() if key != "model_type"}
     try:
         config: dict[str, Any] = transformers.AutoConfig.for_model(family.model_type, **keys).to_dict()
     except Exception as error:  # whatever transformers raises for a value it cannot take
-        message = str(error).strip().splitlines()
-        raise FamilyError(
-            f"the configuration is refused by transformers: {message[-1] if message else error!r}"
-        ) from error
+        raise _refused(error) from error
     return {**config, "architectures": [name]}
+
+
+def _refused(error: Exception) -> FamilyError:
+    message = str(error).strip().splitlines()
+    return FamilyError(f"the configuration is refused by transformers: {message[-1] if message else error!r}")
 
 
 def _plan(config: dict[str, Any], family: Family, variant: Variant, blocks: str | None) -> Plan:

@@ -97,12 +97,37 @@ def read_model(checkpoint: Checkpoint) -> SourceModel:
     family = family_of(checkpoint.config, checkpoint.folder)
     check_config(checkpoint.config, family, checkpoint.folder)
     prefix = _find_prefix(checkpoint, family)
+    _check_layouts(checkpoint.config, family)
     blocks = tuple(
         Block(attention, layer, block_layout(checkpoint.config, attention, layer), prefix)
         for attention in family.attention
         for layer in range(config_number(checkpoint.config, attention.num_layers))
     )
     return SourceModel(checkpoint, family, prefix, blocks)
+
+
+def _check_layouts(config: dict[str, Any], family: Family) -> None:
+    """Refuse layouts of blocks that a grouped model lacks, or of other heads than it has."""
+    if not is_grouped(config):
+        return
+    facts = {attention.kind: attention for attention in family.attention}
+    try:
+        layouts = layouts_from_config(config.get(LAYOUTS) or {})
+    except LayoutError as error:
+        raise FamilyError(f"config.json: {error}") from error
+    for (kind, layer), layout in layouts.items():
+        attention = facts.get(kind)
+        if attention is None or layer not in range(config_number(config, attention.num_layers)):
+            raise FamilyError(
+                f"config.json: {LAYOUTS} names layer {layer} of {kind!r}, which the model lacks"
+            )
+        heads = config_number(config, attention.num_attention_heads)
+        head_dim = config_number(config, attention.head_dim)
+        if (layout.num_attention_heads, layout.head_dim) != (heads, head_dim):
+            raise FamilyError(
+                f"config.json: {LAYOUTS} gives layer {layer} of {kind!r} {layout.num_attention_heads} heads "
+                f"of {layout.head_dim} features, the configuration says {heads} of {head_dim}"
+            )
 
 
 def family_of(config: dict[str, Any], folder: Path) -> Family:

@@ -189,6 +189,11 @@ def grouped_attention(
     """
     maps: HeadMaps = module.head_maps
     position_bias = options.get("position_bias")
+    if options.get("cache") is not None and maps.layout.key != tuple(range(len(maps.layout.key))):
+        raise NotImplementedError(
+            "continuous batching sizes its cache by the configuration and cannot keep a grouped "
+            "model's heads; use generate, or gqkva export"
+        )
     implementation = module.config.stock._attn_implementation
     eager = sys.modules[module.stock_module].eager_attention_forward
     if implementation is None or implementation == "eager":

@@ -14,6 +14,7 @@ _PACKAGE = Path(gqkva_convert.__file__).parent
 _ROOTS = (
     ("gqkva_convert.modeling.models", "define_config"),
     ("gqkva_convert.modeling.models", "define_models"),
+    ("gqkva_convert.modeling.models", "register_models"),
 )
 BLOCK_CLASSES = {
     "dinov2": ("gqkva_convert.modeling.dinov2", "GroupedDinov2Attention"),
@@ -38,7 +39,9 @@ def modeling_text(family):
 
 
 {config} = define_config(FAMILY, __name__)
-globals().update(define_models(FAMILY, __name__, {config}, {block_class}))
+MODELS = define_models(FAMILY, __name__, {config}, {block_class})
+globals().update(MODELS)
+register_models(FAMILY, {config}, MODELS)
 """
 
 

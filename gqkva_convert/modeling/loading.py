@@ -67,7 +67,7 @@ def example_inputs(model: Any, seed: int = 0) -> dict[str, Any]:
 
 def main_output(output: Any) -> Any:
     """The tensor of a model's output that says most: logits, else hidden states."""
-    for name in ("logits", "logits_per_text", "last_hidden_state"):
+    for name in ("logits", "logits_per_text", "start_logits", "last_hidden_state"):
         if getattr(output, name, None) is not None:
             return getattr(output, name)
     raise ValueError(f"{type(output).__name__} has neither logits nor hidden states")

@@ -34,15 +34,18 @@ class GroupedModel:
     def post_init(self: Any) -> None:
         """Resize before the model's own initialisation, which then covers the new projections."""
         layouts = layouts_from_config(self.config.attention_layouts or {})
+        found = {}
         for name, module in list(self.named_modules()):
-            found = find_block(name, module, self.family.blocks)
-            if found in layouts and not hasattr(module, "head_maps"):
-                resize_block(module, layouts[found], self.family.facts, self.block_class)
-        unknown = {kind for kind, _ in layouts} - set(self.family.blocks)
-        if unknown:
-            raise LayoutError(
-                f"attention_layouts names {sorted(unknown)}, known are {list(self.family.blocks)}"
-            )
+            place = find_block(name, module, self.family.blocks)
+            if place is not None:
+                found[place] = module
+        kinds = {kind for kind, _ in found}  # an encoder alone has no decoder's
+        for kind, layer in layouts:
+            if kind not in self.family.blocks or (kind in kinds and (kind, layer) not in found):
+                raise LayoutError(f"attention_layouts names layer {layer} of {kind!r}, which the model lacks")
+        for place, module in found.items():
+            if place in layouts and not hasattr(module, "head_maps"):
+                resize_block(module, layouts[place], self.family.facts, self.block_class)
         super().post_init()  # type: ignore[misc]
 
     @classmethod
@@ -64,9 +67,16 @@ class GroupedModel:
             super().save_pretrained(save_directory, *args, **options)  # type: ignore[misc]
         finally:
             type(self)._auto_class = automatic
-        if options.get("is_main_process", True):
-            text = sys.modules[type(self).__module__].modeling_text(self.family)
-            Path(save_directory, f"{modeling_module(self.family)}.py").write_text(text)
+        if Path(save_directory, "config.json").is_file():  # written by the main process
+            self._write_modeling_file(save_directory)
+
+    def _upload_modified_files(self: Any, working_dir: Any, *args: Any, **options: Any) -> Any:
+        self._write_modeling_file(working_dir)
+        return super()._upload_modified_files(working_dir, *args, **options)  # type: ignore[misc]
+
+    def _write_modeling_file(self: Any, folder: str | os.PathLike[str]) -> None:
+        text = sys.modules[type(self).__module__].modeling_text(self.family)
+        Path(folder, f"{modeling_module(self.family)}.py").write_text(text)
 
 
 def define_config(family: GroupedFamily, module: str) -> type:
@@ -111,6 +121,14 @@ def define_models(
         classes[grouped_name(name)] = type(grouped_name(name), (GroupedModel, stock), attributes)
         _share_tensor_names(stock, grouped_name(name))
     return classes
+
+
+def register_models(family: GroupedFamily, config: Any, models: dict[str, type]) -> None:
+    """Give a family's models to transformers' Auto classes, which some stock classes use themselves."""
+    for auto, names in family.auto_classes.items():
+        found = tuple(models[grouped_name(name)] for name in names)
+        mapping = getattr(transformers, auto)._model_mapping
+        mapping.register(config, found if len(found) > 1 else found[0], exist_ok=True)
 
 
 def _share_tensor_names(stock: type, grouped: str) -> None:

@@ -14,7 +14,6 @@ from gqkva_convert.modeling.families import (
     GROUPED_FAMILIES,
     MODEL_TYPE_PREFIX,
     GroupedFamily,
-    grouped_name,
 )
 
 # Holds the table from model types to configuration classes; loaded by the first use of any Auto class.
@@ -63,16 +62,12 @@ class _LazyClasses(dict[str, Any]):
 
 def _make_classes(family: GroupedFamily) -> Any:
     """Make a family's classes and give its models to the Auto classes; gives the configuration class."""
-    import transformers
-
     from gqkva_convert.modeling.classes import config_class, model_classes
+    from gqkva_convert.modeling.models import register_models
 
     config = config_class(family)
     models = model_classes(family)
-    for auto, names in family.auto_classes.items():
-        found = tuple(models[grouped_name(name)] for name in names)
-        mapping = getattr(transformers, auto)._model_mapping
-        mapping.register(config, found if len(found) > 1 else found[0], exist_ok=True)
+    register_models(family, config, models)
     return config
 
 

@@ -57,6 +57,11 @@ def resize_block(block: Any, layout: HeadLayout, facts: BlockFacts, block_class:
             f"{type(block).__name__} reads as many key heads as value heads, "
             f"found {counts['key']} and {counts['value']}"
         )
+    if layout.num_attention_heads != _attention_heads(block, layout.head_dim):
+        raise LayoutError(
+            f"attention_layouts gives {layout.num_attention_heads} heads of {layout.head_dim} features to "
+            f"{type(block).__name__}, which has {_attention_heads(block, layout.head_dim)}"
+        )
     sizes = {role: count * layout.head_dim for role, count in counts.items()}
     fused = next((name for name in _FUSED if hasattr(block, name)), None)
     if fused is not None:
@@ -83,6 +88,15 @@ def resize_block(block: Any, layout: HeadLayout, facts: BlockFacts, block_class:
     changed = {name: counts[role] for name, role in facts.config_counts.items()}
     block.config = BlockConfig(block.config, changed)
     block._is_hf_initialized = False
+
+
+def _attention_heads(block: Any, head_dim: int) -> int:
+    """How many heads of a width the stock block's queries hold."""
+    if any(hasattr(block, name) for name in _FUSED):
+        heads: int = block.config.num_attention_heads
+        return heads
+    name = next(name for name in _PROJECTIONS["query"] if hasattr(block, name))
+    return int(getattr(block, name).out_features // head_dim)
 
 
 def _resize_projection(block: Any, name: str, size: int) -> None:

@@ -81,6 +81,15 @@ def test_llama_with_biases_takes_a_count_that_divides(tmp_path: Path) -> None:
     )
 
 
+def test_a_llama_that_mistral_cannot_name_stays_one(tmp_path: Path) -> None:
+    """Question answering stores its base model under another name in each; a swap would load nothing."""
+    model = tiny_models.build("llama", "LlamaForQuestionAnswering")
+    grouped, _ = write_pair(tiny_models.save(model, tmp_path / "source"), "unequal", tmp_path)
+    out = export(grouped, tmp_path / "out")
+    assert type(load_model(out, "")).__name__ == "LlamaForQuestionAnswering"
+    assert verify(out, grouped)["passed"]
+
+
 @pytest.mark.parametrize("variant", ["unequal", "GQKVA", "mixed"])
 def test_an_export_is_verified_like_a_conversion(variant: str, tiny: Tiny, tmp_path: Path) -> None:
     """The proof goes back from the stock model to the grouped one."""

@@ -80,13 +80,16 @@ def test_a_native_variant_is_a_stock_model(tmp_path: Path) -> None:
         (["vit", "out", "--gkv", "5"], TINY, 2, "choose one of"),
         (["vit", "out", "--gkv", "2"], {"model_type": "bert"}, 4, "of a bert"),
         (["vit", "out", "--gkv", "2", "--task", "ViTForDancing"], TINY, 4, "no class"),
+        (["vit", "out", "--gkv", "2", "--task", "BertForMaskedLM"], TINY, 4, "no class"),
+        (["vit", "out", "--gkv", "2"], {**TINY, "hidden_act": "nope"}, 4, "refused by transformers"),
+        (["vit", "out", "--gkv", "2"], [1], 4, "a JSON object, found list"),
         (["vit", "out", "--gkv", "2", "--dtype", "float12"], TINY, 2, "no dtype"),
         (["vit", "out", "--gkv", "2"], {"hidden_size": "wide"}, 4, "refused by transformers"),
     ],
 )
 def test_bad_input_is_one_line(
     arguments: list[str],
-    config: dict[str, object],
+    config: object,
     code: int,
     words: str,
     tmp_path: Path,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import json
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -12,9 +13,12 @@ from pathlib import Path
 import pytest
 import tiny_models
 import torch
+import transformers
 from grouped_pairs import load_pair
 
 import gqkva_convert
+from gqkva_convert import convert
+from gqkva_convert.errors import LayoutError
 from gqkva_convert.modeling.bundle import modeling_text
 from gqkva_convert.modeling.families import GROUPED_FAMILIES
 
@@ -62,6 +66,7 @@ def test_the_file_needs_torch_and_transformers_only(family: object) -> None:
     [
         ("bert", "GQKVA", "AutoModelForMaskedLM"),
         ("gpt_neox", "unequal", "AutoModelForCausalLM"),
+        ("llama", "GQKVA", "AutoModelForSequenceClassification"),
         pytest.param("opt", "MQA", "AutoModelForCausalLM", marks=pytest.mark.slow),
         pytest.param("olmo2", "unequal", "AutoModelForCausalLM", marks=pytest.mark.slow),
         pytest.param("vit", "GKVA", "AutoModelForImageClassification", marks=pytest.mark.slow),
@@ -74,7 +79,11 @@ def test_a_folder_loads_without_this_package(
     family: str, variant: str, auto: str, tiny: Tiny, tmp_path: Path
 ) -> None:
     """Loaded, run, saved and loaded again by transformers alone, it says what it says here."""
-    grouped, _ = load_pair(tiny(family), variant, tmp_path)
+    source = tiny(family)
+    if auto == "AutoModelForSequenceClassification":  # builds its base model through AutoModel
+        model = tiny_models.build(family, "LlamaForSequenceClassification", pad_token_id=0)
+        source = tiny_models.save(model, tmp_path / "source")
+    grouped, _ = load_pair(source, variant, tmp_path)
     text = modeling_text(grouped.family)
     (tmp_path / "grouped" / f"modeling_gqkva_{family}.py").write_text(text)
     inputs = tmp_path / "inputs.pt"
@@ -105,6 +114,82 @@ def test_a_tampered_file_is_not_run_unless_asked_for(tiny: Tiny, tmp_path: Path)
     assert refused.returncode != 0
     assert "trust_remote_code" in refused.stderr
     assert not trace.exists()
+
+
+@pytest.mark.parametrize(
+    ("family", "files", "loader"),
+    [
+        ("bert", {"vocab.txt": "[PAD]\n[UNK]\n[CLS]\n[SEP]\n[MASK]\na\n"}, "AutoTokenizer"),
+        ("vit", {"preprocessor_config.json": '{"size": {"height": 8, "width": 8}}'}, "AutoImageProcessor"),
+        ("whisper", {"preprocessor_config.json": '{"feature_size": 8}'}, "AutoFeatureExtractor"),
+    ],
+)
+def test_tokenizers_and_processors_name_their_classes(
+    family: str, files: dict[str, str], loader: str, tiny: Tiny, tmp_path: Path
+) -> None:
+    """Many folders leave them to the model type, which a grouped model changes."""
+    if loader == "AutoImageProcessor":
+        pytest.importorskip("PIL")
+    source = shutil.copytree(tiny(family), tmp_path / "source")
+    for name, text in files.items():
+        (source / name).write_text(text)
+    out = convert(source, tmp_path / "out", gkv=2)
+    load = getattr(transformers, loader).from_pretrained
+    assert type(load(out)) is type(load(source))
+    if family == "bert":
+        assert load(out).pad_token == "[PAD]"
+
+
+def test_a_class_without_a_grouped_form_is_refused(tmp_path: Path, gqkva: Callable[..., object]) -> None:
+    """Another class in its place would load with random weights."""
+    model = tiny_models.build("gpt2", "GPT2DoubleHeadsModel", num_labels=1)
+    source = tiny_models.save(model, tmp_path / "source")
+    result = gqkva("convert", source, tmp_path / "out", "--gq", "2", "--gkv", "3")
+    assert result.exit_code == 4  # type: ignore[attr-defined]
+    assert "'GPT2DoubleHeadsModel', which has no grouped form" in result.stderr  # type: ignore[attr-defined]
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_upload_carries_the_file(tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`save_pretrained(push_to_hub=True)` uploads before it returns."""
+    grouped, _ = load_pair(tiny("bert"), "GQKVA", tmp_path)
+    seen: list[str] = []
+
+    def upload(self: object, working_dir: str, *_: object, **__: object) -> None:
+        seen.extend(path.name for path in Path(working_dir).iterdir())
+
+    monkeypatch.setattr(transformers.utils.hub.PushToHubMixin, "_upload_modified_files", upload)
+    (tmp_path / "saved").mkdir()
+    grouped.save_pretrained(tmp_path / "saved")
+    (tmp_path / "saved" / "modeling_gqkva_bert.py").unlink()
+    grouped._upload_modified_files(tmp_path / "saved", "user/name", {})
+    assert "modeling_gqkva_bert.py" in seen
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"kind": "cross"}, "names layer 0 of 'cross'"),
+        ({"layers": [0, 7]}, "names layer 7 of 'self'"),
+        ({"query": [0, 1, 1, 0], "key": [0, 1, 1, 0], "value": [0, 1, 1, 0]}, "4 heads of 5 features"),
+    ],
+)
+def test_edited_layouts_that_cannot_be_are_refused(
+    change: dict[str, object], words: str, tiny: Tiny, tmp_path: Path, gqkva: Callable[..., object]
+) -> None:
+    """The same in inspect and when the model is built."""
+    load_pair(tiny("bert"), "GQKVA", tmp_path)
+    path = tmp_path / "grouped" / "config.json"
+    config = json.loads(path.read_text())
+    (entry,) = config["attention_layouts"].pop("self")
+    kind = change.pop("kind", "self")
+    config["attention_layouts"][kind] = [{**entry, **change}]
+    path.write_text(json.dumps(config))
+    result = gqkva("inspect", tmp_path / "grouped")
+    assert result.exit_code == 4  # type: ignore[attr-defined]
+    assert words in result.stderr  # type: ignore[attr-defined]
+    with pytest.raises(LayoutError, match="attention_layouts"):
+        transformers.AutoModel.from_pretrained(tmp_path / "grouped")
 
 
 def test_converting_writes_the_file_and_says_how_to_load(
