@@ -17,15 +17,16 @@ def demo_command(
         1,
     ],
     merge: Annotated[
-        str, typer.Option(help="How heads become one: mean, first, norm-weighted or random.")
-    ] = "mean",
-    tokens: Annotated[int, typer.Option(help="About how many held-out tokens to measure on.")] = 65536,
+        list[str],
+        typer.Option(help="How heads become one, as for convert; give it several times."),
+    ] = ["mean", "closed-form"],  # noqa: B006
+    tokens: Annotated[int, typer.Option(help="About how many held-out tokens to measure on.")] = 32768,
     as_json: Json = False,
 ) -> None:
     """Convert the built-in model at several --gkv and show what each costs and saves; offline."""
     from gqkva_convert.demo_model.demo import demo
 
-    with token_progress("measuring", (1 + len(gkv)) * tokens) as progress:
+    with token_progress("measuring", (1 + len(gkv) * len(merge)) * tokens) as progress:
         data = demo(gkv, merge=merge, tokens=tokens, progress=progress)
     if as_json:
         print_json(data)
@@ -35,7 +36,7 @@ def demo_command(
 
 def _print(data: dict[str, Any]) -> None:
     table = make_table(
-        f"built-in Llama, 8 heads, merge {data['merge']}, no training after the conversion",
+        "built-in Llama, 8 heads, no training after the conversion",
         [
             ("model", False),
             ("variant", False),

@@ -158,7 +158,7 @@ def convert(
         gq: Query heads to keep; None keeps all.
         gkv: Key/value heads to keep; None keeps all.
         blocks: Kinds of attention to convert, such as ``"decoder"``; None for all (see `make_plan`).
-        merge: How heads become one: ``mean``, ``first``, ``norm-weighted`` or ``random``.
+        merge: How heads become one: ``mean``, ``first``, ``norm-weighted``, ``random`` or ``closed-form``.
         grouping: Which heads become one: ``neighbour`` or ``random``.
         seed: Seed of ``random``.
         dtype: ``float32``, ``bfloat16`` or ``float16``; None keeps each tensor's dtype.

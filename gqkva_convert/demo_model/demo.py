@@ -21,8 +21,8 @@ Progress = Callable[[str, int], None]
 def demo(
     gkv: Sequence[int] = (4, 2, 1),
     *,
-    merge: str = "mean",
-    tokens: int = 65536,
+    merge: Sequence[str] = ("mean", "closed-form"),
+    tokens: int = 32768,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
     """Convert the built-in language model at several numbers of key/value heads and measure each.
@@ -32,7 +32,7 @@ def demo(
 
     Args:
         gkv: Numbers of key/value heads to convert to.
-        merge: How heads become one.
+        merge: How heads become one, each way in turn.
         tokens: About how many held-out tokens to measure on.
         progress: Called with the name of the model being measured and the tokens just measured.
 
@@ -51,10 +51,11 @@ def demo(
     rows = [_row(MODEL, "original", sequences, progress)]
     with TemporaryDirectory(prefix="gqkva-demo-") as folder:
         for heads in gkv:
-            out = convert(MODEL, Path(folder) / f"gkv-{heads}", gkv=heads, merge=merge)
-            rows.append(_row(out, f"--gkv {heads}", sequences, progress))
+            for rule in merge:
+                out = convert(MODEL, Path(folder) / f"gkv-{heads}-{rule}", gkv=heads, merge=rule)
+                rows.append(_row(out, f"--gkv {heads} --merge {rule}", sequences, progress))
     return {
-        "merge": merge,
+        "merge": list(merge),
         "held_out_tokens": rows[0]["tokens"],
         "training": read_json(MODEL / "training.json"),
         "rows": rows,

@@ -68,7 +68,9 @@ def test_windows_are_spread_over_all_held_out_text() -> None:
 def test_the_demo_measures_a_working_model() -> None:
     """The original must predict held-out code about as well as its training says, each conversion worse."""
     data = demo([4, 1], tokens=8192)
-    original, half, mqa = data["rows"]
+    original, half, half_closed, mqa, mqa_closed = data["rows"]
+    assert original["nats_per_token"] < half_closed["nats_per_token"] < half["nats_per_token"] - 0.5
+    assert original["nats_per_token"] < mqa_closed["nats_per_token"] < mqa["nats_per_token"] - 0.5
     assert abs(original["nats_per_token"] - data["training"]["held_out_loss_nats_per_token"]) < 0.35
     assert original["nats_per_token"] < half["nats_per_token"]
     assert original["nats_per_token"] < mqa["nats_per_token"]
@@ -83,7 +85,7 @@ def test_the_command_prints_a_table_and_json(gqkva: Run) -> None:
     assert "--gkv 2" in shown.stdout
     assert "perplexity" in shown.stdout
     data = json.loads(gqkva("demo", "--tokens", "1024", "--gkv", "2", "--json").stdout)
-    assert [row["variant"] for row in data["rows"]] == ["MHA", "GQA-2"]
+    assert [row["variant"] for row in data["rows"]] == ["MHA", "GQA-2", "GQA-2"]
 
 
 def test_impossible_requests_are_one_line(gqkva: Run) -> None:
