@@ -25,7 +25,13 @@ FIXED_WIDTH = {"stablelm", "phi"}
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize("variant", [name for name in VARIANTS if name != "MHA"])
+@pytest.mark.parametrize(
+    "variant",
+    [
+        name if name in ("GQA", "unequal", "GQKVA", "mixed") else pytest.param(name, marks=pytest.mark.slow)
+        for name in VARIANTS
+    ],
+)
 def test_an_exported_model_is_stock_and_computes_the_same(
     family: str, variant: str, tiny: Tiny, tmp_path: Path
 ) -> None:
