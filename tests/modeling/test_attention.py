@@ -5,12 +5,14 @@ from __future__ import annotations
 import copy
 import pickle
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 from grouped_pairs import VARIANTS, layout
 from hypothesis import given
 from hypothesis import strategies as st
+from torch.utils._python_dispatch import TorchDispatchMode
 from transformers.models.bert import modeling_bert
 
 from gqkva_convert.heads import HeadLayout
@@ -105,3 +107,43 @@ def test_outputs_and_gradients_are_those_of_repeated_heads(
     ours, theirs = (torch.autograd.grad((output * weights).sum(), states) for output in (found, expected))
     for one, other in zip(ours, theirs, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-9)
+
+
+class _LargestTensor(TorchDispatchMode):
+    """Notes the size of the largest tensor that any operation makes."""
+
+    numel = 0
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = function(*args, **(kwargs or {}))
+        for tensor in result if isinstance(result, (tuple, list)) else (result,):
+            if isinstance(tensor, torch.Tensor) and not tensor._is_view():
+                self.numel = max(self.numel, tensor.numel())
+        return result
+
+
+@pytest.mark.parametrize("variant", ["MQA", "GQA", "random GQA", "unequal", "GQKVA"])
+@pytest.mark.parametrize("masked", [False, True])
+def test_decoding_makes_no_copy_of_the_cache(variant: str, masked: bool) -> None:
+    """Keys repeated for the heads that share them would cost the memory that grouping saves."""
+    heads, positions = layout(variant, 6, 16), 512
+    query, key, value = (
+        torch.randn(2, count, length, 16)
+        for count, length in (
+            (heads.num_query_heads, 1),
+            (heads.num_key_heads, positions),
+            (heads.num_value_heads, positions),
+        )
+    )
+    module = SimpleNamespace(
+        head_maps=HeadMaps(heads),
+        config=SimpleNamespace(stock=SimpleNamespace(_attn_implementation="sdpa")),
+        stock_module=modeling_bert.__name__,
+        training=False,
+        is_causal=True,
+        modules=list,
+    )
+    mask = torch.ones(2, 1, 1, positions, dtype=torch.bool) if masked else None
+    with torch.inference_mode(), _LargestTensor() as largest:
+        grouped_attention(module, query, key, value, mask, scaling=0.25, dropout=0.0)
+    assert 0 < largest.numel < key.numel() / heads.num_key_heads
