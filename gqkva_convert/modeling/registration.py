@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import importlib.abc
-import importlib.machinery
 import importlib.util
 import sys
 from collections.abc import Sequence
+from importlib.machinery import ModuleSpec
 from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from gqkva_convert.modeling.families import (
-    GROUPED_FAMILIES,
-    MODEL_TYPE_PREFIX,
-    GroupedFamily,
-)
+if TYPE_CHECKING:
+    from gqkva_convert.modeling.families import GroupedFamily
 
 # Holds the table from model types to configuration classes; loaded by the first use of any Auto class.
 _TABLES = "transformers.models.auto.configuration_auto"
@@ -34,6 +30,8 @@ def _register(tables: ModuleType) -> None:
     `AutoConfig.register` would need the classes themselves, and so 25 stock configurations and seconds of
     imports, in the middle of transformers' own.
     """
+    from gqkva_convert.modeling.families import GROUPED_FAMILIES, MODEL_TYPE_PREFIX
+
     mapping: Any = tables.CONFIG_MAPPING
     if not isinstance(mapping._extra_content, _LazyClasses):
         mapping._extra_content = _LazyClasses(mapping._extra_content)
@@ -45,6 +43,8 @@ class _LazyClasses(dict[str, Any]):
     """Configuration classes by model type; a grouped family stands for its class until that is asked for."""
 
     def __getitem__(self, model_type: str) -> Any:
+        from gqkva_convert.modeling.families import GroupedFamily
+
         value = super().__getitem__(model_type)
         if isinstance(value, GroupedFamily):
             value = self[model_type] = _make_classes(value)
@@ -71,27 +71,28 @@ def _make_classes(family: GroupedFamily) -> Any:
     return config
 
 
-class _TablesFinder(importlib.abc.MetaPathFinder):
+class _TablesFinder:
     """Finds the module of the tables as Python would, and registers after loading it."""
 
     def find_spec(
         self, name: str, path: Sequence[str] | None, target: ModuleType | None = None
-    ) -> importlib.machinery.ModuleSpec | None:
+    ) -> ModuleSpec | None:
         if name != _TABLES:
             return None
         sys.meta_path.remove(self)
         spec = importlib.util.find_spec(name)
         if spec is not None and spec.loader is not None:
-            spec.loader = _RegisteringLoader(spec.loader)
+            spec.loader = _RegisteringLoader(spec.loader)  # type: ignore[assignment]
         return spec
 
 
-class _RegisteringLoader(importlib.abc.Loader):
-    def __init__(self, loader: importlib.abc.Loader) -> None:
+class _RegisteringLoader:
+    def __init__(self, loader: Any) -> None:
         self.loader = loader
 
-    def create_module(self, spec: importlib.machinery.ModuleSpec) -> ModuleType | None:
-        return self.loader.create_module(spec)
+    def create_module(self, spec: ModuleSpec) -> ModuleType | None:
+        module: ModuleType | None = self.loader.create_module(spec)
+        return module
 
     def exec_module(self, module: ModuleType) -> None:
         self.loader.exec_module(module)
