@@ -42,23 +42,26 @@ def converted_config(model: SourceModel, plan: Plan) -> dict[str, Any]:
     A plan that the family's stock architecture can hold gives a stock configuration; any other names its
     layouts and the classes that read them.
     """
-    config = copy.deepcopy(model.config)
-    layouts = {(block.kind, block.layer): block.target for block in plan.blocks}
-    is_native = plan.is_native(model.family)
-    for attention in model.family.attention:
-        target = layouts[attention.kind, 0]
-        _set_heads(config, attention, target, is_native)
+    config = dict(model.config)
     if plan.dtype is not None:
         key = "torch_dtype" if "torch_dtype" in config and "dtype" not in config else "dtype"
         config[key] = plan.dtype
     family = FAMILIES[plan.architecture or model.family.model_type]
-    return _for_stock(config, family) if is_native else _for_grouped(config, family, layouts)
+    layouts = {(block.kind, block.layer): block.target for block in plan.blocks}
+    return config_for(config, family, layouts, is_native=plan.is_native(model.family))
 
 
-def fresh_config(
+def config_for(
     config: dict[str, Any], family: Family, layouts: Layouts, *, is_native: bool
 ) -> dict[str, Any]:
-    """A stock configuration turned into that of a new model with the given layouts."""
+    """A configuration with the given layouts in place of its own.
+
+    Args:
+        config: A stock or grouped configuration; not changed.
+        family: The family to write.
+        layouts: Layouts by kind of attention and layer.
+        is_native: Whether the family's stock architecture holds them.
+    """
     config = copy.deepcopy(config)
     for attention in family.attention:
         _set_heads(config, attention, layouts[attention.kind, 0], is_native)

@@ -117,12 +117,30 @@ def prepare(
     located = locate(str(model), revision)
     source = open_model(located.folder)
     plan = planned(source)
+    target = Path(out) if out is not None else Path(f"{_base_name(located)}-{plan.variant}")
+    return planned_conversion(located, source, plan, target, max_shard_bytes)
+
+
+def planned_conversion(
+    located: Located, source: SourceModel, plan: Plan, target: Path, max_shard_bytes: int | None
+) -> Conversion:
+    """Everything a plan will do to a source; writes nothing.
+
+    Args:
+        located: The source.
+        source: The same, opened.
+        plan: What happens to its heads.
+        target: Output folder.
+        max_shard_bytes: Largest output file; None keeps the source's division.
+
+    Raises:
+        GqkvaError: The plan does not fit the source, or the target is or holds it.
+    """
     with TensorReader(source.checkpoint.files, pickled=source.checkpoint.pickled) as reader:
         tied = tied_copies(source, reader)
     steps = make_steps(source, plan, tied)
     converted_config(source, plan)  # refuses classes that have no grouped form
     shards = make_shards(steps, source.checkpoint.files, max_shard_bytes)
-    target = Path(out) if out is not None else Path(f"{_base_name(located)}-{plan.variant}")
     if target.resolve() == located.folder.resolve() or target.resolve() in located.folder.resolve().parents:
         raise OutputError(f"{target} is or holds the source; choose another folder")
     return Conversion(located, source, plan, steps, shards, target)

@@ -8,13 +8,11 @@ from typing import Any
 
 from gqkva_convert.architectures import Attention, Key
 from gqkva_convert.checkpoint.hub import locate
-from gqkva_convert.checkpoint.reader import TensorReader
-from gqkva_convert.conversion.convert import Conversion, Progress, write
+from gqkva_convert.conversion.convert import Conversion, Progress, planned_conversion, write
 from gqkva_convert.conversion.model import Block, SourceModel, config_number, open_model
 from gqkva_convert.conversion.plan import BlockPlan, Plan
-from gqkva_convert.conversion.shards import make_shards, parse_size
-from gqkva_convert.conversion.steps import make_steps, tied_copies
-from gqkva_convert.errors import NotExpressibleError, OutputError
+from gqkva_convert.conversion.shards import parse_size
+from gqkva_convert.errors import NotExpressibleError
 from gqkva_convert.heads import HeadLayout
 
 Slots = tuple[tuple[int | None, ...], ...]
@@ -24,17 +22,8 @@ def prepare_export(model: str | Path, out: str | Path, *, max_shard_size: str | 
     """Plan an export without writing anything; takes the arguments of `export`."""
     located = locate(str(model), None)
     source = open_model(located.folder)
-    plan = export_plan(source)
-    with TensorReader(source.checkpoint.files, pickled=source.checkpoint.pickled) as reader:
-        tied = tied_copies(source, reader)
-    steps = make_steps(source, plan, tied)
-    shards = make_shards(
-        steps, source.checkpoint.files, parse_size(max_shard_size) if max_shard_size else None
-    )
-    target = Path(out)
-    if target.resolve() == located.folder.resolve() or target.resolve() in located.folder.resolve().parents:
-        raise OutputError(f"{target} is or holds the source; choose another folder")
-    return Conversion(located, source, plan, steps, shards, target)
+    max_shard_bytes = parse_size(max_shard_size) if max_shard_size else None
+    return planned_conversion(located, source, export_plan(source), Path(out), max_shard_bytes)
 
 
 def export(

@@ -9,7 +9,7 @@ from gqkva_convert.architectures import FAMILIES, Family
 from gqkva_convert.checkpoint.dtypes import FLOAT_BY_NAME
 from gqkva_convert.checkpoint.jsonfile import read_json
 from gqkva_convert.checkpoint.publish import published_folder
-from gqkva_convert.conversion.config import fresh_config
+from gqkva_convert.conversion.config import config_for
 from gqkva_convert.conversion.model import Block, block_layout, check_config, config_number
 from gqkva_convert.conversion.plan import BlockPlan, Plan, plan_layouts
 from gqkva_convert.errors import FamilyError, LayoutError
@@ -60,7 +60,7 @@ def init(
     check_config(stock, family, Path("config.json") if config is None else Path(config))
     plan = _plan(stock, family, Variant(gq, gkv), blocks)
     layouts = {(block.kind, block.layer): block.target for block in plan.blocks}
-    target = fresh_config(stock, family, layouts, is_native=plan.is_native(family))
+    target = config_for(stock, family, layouts, is_native=plan.is_native(family))
 
     if dtype not in FLOAT_BY_NAME:
         raise LayoutError(f"no dtype {dtype!r}; choose one of {', '.join(FLOAT_BY_NAME)}")
@@ -119,7 +119,7 @@ def _refused(error: Exception) -> FamilyError:
 
 def _plan(config: dict[str, Any], family: Family, variant: Variant, blocks: str | None) -> Plan:
     found = tuple(
-        Block(attention, layer, block_layout(config, attention, layer), "")
+        Block(attention, layer, block_layout(config, attention), "")
         for attention in family.attention
         for layer in range(config_number(config, attention.num_layers))
     )

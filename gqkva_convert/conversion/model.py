@@ -97,19 +97,28 @@ def read_model(checkpoint: Checkpoint) -> SourceModel:
     family = family_of(checkpoint.config, checkpoint.folder)
     check_config(checkpoint.config, family, checkpoint.folder)
     prefix = _find_prefix(checkpoint, family)
-    _check_layouts(checkpoint.config, family)
+    named = _named_layouts(checkpoint.config, family)
     blocks = tuple(
-        Block(attention, layer, block_layout(checkpoint.config, attention, layer), prefix)
+        Block(
+            attention,
+            layer,
+            named.get((attention.kind, layer)) or block_layout(checkpoint.config, attention),
+            prefix,
+        )
         for attention in family.attention
         for layer in range(config_number(checkpoint.config, attention.num_layers))
     )
     return SourceModel(checkpoint, family, prefix, blocks)
 
 
-def _check_layouts(config: dict[str, Any], family: Family) -> None:
-    """Refuse layouts of blocks that a grouped model lacks, or of other heads than it has."""
+def _named_layouts(config: dict[str, Any], family: Family) -> dict[tuple[str, int], HeadLayout]:
+    """The layouts that a grouped model's configuration names, by kind of attention and layer.
+
+    Raises:
+        FamilyError: They are not readable, of blocks that the model lacks, or of other heads than it has.
+    """
     if not is_grouped(config):
-        return
+        return {}
     facts = {attention.kind: attention for attention in family.attention}
     try:
         layouts = layouts_from_config(config.get(LAYOUTS) or {})
@@ -128,6 +137,7 @@ def _check_layouts(config: dict[str, Any], family: Family) -> None:
                 f"config.json: {LAYOUTS} gives layer {layer} of {kind!r} {layout.num_attention_heads} heads "
                 f"of {layout.head_dim} features, the configuration says {heads} of {head_dim}"
             )
+    return layouts
 
 
 def family_of(config: dict[str, Any], folder: Path) -> Family:
@@ -169,19 +179,8 @@ def config_number(config: dict[str, Any], key: Key | Quotient) -> int:
     return value
 
 
-def block_layout(config: dict[str, Any], attention: Attention, layer: int = 0) -> HeadLayout:
-    """The layout of a block, as transformers builds it from the configuration.
-
-    Raises:
-        FamilyError: A number is missing or odd, or a grouped model's layouts are not readable.
-    """
-    if is_grouped(config):
-        try:
-            found = layouts_from_config(config.get(LAYOUTS) or {}).get((attention.kind, layer))
-        except LayoutError as error:
-            raise FamilyError(f"config.json: {error}") from error
-        if found is not None:
-            return found
+def block_layout(config: dict[str, Any], attention: Attention) -> HeadLayout:
+    """The layout of one kind of block, as stock transformers builds it from the configuration."""
     heads = config_number(config, attention.num_attention_heads)
     head_dim = config_number(config, attention.head_dim)
     if attention.num_key_value_heads is None:

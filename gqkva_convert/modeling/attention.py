@@ -124,6 +124,10 @@ class HeadMaps:
             HeadSelection(layout.value, layout.num_value_heads),
         )
 
+    def expand(self, states: tuple[Tensor, Tensor, Tensor]) -> tuple[Tensor, ...]:
+        """Stored queries, keys and values repeated for every attention head."""
+        return tuple(select(state, 1) for select, state in zip(self.expanded, states, strict=True))
+
 
 class BlockConfig:
     """A model's configuration as one grouped attention block reads it: all the same but a few values.
@@ -230,7 +234,7 @@ def _eager(
     options: dict[str, Any],
 ) -> tuple[Tensor, Tensor]:
     """The stock family's own formula on heads repeated for every attention head."""
-    query, key, value = (select(state, 1) for select, state in zip(maps.expanded, states, strict=True))
+    query, key, value = maps.expand(states)
     if getattr(module, "reorder_and_upcast_attn", False):  # GPT-2's scores in float32
         upcast: tuple[Tensor, Tensor] = module._upcast_and_reordered_attn(query, key, value, attention_mask)
         return upcast
@@ -246,7 +250,7 @@ def _unequal(
     options: dict[str, Any],
 ) -> tuple[Tensor, None]:
     """Groups of unequal size at many positions: filling them up would cost more than repeating keys."""
-    query, key, value = (select(state, 1) for select, state in zip(maps.expanded, states, strict=True))
+    query, key, value = maps.expand(states)
     output, _ = attend(_Kernel(module, 1), query, key, value, attention_mask, **options)
     return output, None
 
