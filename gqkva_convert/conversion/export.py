@@ -9,7 +9,7 @@ from typing import Any
 from gqkva_convert.architectures import Attention, Key
 from gqkva_convert.checkpoint.hub import locate
 from gqkva_convert.conversion.convert import Conversion, Progress, planned_conversion, write
-from gqkva_convert.conversion.model import Block, SourceModel, config_number, open_model
+from gqkva_convert.conversion.model import Block, SourceModel, active_norms, config_number, open_model
 from gqkva_convert.conversion.plan import BlockPlan, Plan
 from gqkva_convert.conversion.shards import parse_size
 from gqkva_convert.errors import NotExpressibleError
@@ -157,7 +157,7 @@ def _split(readers: list[list[int]], groups: int) -> Slots:
 
 def _require_head_dim(model: SourceModel, attention: Attention, needed: int) -> None:
     heads = config_number(model.config, attention.num_attention_heads)
-    is_fixed = any(norm.ignores_head_dim and model.config.get(norm.key or "") for norm in attention.norms)
+    is_fixed = any(norm.ignores_head_dim for norm in active_norms(model.config, attention))
     if needed != heads and (is_fixed or not isinstance(attention.head_dim, Key)):
         raise NotExpressibleError(
             f"a stock {model.family.model_type} model has heads of hidden_size / num_attention_heads "

@@ -11,7 +11,14 @@ from gqkva_convert.checkpoint.dtypes import BITS, FLOATS
 from gqkva_convert.checkpoint.folder import open_checkpoint
 from gqkva_convert.checkpoint.hub import is_hub_id, locate, open_remote
 from gqkva_convert.checkpoint.sidecars import REPORT
-from gqkva_convert.conversion.model import Block, SourceModel, projection_tensor, read_model, rotary_fraction
+from gqkva_convert.conversion.model import (
+    Block,
+    SourceModel,
+    active_norms,
+    projection_tensor,
+    read_model,
+    rotary_fraction,
+)
 from gqkva_convert.conversion.plan import make_plan
 from gqkva_convert.conversion.report import read_report
 from gqkva_convert.conversion.steps import make_steps
@@ -112,12 +119,8 @@ def _describe_kind(model: SourceModel, kind: str) -> dict[str, Any]:
         "num_key_value_heads": layout.num_key_heads,
         "head_dim": layout.head_dim,
         "positions": positions,
-        "query_key_norm": facts.norms[0].span if _has_norm(model, blocks[0]) else None,
+        "query_key_norm": facts.norms[0].span if active_norms(model.config, facts) else None,
     }
-
-
-def _has_norm(model: SourceModel, block: Block) -> bool:
-    return any(norm.key is None or model.config.get(norm.key) for norm in block.attention.norms)
 
 
 def _parameters_by_part(model: SourceModel) -> dict[str, int]:

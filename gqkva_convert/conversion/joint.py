@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from gqkva_convert.architectures import Projection
 from gqkva_convert.checkpoint.reader import TensorReader
-from gqkva_convert.conversion.model import has_bias, projection_tensor, rotary_features
+from gqkva_convert.conversion.model import active_norms, has_bias, projection_tensor, rotary_features
 from gqkva_convert.conversion.steps import Joint, head_start
 from gqkva_convert.errors import WeightError
 from gqkva_convert.transforms.closed_form import inner_products, shared_planes, shared_subspace
@@ -69,7 +69,8 @@ def merge_block(joint: Joint, reader: TensorReader) -> Heads:
                 result[role, stored] = members[0]
             elif role == "value":
                 result[role, stored] = _merge_values(members, outputs, places, read, moment)
-            elif _has_norm(joint):
+            elif active_norms(joint.model.config, joint.block.attention):
+                # Queries cannot absorb across a norm what merged keys lose.
                 result[role, stored] = members.mean(axis=0)
             else:
                 result[role, stored] = _merge_keys(joint, members, queries, places, read, moment)
@@ -157,11 +158,6 @@ def _moment(joint: Joint, reader: TensorReader, inputs: int) -> Array | None:
     squares = np.square(gain + joint.block.attention.gain_offset)
     # A constant input carries the bias.
     return np.concatenate([squares, np.ones(inputs - len(squares))])
-
-
-def _has_norm(joint: Joint) -> bool:
-    """Whether a norm stands between keys and scores, so that queries cannot absorb what merged keys lose."""
-    return any(norm.key is None or joint.model.config.get(norm.key) for norm in joint.block.attention.norms)
 
 
 def _source_heads(joint: Joint, role: str, reader: TensorReader) -> Array:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from gqkva_convert.architectures import FAMILIES, Attention, Bias, Family, Key, Projection, Quotient
+from gqkva_convert.architectures import FAMILIES, Attention, Bias, Family, HeadNorm, Key, Projection, Quotient
 from gqkva_convert.checkpoint.dtypes import FLOATS
 from gqkva_convert.checkpoint.folder import Checkpoint, open_checkpoint
 from gqkva_convert.checkpoint.header import StoredTensor
@@ -196,6 +196,11 @@ def is_grouped(config: dict[str, Any]) -> bool:
 def has_bias(config: dict[str, Any], bias: Bias) -> bool:
     """Whether a projection has a bias under this configuration."""
     return bias.present if bias.key is None else bool(config.get(bias.key, bias.present))
+
+
+def active_norms(config: dict[str, Any], attention: Attention) -> list[HeadNorm]:
+    """The norms on queries and keys that this configuration turns on."""
+    return [norm for norm in attention.norms if norm.key is None or config.get(norm.key)]
 
 
 def check_config(config: dict[str, Any], family: Family, folder: Path) -> None:

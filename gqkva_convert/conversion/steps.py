@@ -15,7 +15,7 @@ from gqkva_convert.architectures import Projection
 from gqkva_convert.checkpoint.dtypes import FLOAT_BY_NAME, FLOATS, tensor_bytes
 from gqkva_convert.checkpoint.header import StoredTensor
 from gqkva_convert.checkpoint.reader import TensorReader
-from gqkva_convert.conversion.model import Block, SourceModel, projection_tensor, stored_count
+from gqkva_convert.conversion.model import Block, SourceModel, active_norms, projection_tensor, stored_count
 from gqkva_convert.conversion.plan import BlockPlan, Plan
 from gqkva_convert.errors import FamilyError, WeightError
 from gqkva_convert.heads import HeadLayout
@@ -271,9 +271,7 @@ def head_start(projection: Projection, block_plan: BlockPlan, role: str, head: i
 
 def _norm_steps(model: SourceModel, block: Block, block_plan: BlockPlan, plan: Plan) -> list[Step]:
     steps = []
-    for norm in block.attention.norms:
-        if norm.key is not None and not model.config.get(norm.key):
-            continue
+    for norm in active_norms(model.config, block.attention):
         projection = next(p for p in block.attention.projections if norm.role in p.roles)
         weight = projection_tensor(model, block, projection, "weight")
         assert weight is not None
@@ -333,8 +331,8 @@ def _merged_away(model: SourceModel, block: Block) -> set[str]:
     """Per-head norm tensors of the source; those of merged heads have no tensor of their own afterwards."""
     return {
         block.tensor_name(norm.name, head)
-        for norm in block.attention.norms
-        if norm.span == "per_head" and (norm.key is None or model.config.get(norm.key))
+        for norm in active_norms(model.config, block.attention)
+        if norm.span == "per_head"
         for head in range(stored_count(block.layout, norm.role))
     }
 
