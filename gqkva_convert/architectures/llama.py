@@ -126,6 +126,7 @@ GEMMA = replace(
             ATTENTION,
             head_dim=Key("head_dim", 256),
             num_key_value_heads=Key("num_key_value_heads", 16, null=HEADS),
+            gain_offset=1.0,  # its norms multiply by 1 + the stored gain
         ),
     ),
     config_keys=frozenset({"use_bidirectional_attention"}),
