@@ -33,8 +33,12 @@ def convert_command(
     gq: QueryHeads = None,
     blocks: Blocks = None,
     merge: Annotated[
-        str, typer.Option(help="How heads become one: mean, first, norm-weighted, random or closed-form.")
-    ] = "mean",
+        str,
+        typer.Option(
+            help="How heads become one: closed-form, closed-form-weights, aligned, aligned-rescaled, mean, "
+            "first, norm-weighted or random."
+        ),
+    ] = "closed-form",
     grouping: Annotated[str, typer.Option(help="Which heads become one: neighbour or random.")] = "neighbour",
     seed: Annotated[int, typer.Option(help="Seed of everything drawn at random.")] = 0,
     dtype: Annotated[

@@ -94,7 +94,7 @@ def prepare(
     gq: int | None = None,
     gkv: int | None = None,
     blocks: str | None = None,
-    merge: str = "mean",
+    merge: str = "closed-form",
     grouping: str = "neighbour",
     seed: int = 0,
     dtype: str | None = None,
@@ -153,7 +153,7 @@ def convert(
     gq: int | None = None,
     gkv: int | None = None,
     blocks: str | None = None,
-    merge: str = "mean",
+    merge: str = "closed-form",
     grouping: str = "neighbour",
     seed: int = 0,
     dtype: str | None = None,
@@ -176,7 +176,7 @@ def convert(
         gq: Query heads to keep; None keeps all.
         gkv: Key/value heads to keep; None keeps all.
         blocks: Kinds of attention to convert, such as ``"decoder"``; None for all (see `make_plan`).
-        merge: How heads become one: ``mean``, ``first``, ``norm-weighted``, ``random`` or ``closed-form``.
+        merge: How heads become one, a name of docs/methods.md.
         grouping: Which heads become one: ``neighbour`` or ``random``.
         seed: Seed of ``random``.
         dtype: ``float32``, ``bfloat16`` or ``float16``; None keeps each tensor's dtype.
