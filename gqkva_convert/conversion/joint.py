@@ -43,6 +43,8 @@ class InputMoments:
 
 # Measured moments of a block by kind and layer, or None where only weights are known.
 Measured = Callable[[str, int], InputMoments | None]
+# Heads of a block that are made already.
+Fitted = Callable[[str, int], Heads | None]
 
 
 class JointMerges:
@@ -51,14 +53,20 @@ class JointMerges:
     Args:
         reader: Where the source's bytes come from.
         measured: Moments measured on data; by default weights alone count.
+        fitted: Heads of a block by kind and layer where they are made already; None where they are not.
         kept: How many blocks to keep; the four tensors of a block lie near each other in a checkpoint.
     """
 
     def __init__(
-        self, reader: TensorReader, measured: Measured = lambda kind, layer: None, kept: int = 2
+        self,
+        reader: TensorReader,
+        measured: Measured = lambda kind, layer: None,
+        fitted: Fitted = lambda kind, layer: None,
+        kept: int = 2,
     ) -> None:
         self.reader = reader
         self.measured = measured
+        self.fitted = fitted
         self.kept = kept
         self.done: OrderedDict[tuple[str, int], Heads] = OrderedDict()
         self.lock = threading.Lock()
@@ -70,7 +78,10 @@ class JointMerges:
             if name not in self.done:
                 while len(self.done) >= self.kept:
                     self.done.popitem(last=False)
-                self.done[name] = merge_block(joint, self.reader, self.measured(*name))
+                found = self.fitted(*name)
+                if found is None:
+                    found = merge_block(joint, self.reader, self.measured(*name))
+                self.done[name] = found
             self.done.move_to_end(name)
             return self.done[name]
 

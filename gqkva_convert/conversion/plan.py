@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from gqkva_convert.architectures import Family
+from gqkva_convert.calibration.data import DataSettings
 from gqkva_convert.checkpoint.dtypes import FLOAT_BY_NAME
 from gqkva_convert.conversion.model import Block, SourceModel
 from gqkva_convert.errors import CheckpointError, LayoutError
@@ -149,6 +150,8 @@ class Plan:
         dtype: Hugging Face name of the dtype wanted, or None to keep each tensor's own.
         blocks: One entry per attention block.
         architecture: Stock model type to write where it is not the source's own.
+        calibration: Data that groups, rules or merged heads were found with.
+        refine: Refinements on that data, in order.
     """
 
     variant: str
@@ -158,16 +161,18 @@ class Plan:
     dtype: str | None
     blocks: tuple[BlockPlan, ...]
     architecture: str | None = None
+    calibration: DataSettings | None = None
+    refine: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if self.merge not in RULES:
             raise LayoutError(f"no merge rule {self.merge!r}; choose one of {', '.join(RULES)}")
         if self.grouping not in GROUPINGS:
             raise LayoutError(f"no grouping {self.grouping!r}; choose one of {', '.join(GROUPINGS)}")
-        if self.merge == "auto" and any(
-            block.rules is None and block.target != block.source for block in self.blocks
-        ):
-            raise LayoutError("--merge auto compares rules on data: give --calibration, or choose one rule")
+        if self.refine and not RULES[self.merge].is_joint:
+            raise LayoutError(
+                f"--refine goes on from a merge of whole blocks, which --merge {self.merge} is not"
+            )
         if self.dtype is not None and self.dtype not in FLOAT_BY_NAME:
             raise LayoutError(f"no dtype {self.dtype!r}; choose one of {', '.join(FLOAT_BY_NAME)}")
 
@@ -190,6 +195,8 @@ class Plan:
             "seed": self.seed,
             "dtype": self.dtype,
             "architecture": self.architecture,
+            "calibration": asdict(self.calibration) if self.calibration else None,
+            "refine": list(self.refine),
             "blocks": [block.to_dict() for block in self.blocks],
         }
 
@@ -203,8 +210,13 @@ class Plan:
         try:
             blocks = tuple(BlockPlan.from_dict(block) for block in data["blocks"])
             names = ("variant", "grouping", "merge", "seed", "dtype")
+            calibration = data.get("calibration")
             return cls(
-                **{name: data[name] for name in names}, blocks=blocks, architecture=data.get("architecture")
+                **{name: data[name] for name in names},
+                blocks=blocks,
+                architecture=data.get("architecture"),
+                calibration=DataSettings(**calibration) if calibration else None,
+                refine=tuple(data.get("refine") or ()),
             )
         except (KeyError, TypeError) as error:
             raise CheckpointError(f"not a conversion plan: {error!r}") from error
@@ -252,7 +264,7 @@ def plan_layouts(
     Raises:
         LayoutError: The numbers of heads or the kinds cannot be.
     """
-    chosen = _chosen_kinds(family, kinds)
+    chosen = chosen_kinds(family, kinds)
     targets = []
     for block in blocks:
         try:
@@ -262,7 +274,8 @@ def plan_layouts(
     return tuple(targets)
 
 
-def _chosen_kinds(family: Family, blocks: str | None) -> set[str]:
+def chosen_kinds(family: Family, blocks: str | None) -> set[str]:
+    """Kinds of attention that are converted; see `make_plan`."""
     kinds = {attention.kind for attention in family.attention}
     if blocks is None:
         return kinds

@@ -215,7 +215,8 @@ def joint_block(model: SourceModel, block: Block, block_plan: BlockPlan, plan: P
     groups = (group for role in ROLES for group in block_plan.groups(role))
     if not RULES[plan.merge].is_joint or all(len(group) == 1 for group in groups):
         return None
-    rules = block_plan.rules or GroupRules.same(plan.merge, block_plan.target)
+    rule = "closed-form" if plan.merge == "auto" else plan.merge  # rules are not chosen yet
+    rules = block_plan.rules or GroupRules.same(rule, block_plan.target)
     return Joint(model, block, block_plan, rules)
 
 
