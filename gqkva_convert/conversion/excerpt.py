@@ -52,7 +52,12 @@ def excerpt_plan(plan: Plan, layers: Sequence[int]) -> Plan:
 def reversed_plan(plan: Plan) -> Plan:
     """The plan that expands a conversion's output to the source's layout, changing no value."""
     return replace(
-        plan, merge="mean", dtype=None, blocks=tuple(BlockPlan.reversed(block) for block in plan.blocks)
+        plan,
+        merge="mean",
+        dtype=None,
+        blocks=tuple(BlockPlan.reversed(block) for block in plan.blocks),
+        calibration=None,
+        refine=(),
     )
 
 

@@ -58,8 +58,7 @@ def loss_similarity(statistics: BlockStatistics) -> Array:
 
     Keys count by the energy of the queries that read them, values by their output blocks.
     """
-    energies = np.diagonal(statistics.key_readers, axis1=1, axis2=2)
-    keys = aligned_planes(statistics, statistics.keys, energies)
+    keys = aligned_planes(statistics, statistics.keys, statistics.key_readers)
     values = value_overlap(statistics, weighted=True)
     keys /= max(np.trace(keys), 1e-300)
     keys += VALUE_SHARE / max(np.trace(values), 1e-300) * values
@@ -69,8 +68,8 @@ def loss_similarity(statistics: BlockStatistics) -> Array:
 def query_similarity(statistics: BlockStatistics) -> Array:
     """The same for queries that will be shared, by the energy of the keys they read."""
     count, head_dim = statistics.units, statistics.head_dim
-    energies = np.diagonal(statistics.keys).reshape(count, head_dim)
-    found = aligned_planes(statistics, statistics.queries, energies)
+    blocks = statistics.keys.reshape(count, head_dim, count, head_dim)
+    found = aligned_planes(statistics, statistics.queries, np.einsum("sfsg->sfg", blocks))
     result: Array = found / max(np.trace(found), 1e-300)
     return result
 

@@ -54,29 +54,31 @@ def plain_similarity(products: Array, head_dim: int) -> Array:
     return _cosine(np.einsum("sftf->st", blocks))
 
 
-def aligned_planes(statistics: BlockStatistics, products: Array, energies: Array | None = None) -> Array:
+def aligned_planes(statistics: BlockStatistics, products: Array, readers: Array | None = None) -> Array:
     """How alike keys (or queries) are once each rotary plane is turned to fit, ``(heads, heads)``.
 
     Args:
         statistics: Which features turn.
         products: Inner products of the heads.
-        energies: Weight of each head and feature, ``(heads, head_dim)``; None for 1.
+        readers: Products of what reads each head, ``(heads, head_dim, head_dim)``; None for the identity.
     """
     head_dim = statistics.head_dim
     count = len(products) // head_dim
-    roots = np.ones((count, head_dim)) if energies is None else np.sqrt(np.maximum(energies, 0))
     total = np.zeros((count, count))
     first, second = list(statistics.first), list(statistics.second)
     if first:
         planes = np.abs(plane_products(products, first, second, head_dim))
-        shares = np.sqrt((np.square(roots[:, first]) + np.square(roots[:, second])) / 2).T
-        total += np.einsum("pst,ps,pt->st", planes, shares, shares)
+        if readers is not None:
+            energies = np.diagonal(readers, axis1=1, axis2=2)
+            shares = np.sqrt(np.maximum(energies[:, first] + energies[:, second], 0) / 2).T
+            planes = planes * shares[:, :, None] * shares[:, None, :]
+        total += planes.sum(axis=0)
     resting = sorted(set(range(head_dim)) - {*first, *second})
     if resting:
         blocks = products.reshape(count, head_dim, count, head_dim)[:, resting][:, :, :, resting]
-        total += subspace_overlap(
-            blocks * roots[:, resting, None, None] * roots[None, None][:, :, :, resting]
-        )
+        if readers is not None:
+            blocks = _read(blocks, readers[:, resting][:, :, resting])
+        total += subspace_overlap(blocks)
     return total
 
 
@@ -98,10 +100,14 @@ def value_overlap(statistics: BlockStatistics, weighted: bool) -> Array:
     """`subspace_overlap` of value heads, as their output blocks read them if ``weighted``."""
     count, head_dim = statistics.units, statistics.head_dim
     blocks = statistics.values.reshape(count, head_dim, count, head_dim)
-    if weighted:
-        roots = np.stack([_root(reader) for reader in statistics.value_readers])
-        blocks = np.einsum("sfa,sftg,tgb->satb", roots, blocks, roots, optimize=True)
-    return subspace_overlap(blocks)
+    return subspace_overlap(_read(blocks, statistics.value_readers) if weighted else blocks)
+
+
+def _read(blocks: Array, readers: Array) -> Array:
+    """Products ``(heads, features, heads, features)`` of heads as they are read."""
+    roots = np.stack([_root(reader) for reader in readers])
+    result: Array = np.einsum("sfa,sftg,tgb->satb", roots, blocks, roots, optimize=True)
+    return result
 
 
 def _root(matrix: Array) -> Array:

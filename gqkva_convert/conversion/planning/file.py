@@ -77,11 +77,13 @@ def read_plan(file: Path, model: SourceModel) -> Plan:
                 (key for key in ("target", "order", "rules", "source") if _is_at_fault(entry, key)), "kind"
             )
             raise LayoutError(f"{file}, line {lines.of('blocks', number, key)}: {error}") from error
-        expected = block.attention.kind, block.layer, block.layout
-        if (found.kind, found.layer, found.source) != expected:
+        expected = {"kind": block.attention.kind, "layer": block.layer, "source": block.layout}
+        wrong = next((key for key, value in expected.items() if getattr(found, key) != value), None)
+        if wrong is not None:
             raise LayoutError(
-                f"{where}: a plan for layer {found.layer} of {found.kind!r}, {found.source.name}; the model "
-                f"has layer {block.layer} of {block.attention.kind!r}, {block.layout.name}, there"
+                f"{file}, line {lines.of('blocks', number, wrong)}: a plan for layer {found.layer} of "
+                f"{found.kind!r}, {found.source.name}; the model has layer {block.layer} of "
+                f"{block.attention.kind!r}, {block.layout.name}, there"
             )
         in_place = tuple(range(len(found.order)))
         if block.attention.head_bias is not None and found.order != in_place:

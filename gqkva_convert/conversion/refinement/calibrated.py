@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
 import tempfile
+import weakref
 from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
@@ -50,6 +52,7 @@ class CalibratedModel:
         self.settings = settings
         self.stages = stages
         self._recorded: tuple[set[tuple[str, int]], Calls] | None = None
+        self._remove: Callable[[], Any] = lambda: None
 
     @cached_property
     def network(self) -> Any:
@@ -118,15 +121,22 @@ class CalibratedModel:
 
             both = [*learned, *held]
             cache_folder().mkdir(parents=True, exist_ok=True)
-            self._scratch = tempfile.TemporaryDirectory(prefix="calls-", dir=cache_folder())
+            self.close()
+            folder = Path(tempfile.mkdtemp(prefix="calls-", dir=cache_folder()))
+            self._remove = weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)
             progress = self.stages("recording attention inputs", len(both))
-            calls = record(self.network, both, Path(self._scratch.name), places=places, progress=progress)
+            calls = record(self.network, both, folder, places=places, progress=progress)
             self._recorded = places, calls
         return (
             self._recorded[1],
             list(range(len(learned))),
             list(range(len(learned), len(learned) + len(held))),
         )
+
+    def close(self) -> None:
+        """Remove what was spilled to disk; it also goes when the process ends, unless that is killed."""
+        self._recorded = None
+        self._remove()
 
 
 def _within(batches: list[Batch], positions: int) -> list[Batch]:

@@ -66,6 +66,8 @@ class DataMerges:
                     entry["sha256"] = hashlib.sha256(data.tobytes()).hexdigest()
 
     def clear(self) -> None:
-        """Remove what is written now."""
+        """Remove what is not needed once the conversion is written."""
+        if self.calibrated is not None:
+            self.calibrated.close()
         if self.fits is not None:
             self.fits.clear()
