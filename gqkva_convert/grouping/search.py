@@ -15,8 +15,9 @@ from gqkva_convert.grouping.costs import Cost, Group
 
 Groups = tuple[Group, ...]
 
-STARTS = 6
-SHAKES = 12
+# Other starts, and shakes of each: many for few heads, fewer where a descent takes long.
+_FEW_HEADS = 12
+_STARTS, _SHAKES = (6, 2), (12, 4)
 
 
 def neighbour_groups(units: int, count: int) -> Groups:
@@ -71,11 +72,12 @@ class Search:
         best = self._descend(best, moves)
         best_total = self._sum(best)
         sizes = [len(group) for group in neighbours]
-        for start in range(STARTS):
+        starts, shakes = (effort[self.units > _FEW_HEADS] for effort in (_STARTS, _SHAKES))
+        for start in range(starts):
             current = self._greedy(sizes) if start == 0 else self._random(sizes)
             current = self._descend(current, moves)
             total = self._sum(current)
-            for _ in range(SHAKES):
+            for _ in range(shakes):
                 shaken = self._descend(self._shaken(current), moves)
                 if self._sum(shaken) <= total:
                     current, total = shaken, self._sum(shaken)
@@ -194,7 +196,7 @@ def search_grid(
         return grid, best
 
     best, best_total = descend(list(range(heads)))
-    for _ in range(STARTS):
+    for _ in range(_STARTS[heads > _FEW_HEADS]):
         start = list(range(heads))
         shuffle.shuffle(start)
         grid, found = descend(start)

@@ -106,8 +106,9 @@ def value_overlap(statistics: BlockStatistics, weighted: bool) -> Array:
 def _read(blocks: Array, readers: Array) -> Array:
     """Products ``(heads, features, heads, features)`` of heads as they are read."""
     roots = np.stack([_root(reader) for reader in readers])
-    result: Array = np.einsum("sfa,sftg,tgb->satb", roots, blocks, roots, optimize=True)
-    return result
+    left = np.matmul(roots.transpose(0, 2, 1), blocks.reshape(*blocks.shape[:2], -1)).reshape(blocks.shape)
+    both: Array = np.matmul(left.transpose(2, 0, 1, 3), roots[:, None]).transpose(1, 2, 0, 3)
+    return both
 
 
 def _root(matrix: Array) -> Array:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from gqkva_convert.checkpoint.reader import TensorReader
 from gqkva_convert.conversion.model import Block, SourceModel
@@ -25,7 +25,6 @@ from gqkva_convert.conversion.planning.groups import (
     grid_plan,
     search_groups,
     similarity,
-    total_loss,
 )
 from gqkva_convert.conversion.planning.request import Request
 from gqkva_convert.conversion.refinement.calibrated import CalibratedModel, Stages, no_stages
@@ -33,7 +32,6 @@ from gqkva_convert.conversion.refinement.fit import choose_rules
 from gqkva_convert.errors import LayoutError
 from gqkva_convert.grouping.allocation import allocate
 from gqkva_convert.grouping.evolution import Front, evolve
-from gqkva_convert.grouping.search import neighbour_groups
 from gqkva_convert.heads import HeadLayout, divisors
 
 if TYPE_CHECKING:
@@ -212,7 +210,8 @@ def _grouped(
                 count = target.num_key_heads
                 found = search_groups(statistics, grouping, count, seed)
                 planned[place] = block_plan(block, found.groups)
-                _note(findings, place, found, statistics, count)
+                findings.groups[place], findings.losses[place] = found.groups, found.loss
+                findings.neighbour_losses[place] = found.neighbour_loss
             advance(1)
     if request.kv_budget is not None:
         losses = [{count: found.loss for count, found in curve.items()} for curve in curves]
@@ -236,12 +235,6 @@ def _grouped(
         findings = replace(findings, front=front)
     blocks = tuple(planned.get((block.kind, block.layer), block) for block in plan.blocks)
     return replace(plan, blocks=blocks), findings
-
-
-def _note(findings: Findings, place: Place, found: Grouped, statistics: Any, count: int) -> None:
-    findings.groups[place], findings.losses[place] = found.groups, found.loss
-    units = statistics.units
-    findings.neighbour_losses[place] = total_loss(statistics, neighbour_groups(units, count))
 
 
 def complete_plan(

@@ -42,7 +42,7 @@ SEARCHED = {
     "loss": False,
 }
 # Groups whose exact cost a search may look at, after it has searched with a quick one.
-_EXACT_LOOKS = 1500
+_EXACT_LOOKS = 800
 
 
 @dataclass(frozen=True)
@@ -52,10 +52,12 @@ class Grouped:
     Attributes:
         groups: Units (stored key/value heads of the source) of each group.
         loss: What the closed form loses of them, relative to the block.
+        neighbour_loss: The same of as many neighbour groups.
     """
 
     groups: Groups
     loss: float
+    neighbour_loss: float
 
 
 def block_statistics(
@@ -114,9 +116,14 @@ def search_groups(statistics: BlockStatistics, grouping: str, count: int, seed: 
     else:
         search = Search(mean_cost(similarity(statistics, grouping)), statistics.units, seed)
         groups = search.unequal(count) if grouping.startswith("asym") else search.equal(count)
-    if grouping == "loss":
-        groups = _polished(statistics, groups, count, seed)
-    return Grouped(groups, total_loss(statistics, groups))
+    neighbours = neighbour_groups(statistics.units, count)
+    neighbour_loss = total_loss(statistics, neighbours)
+    if grouping == "loss" and count not in (1, statistics.units):
+        groups = _polished(statistics, groups, seed)
+    loss = neighbour_loss if groups == neighbours else total_loss(statistics, groups)
+    if grouping == "loss" and neighbour_loss < loss:
+        groups, loss = neighbours, neighbour_loss
+    return Grouped(groups, loss, neighbour_loss)
 
 
 def total_loss(statistics: BlockStatistics, groups: Groups) -> float:
@@ -124,8 +131,8 @@ def total_loss(statistics: BlockStatistics, groups: Groups) -> float:
     return sum(closed_form_loss(statistics, group) for group in groups)
 
 
-def _polished(statistics: BlockStatistics, groups: Groups, count: int, seed: str) -> Groups:
-    """Swaps by the keys' own residual, as long as they fit the time; neighbours if those lose less."""
+def _polished(statistics: BlockStatistics, groups: Groups, seed: str) -> Groups:
+    """Swaps by the keys' own residual, as long as they fit the time."""
     looks = 0
 
     def cost(group: tuple[int, ...]) -> float:
@@ -133,10 +140,7 @@ def _polished(statistics: BlockStatistics, groups: Groups, count: int, seed: str
         looks += 1
         return key_loss(statistics, group) if looks <= _EXACT_LOOKS else np.inf
 
-    if count not in (1, statistics.units):
-        groups = Search(cost, statistics.units, seed).improve(groups, moves=False)
-    neighbours = neighbour_groups(statistics.units, count)
-    return min((groups, neighbours), key=lambda found: total_loss(statistics, found))
+    return Search(cost, statistics.units, seed).improve(groups, moves=False)
 
 
 def _by_key_norm(statistics: BlockStatistics, count: int) -> Groups:
