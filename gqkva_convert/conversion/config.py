@@ -46,7 +46,7 @@ def converted_config(model: SourceModel, plan: Plan) -> dict[str, Any]:
     if plan.dtype is not None:
         key = "torch_dtype" if "torch_dtype" in config and "dtype" not in config else "dtype"
         config[key] = plan.dtype
-    family = FAMILIES[plan.architecture or model.family.model_type]
+    family = FAMILIES[plan.architecture] if plan.architecture else model.family
     layouts = {(block.kind, block.layer): block.target for block in plan.blocks}
     return config_for(config, family, layouts, is_native=plan.is_native(model.family))
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ from gqkva_convert.checkpoint.folder import Checkpoint, open_checkpoint
 from gqkva_convert.checkpoint.header import StoredTensor
 from gqkva_convert.errors import FamilyError, LayoutError, WeightError
 from gqkva_convert.heads import HeadLayout
-from gqkva_convert.modeling.families import MODEL_TYPE_PREFIX
+from gqkva_convert.modeling.families import MODEL_TYPE_PREFIX, grouped_name
 from gqkva_convert.modeling.layouts import LAYOUTS, layouts_from_config
 
 # Keys with such words in them change attention in some model. One that the family's table does not
@@ -96,6 +96,7 @@ def read_model(checkpoint: Checkpoint) -> SourceModel:
     """Read the attention blocks of an opened checkpoint; raises as `open_model` does."""
     family = family_of(checkpoint.config, checkpoint.folder)
     check_config(checkpoint.config, family, checkpoint.folder)
+    family = stored_part(family, checkpoint.config)
     prefix = _find_prefix(checkpoint, family)
     named = _named_layouts(checkpoint.config, family)
     blocks = tuple(
@@ -149,6 +150,18 @@ def family_of(config: dict[str, Any], folder: Path) -> Family:
             f"{folder}: no family table for model_type {config['model_type']!r}; known are {known}"
         )
     return family
+
+
+def stored_part(family: Family, config: dict[str, Any]) -> Family:
+    """A family without the kinds of attention that the configuration's class does not store.
+
+    T5's encoder alone and CLIP's image classifier keep the configuration of the whole model.
+    """
+    named = [name.removeprefix(grouped_name("")) for name in config.get("architectures") or ()]
+    kinds = family.parts.get(named[0]) if named else None
+    if kinds is None:
+        return family
+    return replace(family, attention=tuple(block for block in family.attention if block.kind in kinds))
 
 
 def config_number(config: dict[str, Any], key: Key | Quotient) -> int:
