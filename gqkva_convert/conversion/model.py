@@ -11,6 +11,7 @@ from gqkva_convert.architectures import FAMILIES, Attention, Bias, Family, HeadN
 from gqkva_convert.checkpoint.dtypes import FLOATS
 from gqkva_convert.checkpoint.folder import Checkpoint, open_checkpoint
 from gqkva_convert.checkpoint.header import StoredTensor
+from gqkva_convert.conversion.deci import MISTRAL, PER_LAYER, deci_layouts, is_deci
 from gqkva_convert.errors import FamilyError, LayoutError, WeightError
 from gqkva_convert.heads import HeadLayout
 from gqkva_convert.modeling.families import MODEL_TYPE_PREFIX, grouped_name
@@ -113,11 +114,15 @@ def read_model(checkpoint: Checkpoint) -> SourceModel:
 
 
 def _named_layouts(config: dict[str, Any], family: Family) -> dict[tuple[str, int], HeadLayout]:
-    """The layouts that a grouped model's configuration names, by kind of attention and layer.
+    """The layouts that a configuration names one by one, by kind of attention and layer.
 
     Raises:
         FamilyError: They are not readable, of blocks that the model lacks, or of other heads than it has.
     """
+    if is_deci(config):
+        (only,) = family.attention
+        numbers = (only.num_attention_heads, only.head_dim, only.num_layers)
+        return deci_layouts(config, *(config_number(config, number) for number in numbers))
     if not is_grouped(config):
         return {}
     facts = {attention.kind: attention for attention in family.attention}
@@ -143,7 +148,8 @@ def _named_layouts(config: dict[str, Any], family: Family) -> dict[tuple[str, in
 
 def family_of(config: dict[str, Any], folder: Path) -> Family:
     """The family table for a configuration."""
-    family = FAMILIES.get(config["model_type"].removeprefix(MODEL_TYPE_PREFIX))
+    model_type = MISTRAL if is_deci(config) else config["model_type"].removeprefix(MODEL_TYPE_PREFIX)
+    family = FAMILIES.get(model_type)
     if family is None:
         known = ", ".join(sorted(FAMILIES))
         raise FamilyError(
@@ -228,6 +234,8 @@ def check_config(config: dict[str, Any], family: Family, folder: Path) -> None:
     known = _COMMON_KEYS | family.config_keys | _table_keys(family)
     if is_grouped(config):
         known |= {LAYOUTS}
+    if is_deci(config):
+        known |= {PER_LAYER}
     towers = {name for name, _, inner in (key.partition(".") for key in _number_names(family)) if inner}
     nested = [(f"{name}.", config[name]) for name in sorted(towers) if isinstance(config.get(name), dict)]
     for path, part in [("", config), *nested]:
