@@ -19,7 +19,7 @@ from gqkva_convert.modeling.families import (
     modeling_module,
 )
 from gqkva_convert.modeling.layouts import layouts_from_config
-from gqkva_convert.modeling.resize import find_block, resize_block
+from gqkva_convert.modeling.resize import find_block, resize_block, split_block
 
 
 class GroupedModel:
@@ -47,6 +47,22 @@ class GroupedModel:
             if place in layouts and not hasattr(module, "head_maps"):
                 resize_block(module, layouts[place], self.family.facts, self.block_class)
         super().post_init()  # type: ignore[misc]
+
+    @classmethod
+    def maybe_distribute_model(cls, model: Any, distributed_config: Any, *args: Any) -> Any:
+        """As stock models are; each process attends with its part of the heads.
+
+        Raises:
+            LayoutError: Tensor parallelism was asked for, and a layout has no equal parts.
+        """
+        parts = getattr(distributed_config, "tp_size", None) or 1
+        if parts > 1:
+            asked = distributed_config.tp_plan
+            plan = {**(model.tp_plan or {}), **(asked if isinstance(asked, dict) else {})}
+            for name, module in model.named_modules():
+                if hasattr(module, "head_maps"):
+                    split_block(module, name, plan, parts)
+        return super().maybe_distribute_model(model, distributed_config, *args)  # type: ignore[misc]
 
     @classmethod
     def is_custom_code(cls) -> bool:
