@@ -132,14 +132,15 @@ class HeadMaps:
 class BlockConfig:
     """A model's configuration as one grouped attention block reads it: all the same but a few values.
 
+    What is set here is set in the model's configuration, unless it is one of those values.
+
     Args:
         stock: The configuration, shared with the model, so that a change there is seen here.
         changed: Values that differ for this block.
     """
 
     def __init__(self, stock: Any, changed: dict[str, Any]) -> None:
-        self.stock = stock
-        self.changed = changed
+        self.__dict__.update(stock=stock, changed=changed)
 
     @property
     def _attn_implementation(self) -> str:
@@ -150,6 +151,12 @@ class BlockConfig:
             raise AttributeError(name)
         changed = self.__dict__["changed"]
         return changed[name] if name in changed else getattr(self.__dict__["stock"], name)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name in self.changed:
+            self.changed[name] = value
+        else:
+            setattr(self.stock, name, value)
 
 
 class _Kernel:
