@@ -200,11 +200,8 @@ def grouped_attention(
     """
     maps: HeadMaps = module.head_maps
     position_bias = options.get("position_bias")
-    if options.get("cache") is not None and maps.layout.key != tuple(range(len(maps.layout.key))):
-        raise NotImplementedError(
-            "continuous batching sizes its cache by the configuration and cannot keep a grouped "
-            "model's heads; use generate, or gqkva export"
-        )
+    if options.get("cache") is not None:
+        require_own_keys(maps)
     implementation = module.config.stock._attn_implementation
     eager = sys.modules[module.stock_module].eager_attention_forward
     if implementation is None or implementation == "eager":
@@ -230,6 +227,19 @@ def grouped_attention(
     query, key, value = maps.queries(query, 1), maps.keys(key, 1), maps.values(value, 1)
     output, _ = attend(_Kernel(module, size), query, key, value, mask, **options)
     return maps.heads(output, 2), None
+
+
+def require_own_keys(maps: HeadMaps) -> None:
+    """Refuse continuous batching of a block whose heads share keys.
+
+    Raises:
+        NotImplementedError: They do.
+    """
+    if maps.layout.key != tuple(range(len(maps.layout.key))):
+        raise NotImplementedError(
+            "continuous batching sizes its cache by the configuration and cannot keep a grouped "
+            "model's heads; use generate, or gqkva export"
+        )
 
 
 def _eager(

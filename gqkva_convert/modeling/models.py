@@ -11,6 +11,7 @@ import transformers
 from transformers import conversion_mapping
 
 from gqkva_convert.errors import LayoutError
+from gqkva_convert.modeling.attention import require_own_keys
 from gqkva_convert.modeling.families import (
     MODEL_TYPE_PREFIX,
     GroupedFamily,
@@ -63,6 +64,17 @@ class GroupedModel:
                 if hasattr(module, "head_maps"):
                     split_block(module, name, plan, parts)
         return super().maybe_distribute_model(model, distributed_config, *args)  # type: ignore[misc]
+
+    def init_continuous_batching(self: Any, *args: Any, **options: Any) -> Any:
+        """As stock models do where every attention head has keys of its own.
+
+        Raises:
+            NotImplementedError: Heads share keys, which its cache does not expect.
+        """
+        for module in self.modules():
+            if hasattr(module, "head_maps"):
+                require_own_keys(module.head_maps)
+        return super().init_continuous_batching(*args, **options)  # type: ignore[misc]
 
     @classmethod
     def is_custom_code(cls) -> bool:

@@ -116,6 +116,17 @@ def test_a_tampered_file_is_not_run_unless_asked_for(tiny: Tiny, tmp_path: Path)
     assert not trace.exists()
 
 
+def test_our_commands_do_not_run_the_file(tiny: Tiny, tmp_path: Path, gqkva: Callable[..., object]) -> None:
+    """A folder from elsewhere may be looked at, proven and exported without trusting it."""
+    out, trace = convert(tiny("bert"), tmp_path / "out", gkv=2), tmp_path / "trace"
+    file = out / "modeling_gqkva_bert.py"
+    file.write_text(f"open({str(trace)!r}, 'w').close()\n{file.read_text()}")
+    for arguments in (("inspect", out), ("verify", out), ("export", out, tmp_path / "stock")):
+        result = gqkva(*arguments)
+        assert result.exit_code == 0, result.stderr  # type: ignore[attr-defined]
+    assert not trace.exists()
+
+
 @pytest.mark.parametrize(
     ("family", "files", "loader"),
     [

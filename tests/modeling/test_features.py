@@ -153,6 +153,13 @@ def test_copies_and_pickles(pair: tuple[Any, Any], tmp_path: Path) -> None:
     assert pair[0].config._attn_implementation == "sdpa"
 
 
+def test_continuous_batching_is_refused_before_it_starts(pair: tuple[Any, Any]) -> None:
+    """Its thread would log the reason and give back empty answers."""
+    tokens = tiny_models.inputs(pair[0])["input_ids"].tolist()
+    with pytest.raises(NotImplementedError, match="use generate, or gqkva export"):
+        pair[0].generate_batch(tokens, max_new_tokens=2)
+
+
 def test_what_is_set_on_a_block_is_set_on_the_model(pair: tuple[Any, Any]) -> None:
     """Patches of others set a block's configuration; what only that block saw would be lost."""
     grouped = pair[0]
