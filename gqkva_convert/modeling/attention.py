@@ -200,8 +200,6 @@ def grouped_attention(
     """
     maps: HeadMaps = module.head_maps
     position_bias = options.get("position_bias")
-    if options.get("cache") is not None:
-        require_own_keys(maps)
     implementation = module.config.stock._attn_implementation
     eager = sys.modules[module.stock_module].eager_attention_forward
     if implementation is None or implementation == "eager":
@@ -219,7 +217,8 @@ def grouped_attention(
         output, _ = attend(_Kernel(module, 1), query, key, value, mask, **options)
         # (batch, slots of a group, groups, head_dim) -> (batch, 1, attention heads, head_dim)
         return maps.heads_by_member(output.flatten(1, 2).unsqueeze(1), 2), None
-    if maps.is_padded and "flash" not in implementation:
+    is_paged = options.get("cache") is not None  # which takes stored heads here, as many for every layer
+    if maps.is_padded and "flash" not in implementation and not is_paged:
         return _unequal(attend, module, maps, (query, key, value), attention_mask, options)
     if position_bias is not None:
         options["position_bias"] = _by_slot(position_bias, maps)
@@ -227,19 +226,6 @@ def grouped_attention(
     query, key, value = maps.queries(query, 1), maps.keys(key, 1), maps.values(value, 1)
     output, _ = attend(_Kernel(module, size), query, key, value, mask, **options)
     return maps.heads(output, 2), None
-
-
-def require_own_keys(maps: HeadMaps) -> None:
-    """Refuse continuous batching of a block whose heads share keys.
-
-    Raises:
-        NotImplementedError: They do.
-    """
-    if maps.layout.key != tuple(range(len(maps.layout.key))):
-        raise NotImplementedError(
-            "continuous batching sizes its cache by the configuration and cannot keep a grouped "
-            "model's heads; use generate, or gqkva export"
-        )
 
 
 def _eager(

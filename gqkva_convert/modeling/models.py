@@ -11,7 +11,6 @@ import transformers
 from transformers import conversion_mapping
 
 from gqkva_convert.errors import LayoutError
-from gqkva_convert.modeling.attention import require_own_keys
 from gqkva_convert.modeling.families import (
     MODEL_TYPE_PREFIX,
     GroupedFamily,
@@ -66,14 +65,21 @@ class GroupedModel:
         return super().maybe_distribute_model(model, distributed_config, *args)  # type: ignore[misc]
 
     def init_continuous_batching(self: Any, *args: Any, **options: Any) -> Any:
-        """As stock models do where every attention head has keys of its own.
+        """As stock models do; the configuration then says how many key heads its cache keeps.
 
         Raises:
-            NotImplementedError: Heads share keys, which its cache does not expect.
+            NotImplementedError: Its cache cannot keep these heads.
         """
-        for module in self.modules():
-            if hasattr(module, "head_maps"):
-                require_own_keys(module.head_maps)
+        blocks = [module for module in self.modules() if hasattr(module, "head_maps")]
+        counts = {len(block.head_maps.keys.heads) for block in blocks}
+        named = getattr(self.config, "num_key_value_heads", self.config.num_attention_heads)
+        if counts != {named}:
+            if len(counts) > 1 or not hasattr(self.config, "num_key_value_heads"):
+                raise NotImplementedError(
+                    "continuous batching sizes its cache by num_key_value_heads, one number for all layers, "
+                    "and cannot keep this model's heads; use generate, or gqkva export"
+                )
+            self.config.num_key_value_heads = counts.pop()
         return super().init_continuous_batching(*args, **options)  # type: ignore[misc]
 
     @classmethod

@@ -13,6 +13,7 @@ import torch
 import transformers
 from grouped_pairs import load_pair, write_pair
 
+from gqkva_convert.architectures import FAMILIES
 from gqkva_convert.modeling.loading import load_model
 
 Tiny = Callable[[str], Path]
@@ -153,11 +154,29 @@ def test_copies_and_pickles(pair: tuple[Any, Any], tmp_path: Path) -> None:
     assert pair[0].config._attn_implementation == "sdpa"
 
 
-def test_continuous_batching_is_refused_before_it_starts(pair: tuple[Any, Any]) -> None:
-    """Its thread would log the reason and give back empty answers."""
-    tokens = tiny_models.inputs(pair[0])["input_ids"].tolist()
+@pytest.mark.slow
+def test_continuous_batching(pair: tuple[Any, Any]) -> None:
+    """Servers keep one cache for many requests; it holds as many heads as the configuration says."""
+    grouped, stock = pair
+    prompts = [[8, 28, 11, 14, 31, 7, 5], [9, 9, 3]]
+    options = {"max_new_tokens": 6, "do_sample": False, "pad_token_id": 0, "eos_token_id": None}
+    settings = transformers.GenerationConfig(**options, num_blocks=16, max_batch_tokens=64)
+    answers = grouped.generate_batch(prompts, generation_config=settings, progress_bar=False)
+    assert [answer.error for answer in answers.values()] == [None, None]
+    for prompt, answer in zip(prompts, answers.values(), strict=True):
+        expected = stock.generate(torch.tensor([prompt]), **options)[0, len(prompt) :]
+        assert answer.generated_tokens == expected.tolist()
+    assert grouped.config.num_key_value_heads == 3
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+def test_continuous_batching_is_refused_before_it_starts(family: str, tmp_path: Path) -> None:
+    """Where layers keep different numbers of heads; its thread would give back empty answers."""
+    layers = {"gpt2": "n_layer"}.get(family, "num_hidden_layers")
+    model = tiny_models.build(family, FAMILIES[family].architecture, **{layers: 3})
+    grouped, _ = load_pair(tiny_models.save(model, tmp_path / "source"), "mixed", tmp_path)
     with pytest.raises(NotImplementedError, match="use generate, or gqkva export"):
-        pair[0].generate_batch(tokens, max_new_tokens=2)
+        grouped.generate_batch([[3, 4, 5]], max_new_tokens=2)
 
 
 def test_what_is_set_on_a_block_is_set_on_the_model(pair: tuple[Any, Any]) -> None:
