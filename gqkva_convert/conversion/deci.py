@@ -45,12 +45,16 @@ def require_deci_form(config: dict[str, Any], model_type: str) -> None:
     names = [name.removeprefix("Gqkva") for name in config.get("architectures") or ()]
     if names and names != [f"{model_type.capitalize()}ForCausalLM"] and names != [_CLASS]:
         raise _refused(f"it is a language model, this is a {names[0]}")
-    if model_type == MISTRAL and config.get("sliding_window"):
-        raise _refused(f"it attends to all positions, this one to sliding_window {config['sliding_window']}")
+    window = config.get("sliding_window", 4096)  # transformers' default for Mistral
+    if model_type == MISTRAL and window and not is_deci(config):
+        raise _refused(f"it attends to all positions, this one to sliding_window {window}")
     if config.get("hidden_act", "silu") != "silu":
         raise _refused(f"its hidden_act is silu, this one's {config['hidden_act']}")
     if config.get("attention_bias") or config.get("mlp_bias"):
         raise _refused("its projections have no biases")
+    turned = _rope(config).get("partial_rotary_factor") or config.get("partial_rotary_factor") or 1.0
+    if turned != 1.0:
+        raise _refused(f"its heads turn whole, this one's by partial_rotary_factor {turned}")
     kind = _rope_type(config)
     if kind not in _ROPE_TYPES:
         raise _refused(

@@ -105,6 +105,27 @@ def test_what_it_lacks_is_refused(
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize(
+    ("family", "changes", "reason"),
+    [
+        ("mistral", {"sliding_window": ...}, "sliding_window 4096"),  # what transformers takes for granted
+        ("llama", {"partial_rotary_factor": 0.5}, "partial_rotary_factor 0.5"),
+        ("llama", {"rope_parameters": {"partial_rotary_factor": 0.5}}, "partial_rotary_factor 0.5"),
+    ],
+)
+def test_configurations_written_by_hand_are_refused_too(
+    family: str, changes: dict[str, Any], reason: str, tmp_path: Path, gqkva: Run
+) -> None:
+    """A key that is not there may mean something too."""
+    grouped = grouped_model(tmp_path, "mixed", family)
+    path = grouped / "config.json"
+    config = {**json.loads(path.read_text()), **changes}
+    path.write_text(json.dumps({key: value for key, value in config.items() if value is not ...}))
+    result = gqkva("export", grouped, tmp_path / "out", "--architecture", "deci")
+    assert result.exit_code == 5
+    assert reason in result.stderr
+
+
 def test_other_tasks_and_names_are_refused(tmp_path: Path, gqkva: Run) -> None:
     """DeciLM has a language model alone, and no other architecture can be asked for."""
     model = tiny_models.build("llama", "LlamaForTokenClassification")
