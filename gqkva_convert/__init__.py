@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from gqkva_convert.conversion.export import export as export
     from gqkva_convert.conversion.init import init as init
     from gqkva_convert.conversion.inspect import inspect as inspect
+    from gqkva_convert.conversion.planning.command import plan as plan
     from gqkva_convert.conversion.verify import verify as verify
     from gqkva_convert.demo_model.demo import demo as demo
     from gqkva_convert.errors import GqkvaError as GqkvaError
@@ -29,13 +30,14 @@ _PUBLIC = {
     "export": "gqkva_convert.conversion.export",
     "init": "gqkva_convert.conversion.init",
     "inspect": "gqkva_convert.conversion.inspect",
+    "plan": "gqkva_convert.conversion.planning.command",
     "verify": "gqkva_convert.conversion.verify",
     "demo": "gqkva_convert.demo_model.demo",
     "GqkvaError": "gqkva_convert.errors",
     "HeadLayout": "gqkva_convert.heads",
 }
 
-__all__ = ["GqkvaError", "HeadLayout", "convert", "demo", "export", "init", "inspect", "verify"]
+__all__ = ["GqkvaError", "HeadLayout", "convert", "demo", "export", "init", "inspect", "plan", "verify"]
 
 
 def __getattr__(name: str) -> Any:

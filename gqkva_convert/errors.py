@@ -67,6 +67,12 @@ class DemoError(GqkvaError):
     exit_code = 10
 
 
+class DataError(GqkvaError):
+    """Data that cannot be calibrated on: not found, not readable, too little, or of another kind."""
+
+    exit_code = 11
+
+
 class Terminated(KeyboardInterrupt):
     """The process was asked to stop (SIGTERM); handled as Ctrl-C is, with its own exit code."""
 

@@ -17,6 +17,7 @@ ORDER = [
     {"errors"},
     {"heads"},
     {"architectures", "transforms", "checkpoint", "modeling"},
+    {"calibration", "grouping"},
     {"conversion"},
     {"evaluation"},
     {"demo_model"},

@@ -183,12 +183,14 @@ STABLELM = replace(
                     "query",
                     "per_head",
                     key="qk_layernorm",
+                    is_centred=True,
                 ),
                 HeadNorm(
                     "layers.{layer}.self_attn.k_layernorm.norms.{head}.weight",
                     "key",
                     "per_head",
                     key="qk_layernorm",
+                    is_centred=True,
                 ),
             ),
         ),
@@ -228,7 +230,9 @@ STARCODER2 = replace(
 
 def _phi_norms(module: str, role: Role) -> tuple[HeadNorm, ...]:
     return tuple(
-        HeadNorm(f"{module}.{part}", role, "shared", key="qk_layernorm", ignores_head_dim=True)
+        HeadNorm(
+            f"{module}.{part}", role, "shared", key="qk_layernorm", ignores_head_dim=True, is_centred=True
+        )
         for part in ("weight", "bias")
     )
 

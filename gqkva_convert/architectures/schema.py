@@ -83,6 +83,8 @@ class HeadNorm:
         key: Configuration key that turns the norm on, or None where the family always has it.
         ignores_head_dim: Whether stock transformers makes it hidden size / heads wide, whatever ``head_dim``
             says.
+        is_centred: Whether it takes the mean away first (a layer norm), so that features may not change sign
+            one by one.
     """
 
     name: str
@@ -90,6 +92,7 @@ class HeadNorm:
     span: Literal["shared", "per_head", "all_heads"]
     key: str | None = None
     ignores_head_dim: bool = False
+    is_centred: bool = False
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ import typer
 from typer.core import TyperGroup
 
 from gqkva_convert import __version__
-from gqkva_convert.cli import convert, demo, export, init, inspect, verify
+from gqkva_convert.cli import convert, demo, export, init, inspect, plan, verify
 from gqkva_convert.errors import GqkvaError, Terminated
 
 
@@ -55,6 +55,7 @@ def root(
 
 
 app.command(name="inspect")(inspect.inspect_command)
+app.command(name="plan")(plan.plan_command)
 app.command(name="convert")(convert.convert_command)
 app.command(name="export")(export.export_command)
 app.command(name="init")(init.init_command)

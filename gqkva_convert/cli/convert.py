@@ -7,7 +7,23 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from gqkva_convert.cli.options import Blocks, Json, KeyValueHeads, Model, QueryHeads, Revision
+from gqkva_convert.cli.options import (
+    Blocks,
+    Calibration,
+    CalibrationLength,
+    CalibrationSamples,
+    Dtype,
+    Grouping,
+    Json,
+    KeyValueBudget,
+    KeyValueHeads,
+    Merge,
+    Model,
+    QueryHeads,
+    Refine,
+    Revision,
+    Seed,
+)
 from gqkva_convert.cli.output import (
     byte_progress,
     human_bytes,
@@ -15,7 +31,10 @@ from gqkva_convert.cli.output import (
     make_table,
     print_json,
     print_table,
+    stage_progress,
 )
+from gqkva_convert.cli.plan import make_request
+from gqkva_convert.errors import LayoutError
 
 if TYPE_CHECKING:
     from gqkva_convert.conversion.convert import Conversion
@@ -31,19 +50,22 @@ def convert_command(
     ] = None,
     gkv: KeyValueHeads = None,
     gq: QueryHeads = None,
-    blocks: Blocks = None,
-    merge: Annotated[
-        str, typer.Option(help="How heads become one: mean, first, norm-weighted, random or closed-form.")
-    ] = "mean",
-    grouping: Annotated[str, typer.Option(help="Which heads become one: neighbour or random.")] = "neighbour",
-    seed: Annotated[int, typer.Option(help="Seed of everything drawn at random.")] = 0,
-    dtype: Annotated[
-        str | None,
+    kv_budget: KeyValueBudget = None,
+    plan: Annotated[
+        Path | None,
         typer.Option(
-            help="float32, bfloat16, float16 or float64; by default each tensor keeps its own.",
-            show_default=False,
+            help="A plan file that `gqkva plan` wrote, instead of what to plan.", show_default=False
         ),
     ] = None,
+    blocks: Blocks = None,
+    merge: Merge = None,
+    grouping: Grouping = None,
+    refine: Refine = None,
+    calibration: Calibration = None,
+    calibration_samples: CalibrationSamples = 128,
+    calibration_length: CalibrationLength = None,
+    seed: Seed = 0,
+    dtype: Dtype = None,
     max_shard_size: Annotated[
         str | None,
         typer.Option(help="Largest output file, such as 2GB; by default as the source.", show_default=False),
@@ -60,25 +82,47 @@ def convert_command(
     """Merge a checkpoint's heads and write the result, as a stock checkpoint where one can hold it."""
     from gqkva_convert.conversion.convert import kept_shards, prepare, write
 
-    conversion = prepare(
-        model,
-        out,
-        gq=gq,
-        gkv=gkv,
-        blocks=blocks,
-        merge=merge,
-        grouping=grouping,
-        seed=seed,
-        dtype=dtype,
-        max_shard_size=max_shard_size,
-        revision=revision,
-    )
+    request = None
+    if plan is None:
+        request = make_request(
+            gq=gq,
+            gkv=gkv,
+            kv_budget=kv_budget,
+            blocks=blocks,
+            grouping=grouping,
+            merge=merge,
+            refine=refine,
+            seed=seed,
+            dtype=dtype,
+            calibration=calibration,
+            samples=calibration_samples,
+            length=calibration_length,
+        )
+    elif any(
+        choice is not None for choice in (gq, gkv, kv_budget, blocks, grouping, merge, refine, calibration)
+    ):
+        raise LayoutError(
+            f"--plan {plan} says everything itself; edit it instead of giving options beside it"
+        )
+    with stage_progress() as stages:
+        conversion = prepare(
+            model,
+            out,
+            request=request,
+            plan=plan,
+            max_shard_size=max_shard_size,
+            revision=revision,
+            stages=stages,
+        )
     if dry_run:
         _show_plan(conversion, as_json)
         return
     try:
-        with byte_progress(f"writing {conversion.target}", conversion.steps.nbytes) as progress:
-            write(conversion, overwrite=overwrite, progress=progress)
+        with (
+            stage_progress() as stages,
+            byte_progress(f"writing {conversion.target}", conversion.steps.nbytes) as progress,
+        ):
+            write(conversion, overwrite=overwrite, progress=progress, stages=stages)
     except KeyboardInterrupt:
         kept = kept_shards(conversion.target)
         if kept:
@@ -151,6 +195,8 @@ def _show_result(conversion: Conversion) -> None:
     typer.echo(
         f"{conversion.target}: {first.source.name} -> {first.target.name}, {_sizes(conversion.to_dict())}"
     )
+    if conversion.calibrated is None and conversion.plan.merge == "closed-form":
+        typer.echo("merged from weights alone; --calibration DATA loses less (docs/quality.md)", err=True)
     if not conversion.plan.is_native(conversion.model.family):
         typer.echo("load it with trust_remote_code=True, or with `import gqkva_convert` and without")
 

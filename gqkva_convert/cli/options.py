@@ -29,4 +29,61 @@ Blocks = Annotated[
         show_default=False,
     ),
 ]
+Merge = Annotated[
+    str | None,
+    typer.Option(
+        help="How heads become one: closed-form, closed-form-weights, aligned, aligned-rescaled, auto, mean, "
+        "first, norm-weighted or random; by default auto with --calibration, closed-form without.",
+        show_default=False,
+    ),
+]
+Grouping = Annotated[
+    str | None,
+    typer.Option(
+        help="Which heads become one: neighbour, random, weights, loss, key-norm, evolution, evolution-ec, "
+        "and with --calibration activations, activations-raw, asym or asym-raw; by default loss with "
+        "--calibration, neighbour without.",
+        show_default=False,
+    ),
+]
+Refine = Annotated[
+    str | None,
+    typer.Option(
+        help="Fit merged blocks to the original's: output, layerwise, both (with a comma) or none; by "
+        "default output with --calibration.",
+        show_default=False,
+    ),
+]
+Calibration = Annotated[
+    str | None,
+    typer.Option(
+        help="Data to run through the model: a txt, jsonl, csv or parquet file, a folder of images, a Hub "
+        "id, or wikitext, c4, stsb, cifar10.",
+        show_default=False,
+    ),
+]
+CalibrationSamples = Annotated[int, typer.Option(help="Sequences or images of --calibration.")]
+CalibrationLength = Annotated[
+    int | None,
+    typer.Option(
+        help="Tokens a sequence; by default 2048, or as many as the model reads.", show_default=False
+    ),
+]
+KeyValueBudget = Annotated[
+    str | None,
+    typer.Option(
+        "--kv-budget",
+        help="Key/value heads of all layers together, as 25% or a number; each layer keeps as many as lose "
+        "least.",
+        show_default=False,
+    ),
+]
+Seed = Annotated[int, typer.Option(help="Seed of everything drawn at random.")]
+Dtype = Annotated[
+    str | None,
+    typer.Option(
+        help="float32, bfloat16, float16 or float64; by default each tensor keeps its own.",
+        show_default=False,
+    ),
+]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]

@@ -62,6 +62,20 @@ def byte_progress(description: str, total_bytes: int) -> Iterator[Callable[[int]
 
 
 @contextmanager
+def stage_progress() -> Iterator[Callable[[str, int], Callable[[int], None]]]:
+    """Show stages of work one below the other, each with its time left, on a terminal's stderr."""
+    from rich.progress import MofNCompleteColumn
+
+    with _progress(MofNCompleteColumn()) as progress:
+
+        def begin(name: str, total: int) -> Callable[[int], None]:
+            task = progress.add_task(name, total=total)
+            return lambda count: progress.advance(task, count)
+
+        yield begin
+
+
+@contextmanager
 def token_progress(description: str, total_tokens: int) -> Iterator[Callable[[str, int], None]]:
     """Show progress over tokens, with what is being measured and time left, on a terminal's stderr."""
     from rich.progress import TaskProgressColumn

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from gqkva_convert.calibration.data import DataSettings
 from gqkva_convert.checkpoint.dtypes import FLOATS
 from gqkva_convert.checkpoint.folder import SAFETENSORS, Checkpoint, open_checkpoint
 from gqkva_convert.checkpoint.hub import Located, locate, peek
@@ -21,17 +22,22 @@ from gqkva_convert.checkpoint.sidecars import REPORT, carried_files, copy_files
 from gqkva_convert.conversion.config import converted_config, write_config
 from gqkva_convert.conversion.execute import write_shards
 from gqkva_convert.conversion.model import SourceModel, open_model, read_model
-from gqkva_convert.conversion.plan import Plan, make_plan
+from gqkva_convert.conversion.plan import Plan
+from gqkva_convert.conversion.planning.choose import complete_plan, plan_model, request_plan
+from gqkva_convert.conversion.planning.file import read_plan
+from gqkva_convert.conversion.planning.request import Request
+from gqkva_convert.conversion.refinement.calibrated import CalibratedModel, Stages, no_stages
+from gqkva_convert.conversion.refinement.data_merges import DataMerges
 from gqkva_convert.conversion.report import count_parameters, describe_source, make_report, provenance
 from gqkva_convert.conversion.shards import Shard, make_shards, parse_size
 from gqkva_convert.conversion.steps import Steps, make_steps, tied_copies
 from gqkva_convert.errors import (
     CheckpointError,
     GqkvaError,
+    LayoutError,
     OutputError,
     VerificationError,
 )
-from gqkva_convert.heads import Variant
 
 Progress = Callable[[int], None]
 
@@ -50,6 +56,7 @@ class Conversion:
         steps: One step per output tensor.
         shards: Output files.
         target: Output folder.
+        calibrated: The source with its calibration data, where the plan uses any.
     """
 
     located: Located
@@ -58,6 +65,7 @@ class Conversion:
     steps: Steps
     shards: tuple[Shard, ...]
     target: Path
+    calibrated: CalibratedModel | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """The whole conversion as JSON data, for `--dry-run --json`."""
@@ -91,38 +99,53 @@ def prepare(
     model: str | Path,
     out: str | Path | None = None,
     *,
-    gq: int | None = None,
-    gkv: int | None = None,
-    blocks: str | None = None,
-    merge: str = "mean",
-    grouping: str = "neighbour",
-    seed: int = 0,
-    dtype: str | None = None,
+    request: Request | None = None,
+    plan: str | Path | None = None,
     max_shard_size: str | None = None,
     revision: str | None = None,
+    stages: Stages = no_stages,
 ) -> Conversion:
-    """Plan a conversion without writing anything; takes the arguments of `convert`."""
-    variant = Variant(gq, gkv)
+    """Plan a conversion without writing anything.
+
+    Args:
+        model: Checkpoint folder or Hub id.
+        out: Folder to write; by default ``<model>-<variant>`` in the working directory.
+        request: What is asked; or
+        plan: A plan file that `gqkva plan` wrote, perhaps edited.
+        max_shard_size: Largest output file; None keeps the source's division.
+        revision: Branch, tag or commit of a Hub id.
+        stages: Shows progress of what looks at weights or data.
+    """
+    if (request is None) == (plan is None):
+        raise LayoutError("give either a plan or what to plan, --gkv for instance; not both")
     max_shard_bytes = parse_size(max_shard_size) if max_shard_size else None
 
-    def planned(source: SourceModel) -> Plan:
-        return make_plan(
-            source, variant, blocks=blocks, grouping=grouping, merge=merge, seed=seed, dtype=dtype
-        )
+    def first_plan(source: SourceModel) -> Plan:
+        return read_plan(Path(plan), source) if plan is not None else request_plan(source, request)  # type: ignore[arg-type]
 
     headers = peek(str(model), revision)
     if headers is not None:
         remote = read_model(headers)
-        make_steps(remote, planned(remote))  # whatever can be refused is refused before the download
+        make_steps(remote, first_plan(remote))  # whatever can be refused is refused before the download
     located = locate(str(model), revision)
     source = open_model(located.folder)
-    plan = planned(source)
-    target = Path(out) if out is not None else Path(f"{_base_name(located)}-{plan.variant}")
-    return planned_conversion(located, source, plan, target, max_shard_bytes)
+    calibrated: CalibratedModel | None = None
+    if request is not None:
+        make_steps(source, request_plan(source, request))  # or before the data are looked at
+        chosen, calibrated, _ = plan_model(located, source, request, stages)
+    else:
+        chosen, calibrated = complete_plan(located, source, first_plan(source), stages)
+    target = Path(out) if out is not None else Path(f"{_base_name(located)}-{chosen.variant}")
+    return planned_conversion(located, source, chosen, target, max_shard_bytes, calibrated)
 
 
 def planned_conversion(
-    located: Located, source: SourceModel, plan: Plan, target: Path, max_shard_bytes: int | None
+    located: Located,
+    source: SourceModel,
+    plan: Plan,
+    target: Path,
+    max_shard_bytes: int | None,
+    calibrated: CalibratedModel | None = None,
 ) -> Conversion:
     """Everything a plan will do to a source; writes nothing.
 
@@ -132,6 +155,7 @@ def planned_conversion(
         plan: What happens to its heads.
         target: Output folder.
         max_shard_bytes: Largest output file; None keeps the source's division.
+        calibrated: The source with the data that the plan names.
 
     Raises:
         GqkvaError: The plan does not fit the source, or the target is or holds it.
@@ -143,7 +167,7 @@ def planned_conversion(
     shards = make_shards(steps, source.checkpoint.files, max_shard_bytes)
     if target.resolve() == located.folder.resolve() or target.resolve() in located.folder.resolve().parents:
         raise OutputError(f"{target} is or holds the source; choose another folder")
-    return Conversion(located, source, plan, steps, shards, target)
+    return Conversion(located, source, plan, steps, shards, target, calibrated)
 
 
 def convert(
@@ -152,38 +176,50 @@ def convert(
     *,
     gq: int | None = None,
     gkv: int | None = None,
+    kv_budget: str | None = None,
     blocks: str | None = None,
-    merge: str = "mean",
-    grouping: str = "neighbour",
+    merge: str | None = None,
+    grouping: str | None = None,
+    refine: str | None = None,
+    calibration: str | DataSettings | None = None,
+    plan: str | Path | None = None,
     seed: int = 0,
     dtype: str | None = None,
     max_shard_size: str | None = None,
     revision: str | None = None,
     overwrite: bool = False,
     progress: Progress | None = None,
+    stages: Stages = no_stages,
 ) -> Path:
     """Merge a checkpoint's heads and write the result.
 
     The result is a stock checkpoint where the family's stock architecture can hold it. Any other carries its
     own modelling file: it loads with ``trust_remote_code=True``, and without where gqkva is imported.
 
-    Memory stays at a few tensors whatever the model's size. An interrupted conversion of several
-    shards goes on from its last complete one when the same call is made again.
+    Without calibration data memory stays at a few tensors (one block's under ``closed-form``) whatever the
+    model's size. An interrupted conversion of several shards goes on from its last complete one when the same
+    call is made again.
 
     Args:
         model: Checkpoint folder or Hub id.
         out: Folder to write; by default ``<model>-<variant>`` in the working directory.
         gq: Query heads to keep; None keeps all.
         gkv: Key/value heads to keep; None keeps all.
+        kv_budget: Key/value heads of all layers together, such as ``"25%"``; layers then differ.
         blocks: Kinds of attention to convert, such as ``"decoder"``; None for all (see `make_plan`).
-        merge: How heads become one: ``mean``, ``first``, ``norm-weighted``, ``random`` or ``closed-form``.
-        grouping: Which heads become one: ``neighbour`` or ``random``.
-        seed: Seed of ``random``.
+        merge: How heads become one, a name of docs/methods.md; None for ``auto`` with calibration data and
+            ``closed-form`` without.
+        grouping: Which heads become one; None for ``loss`` with calibration data and ``neighbour`` without.
+        refine: ``"output"``, ``"layerwise"``, both or ``"none"``; None for ``output`` with calibration data.
+        calibration: Data to run through the model: a file, a folder, a Hub id, or `DataSettings`.
+        plan: A plan file, instead of all the above.
+        seed: Seed of everything drawn at random.
         dtype: ``float32``, ``bfloat16`` or ``float16``; None keeps each tensor's dtype.
         max_shard_size: Largest output file, such as ``"2GB"``; None keeps the source's division.
         revision: Branch, tag or commit of a Hub id.
         overwrite: Replace an existing checkpoint folder, which stays until the new one is complete.
         progress: Called with the number of output bytes just written.
+        stages: Shows progress of what looks at weights or data.
 
     Returns:
         The folder written.
@@ -191,32 +227,51 @@ def convert(
     Raises:
         GqkvaError: With a message for the user; nothing stands under ``out`` then.
     """
+    settings = DataSettings(calibration, seed=seed) if isinstance(calibration, str) else calibration
+    request = None
+    if plan is None:
+        request = Request(
+            gq=gq,
+            gkv=gkv,
+            kv_budget=kv_budget,
+            blocks=blocks,
+            grouping=grouping,
+            merge=merge,
+            refine=refine,
+            seed=seed,
+            dtype=dtype,
+            calibration=settings,
+        )
     conversion = prepare(
         model,
         out,
-        gq=gq,
-        gkv=gkv,
-        blocks=blocks,
-        merge=merge,
-        grouping=grouping,
-        seed=seed,
-        dtype=dtype,
+        request=request,
+        plan=plan,
         max_shard_size=max_shard_size,
         revision=revision,
+        stages=stages,
     )
-    write(conversion, overwrite=overwrite, progress=progress)
+    write(conversion, overwrite=overwrite, progress=progress, stages=stages)
     return conversion.target
 
 
-def write(conversion: Conversion, *, overwrite: bool = False, progress: Progress | None = None) -> None:
+def write(
+    conversion: Conversion,
+    *,
+    overwrite: bool = False,
+    progress: Progress | None = None,
+    stages: Stages = no_stages,
+) -> None:
     """Write a prepared conversion and publish it under its name."""
     started = time.perf_counter()
     source = describe_source(conversion.located, conversion.model.checkpoint)
+    data = DataMerges(conversion.plan, conversion.calibrated)
     with published_folder(conversion.target, overwrite=overwrite) as folder:
         _take_over(folder, conversion, source)
         carried, left_behind = carried_files(conversion.located.folder)
         _check_space(folder, conversion, carried)
         copy_files(carried, folder)
+        data.prepare(stages)
         write_shards(
             conversion.model.checkpoint,
             conversion.plan,
@@ -224,6 +279,7 @@ def write(conversion: Conversion, *, overwrite: bool = False, progress: Progress
             folder,
             provenance(source, conversion.plan),
             progress or (lambda _: None),
+            data.joints,
         )
         written = time.perf_counter()
         write_config(conversion.model, conversion.plan, folder)
@@ -232,8 +288,10 @@ def write(conversion: Conversion, *, overwrite: bool = False, progress: Progress
         output = check_folder(folder, conversion.steps)
         timings = {"write": written - started, "total": time.perf_counter() - started}
         report = make_report(source, output, conversion.plan, conversion.steps, left_behind, timings)
+        data.note(report, output)
         write_json(folder / REPORT, report)
         (folder / _RUN).unlink()
+    data.clear()
 
 
 def check_folder(folder: Path, steps: Steps) -> Checkpoint:
@@ -267,6 +325,7 @@ def _take_over(folder: Path, conversion: Conversion, source: dict[str, Any]) -> 
         "source": source,
         "modified": {file.name: file.stat().st_mtime_ns for file in conversion.model.checkpoint.files},
         "provenance": provenance(source, conversion.plan),
+        "calibration": conversion.calibrated.key if conversion.calibrated else None,
     }
     fingerprint = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
     marker = folder / _RUN

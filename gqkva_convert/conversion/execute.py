@@ -39,6 +39,7 @@ def write_shards(
     folder: Path,
     metadata: dict[str, str],
     progress: Progress,
+    make_joints: Callable[[TensorReader], JointMerges] = JointMerges,
 ) -> None:
     """Write every shard that is not in ``folder`` yet.
 
@@ -49,6 +50,7 @@ def write_shards(
         folder: Where to write.
         metadata: Free text for every file's header.
         progress: Called with the number of output bytes just written, from any thread.
+        make_joints: Gives the merged blocks of a joint rule.
 
     Raises:
         WeightError: Weights cannot be merged.
@@ -67,7 +69,7 @@ def write_shards(
         ThreadPoolExecutor(max(1, cores - 1)) as computers,
         ThreadPoolExecutor(_SHARDS_AT_ONCE) as writers,
     ):
-        joints = JointMerges(reader)
+        joints = make_joints(reader)
 
         def write_one(shard: Shard) -> None:
             tensors = [(step.name, step.dtype, step.shape) for step in shard.steps]

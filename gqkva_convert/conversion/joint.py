@@ -4,22 +4,47 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from gqkva_convert.architectures import Projection
 from gqkva_convert.checkpoint.reader import TensorReader
-from gqkva_convert.conversion.model import active_norms, has_bias, projection_tensor, rotary_features
+from gqkva_convert.conversion.model import active_norms, has_bias, projection_tensor
+from gqkva_convert.conversion.rotary import block_turning, rotary_features
 from gqkva_convert.conversion.steps import Joint, head_start
 from gqkva_convert.errors import WeightError
-from gqkva_convert.transforms.closed_form import inner_products, shared_planes, shared_subspace
+from gqkva_convert.transforms.aligned import aligned_scores, aligned_values, restored
+from gqkva_convert.transforms.closed_form import inner_products, shared_subspace
 from gqkva_convert.transforms.precision import STORED, decode
+from gqkva_convert.transforms.scores import Mixes, Reading, Scores, shared_scores
 
 Array = NDArray[np.float64]
 # A stored head of the result by role and number: (head_dim, inputs), the last input for the bias if there is
 # one; for the output projection (head_dim, hidden_size).
-Heads = dict[tuple[str, int], Array]
+Heads = dict[tuple[str, int], NDArray[Any]]
+
+
+@dataclass(frozen=True)
+class InputMoments:
+    """Second moments of a block's inputs, a constant 1 behind them: None (identity), diagonal or full.
+
+    Attributes:
+        query: Of what queries are computed from.
+        key: Of what keys and values are computed from; another in cross-attention.
+    """
+
+    query: Array | None
+    key: Array | None
+
+
+# Measured moments of a block by kind and layer, or None where only weights are known.
+Measured = Callable[[str, int], InputMoments | None]
+# Heads of a block that are made already.
+Fitted = Callable[[str, int], Heads | None]
 
 
 class JointMerges:
@@ -27,11 +52,21 @@ class JointMerges:
 
     Args:
         reader: Where the source's bytes come from.
+        measured: Moments measured on data; by default weights alone count.
+        fitted: Heads of a block by kind and layer where they are made already; None where they are not.
         kept: How many blocks to keep; the four tensors of a block lie near each other in a checkpoint.
     """
 
-    def __init__(self, reader: TensorReader, kept: int = 2) -> None:
+    def __init__(
+        self,
+        reader: TensorReader,
+        measured: Measured = lambda kind, layer: None,
+        fitted: Fitted = lambda kind, layer: None,
+        kept: int = 2,
+    ) -> None:
         self.reader = reader
+        self.measured = measured
+        self.fitted = fitted
         self.kept = kept
         self.done: OrderedDict[tuple[str, int], Heads] = OrderedDict()
         self.lock = threading.Lock()
@@ -43,41 +78,71 @@ class JointMerges:
             if name not in self.done:
                 while len(self.done) >= self.kept:
                     self.done.popitem(last=False)
-                self.done[name] = merge_block(joint, self.reader)
+                found = self.fitted(*name)
+                if found is None:
+                    found = merge_block(joint, self.reader, self.measured(*name))
+                self.done[name] = found
             self.done.move_to_end(name)
             return self.done[name]
 
 
-def merge_block(joint: Joint, reader: TensorReader) -> Heads:
-    """Merge a block in closed form (see `transforms.closed_form`).
+def merge_block(joint: Joint, reader: TensorReader, measured: InputMoments | None = None) -> Heads:
+    """Merge a block's heads by its rules, readers and what they read together.
+
+    Args:
+        joint: The block, its plan and its rules.
+        reader: Where the source's bytes come from.
+        measured: Second moments of its inputs; None for what weights alone tell (`gain_moments`).
 
     Raises:
         WeightError: Its weights hold NaN or infinity.
     """
+    return merge_heads(joint, source_heads(joint, reader), gain_moments(joint, reader), measured)
+
+
+def merge_heads(
+    joint: Joint, source: dict[str, NDArray[Any]], gains: InputMoments, measured: InputMoments | None
+) -> Heads:
+    """Merge heads that have been read.
+
+    Args:
+        joint: The block, its plan and its rules.
+        source: Heads of each role, as `source_heads` gives them.
+        gains: Moments as far as weights tell.
+        measured: Moments measured on data, if any.
+    """
     plan = joint.plan
-    source = {role: _source_heads(joint, role, reader) for role in ("query", "key", "value", "output")}
-    moment = _moment(joint, reader, source["key"].shape[2])
-    queries = [source["query"][plan.source.query[head]] for head in _order(joint)]
-    outputs = [source["output"][head] for head in _order(joint)]
+    dtype = source["key"].dtype
+    rules = joint.rules
     result: Heads = {}
-    for role, heads in (("key", source["key"]), ("value", source["value"])):
-        for stored, group in enumerate(plan.groups(role)):
-            places = [place for place, head in enumerate(plan.target.stored_heads(role)) if head == stored]
-            read = [group.index(plan.source.stored_heads(role)[_order(joint)[place]]) for place in places]
-            members = heads[list(group)].astype(np.float64)
-            if len(group) == 1:
-                result[role, stored] = members[0]
-            elif role == "value":
-                result[role, stored] = _merge_values(members, outputs, places, read, moment)
-            elif active_norms(joint.model.config, joint.block.attention):
-                # Queries cannot absorb across a norm what merged keys lose.
-                result[role, stored] = members.mean(axis=0)
-            else:
-                result[role, stored] = _merge_keys(joint, members, queries, places, read, moment)
-    for place, (query, output) in enumerate(zip(queries, outputs, strict=True)):
-        result["query", plan.target.query[place]] = query
+    outputs = [source["output"][head] for head in _order(joint)]
+    for stored, members in enumerate(plan.groups("value")):
+        result["value", stored] = source["value"][members[0]]
+        if len(members) > 1:
+            rule = rules.values[stored]
+            moments = gains if measured is None or rule in _WEIGHTS_ALONE else measured
+            result["value", stored] = _merge_values(joint, source["value"], outputs, stored, rule, moments)
+    for place, output in enumerate(outputs):
         result["output", place] = output
-    return result
+    for component in _components(joint):
+        rule = rules.scores[component[0].key]
+        moments = gains if measured is None or rule in _WEIGHTS_ALONE else measured
+        result |= _merge_scores(joint, source, component, rule, moments)
+    return {name: np.asarray(head, dtype) for name, head in result.items()}
+
+
+_WEIGHTS_ALONE = frozenset({"closed-form-weights"})
+
+
+@dataclass(frozen=True)
+class _Place:
+    """An attention head of the result, where it stands and what it reads; see `scores.Reading`."""
+
+    place: int
+    query: int
+    query_member: int
+    key: int
+    key_member: int
 
 
 def _order(joint: Joint) -> tuple[int, ...]:
@@ -86,93 +151,206 @@ def _order(joint: Joint) -> tuple[int, ...]:
     return order
 
 
+def _components(joint: Joint) -> list[list[_Place]]:
+    """Attention heads that share queries or keys, directly or through others."""
+    plan = joint.plan
+    query_groups, key_groups = plan.groups("query"), plan.groups("key")
+    places = [
+        _Place(
+            place,
+            query,
+            query_groups[query].index(plan.source.query[head]),
+            key,
+            key_groups[key].index(plan.source.key[head]),
+        )
+        for place, (head, query, key) in enumerate(
+            zip(_order(joint), plan.target.query, plan.target.key, strict=True)
+        )
+    ]
+    found: list[list[_Place]] = []
+    for place in places:
+        touching = [
+            part for part in found if any(place.query == one.query or place.key == one.key for one in part)
+        ]
+        found = [part for part in found if part not in touching]
+        found.append([one for part in touching for one in part] + [place])
+    return sorted((sorted(part, key=lambda one: one.place) for part in found), key=lambda part: part[0].place)
+
+
 def _merge_values(
-    members: Array, outputs: list[Array], places: list[int], read: list[int], moment: Array | None
+    joint: Joint,
+    values: NDArray[Any],
+    outputs: list[NDArray[Any]],
+    stored: int,
+    rule: str,
+    moments: InputMoments,
 ) -> Array:
     """One value head for a group; puts what its readers absorb into ``outputs``."""
-    head_dim = members.shape[1]
-    readers = np.zeros((len(members), head_dim, head_dim))
-    for place, member in zip(places, read, strict=True):
-        output = outputs[place].astype(np.float64)
-        readers[member] += output @ output.T
-    combination, absorbed = shared_subspace(members, readers, moment)
-    for place, member in zip(places, read, strict=True):
+    plan = joint.plan
+    group = plan.groups("value")[stored]
+    readers_of = [
+        (place, group.index(plan.source.value[head]))
+        for place, (head, target) in enumerate(zip(_order(joint), plan.target.value, strict=True))
+        if target == stored
+    ]
+    members = values[list(group)].astype(np.float64)
+    count, head_dim, inputs = members.shape
+    rows = members.reshape(count * head_dim, inputs)
+    products = inner_products(rows, moments.key)
+    if rule.startswith("closed-form"):
+        readers = np.zeros((count, head_dim, head_dim))
+        for place, member in readers_of:
+            output = outputs[place].astype(np.float64)
+            readers[member] += output @ output.T
+        combination, absorbed = shared_subspace(products, readers)
+        mix = combination.transpose(1, 0, 2).reshape(head_dim, -1)
+    else:
+        absorbed = np.stack([np.eye(head_dim)] * count)
+        if rule.startswith("aligned"):
+            absorbed = aligned_values(products, head_dim)
+        mix = absorbed.transpose(1, 0, 2).reshape(head_dim, -1) / count
+        if rule == "aligned-rescaled":
+            mix = restored(mix, products)
+    for place, member in readers_of:
         outputs[place] = absorbed[member] @ outputs[place]
-    shared: Array = np.einsum("sij,sjk->ik", combination, members, optimize=True)
+    shared: Array = mix @ rows
     return shared
 
 
-def _merge_keys(
-    joint: Joint,
-    members: Array,
-    queries: list[Array],
-    places: list[int],
-    read: list[int],
-    moment: Array | None,
-) -> Array:
-    """One key head for a group; puts what its readers absorb into ``queries``."""
+def _merge_scores(
+    joint: Joint, source: dict[str, NDArray[Any]], places: list[_Place], rule: str, moments: InputMoments
+) -> Heads:
+    """Shared queries and keys for attention heads that hang together."""
+    plan = joint.plan
+    slots = {
+        "query": sorted({place.query for place in places}),
+        "key": sorted({place.key for place in places}),
+    }
+    rows = {
+        (role, slot): np.concatenate(source[role][list(plan.groups(role)[slot])]).astype(np.float64)
+        for role, used in slots.items()
+        for slot in used
+    }
+    head_dim = plan.source.head_dim
+    if all(len(found) == head_dim for found in rows.values()):
+        return dict(rows)
+    products = {
+        (role, slot): inner_products(found, moments.query if role == "query" else moments.key)
+        for (role, slot), found in rows.items()
+    }
+    scores = Scores(
+        tuple(
+            Reading(
+                slots["query"].index(place.query),
+                place.query_member,
+                slots["key"].index(place.key),
+                place.key_member,
+            )
+            for place in places
+        ),
+        tuple(products["query", slot] for slot in slots["query"]),
+        tuple(products["key", slot] for slot in slots["key"]),
+        _weights(joint, source, places, moments),
+        head_dim,
+    )
+    queries, keys = _mixes(joint, scores, rule)
+    return {
+        (role, slot): mix @ rows[role, slot]
+        for role, mixes in (("query", queries), ("key", keys))
+        for slot, mix in zip(slots[role], mixes, strict=True)
+    }
+
+
+def _mixes(joint: Joint, scores: Scores, rule: str) -> tuple[Mixes, Mixes]:
+    """How members become shared queries and keys under a rule."""
     first, second = rotary_features(joint.model, joint.block)
-    still = sorted(set(range(members.shape[1])) - {*first, *second})
-    shared: Array = np.empty_like(members[0])
-    changed = {place: queries[place].astype(np.float64) for place in places}
-    if first:
-        energies = np.zeros((len(members), len(first)))
-        for place, member in zip(places, read, strict=True):
-            squares = _squares(changed[place], moment)
-            energies[member] += squares[first] + squares[second]
-        planes = members[:, first] + 1j * members[:, second]
-        combination, factors = shared_planes(planes, energies, moment)
-        merged = np.einsum("sp,spi->pi", combination, planes)
-        shared[first], shared[second] = merged.real, merged.imag
-        for place, member in zip(places, read, strict=True):
-            query = changed[place]
-            turned = factors[member][:, None] * (query[first] + 1j * query[second])
-            query[first], query[second] = turned.real, turned.imag
-    if still:
-        readers = np.zeros((len(members), len(still), len(still)))
-        for place, member in zip(places, read, strict=True):
-            readers[member] += inner_products(changed[place][still], moment)
-        mixing, absorbed = shared_subspace(members[:, still], readers, moment)
-        shared[still] = np.einsum("sij,sjk->ik", mixing, members[:, still], optimize=True)
-        for place, member in zip(places, read, strict=True):
-            changed[place][still] = absorbed[member] @ changed[place][still]
-    for place, query in changed.items():
-        queries[place] = query
-    return shared
+    norms = active_norms(joint.model.config, joint.block.attention)
+    if norms or rule == "mean":
+        # A norm passes half turns on, and even those not if it takes a mean away first.
+        if rule != "mean" and not any(norm.is_centred for norm in norms):
+            return aligned_scores(scores, first, second, signs_only=True)
+        return _means(scores)
+    if rule.startswith("closed-form"):
+        return shared_scores(scores, block_turning(joint.model, joint.block), first, second)
+    queries, keys = aligned_scores(scores, first, second)
+    if rule == "aligned-rescaled":
+        queries = [restored(mix, found) for mix, found in zip(queries, scores.queries, strict=True)]
+        keys = [restored(mix, found) for mix, found in zip(keys, scores.keys, strict=True)]
+    return queries, keys
 
 
-def _squares(rows: Array, moment: Array | None) -> Array:
-    """``E (w' x)^2`` of each row."""
-    if moment is None or moment.ndim == 1:
-        return np.asarray(np.square(rows) @ (np.ones(rows.shape[1]) if moment is None else moment))
-    return np.asarray(np.einsum("ri,ij,rj->r", rows, moment, rows, optimize=True))
+def _means(scores: Scores) -> tuple[Mixes, Mixes]:
+    def mean(products: Array) -> Array:
+        count = len(products) // scores.head_dim
+        return np.concatenate([np.eye(scores.head_dim) / count] * count, axis=1)
+
+    return [mean(products) for products in scores.queries], [mean(products) for products in scores.keys]
 
 
-def _moment(joint: Joint, reader: TensorReader, inputs: int) -> Array | None:
+def _weights(
+    joint: Joint, source: dict[str, NDArray[Any]], places: Iterable[_Place], moments: InputMoments
+) -> Array:
+    """How much each head's scores matter: the root of the energy of what it can add to the output."""
+    plan, order = joint.plan, _order(joint)
+    energies = []
+    for place in places:
+        head = order[place.place]
+        value = source["value"][plan.source.value[head]].astype(np.float64)
+        output = source["output"][head].astype(np.float64)
+        energies.append(float(np.sum(inner_products(value, moments.key) * (output @ output.T))))
+    weights = np.sqrt(np.maximum(energies, 0))
+    mean = weights.mean()
+    # A dead head still counts a little, so that no system is singular for its sake.
+    return np.maximum(weights / mean, 1e-3) if mean > 0 else np.ones(len(weights))
+
+
+def gain_moments(joint: Joint, reader: TensorReader) -> InputMoments:
     """Second moments of the block's inputs as far as weights tell: the squared gain of the norm before it."""
     template = joint.block.attention.input_gain
     tensor = joint.model.checkpoint.tensors.get(joint.block.tensor_name(template)) if template else None
     if tensor is None:
-        return None
+        return InputMoments(None, None)
     gain = decode(reader.read(tensor).view(STORED[tensor.dtype]), tensor.dtype).astype(np.float64)
     squares = np.square(gain + joint.block.attention.gain_offset)
-    # A constant input carries the bias.
-    return np.concatenate([squares, np.ones(inputs - len(squares))])
+    if has_input_bias(joint):
+        squares = np.concatenate([squares, [1.0]])  # a constant input carries the bias
+    return InputMoments(squares, squares)
 
 
-def _source_heads(joint: Joint, role: str, reader: TensorReader) -> Array:
-    """A role's heads of the source, ``(heads, head_dim, inputs)``; a bias is their last input."""
+def has_input_bias(joint: Joint) -> bool:
+    """Whether queries, keys or values have biases, which are then all kept as weights of a constant input."""
+    return any(
+        has_bias(joint.model.config, projection.bias)
+        for projection in joint.block.attention.projections
+        if projection.roles != ("output",)
+    )
+
+
+def source_heads(joint: Joint, reader: TensorReader) -> dict[str, NDArray[Any]]:
+    """A block's heads by role, ``(heads, head_dim, inputs)``; a bias is the last input of q, k and v.
+
+    Raises:
+        WeightError: They hold NaN or infinity.
+    """
+    return {role: _role_heads(joint, role, reader) for role in ("query", "key", "value", "output")}
+
+
+def _role_heads(joint: Joint, role: str, reader: TensorReader) -> NDArray[Any]:
     projection = next(p for p in joint.block.attention.projections if role in p.roles)
     weight = _rows(joint, projection, "weight", reader)
-    if role != "output" and has_bias(joint.model.config, projection.bias):
-        weight = np.concatenate([weight, _rows(joint, projection, "bias", reader)], axis=1)
+    if role != "output" and has_input_bias(joint):
+        if has_bias(joint.model.config, projection.bias):
+            bias = _rows(joint, projection, "bias", reader)
+        else:
+            bias = np.zeros((len(weight), 1), weight.dtype)
+        weight = np.concatenate([weight, bias], axis=1)
     layout = joint.plan.source
     count = layout.num_attention_heads if role == "output" else len(set(layout.stored_heads(role)))
     starts = [head_start(projection, joint.plan, role, head) for head in range(count)]
     return np.stack([weight[start : start + layout.head_dim] for start in starts])
 
 
-def _rows(joint: Joint, projection: Projection, part: str, reader: TensorReader) -> Array:
+def _rows(joint: Joint, projection: Projection, part: str, reader: TensorReader) -> NDArray[Any]:
     """A projection's weight with heads along its rows, or its bias as a column."""
     tensor = projection_tensor(joint.model, joint.block, projection, part)
     assert tensor is not None
@@ -184,5 +362,5 @@ def _rows(joint: Joint, projection: Projection, part: str, reader: TensorReader)
         )
     if part == "bias":
         return values[:, None]
-    rows: Array = values if projection.head_axis == 0 else values.T
+    rows: NDArray[Any] = values if projection.head_axis == 0 else values.T
     return rows

@@ -330,25 +330,3 @@ def projection_tensor(
 def stored_count(layout: HeadLayout, role: str) -> int:
     """Stored heads of a role; an output projection has one input block per attention head."""
     return layout.num_attention_heads if role == "output" else len(set(layout.stored_heads(role)))
-
-
-def rotary_fraction(model: SourceModel, default: float) -> float:
-    """Share of ``head_dim`` that turns, as the configuration or the family says."""
-    config = model.config
-    parameters = config.get("rope_parameters")
-    nested = parameters.get("partial_rotary_factor") if isinstance(parameters, dict) else None
-    for value in (nested, config.get("partial_rotary_factor"), config.get("rotary_pct")):
-        if isinstance(value, (int, float)):
-            return float(value)
-    return default
-
-
-def rotary_features(model: SourceModel, block: Block) -> tuple[list[int], list[int]]:
-    """First and second feature of each rotary plane of a head; nothing without rotary positions."""
-    rotary = block.attention.rotary
-    if rotary is None:
-        return [], []
-    turned = int(block.layout.head_dim * rotary_fraction(model, rotary.fraction))
-    if rotary.style == "half":
-        return list(range(turned // 2)), list(range(turned // 2, turned))
-    return list(range(0, turned, 2)), list(range(1, turned, 2))

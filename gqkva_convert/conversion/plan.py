@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from gqkva_convert.architectures import Family
+from gqkva_convert.calibration.data import DataSettings
 from gqkva_convert.checkpoint.dtypes import FLOAT_BY_NAME
 from gqkva_convert.conversion.model import Block, SourceModel
 from gqkva_convert.errors import CheckpointError, LayoutError
@@ -22,6 +23,35 @@ from gqkva_convert.transforms.merge import RULES
 
 
 @dataclass(frozen=True)
+class GroupRules:
+    """Merge rules of single groups, where they differ (``--merge auto``).
+
+    Attributes:
+        scores: For each stored key head, the rule that it and the queries that read it merge by.
+        values: For each stored value head, the rule that it merges by.
+    """
+
+    scores: tuple[str, ...]
+    values: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        for rule in (*self.scores, *self.values):
+            if rule not in GROUP_RULES:
+                raise LayoutError(
+                    f"no merge rule {rule!r} for a group; choose one of {', '.join(GROUP_RULES)}"
+                )
+
+    @classmethod
+    def same(cls, rule: str, target: HeadLayout) -> GroupRules:
+        """One rule for every group."""
+        return cls((rule,) * target.num_key_heads, (rule,) * target.num_value_heads)
+
+
+# What `GroupRules` may name.
+GROUP_RULES = ("closed-form", "closed-form-weights", "aligned", "aligned-rescaled", "mean")
+
+
+@dataclass(frozen=True)
 class BlockPlan:
     """What happens to the heads of one attention block.
 
@@ -32,6 +62,7 @@ class BlockPlan:
         target: Layout of the result.
         order: Source attention head that each attention head of the result was; None for one that is added
             and whose output counts for nothing.
+        rules: Merge rules of its groups where they are not all the plan's.
     """
 
     kind: str
@@ -39,6 +70,7 @@ class BlockPlan:
     source: HeadLayout
     target: HeadLayout
     order: tuple[int | None, ...]
+    rules: GroupRules | None = None
 
     def __post_init__(self) -> None:
         heads = self.source.num_attention_heads
@@ -49,6 +81,12 @@ class BlockPlan:
             raise LayoutError(
                 f"layer {self.layer}, {self.kind}: an order of {len(self.order)} heads for "
                 f"{self.target.num_attention_heads} attention heads"
+            )
+        counts = self.target.num_key_heads, self.target.num_value_heads
+        if self.rules is not None and (len(self.rules.scores), len(self.rules.values)) != counts:
+            raise LayoutError(
+                f"layer {self.layer}, {self.kind}: rules for {len(self.rules.scores)} key and "
+                f"{len(self.rules.values)} value heads, the layout has {counts[0]} and {counts[1]}"
             )
 
     def groups(self, role: str) -> tuple[tuple[int, ...], ...]:
@@ -77,6 +115,11 @@ class BlockPlan:
             "source": self.source.to_dict(),
             "target": self.target.to_dict(),
             "order": None if in_place else list(self.order),
+            **(
+                {"rules": {"scores": list(self.rules.scores), "values": list(self.rules.values)}}
+                if self.rules
+                else {}
+            ),
         }
 
     @classmethod
@@ -84,7 +127,15 @@ class BlockPlan:
         """Read what `to_dict` wrote."""
         source = HeadLayout.from_dict(data["source"])
         order = range(source.num_attention_heads) if data["order"] is None else data["order"]
-        return cls(data["kind"], data["layer"], source, HeadLayout.from_dict(data["target"]), tuple(order))
+        rules = data.get("rules")
+        return cls(
+            data["kind"],
+            data["layer"],
+            source,
+            HeadLayout.from_dict(data["target"]),
+            tuple(order),
+            GroupRules(tuple(rules["scores"]), tuple(rules["values"])) if rules else None,
+        )
 
 
 @dataclass(frozen=True)
@@ -99,6 +150,8 @@ class Plan:
         dtype: Hugging Face name of the dtype wanted, or None to keep each tensor's own.
         blocks: One entry per attention block.
         architecture: Stock model type to write where it is not the source's own.
+        calibration: Data that groups, rules or merged heads were found with.
+        refine: Refinements on that data, in order.
     """
 
     variant: str
@@ -108,19 +161,17 @@ class Plan:
     dtype: str | None
     blocks: tuple[BlockPlan, ...]
     architecture: str | None = None
+    calibration: DataSettings | None = None
+    refine: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if self.merge not in RULES:
             raise LayoutError(f"no merge rule {self.merge!r}; choose one of {', '.join(RULES)}")
         if self.grouping not in GROUPINGS:
             raise LayoutError(f"no grouping {self.grouping!r}; choose one of {', '.join(GROUPINGS)}")
-        if RULES[self.merge].is_joint and any(
-            block.target.query != tuple(range(block.target.num_attention_heads))
-            for block in self.blocks
-            if block.target != block.source
-        ):
+        if self.refine and not RULES[self.merge].is_joint:
             raise LayoutError(
-                f"--merge {self.merge} does not share query heads yet; use --merge mean with --gq"
+                f"--refine goes on from a merge of whole blocks, which --merge {self.merge} is not"
             )
         if self.dtype is not None and self.dtype not in FLOAT_BY_NAME:
             raise LayoutError(f"no dtype {self.dtype!r}; choose one of {', '.join(FLOAT_BY_NAME)}")
@@ -144,6 +195,8 @@ class Plan:
             "seed": self.seed,
             "dtype": self.dtype,
             "architecture": self.architecture,
+            "calibration": asdict(self.calibration) if self.calibration else None,
+            "refine": list(self.refine),
             "blocks": [block.to_dict() for block in self.blocks],
         }
 
@@ -157,8 +210,13 @@ class Plan:
         try:
             blocks = tuple(BlockPlan.from_dict(block) for block in data["blocks"])
             names = ("variant", "grouping", "merge", "seed", "dtype")
+            calibration = data.get("calibration")
             return cls(
-                **{name: data[name] for name in names}, blocks=blocks, architecture=data.get("architecture")
+                **{name: data[name] for name in names},
+                blocks=blocks,
+                architecture=data.get("architecture"),
+                calibration=DataSettings(**calibration) if calibration else None,
+                refine=tuple(data.get("refine") or ()),
             )
         except (KeyError, TypeError) as error:
             raise CheckpointError(f"not a conversion plan: {error!r}") from error
@@ -170,7 +228,7 @@ def make_plan(
     *,
     blocks: str | None = None,
     grouping: str = "neighbour",
-    merge: str = "mean",
+    merge: str = "closed-form",
     seed: int = 0,
     dtype: str | None = None,
 ) -> Plan:
@@ -206,7 +264,7 @@ def plan_layouts(
     Raises:
         LayoutError: The numbers of heads or the kinds cannot be.
     """
-    chosen = _chosen_kinds(family, kinds)
+    chosen = chosen_kinds(family, kinds)
     targets = []
     for block in blocks:
         try:
@@ -216,7 +274,8 @@ def plan_layouts(
     return tuple(targets)
 
 
-def _chosen_kinds(family: Family, blocks: str | None) -> set[str]:
+def chosen_kinds(family: Family, blocks: str | None) -> set[str]:
+    """Kinds of attention that are converted; see `make_plan`."""
     kinds = {attention.kind for attention in family.attention}
     if blocks is None:
         return kinds

@@ -16,9 +16,9 @@ from gqkva_convert.checkpoint.dtypes import FLOAT_BY_NAME, FLOATS, tensor_bytes
 from gqkva_convert.checkpoint.header import StoredTensor
 from gqkva_convert.checkpoint.reader import TensorReader
 from gqkva_convert.conversion.model import Block, SourceModel, active_norms, projection_tensor, stored_count
-from gqkva_convert.conversion.plan import BlockPlan, Plan
+from gqkva_convert.conversion.plan import BlockPlan, GroupRules, Plan
 from gqkva_convert.errors import FamilyError, WeightError
-from gqkva_convert.heads import HeadLayout
+from gqkva_convert.heads import ROLES, HeadLayout
 from gqkva_convert.transforms.merge import RULES
 
 
@@ -56,11 +56,13 @@ class Joint:
         model: The source.
         block: The block.
         plan: What happens to its heads.
+        rules: The rule of each of its groups.
     """
 
     model: SourceModel
     block: Block
     plan: BlockPlan
+    rules: GroupRules
 
 
 @dataclass(frozen=True)
@@ -170,7 +172,7 @@ def _out_dtype(tensor: StoredTensor, plan: Plan) -> str:
 
 def _block_steps(model: SourceModel, block: Block, block_plan: BlockPlan, plan: Plan) -> list[Step]:
     steps = []
-    joint = Joint(model, block, block_plan) if _merges_jointly(block_plan, plan) else None
+    joint = joint_block(model, block, block_plan, plan)
     for projection in block.attention.projections:
         weight = projection_tensor(model, block, projection, "weight")
         assert weight is not None
@@ -208,10 +210,14 @@ def _step(
     return _whole_if_unchanged(step) if joint is None else step
 
 
-def _merges_jointly(block_plan: BlockPlan, plan: Plan) -> bool:
-    """Whether the rule is a joint one and the block has anything to merge."""
-    groups = (group for role in ("key", "value") for group in block_plan.groups(role))
-    return RULES[plan.merge].is_joint and any(len(group) > 1 for group in groups)
+def joint_block(model: SourceModel, block: Block, block_plan: BlockPlan, plan: Plan) -> Joint | None:
+    """The block as one whose projections merge together, if its rule is such and it has anything to merge."""
+    groups = (group for role in ROLES for group in block_plan.groups(role))
+    if not RULES[plan.merge].is_joint or all(len(group) == 1 for group in groups):
+        return None
+    rule = "closed-form" if plan.merge == "auto" else plan.merge  # rules are not chosen yet
+    rules = block_plan.rules or GroupRules.same(rule, block_plan.target)
+    return Joint(model, block, block_plan, rules)
 
 
 def _whole_if_unchanged(step: Step) -> Step:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import hashlib
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -219,19 +220,38 @@ def _check_source(
         joints = JointMerges(reader)
         steps = make_steps(source, plan, tied_copies(source, reader))
         with TensorReader(model.checkpoint.files, pickled=False) as output:
-            wrong = [
-                step.name
-                for step in steps.steps
-                if not _is_recomputed(step, plan, model.checkpoint, reader, joints, output, advance)
-            ]
+            fixed = {name: entry.get("sha256") for name, entry in report["tensors"].items()}
+            wrong = []
+            for step in steps.steps:
+                if step.joint is not None and plan.calibration is not None:
+                    same = _is_recorded(step, fixed.get(step.name), model.checkpoint, output, advance)
+                else:
+                    same = _is_recomputed(step, plan, model.checkpoint, reader, joints, output, advance)
+                if not same:
+                    wrong.append(step.name)
     wrong += sorted(model.checkpoint.tensors.keys() - {step.name for step in steps.steps})
     copied = sum(step.is_copy for step in steps.steps)
+    from_data = sum(step.joint is not None for step in steps.steps) if plan.calibration else 0
+    computed = len(steps.steps) - copied - from_data
     proof.add(
         "recomputed from the source",
         f"{len(wrong)} tensors differ, {wrong[0]} first" if wrong else None,
-        f"{copied} tensors copied and {len(steps.steps) - copied} computed, all equal to the byte",
+        f"{copied} tensors copied and {computed} computed, all equal to the byte"
+        + (f"; {from_data} merged with calibration data, as recorded when converted" if from_data else ""),
     )
     return checksums
+
+
+def _is_recorded(
+    step: Step, sha256: str | None, checkpoint: Checkpoint, output: TensorReader, advance: Progress
+) -> bool:
+    """Whether a tensor that depends on calibration data is what the conversion wrote."""
+    stored = checkpoint.tensors.get(step.name)
+    if stored is None or (stored.dtype, stored.shape) != (step.dtype, step.shape):
+        return False
+    data = output.read(stored)
+    advance(data.nbytes)
+    return hashlib.sha256(data.tobytes()).hexdigest() == sha256
 
 
 def _is_recomputed(

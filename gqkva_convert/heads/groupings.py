@@ -1,4 +1,4 @@
-"""Which source heads become one stored head, chosen without looking at the weights.
+"""Which source heads become one stored head, chosen without looking at the weights; names of all groupings.
 
 A grouping is an order of the attention heads: reordered by it, the heads that will share a stored
 head stand where the target layout expects them. Heads are interchangeable as long as query, key,
@@ -12,7 +12,19 @@ import random
 
 from gqkva_convert.heads.layout import ROLES, HeadLayout
 
-GROUPINGS = ("neighbour", "random")
+GROUPINGS = (
+    "neighbour",
+    "random",
+    "weights",
+    "activations",
+    "activations-raw",
+    "asym",
+    "asym-raw",
+    "evolution",
+    "evolution-ec",
+    "key-norm",
+    "loss",
+)
 
 
 def neighbour_order(source: HeadLayout) -> tuple[int, ...]:

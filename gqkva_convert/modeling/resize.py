@@ -36,6 +36,16 @@ def find_block(name: str, module: Any, patterns: dict[str, str]) -> tuple[str, i
     return None
 
 
+def is_fused(block: Any) -> bool:
+    """Whether a block holds queries, keys and values in one projection."""
+    return any(hasattr(block, name) for name in _FUSED)
+
+
+def find_projection(block: Any, role: str) -> str:
+    """Name of the attribute of a block that holds a role's projection."""
+    return next(name for name in (*_FUSED, *_PROJECTIONS[role]) if hasattr(block, name))
+
+
 def resize_block(block: Any, layout: HeadLayout, facts: BlockFacts, block_class: type | None) -> None:
     """Make a stock attention block hold the stored heads of ``layout`` and attend by it.
 
@@ -63,13 +73,11 @@ def resize_block(block: Any, layout: HeadLayout, facts: BlockFacts, block_class:
             f"{type(block).__name__}, which has {_attention_heads(block, layout.head_dim)}"
         )
     sizes = {role: count * layout.head_dim for role, count in counts.items()}
-    fused = next((name for name in _FUSED if hasattr(block, name)), None)
-    if fused is not None:
-        _resize_projection(block, fused, sum(sizes.values()))
+    if is_fused(block):
+        _resize_projection(block, find_projection(block, "query"), sum(sizes.values()))
     else:
         for role in ROLES:
-            name = next(name for name in _PROJECTIONS[role] if hasattr(block, name))
-            _resize_projection(block, name, sizes[role])
+            _resize_projection(block, find_projection(block, role), sizes[role])
     for role, names in _NORMS.items():
         for name in names:
             norm = getattr(block, name, None)
@@ -125,11 +133,10 @@ def split_block(block: Any, name: str, plan: dict[str, str], parts: int) -> None
 
 def _attention_heads(block: Any, head_dim: int) -> int:
     """How many heads of a width the stock block's queries hold."""
-    if any(hasattr(block, name) for name in _FUSED):
+    if is_fused(block):
         heads: int = block.config.num_attention_heads
         return heads
-    name = next(name for name in _PROJECTIONS["query"] if hasattr(block, name))
-    return int(getattr(block, name).out_features // head_dim)
+    return int(getattr(block, find_projection(block, "query")).out_features // head_dim)
 
 
 def _resize_projection(block: Any, name: str, size: int) -> None:

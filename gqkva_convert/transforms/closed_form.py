@@ -1,14 +1,15 @@
-"""Merges with a closed form: one shared head and what each head that reads it must absorb.
+"""The best head to stand for several that are read linearly, in closed form.
 
-A value head is read through the output projection, a key head through the queries; both readers are linear.
+A value head is read through the output projection, a key head without rotary positions through the queries.
 For weights ``W_s`` of heads ``s`` and inputs ``x`` of second moment ``C = E[x x']`` the shared head minimises
 
     sum over readers p of E || x' W_s(p) R_p  -  x' W Z_s(p) R_p ||^2
 
 with ``R_p`` the reader of head s(p). The best ``W`` of rank head_dim are the leading eigenvectors of
 ``sum_s V_s (sum_p R_p R_p') V_s'`` with ``V_s = C^1/2 W_s`` (Eckart and Young, 1936). It is a combination of
-the heads themselves, so that no moment is ever inverted. Keys under rotary positions allow one complex number
-for each rotary plane instead of a matrix. Everything here is float64.
+the heads themselves, so that their inner products are all that is needed and no moment is ever inverted.
+A plane of two features under rotary positions is one complex number, and passes only such a number on to its
+queries. Everything here is float64.
 """
 
 from __future__ import annotations
@@ -25,89 +26,106 @@ ComplexArray = NDArray[np.complex128]
 RELATIVE_TOLERANCE = 1e-12
 
 
-def inner_products(heads: Array, moment: Array | None) -> Array:
-    """``W_s C W_t'`` of all rows of all heads.
+def inner_products(rows: Array, moment: Array | None) -> Array:
+    """``E (w_i' x)(w_j' x)`` of all rows of weights.
 
     Args:
-        heads: ``(rows, inputs)``.
+        rows: ``(rows, inputs)``.
         moment: ``C``: None for the identity, ``(inputs,)`` for a diagonal, or ``(inputs, inputs)``.
 
     Returns:
-        ``(rows, rows)``.
+        ``(rows, rows)``, symmetric to the last bit.
     """
-    products: Array = _times(heads, moment) @ heads.T
+    weighted: Array = rows
+    if moment is not None:
+        weighted = rows * moment if moment.ndim == 1 else rows @ moment
+    products: Array = weighted @ rows.T
+    products += products.T.copy()
+    products /= 2
     return products
 
 
-def _times(heads: Any, moment: Array | None) -> Any:
-    """``heads @ C`` for a moment in any of its forms."""
-    if moment is None:
-        return heads
-    return heads * moment if moment.ndim == 1 else heads @ moment
-
-
-def shared_subspace(heads: Array, readers: Array, moment: Array | None) -> tuple[Array, Array]:
-    """The best head to stand for several that are read linearly (values; keys without rotary positions).
+def shared_subspace(products: Array, readers: Array) -> tuple[Array, Array]:
+    """The best head to stand for several (values; keys without rotary positions).
 
     Args:
-        heads: Weights ``(heads, head_dim, inputs)``.
+        products: Inner products of all features of all heads, ``(heads * head_dim, heads * head_dim)``.
         readers: For each head ``sum_p R_p R_p'`` over its readers, ``(heads, head_dim, head_dim)``.
-        moment: Second moment of the inputs, as `inner_products` takes it.
 
     Returns:
         ``(combination, absorbed)``, both ``(heads, head_dim, head_dim)``: the shared head is
         ``sum_s combination[s] @ heads[s]``, and a reader of head s becomes ``absorbed[s] @ reader``.
     """
-    count, head_dim, inputs = heads.shape
-    rows = heads.reshape(count * head_dim, inputs)
-    products = inner_products(rows, moment)
+    count, head_dim, _ = readers.shape
     roots = np.stack([_square_root(reader) for reader in readers])
-    # G = F'F for F = [V_s L_s]_s, with L_s L_s' = readers[s]
-    left = np.zeros_like(products)
-    for place, root in enumerate(roots):
-        span = slice(place * head_dim, (place + 1) * head_dim)
-        left[span] = root.T @ products[span]
-    gram = np.zeros_like(products)
-    for place, root in enumerate(roots):
-        span = slice(place * head_dim, (place + 1) * head_dim)
-        gram[:, span] = left[:, span] @ root
+    left = _read(products, roots)
+    gram = _read(left.T, roots)
     values, vectors = np.linalg.eigh((gram + gram.T) / 2)
     values, vectors = values[::-1][:head_dim], vectors[:, ::-1][:, :head_dim]
     kept = values > RELATIVE_TOLERANCE * max(float(values[0]), np.finfo(np.float64).tiny)
     inverse = np.where(kept, 1 / np.sqrt(np.where(kept, values, 1)), 0)
-    basis = vectors * inverse  # U = F basis is orthonormal
+    basis = vectors * inverse  # F basis is orthonormal, for F = [V_s L_s]_s with L_s L_s' = readers[s]
     combination = np.stack(
         [basis[place * head_dim : (place + 1) * head_dim].T @ root.T for place, root in enumerate(roots)]
     )
     absorbed = (basis.T @ left).reshape(head_dim, count, head_dim).transpose(1, 0, 2)
     # As large as the heads it stands for, rather than of unit variance.
-    scale = np.sqrt(max(float(np.trace(products)) / rows.shape[0], np.finfo(np.float64).tiny))
+    scale = np.sqrt(max(float(np.trace(products)) / len(products), np.finfo(np.float64).tiny))
     return combination * scale, absorbed / scale
 
 
-def shared_planes(heads: Array, energies: Array, moment: Array | None) -> tuple[ComplexArray, ComplexArray]:
-    """The best rotary planes to stand for those of several key heads.
+def subspace_residual(products: Array, readers: Array) -> float:
+    """What `shared_subspace` loses: the eigenvalues that rank head_dim cannot hold."""
+    head_dim = readers.shape[1]
+    roots = np.stack([_square_root(reader) for reader in readers])
+    gram = _read(_read(products, roots).T, roots)
+    values = np.linalg.eigvalsh((gram + gram.T) / 2)
+    return float(np.maximum(values[:-head_dim], 0).sum())
 
-    A plane's two features are one complex number, and the rotation multiplies it; only a complex factor
-    passes from a key to its queries. Rank 1 for each plane, weighted by the energy of each head's queries.
+
+def _read(matrix: Array, roots: Array) -> Array:
+    """``diag(L_s)' matrix`` for the roots of every head."""
+    count, head_dim, _ = roots.shape
+    blocks = matrix.reshape(count, head_dim, -1)
+    result: Array = np.matmul(roots.transpose(0, 2, 1), blocks).reshape(matrix.shape)
+    return result
+
+
+def plane_products(products: Array, first: list[int], second: list[int], head_dim: int) -> ComplexArray:
+    """``E conj(k_s) k_t`` of every rotary plane, a feature pair as one complex number.
 
     Args:
-        heads: Weights as complex numbers, ``(heads, planes, inputs)``: first feature plus i times the second.
+        products: As `shared_subspace` takes them.
+        first: First feature of each plane.
+        second: Second feature of each plane.
+        head_dim: Features per head.
+
+    Returns:
+        ``(planes, heads, heads)``.
+    """
+    count = len(products) // head_dim
+    blocks = products.reshape(count, head_dim, count, head_dim)
+    one, two = np.array(first), np.array(second)
+    same = blocks[:, one, :, one] + blocks[:, two, :, two]
+    turned = blocks[:, one, :, two] - blocks[:, two, :, one]
+    result: ComplexArray = same + 1j * turned
+    return result
+
+
+def shared_planes(products: ComplexArray, energies: Array) -> tuple[ComplexArray, ComplexArray]:
+    """The best rotary planes to stand for those of several key heads: rank 1 for each plane.
+
+    Args:
+        products: ``(planes, heads, heads)``, as `plane_products` gives them.
         energies: ``sum_p E |q_p|^2`` over each head's readers, ``(heads, planes)``.
-        moment: Second moment of the inputs, as `inner_products` takes it.
 
     Returns:
         ``(combination, absorbed)``, both ``(heads, planes)``: the shared key is
         ``sum_s combination[s] * heads[s]``, and a query that read head s is multiplied by ``absorbed[s]``.
     """
-    floor = RELATIVE_TOLERANCE * np.maximum(energies.max(axis=0), np.finfo(np.float64).tiny)
-    weights = np.sqrt(np.maximum(energies, floor))
-    planes = heads.transpose(1, 0, 2)  # (planes, heads, inputs)
-    weighted = _times(planes, moment)
-    products: Any = weighted.conj() @ planes.transpose(0, 2, 1)  # <k_s, k_t>
-    shares = weights.T
-    gram = products * shares[:, :, None] * shares[:, None, :]
-    _, vectors = np.linalg.eigh((gram + gram.conj().transpose(0, 2, 1)) / 2)
+    shares = _shares(energies)
+    gram = _weighted(products, shares)
+    _, vectors = np.linalg.eigh(gram)
     leading = vectors[:, :, -1]  # (planes, heads)
     # Phase and size as of the heads on average, so that equal heads come out as they went in.
     total = (shares * leading.conj()).sum(axis=1)
@@ -122,7 +140,26 @@ def shared_planes(heads: Array, energies: Array, moment: Array | None) -> tuple[
     return (combination * scale).T, (absorbed / scale).conj().T
 
 
-def _square_root(matrix: Array) -> Array:
+def planes_residual(products: ComplexArray, energies: Array) -> float:
+    """What `shared_planes` loses, summed over planes."""
+    values = np.linalg.eigvalsh(_weighted(products, _shares(energies)))
+    return float(np.maximum(values[:, :-1], 0).sum())
+
+
+def _shares(energies: Array) -> Array:
+    """Roots of the energies by plane, ``(planes, heads)``; never zero."""
+    floor = RELATIVE_TOLERANCE * np.maximum(energies.max(axis=0), np.finfo(np.float64).tiny)
+    shares: Array = np.sqrt(np.maximum(energies, floor)).T
+    return shares
+
+
+def _weighted(products: ComplexArray, shares: Array) -> ComplexArray:
+    gram = products * shares[:, :, None] * shares[:, None, :]
+    result: ComplexArray = (gram + gram.conj().transpose(0, 2, 1)) / 2
+    return result
+
+
+def _square_root(matrix: Any) -> Array:
     """``L`` with ``L L' = matrix`` for a positive semidefinite matrix, singular or not."""
     values, vectors = np.linalg.eigh((matrix + matrix.T) / 2)
     root: Array = vectors * np.sqrt(np.maximum(values, 0))

@@ -26,7 +26,7 @@ class MergeRule:
         reads_weights: Whether the shares depend on what the heads hold, or only on how many there are.
         starts_afresh: Whether the merged head is drawn anew instead (`fresh_head`).
         is_joint: Whether keys merge together with queries and values with the output projection
-            (`closed_form`); the shares then serve norms on keys, and the keys before them.
+            (`closed_form`, `scores`, `aligned`); the shares then serve norms on queries and keys alone.
     """
 
     name: str
@@ -61,6 +61,10 @@ RULES = {
         MergeRule("first", _first),
         MergeRule("norm-weighted", _norm_weighted, reads_weights=True),
         MergeRule("closed-form", _mean, is_joint=True),
+        MergeRule("closed-form-weights", _mean, is_joint=True),
+        MergeRule("aligned", _mean, is_joint=True),
+        MergeRule("aligned-rescaled", _mean, is_joint=True),
+        MergeRule("auto", _mean, is_joint=True),
         # Norms that follow a fresh projection keep their mean gain; see `fresh_head` for the weights.
         MergeRule("random", _mean, starts_afresh=True),
     )

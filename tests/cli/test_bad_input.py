@@ -49,7 +49,10 @@ def edit_config(folder: Path, **changes: Any) -> None:
         (["--gq", "4"], ["--gq 4", "[1, 2, 3, 6]"]),
         (["--gq", "2", "--gkv", "2"], ["4 attention heads", "has 6", "1 x 6, 2 x 3, 3 x 2, 6 x 1"]),
         ([], ["give --gkv, --gq or both"]),
-        (["--gkv", "2", "--merge", "median"], ["median", "mean, first, norm-weighted, closed-form, random"]),
+        (
+            ["--gkv", "2", "--merge", "median"],
+            ["median", "mean, first, norm-weighted, closed-form, closed-form-weights, aligned"],
+        ),
         (["--gkv", "2", "--grouping", "best"], ["best", "neighbour, random"]),
         (["--gkv", "2", "--dtype", "int8"], ["int8", "bfloat16"]),
         (["--gkv", "2", "--max-shard-size", "lots"], ["lots", "2GB"]),

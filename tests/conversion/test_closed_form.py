@@ -15,7 +15,8 @@ from typer.testing import Result
 
 from gqkva_convert import convert, verify
 from gqkva_convert.architectures import FAMILIES
-from gqkva_convert.conversion.model import open_model, rotary_features
+from gqkva_convert.conversion.model import open_model
+from gqkva_convert.conversion.rotary import rotary_features
 from gqkva_convert.demo_model.demo import MODEL, held_out_windows
 from gqkva_convert.evaluation.perplexity import language_loss, load_causal_lm
 from gqkva_convert.modeling.loading import load_model
@@ -28,15 +29,21 @@ Tiny = Callable[[str], Path]
     "options",
     [
         {"gkv": 2, "grouping": "random", "seed": 3},
+        {"gq": 2, "gkv": 3},
         pytest.param({"gkv": 2}, marks=pytest.mark.slow),
         pytest.param({"gkv": 1}, marks=pytest.mark.slow),
+        pytest.param({"gq": 3}, marks=pytest.mark.slow),
+        pytest.param({"gkv": 2, "merge": "aligned"}, marks=pytest.mark.slow),
+        pytest.param({"gq": 3, "gkv": 2, "merge": "aligned-rescaled"}, marks=pytest.mark.slow),
     ],
 )
 def test_every_family_converts_and_proves_it(
     family: str, options: dict[str, Any], tiny: Tiny, tmp_path: Path
 ) -> None:
     """Packings, biases, partial rotary positions and norms: heads that agree must come out agreeing."""
-    out = convert(tiny(family), tmp_path / "out", merge="closed-form", **options)
+    if family in ("clip", "siglip") and "gq" in options:
+        options = options | {"blocks": "text"}  # the vision tower has another number of heads
+    out = convert(tiny(family), tmp_path / "out", **({"merge": "closed-form"} | options))
     result = verify(out, tiny(family))
     assert result["passed"], [check for check in result["checks"] if not check["passed"]]
 
@@ -138,18 +145,11 @@ def test_the_built_in_model_keeps_most_of_what_averaging_loses(tmp_path: Path) -
             loss(convert(MODEL, tmp_path / f"{merge}-{gkv}", gkv=gkv, merge=merge)) - original
             for merge in ("closed-form", "mean")
         ]
-        assert 0 < rises[0] < 0.35 * rises[1]
+        assert 0 < rises[0] < 0.25 * rises[1]
 
 
-def test_damaged_weights_and_shared_queries_are_refused(
-    tiny: Tiny, tmp_path: Path, gqkva: Callable[..., Result]
-) -> None:
-    """NaN must not reach an eigenvalue routine, nor a rule be applied to what it cannot merge."""
-    result = gqkva(
-        "convert", tiny("bert"), tmp_path / "out", "--gq", "2", "--gkv", "3", "--merge", "closed-form"
-    )
-    assert result.exit_code == 2
-    assert "does not share query heads yet; use --merge mean" in result.stderr
+def test_damaged_weights_are_refused(tmp_path: Path, gqkva: Callable[..., Result]) -> None:
+    """NaN must not reach an eigenvalue routine."""
     model = tiny_models.build("llama", "LlamaForCausalLM")
     with torch.no_grad():
         model.model.layers[1].self_attn.q_proj.weight[3, 3] = float("nan")

@@ -46,7 +46,9 @@ def test_the_layout_a_model_already_has_changes_no_byte(
 def test_merged_heads_are_the_mean_of_their_neighbours(llama: Path, tmp_path: Path) -> None:
     """The GQA paper's conversion, against three lines of torch; a tiled grouping would differ."""
     before = tiny_models.load(llama, "LlamaForCausalLM").state_dict()
-    after = tiny_models.load(convert(llama, tmp_path / "out", gkv=2), "LlamaForCausalLM").state_dict()
+    after = tiny_models.load(
+        convert(llama, tmp_path / "out", gkv=2, merge="mean"), "LlamaForCausalLM"
+    ).state_dict()
     for name, tensor in before.items():
         if "k_proj" in name or "v_proj" in name:
             expected = tensor.double().unflatten(0, (2, 3, 4)).mean(1).flatten(0, 1).float()
@@ -57,9 +59,9 @@ def test_merged_heads_are_the_mean_of_their_neighbours(llama: Path, tmp_path: Pa
 
 def test_a_grouped_model_is_grouped_further(llama: Path, tmp_path: Path) -> None:
     """Two steps of averaging equal groups are one."""
-    half = convert(llama, tmp_path / "half", gkv=2)
-    both = convert(half, tmp_path / "both", gkv=1)
-    once = convert(llama, tmp_path / "once", gkv=1)
+    half = convert(llama, tmp_path / "half", gkv=2, merge="mean")
+    both = convert(half, tmp_path / "both", gkv=1, merge="mean")
+    once = convert(llama, tmp_path / "once", gkv=1, merge="mean")
     assert verify(both, half)["passed"]
     for name, tensor in load_all(once).items():
         np.testing.assert_allclose(load_all(both)[name], tensor, rtol=1e-6, atol=1e-7)
@@ -72,7 +74,7 @@ def load_all(folder: Path) -> dict[str, np.ndarray]:
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float32"])
 def test_dtype_is_kept_unless_asked(dtype: str, llama: Path, tmp_path: Path) -> None:
     """A float32 model on disk that was bfloat16 costs twice the download."""
-    cast = convert(llama, tmp_path / "cast", gkv=2, dtype=dtype)
+    cast = convert(llama, tmp_path / "cast", gkv=2, merge="mean", dtype=dtype)
     assert {tensor.dtype for tensor in open_checkpoint(cast).tensors.values()} == {
         {"bfloat16": "BF16", "float16": "F16", "float32": "F32"}[dtype]
     }
@@ -81,7 +83,9 @@ def test_dtype_is_kept_unless_asked(dtype: str, llama: Path, tmp_path: Path) -> 
     assert {t.dtype for t in open_checkpoint(kept).tensors.values()} == {
         t.dtype for t in open_checkpoint(cast).tensors.values()
     }
-    wide = tiny_models.load(convert(llama, tmp_path / "wide", gkv=2), "LlamaForCausalLM").state_dict()
+    wide = tiny_models.load(
+        convert(llama, tmp_path / "wide", gkv=2, merge="mean"), "LlamaForCausalLM"
+    ).state_dict()
     narrow = tiny_models.load(cast, "LlamaForCausalLM").state_dict()
     for name, tensor in wide.items():
         assert torch.equal(narrow[name], tensor.to(getattr(torch, dtype)).float()), f"{name} rounded twice"
@@ -227,7 +231,7 @@ def test_a_dry_run_shows_everything_and_writes_nothing(llama: Path, gqkva: Run) 
     """The plan is data: what --json prints must account for every tensor."""
     before = sorted(path.name for path in llama.parent.iterdir())
     out = llama.parent / "out"
-    result = gqkva("convert", llama, out, "--gkv", "2", "--dry-run", "--json")
+    result = gqkva("convert", llama, out, "--gkv", "2", "--merge", "mean", "--dry-run", "--json")
     assert result.exit_code == 0
     data = json.loads(result.stdout)
     tensors = [tensor for shard in data["shards"].values() for tensor in shard]
@@ -266,5 +270,5 @@ def test_real_checkpoints_convert_and_verify(name: str, shared_models: Path, tmp
 
 def test_copied_heads_of_a_real_model_merge_without_loss(shared_models: Path, tmp_path: Path) -> None:
     """stories260K-mha is stories260K with each key/value head copied to its two readers."""
-    out = convert(shared_models / "stories260K-mha-hf", tmp_path / "out", gkv=4)
+    out = convert(shared_models / "stories260K-mha-hf", tmp_path / "out", gkv=4, merge="mean")
     assert all_tensors(out) == all_tensors(shared_models / "stories260K-hf")

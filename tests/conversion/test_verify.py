@@ -20,7 +20,10 @@ Run = Callable[..., Result]
 def converted(llama: Path, gqkva: Run) -> Path:
     """A conversion of the tiny Llama into one file."""
     out = llama.parent / "out"
-    assert gqkva("convert", llama, out, "--gkv", "2", "--max-shard-size", "1GB").exit_code == 0
+    assert (
+        gqkva("convert", llama, out, "--gkv", "2", "--merge", "mean", "--max-shard-size", "1GB").exit_code
+        == 0
+    )
     return out
 
 

@@ -6,7 +6,14 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from gqkva_convert.transforms.closed_form import inner_products, shared_planes, shared_subspace
+from gqkva_convert.transforms.closed_form import (
+    inner_products,
+    plane_products,
+    planes_residual,
+    shared_planes,
+    shared_subspace,
+    subspace_residual,
+)
 
 Array = NDArray[np.float64]
 HEADS, HEAD_DIM, INPUTS, OUTPUTS = 3, 4, 10, 9
@@ -27,6 +34,26 @@ def dense(moment: Array | None) -> Array:
     return np.diag(moment) if moment.ndim == 1 else moment
 
 
+def merged(heads: Array, read: Array, moment: Array | None) -> tuple[Array, Array]:
+    """`shared_subspace` from weights."""
+    return shared_subspace(inner_products(heads.reshape(-1, INPUTS), moment), read @ read.transpose(0, 2, 1))
+
+
+def merged_planes(
+    heads: NDArray[np.complex128], energies: Array, moment: Array | None
+) -> tuple[NDArray[np.complex128], NDArray[np.complex128]]:
+    """`shared_planes` from weights."""
+    return shared_planes(complex_products(heads, moment), energies)
+
+
+def complex_products(heads: NDArray[np.complex128], moment: Array | None) -> NDArray[np.complex128]:
+    number = heads.shape[1]
+    rows = np.concatenate([heads.real, heads.imag], axis=1).reshape(-1, INPUTS)
+    return plane_products(
+        inner_products(rows, moment), list(range(number)), list(range(number, 2 * number)), 2 * number
+    )
+
+
 def subspace_loss(heads: Array, read: Array, moment: Array | None, shared: Array, absorbed: Array) -> float:
     """``sum E || R' W x - (Z R)' W_shared x ||^2``."""
     total = 0.0
@@ -44,7 +71,7 @@ def test_no_change_makes_a_shared_subspace_better(kind: str, seed: int) -> None:
     heads = random.standard_normal((HEADS, HEAD_DIM, INPUTS))
     read = random.standard_normal((HEADS, HEAD_DIM, OUTPUTS))
     moment = moments(kind, random)
-    combination, absorbed = shared_subspace(heads, read @ read.transpose(0, 2, 1), moment)
+    combination, absorbed = merged(heads, read, moment)
     shared = np.einsum("sij,sjk->ik", combination, heads)
     loss = subspace_loss(heads, read, moment, shared, absorbed)
     root = np.linalg.svd(dense(moment))
@@ -65,11 +92,15 @@ def test_the_loss_is_what_eckart_and_young_leave() -> None:
     random = np.random.default_rng(5)
     heads = random.standard_normal((HEADS, HEAD_DIM, INPUTS))
     read = random.standard_normal((HEADS, HEAD_DIM, OUTPUTS))
-    combination, absorbed = shared_subspace(heads, read @ read.transpose(0, 2, 1), None)
+    combination, absorbed = merged(heads, read, None)
     shared = np.einsum("sij,sjk->ik", combination, heads)
     stacked = np.concatenate([head.T @ reader for head, reader in zip(heads, read, strict=True)], axis=1)
     expected = float((np.linalg.svd(stacked)[1][HEAD_DIM:] ** 2).sum())
     assert subspace_loss(heads, read, None, shared, absorbed) == pytest.approx(expected)
+    residual = subspace_residual(
+        inner_products(heads.reshape(-1, INPUTS), None), read @ read.transpose(0, 2, 1)
+    )
+    assert residual == pytest.approx(expected)
 
 
 @pytest.mark.parametrize("kind", ["identity", "full"])
@@ -81,7 +112,7 @@ def test_heads_that_differ_by_an_invertible_matrix_merge_without_loss(kind: str)
     heads = np.stack([mix @ head for mix in mixes])
     read = np.stack([np.linalg.inv(mix).T @ reader for mix in mixes])
     moment = moments(kind, random)
-    combination, absorbed = shared_subspace(heads, read @ read.transpose(0, 2, 1), moment)
+    combination, absorbed = merged(heads, read, moment)
     shared = np.einsum("sij,sjk->ik", combination, heads)
     scale = subspace_loss(heads, read, moment, np.zeros_like(shared), absorbed)
     assert subspace_loss(heads, read, moment, shared, absorbed) < 1e-18 * scale
@@ -94,13 +125,13 @@ def test_deficient_heads_give_finite_numbers() -> None:
     read = np.zeros((HEADS, HEAD_DIM, OUTPUTS))
     read[1, 0, 0] = 2
     for given in (heads, np.zeros_like(heads)):
-        combination, absorbed = shared_subspace(given, read @ read.transpose(0, 2, 1), None)
+        combination, absorbed = merged(given, read, None)
         assert np.isfinite(combination).all()
         assert np.isfinite(absorbed).all()
         shared = np.einsum("sij,sjk->ik", combination, given)
         assert subspace_loss(given, read, None, shared, absorbed) == pytest.approx(0, abs=1e-12)
         complex_heads = given[:, :2] + 1j * given[:, 2:]
-        for found in shared_planes(complex_heads, np.zeros((HEADS, 2)), None):
+        for found in merged_planes(complex_heads, np.zeros((HEADS, 2)), None):
             assert np.isfinite(found).all()
 
 
@@ -128,9 +159,10 @@ def test_no_change_makes_shared_planes_better(kind: str, seed: int) -> None:
     """Against other shared keys, near and far, each with its best factors."""
     random = np.random.default_rng(seed)
     heads, energies, moment = planes(random), random.uniform(0.1, 3, (HEADS, 2)), moments(kind, random)
-    combination, absorbed = shared_planes(heads, energies, moment)
+    combination, absorbed = merged_planes(heads, energies, moment)
     shared = np.einsum("sp,spi->pi", combination, heads)
     loss = plane_loss(heads, energies, moment, shared, absorbed)
+    assert planes_residual(complex_products(heads, moment), energies) == pytest.approx(loss)
     for size in (1e-3, 1e-1, 1, 10):
         for _ in range(5):
             real, imaginary = size * random.standard_normal((2, *shared.shape))
@@ -147,7 +179,7 @@ def test_keys_that_differ_by_a_complex_factor_merge_without_loss() -> None:
     factors = random.standard_normal((HEADS, 2)) + 1j * random.standard_normal((HEADS, 2))
     heads = factors[:, :, None] * first
     energies = random.uniform(0.1, 3, (HEADS, 2))
-    combination, absorbed = shared_planes(heads, energies, None)
+    combination, absorbed = merged_planes(heads, energies, None)
     shared = np.einsum("sp,spi->pi", combination, heads)
     assert plane_loss(heads, energies, None, shared, absorbed) < 1e-18 * float((energies * 10).sum())
 
@@ -155,7 +187,7 @@ def test_keys_that_differ_by_a_complex_factor_merge_without_loss() -> None:
 def test_equal_keys_come_out_as_they_went_in() -> None:
     """Queries of heads that agree already need not change."""
     first = planes(np.random.default_rng(3))[0]
-    combination, absorbed = shared_planes(np.stack([first] * HEADS), np.ones((HEADS, 2)), None)
+    combination, absorbed = merged_planes(np.stack([first] * HEADS), np.ones((HEADS, 2)), None)
     np.testing.assert_allclose(np.einsum("sp,pi->pi", combination, first), first, atol=1e-12)
     np.testing.assert_allclose(absorbed, 1, atol=1e-12)
 

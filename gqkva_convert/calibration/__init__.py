@@ -1,0 +1,1 @@
+"""Running a model over a little data and keeping statistics of what its attention blocks read."""

@@ -1,0 +1,105 @@
+"""The calls of attention blocks, spilled to disk so that each block can be run again on its own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from gqkva_convert.calibration.network import attention_blocks, run_batch, valid_positions
+
+if TYPE_CHECKING:
+    from gqkva_convert.calibration.data import Batch
+
+Place = tuple[str, int]
+
+
+class Calls:
+    """What attention blocks were called with, a file for each batch.
+
+    Attributes:
+        folder: Folder of the files.
+        files: One for each batch, in order.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.files: list[Path] = []
+
+    def of(self, place: Place, numbers: Sequence[int]) -> Iterator[dict[str, Any]]:
+        """A block's calls in some batches: ``args``, ``kwargs``, and ``valid`` positions or None."""
+        import torch
+
+        for number in numbers:
+            stored = torch.load(self.files[number], mmap=True, weights_only=True)
+            yield stored["/".join(map(str, place))]
+
+
+def record(
+    model: Any,
+    batches: Sequence[Batch],
+    folder: Path,
+    *,
+    places: set[Place],
+    progress: Callable[[int], None] = lambda _: None,
+) -> Calls:
+    """Run batches through a model and write down what its attention blocks are called with.
+
+    Args:
+        model: A transformers model.
+        batches: Its inputs.
+        folder: Where to write; a batch takes the size of every block's inputs.
+        places: Blocks wanted, by kind and layer.
+        progress: Called with 1 after each batch.
+    """
+    import torch
+
+    calls, taken, current = Calls(folder), {}, {}  # type: ignore[var-annotated]
+
+    def take(place: Place) -> Callable[..., None]:
+        def hook(module: Any, args: Any, kwargs: Any) -> None:
+            taken["/".join(map(str, place))] = {
+                "args": [_kept(value) for value in args],
+                "kwargs": {name: _kept(value) for name, value in kwargs.items() if _is_data(value)},
+                "valid": valid_positions(place[0], current, "query"),
+            }
+
+        return hook
+
+    hooks = [
+        block.register_forward_pre_hook(take(place), with_kwargs=True)
+        for place, block in attention_blocks(model).items()
+        if place in places
+    ]
+    try:
+        for number, batch in enumerate(batches):
+            taken.clear()
+            current.clear()
+            current.update(batch)
+            run_batch(model, batch)
+            file = folder / f"calls-{number:05d}.pt"
+            torch.save(taken, file)
+            calls.files.append(file)
+            progress(1)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return calls
+
+
+def _is_data(value: Any) -> bool:
+    import torch
+
+    if isinstance(value, (tuple, list)):
+        return all(_is_data(part) for part in value)
+    return value is None or isinstance(value, (bool, int, float, str, torch.Tensor))
+
+
+def _kept(value: Any) -> Any:
+    import torch
+
+    if isinstance(value, torch.Tensor):
+        return value.detach().cpu()
+    if isinstance(value, (tuple, list)):
+        return tuple(_kept(part) for part in value)
+    return value if _is_data(value) else None

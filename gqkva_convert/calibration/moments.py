@@ -1,0 +1,152 @@
+"""Second moments of what attention blocks read, gathered in one pass."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gqkva_convert.calibration.network import attention_blocks, run_batch, valid_positions
+
+if TYPE_CHECKING:
+    from gqkva_convert.calibration.data import Batch
+
+Array = NDArray[np.float64]
+Place = tuple[str, int]
+Progress = Callable[[int], None]
+
+# Rows multiplied at once in float64.
+_ROWS = 4096
+
+
+@dataclass
+class Moments:
+    """Sums over the positions of calibration data, by kind of attention and layer.
+
+    Attributes:
+        query: ``sum [x 1] [x 1]'`` over the inputs of queries, ``(inputs + 1, inputs + 1)``.
+        key: The same over the inputs of keys and values where they are others (cross-attention).
+        batches: Batches counted so far.
+    """
+
+    query: dict[Place, Array]
+    key: dict[Place, Array]
+    batches: int = 0
+
+    def mean(self, place: Place) -> tuple[Array, Array]:
+        """``E [x 1] [x 1]'`` of a block's inputs of queries, and of keys and values."""
+        query = self.query[place]
+        key = self.key.get(place, query)
+        return query / query[-1, -1], key / key[-1, -1]
+
+    def save(self, file: Path, **facts: str) -> None:
+        """Write the sums, atomically."""
+        from safetensors.numpy import save_file
+
+        tensors = {
+            f"{role}.{kind}.{layer}": matrix
+            for role, sums in (("query", self.query), ("key", self.key))
+            for (kind, layer), matrix in sums.items()
+        }
+        scratch = file.with_name(f".{file.name}.new")
+        save_file(tensors, scratch, {"batches": str(self.batches), **facts})
+        scratch.replace(file)
+
+    @classmethod
+    def load(cls, file: Path) -> Moments:
+        """Read what `save` wrote."""
+        from safetensors import safe_open
+
+        found = cls({}, {})
+        with safe_open(file, "numpy") as stored:
+            found.batches = int(stored.metadata()["batches"])
+            for name in stored.keys():  # noqa: SIM118
+                role, kind, layer = name.split(".")
+                getattr(found, role)[kind, int(layer)] = stored.get_tensor(name)
+        return found
+
+
+def collect(
+    model: Any,
+    batches: Sequence[Batch],
+    *,
+    start: Moments | None = None,
+    after_batch: Callable[[Moments], None] = lambda _: None,
+    progress: Progress = lambda _: None,
+) -> Moments:
+    """Run batches through a model and sum up what its attention blocks read.
+
+    Args:
+        model: A transformers model.
+        batches: Its inputs.
+        start: Sums of the first batches, already gathered; those batches are skipped.
+        after_batch: Called after each batch with the sums so far.
+        progress: Called with 1 after each batch.
+    """
+    moments = start or Moments({}, {})
+    current: dict[str, Any] = {}
+
+    def gather(place: Place) -> Callable[..., None]:
+        def hook(module: Any, args: Any, kwargs: Any) -> None:
+            hidden = kwargs["hidden_states"] if "hidden_states" in kwargs else args[0]
+            _add(moments.query, place, hidden, valid_positions(place[0], current, "query"))
+            if place[0] == "cross":
+                states = kwargs.get("key_value_states", kwargs.get("encoder_hidden_states"))
+                _add(moments.key, place, states, valid_positions(place[0], current, "key"))
+
+        return hook
+
+    hooks = [
+        block.register_forward_pre_hook(gather(place), with_kwargs=True)
+        for place, block in attention_blocks(model).items()
+    ]
+    try:
+        for batch in batches[moments.batches :]:
+            current.clear()
+            current.update(batch)
+            run_batch(model, batch)
+            moments.batches += 1
+            after_batch(moments)
+            progress(1)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return moments
+
+
+def _add(sums: dict[Place, Array], place: Place, hidden: Any, valid: Any) -> None:
+    """Add a batch's products, in float64."""
+    import torch
+
+    rows = hidden.detach().flatten(0, -2)
+    if valid is not None:
+        rows = rows[valid.flatten().bool().to(rows.device)]
+    size = rows.shape[-1] + 1
+    if place not in sums:
+        sums[place] = np.zeros((size, size))
+    total = torch.from_numpy(sums[place])
+    for chunk in rows.split(_ROWS):
+        wide = torch.cat([chunk.double(), chunk.new_ones(len(chunk), 1, dtype=torch.float64)], dim=1)
+        if wide.device.type == "cpu":
+            total.addmm_(wide.T, wide)
+        else:
+            total += (wide.T @ wide).cpu()
+
+
+def sum_over_processes(moments: Moments) -> None:
+    """Add the sums of all processes of a distributed run, in place."""
+    import torch
+    import torch.distributed
+
+    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+        return
+    device = "cuda" if torch.distributed.get_backend() == "nccl" else "cpu"
+    for sums in (moments.query, moments.key):
+        for place in sorted(sums):
+            total = torch.from_numpy(sums[place]).to(device)
+            torch.distributed.all_reduce(total)
+            sums[place] = total.cpu().numpy()

@@ -1,0 +1,100 @@
+"""Loading a model to run data through it, within the memory there is."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from gqkva_convert.errors import CheckpointError
+from gqkva_convert.modeling.families import GROUPED_FAMILIES, MODEL_TYPE_PREFIX
+from gqkva_convert.modeling.resize import find_block
+
+# A model up to this size is simply loaded; a larger one is read layer by layer in every pass.
+RESIDENT_BYTES = 4 << 30
+# Up to this size it is also computed in float32, which is exact and no slower on most processors.
+FLOAT32_BYTES = 1 << 30
+
+
+def load_network(folder: Path, nbytes: int, fallback: str) -> Any:
+    """Load the class a folder's configuration names, in eval mode; no code of the folder is run.
+
+    On a GPU, as much of it as fits stands there and the rest is brought in layer by layer; without one, a
+    model larger than `RESIDENT_BYTES` stays on disk and is read layer by layer (accelerate's offloading).
+
+    Args:
+        folder: Checkpoint folder.
+        nbytes: Size of its weights.
+        fallback: Class for a configuration that names none.
+
+    Raises:
+        CheckpointError: transformers cannot load it.
+    """
+    import torch
+    import transformers
+
+    from gqkva_convert.modeling import classes
+
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    options: dict[str, Any] = {"dtype": torch.float32 if nbytes <= FLOAT32_BYTES else "auto"}
+    if torch.cuda.is_available():
+        options["device_map"] = "auto"
+        free = torch.cuda.mem_get_info()[0]
+        options["max_memory"] = {torch.cuda.current_device(): int(0.6 * free), "cpu": _available_bytes() // 2}
+    elif nbytes > RESIDENT_BYTES:
+        options["device_map"] = {"": "disk"}
+    try:
+        config = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=False)
+        name = (config.architectures or [fallback])[0]
+        home = classes if name.startswith("Gqkva") else transformers
+        loader = getattr(home, name, None) or getattr(transformers, fallback)
+        model = loader.from_pretrained(folder, **options)
+    except (OSError, ValueError, RuntimeError, KeyError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise CheckpointError(
+            f"{folder}: transformers cannot load it to run data through it: {reason}"
+        ) from error
+    return model.eval()
+
+
+def _available_bytes() -> int:
+    import os
+
+    return int(os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
+
+
+def attention_blocks(model: Any) -> dict[tuple[str, int], Any]:
+    """A model's attention modules by kind and layer."""
+    family = GROUPED_FAMILIES[model.config.model_type.removeprefix(MODEL_TYPE_PREFIX)]
+    found = {}
+    for name, module in model.named_modules():
+        place = find_block(name, module, family.blocks)
+        if place is not None:
+            found[place] = module
+    return found
+
+
+def run_batch(model: Any, batch: dict[str, Any]) -> None:
+    """One forward pass whose output nobody needs."""
+    import inspect
+
+    import torch
+
+    device = next((p.device for p in model.parameters() if p.device.type != "meta"), torch.device("cpu"))
+    inputs = {name: tensor.to(device) for name, tensor in batch.items()}
+    arguments = inspect.signature(model.forward).parameters
+    if "use_cache" in arguments:
+        inputs["use_cache"] = False
+    if "logits_to_keep" in arguments:
+        inputs["logits_to_keep"] = 1  # the logits of every position would be the largest tensor of all
+    with torch.inference_mode():
+        model(**inputs)
+
+
+def valid_positions(kind: str, batch: dict[str, Any], role: str) -> Any:
+    """Which positions a block's inputs of a role are not padding: a mask ``(batch, positions)``, or None."""
+    if kind == "vision" or ("pixel_values" in batch and "input_ids" not in batch):
+        return None
+    if kind == "decoder" or (kind == "cross" and role == "query"):
+        return batch.get("decoder_attention_mask")
+    return batch.get("attention_mask")

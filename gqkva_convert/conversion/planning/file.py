@@ -1,0 +1,147 @@
+"""Plan files: written for a person to read and edit, read back with the line of what does not fit."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from gqkva_convert.conversion.model import SourceModel
+from gqkva_convert.conversion.plan import BlockPlan, Plan
+from gqkva_convert.errors import GqkvaError, LayoutError
+
+_KEYS = {
+    "variant",
+    "grouping",
+    "merge",
+    "seed",
+    "dtype",
+    "architecture",
+    "calibration",
+    "refine",
+    "blocks",
+}
+_BLOCK_KEYS = {"kind", "layer", "source", "target", "order", "rules"}
+
+
+def write_plan(plan: Plan, file: Path) -> None:
+    """Write a plan, one line for each list of heads."""
+    data = plan.to_dict()
+    blocks = data.pop("blocks")
+    head = json.dumps(data, indent=2)[1:-2].rstrip()
+    lines = ",\n".join("    " + _block_text(block) for block in blocks)
+    file.write_text("{" + head + ',\n  "blocks": [\n' + lines + "\n  ]\n}\n")
+
+
+def _block_text(block: dict[str, Any]) -> str:
+    parts = [f"{json.dumps(key)}: {json.dumps(value)}" for key, value in block.items()]
+    return "{" + ",\n     ".join(parts) + "}"
+
+
+def read_plan(file: Path, model: SourceModel) -> Plan:
+    """Read a plan for a model.
+
+    Raises:
+        LayoutError: It is no plan, or not one for this model; names the line.
+    """
+    try:
+        text = file.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise LayoutError(f"{file}: no plan can be read there ({type(error).__name__})") from error
+    try:
+        data = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise LayoutError(f"{file}, line {error.lineno}: not JSON: {error.msg}") from error
+    lines = _Lines(text)
+    if not isinstance(data, dict) or not isinstance(data.get("blocks"), list):
+        raise LayoutError(f"{file}, line 1: not a conversion plan: it has no list of blocks")
+    for key in data.keys() - _KEYS:
+        raise LayoutError(f"{file}, line {lines.of(key)}: a plan has no {key!r}")
+    if len(data["blocks"]) != len(model.blocks):
+        raise LayoutError(
+            f"{file}, line {lines.of('blocks')}: {len(data['blocks'])} blocks, "
+            f"the model has {len(model.blocks)}"
+        )
+    for number, (entry, block) in enumerate(zip(data["blocks"], model.blocks, strict=True)):
+        where = f"{file}, line {lines.of('blocks', number)}"
+        if not isinstance(entry, dict):
+            raise LayoutError(f"{where}: a block is an object, found {entry!r}")
+        for key in entry.keys() - _BLOCK_KEYS:
+            raise LayoutError(f"{file}, line {lines.of('blocks', number, key)}: a block has no {key!r}")
+        try:
+            found = BlockPlan.from_dict(entry)
+        except KeyError as error:
+            raise LayoutError(f"{where}: the block has no {error.args[0]!r}") from error
+        except (GqkvaError, TypeError, AttributeError) as error:
+            key = next(
+                (key for key in ("target", "order", "rules", "source") if _is_at_fault(entry, key)), "kind"
+            )
+            raise LayoutError(f"{file}, line {lines.of('blocks', number, key)}: {error}") from error
+        expected = {"kind": block.attention.kind, "layer": block.layer, "source": block.layout}
+        wrong = next((key for key, value in expected.items() if getattr(found, key) != value), None)
+        if wrong is not None:
+            raise LayoutError(
+                f"{file}, line {lines.of('blocks', number, wrong)}: a plan for layer {found.layer} of "
+                f"{found.kind!r}, {found.source.name}; the model has layer {block.layer} of "
+                f"{block.attention.kind!r}, {block.layout.name}, there"
+            )
+        in_place = tuple(range(len(found.order)))
+        if block.attention.head_bias is not None and found.order != in_place:
+            raise LayoutError(
+                f"{file}, line {lines.of('blocks', number, 'order')}: heads of this block are bound to their "
+                "index by a position bias and cannot be reordered; change the target's maps instead"
+            )
+        if found.target.num_attention_heads != block.layout.num_attention_heads or None in found.order:
+            raise LayoutError(
+                f"{file}, line {lines.of('blocks', number, 'target')}: {found.target.num_attention_heads} "
+                f"attention heads, the model has {block.layout.num_attention_heads}"
+            )
+    try:
+        return Plan.from_dict(data)
+    except (GqkvaError, TypeError) as error:
+        named = next(
+            (key for key in ("merge", "grouping", "dtype", "calibration", "refine") if key in str(error)), ""
+        )
+        raise LayoutError(f"{file}, line {lines.of(named) if named in data else 1}: {error}") from error
+
+
+def _is_at_fault(entry: dict[str, Any], key: str) -> bool:
+    """Whether a block is right once a part is replaced by what it should be like."""
+    from gqkva_convert.heads import HeadLayout
+
+    try:
+        source = HeadLayout.from_dict(entry["source"])
+        simple = {**entry, "order": None, "target": source.to_dict()}
+        simple.pop("rules", None)
+        if key in ("target", "order", "source"):
+            simple[key] = entry[key]
+            BlockPlan.from_dict(simple)
+            return False
+        return key in entry
+    except (GqkvaError, TypeError, KeyError, AttributeError):
+        return True
+
+
+class _Lines:
+    """The line of every part of a JSON text; YAML, of which it is a part, has a parser that tells."""
+
+    def __init__(self, text: str) -> None:
+        import yaml
+
+        self.root = yaml.compose(text, Loader=yaml.SafeLoader)
+
+    def of(self, *path: str | int) -> int:
+        """Line of the part at a path, or of the nearest around it."""
+        node: Any = self.root
+        line = node.start_mark.line + 1
+        for part in path:
+            if isinstance(part, int):
+                node = node.value[part]
+            else:
+                found = next(((key, value) for key, value in node.value if key.value == part), None)
+                if found is None:
+                    return int(line)
+                line, node = found[0].start_mark.line + 1, found[1]
+                continue
+            line = node.start_mark.line + 1
+        return int(line)

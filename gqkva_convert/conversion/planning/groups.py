@@ -1,0 +1,179 @@
+"""Choosing the groups of every block: from statistics to layouts and orders of heads."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from gqkva_convert.checkpoint.reader import TensorReader
+from gqkva_convert.conversion.joint import InputMoments, gain_moments, source_heads
+from gqkva_convert.conversion.model import Block, SourceModel
+from gqkva_convert.conversion.plan import BlockPlan, GroupRules
+from gqkva_convert.conversion.rotary import rotary_features
+from gqkva_convert.conversion.steps import Joint
+from gqkva_convert.errors import LayoutError
+from gqkva_convert.grouping.allocation import sizes_by_norm
+from gqkva_convert.grouping.costs import (
+    activation_similarity,
+    closed_form_loss,
+    key_loss,
+    loss_similarity,
+    mean_cost,
+    query_similarity,
+)
+from gqkva_convert.grouping.search import Groups, Search, neighbour_groups, search_grid
+from gqkva_convert.grouping.statistics import Array, BlockStatistics, head_products
+from gqkva_convert.heads import HeadLayout, without_reordering
+
+Measured = Callable[[str, int], InputMoments | None]
+
+# Groupings that look at heads, and whether they need calibration data.
+SEARCHED = {
+    "weights": False,
+    "activations": True,
+    "activations-raw": True,
+    "asym": True,
+    "asym-raw": True,
+    "evolution": False,
+    "evolution-ec": False,
+    "key-norm": False,
+    "loss": False,
+}
+# Groups whose exact cost a search may look at, after it has searched with a quick one.
+_EXACT_LOOKS = 1500
+
+
+@dataclass(frozen=True)
+class Grouped:
+    """The groups of one block.
+
+    Attributes:
+        groups: Units (stored key/value heads of the source) of each group.
+        loss: What the closed form loses of them, relative to the block.
+    """
+
+    groups: Groups
+    loss: float
+
+
+def block_statistics(
+    model: SourceModel,
+    block: Block,
+    reader: TensorReader,
+    measured: InputMoments | None,
+    queries: bool = False,
+) -> BlockStatistics:
+    """Inner products of a block's heads, from weights and, where there are any, measured moments.
+
+    Raises:
+        LayoutError: Its key and value heads are not shared alike.
+    """
+    layout = block.layout
+    if layout.key != layout.value:
+        raise LayoutError(
+            f"{block.where}: keys and values are grouped apart; their heads cannot be regrouped"
+        )
+    in_place = tuple(range(layout.num_attention_heads))
+    plan = BlockPlan(block.attention.kind, block.layer, layout, layout, in_place)
+    joint = Joint(model, block, plan, GroupRules.same("closed-form", layout))
+    heads = {role: found.astype(np.float64) for role, found in source_heads(joint, reader).items()}
+    moments = measured or gain_moments(joint, reader)
+    head_dim, units = layout.head_dim, layout.num_key_heads
+    key_readers, value_readers = np.zeros((2, units, head_dim, head_dim))
+    for head in in_place:
+        key_readers[layout.key[head]] += head_products(
+            heads["query"][layout.query[head]][None], moments.query
+        )
+        value_readers[layout.value[head]] += heads["output"][head] @ heads["output"][head].T
+    first, second = rotary_features(model, block)
+    return BlockStatistics(
+        head_dim,
+        tuple(first),
+        tuple(second),
+        head_products(heads["key"], moments.key),
+        head_products(heads["value"], moments.key),
+        head_products(heads["query"], moments.query) if queries else np.zeros((0, 0)),
+        key_readers,
+        value_readers,
+    )
+
+
+def similarity(statistics: BlockStatistics, grouping: str) -> Array:
+    """The inner products that a grouping searches by, ``(units, units)``."""
+    if grouping == "loss":
+        return loss_similarity(statistics)
+    return activation_similarity(statistics, aligned=not grouping.endswith("-raw"))
+
+
+def search_groups(statistics: BlockStatistics, grouping: str, count: int, seed: str) -> Grouped:
+    """Groups of one block; evolution, which looks at all layers together, is not of these."""
+    if grouping == "key-norm":
+        groups = _by_key_norm(statistics, count)
+    else:
+        search = Search(mean_cost(similarity(statistics, grouping)), statistics.units, seed)
+        groups = search.unequal(count) if grouping.startswith("asym") else search.equal(count)
+    if grouping == "loss":
+        groups = _polished(statistics, groups, count, seed)
+    return Grouped(groups, total_loss(statistics, groups))
+
+
+def total_loss(statistics: BlockStatistics, groups: Groups) -> float:
+    """What the closed form loses of all groups of a block, relative to the block."""
+    return sum(closed_form_loss(statistics, group) for group in groups)
+
+
+def _polished(statistics: BlockStatistics, groups: Groups, count: int, seed: str) -> Groups:
+    """Swaps by the keys' own residual, as long as they fit the time; neighbours if those lose less."""
+    looks = 0
+
+    def cost(group: tuple[int, ...]) -> float:
+        nonlocal looks
+        looks += 1
+        return key_loss(statistics, group) if looks <= _EXACT_LOOKS else np.inf
+
+    if count not in (1, statistics.units):
+        groups = Search(cost, statistics.units, seed).improve(groups, moves=False)
+    neighbours = neighbour_groups(statistics.units, count)
+    return min((groups, neighbours), key=lambda found: total_loss(statistics, found))
+
+
+def _by_key_norm(statistics: BlockStatistics, count: int) -> Groups:
+    """Neighbours, in groups whose sizes follow the norms of the keys they would have (KDGQA, frozen)."""
+    units, head_dim = statistics.units, statistics.head_dim
+    energies = np.diagonal(statistics.keys).reshape(units, head_dim).sum(axis=1)
+    norms = np.array([np.sqrt(energies[list(group)]).mean() for group in neighbour_groups(units, count)])
+    places = iter(range(units))
+    return tuple(tuple(next(places) for _ in range(size)) for size in sizes_by_norm(norms, units))
+
+
+def block_plan(block: Block, groups: Groups) -> BlockPlan:
+    """A block whose units merge by groups; stock order where they are of equal size."""
+    layout = block.layout
+    readers = {
+        unit: [head for head, stored in enumerate(layout.key) if stored == unit]
+        for unit in range(layout.num_key_heads)
+    }
+    order = tuple(head for group in groups for unit in group for head in readers[unit])
+    sizes = [sum(len(readers[unit]) for unit in group) for group in groups]
+    target = HeadLayout.unequal(sizes, layout.head_dim)
+    if block.attention.head_bias is not None:
+        target, order = without_reordering(order, target), tuple(range(len(order)))
+    return BlockPlan(block.attention.kind, block.layer, layout, target, order)
+
+
+def grid_plan(block: Block, statistics: BlockStatistics, target: HeadLayout, seed: str) -> BlockPlan:
+    """A block whose queries are shared too: heads assigned to a grid (GQKVA) or to rows (GKVA)."""
+    rows = target.num_query_heads
+    across = mean_cost(query_similarity(statistics))
+    if target.num_key_heads == target.num_attention_heads:
+        groups = Search(across, statistics.units, seed).equal(rows)
+        order = tuple(head for group in groups for head in group)
+    else:
+        down = mean_cost(loss_similarity(statistics))
+        grid = search_grid(across, down, rows, target.num_key_heads, seed)
+        order = tuple(head for row in grid for head in row)
+    if block.attention.head_bias is not None:
+        target, order = without_reordering(order, target), tuple(range(len(order)))
+    return BlockPlan(block.attention.kind, block.layer, block.layout, target, order)

@@ -1,0 +1,78 @@
+"""What a conversion is asked to be, and what is meant where nothing is said."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from gqkva_convert.calibration.data import DataSettings
+from gqkva_convert.conversion.planning.groups import SEARCHED
+from gqkva_convert.conversion.refinement.fit import parse_refinements
+from gqkva_convert.errors import LayoutError
+from gqkva_convert.heads import Variant
+
+
+@dataclass(frozen=True)
+class Request:
+    """What a conversion is asked to be.
+
+    Attributes:
+        gq: Query heads to keep; None keeps all.
+        gkv: Key/value heads to keep; None keeps all.
+        kv_budget: Key/value heads of all layers together, as ``"25%"`` of the source's or a number; each
+            layer then keeps as many as lose least together.
+        blocks: Kinds of attention, separated by commas; None for all.
+        grouping: Which heads become one; None for ``loss`` with data and ``neighbour`` without.
+        merge: How heads become one; None for ``auto`` with data and ``closed-form`` without.
+        refine: Refinements, separated by commas; None for ``output`` with data.
+        seed: Seed of everything drawn at random.
+        dtype: Dtype wanted; None keeps each tensor's.
+        calibration: Data to run through the model; None for weights alone.
+    """
+
+    gq: int | None = None
+    gkv: int | None = None
+    kv_budget: str | None = None
+    blocks: str | None = None
+    grouping: str | None = None
+    merge: str | None = None
+    refine: str | None = None
+    seed: int = 0
+    dtype: str | None = None
+    calibration: DataSettings | None = None
+
+    def __post_init__(self) -> None:
+        if self.kv_budget is not None and (self.gkv is not None or self.gq is not None):
+            raise LayoutError("--kv-budget chooses the numbers of heads itself; leave --gkv and --gq out")
+        if self.calibration is None:
+            if self.merge == "auto":
+                raise LayoutError(
+                    "--merge auto compares rules on data: give --calibration, or choose one rule"
+                )
+            if self.refinements:
+                raise LayoutError(f"--refine {self.refine} fits to data: give --calibration")
+            if SEARCHED.get(self.chosen_grouping):
+                raise LayoutError(
+                    f"--grouping {self.grouping} compares heads on data: give --calibration, or use weights"
+                )
+
+    @property
+    def chosen_grouping(self) -> str:
+        if self.grouping is not None:
+            return self.grouping
+        return "neighbour" if self.calibration is None and self.kv_budget is None else "loss"
+
+    @property
+    def chosen_merge(self) -> str:
+        if self.merge is not None:
+            return self.merge
+        return "closed-form" if self.calibration is None else "auto"
+
+    @property
+    def refinements(self) -> tuple[str, ...]:
+        if self.refine is None:
+            return () if self.calibration is None else ("output",)
+        return parse_refinements(self.refine)
+
+    @property
+    def variant(self) -> Variant | None:
+        return None if self.kv_budget is not None else Variant(self.gq, self.gkv)

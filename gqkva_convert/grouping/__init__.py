@@ -1,0 +1,1 @@
+"""Choosing which heads become one, from how alike they are; arrays alone, no model and no disk."""

@@ -1,0 +1,53 @@
+"""How many key/value heads: for each layer under a budget, and how many readers for each head."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+def allocate(losses: Sequence[Mapping[int, float]], budget: int) -> list[int] | None:
+    """Numbers of heads that lose least together.
+
+    Args:
+        losses: For each layer, the loss of each number of heads that it may keep.
+        budget: Most heads of all layers together.
+
+    Returns:
+        A number for each layer, the best there is (dynamic programming over the budget), or None where even
+        the smallest numbers do not fit.
+    """
+    best: dict[int, tuple[float, tuple[int, ...]]] = {0: (0.0, ())}
+    for choices in losses:
+        following: dict[int, tuple[float, tuple[int, ...]]] = {}
+        for used, (loss, chosen) in best.items():
+            for count, more in choices.items():
+                total = used + count
+                if total <= budget and (total not in following or loss + more < following[total][0]):
+                    following[total] = loss + more, (*chosen, count)
+        best = following
+    if not best:
+        return None
+    return list(min(best.values(), key=lambda entry: (entry[0], sum(entry[1])))[1])
+
+
+def sizes_by_norm(norms: NDArray[np.float64], heads: int) -> list[int]:
+    """Readers of each key head in proportion to its norm (Khan et al., 2024, arXiv 2408.08454, section 3.2).
+
+    Args:
+        norms: Norm of each shared key head.
+        heads: Heads to divide, at least one each.
+
+    Returns:
+        Sizes that sum to ``heads``, by largest remainders.
+    """
+    total = float(norms.sum())
+    shares = norms / total * heads if total > 0 else np.full(len(norms), heads / len(norms))
+    sizes = np.maximum(np.floor(shares).astype(int), 1)
+    while sizes.sum() > heads:
+        sizes[int(np.argmax(np.where(sizes > 1, sizes - shares, -np.inf)))] -= 1
+    while sizes.sum() < heads:
+        sizes[int(np.argmax(shares - sizes))] += 1
+    return [int(size) for size in sizes]

@@ -1,0 +1,125 @@
+"""Averages of heads turned into a common frame first (generalised Procrustes; Jin et al., 2024, 2412.20677).
+
+A value head may be turned by any orthogonal matrix if its output block turns along; a key head by a rotation
+of each rotary plane (a unit complex number, so determinant +1), or by any orthogonal matrix where features do
+not turn, if its queries turn along. Turns and mean take turns until they agree.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gqkva_convert.transforms.scores import Mixes, Reading, Scores
+
+Array = NDArray[np.float64]
+
+ROUNDS = 12
+
+
+def aligned_values(products: Array, head_dim: int) -> Array:
+    """Orthogonal turns that bring value heads together.
+
+    Args:
+        products: Inner products of all features of all heads, ``(heads * head_dim, heads * head_dim)``.
+        head_dim: Features per head.
+
+    Returns:
+        ``(heads, head_dim, head_dim)``: head s becomes ``turns[s] @ head``; a reader turns alike.
+    """
+    count = len(products) // head_dim
+    readings = tuple(Reading(head, 0, 0, head) for head in range(count))
+    alone = tuple(np.zeros((head_dim, head_dim)) for _ in range(count))
+    scores = Scores(readings, alone, (products,), np.ones(count), head_dim)
+    return _turns(scores, [], [], signs_only=False)[0]
+
+
+def aligned_scores(
+    scores: Scores, first: list[int], second: list[int], *, signs_only: bool = False
+) -> tuple[Mixes, Mixes]:
+    """Shared queries and keys as means of aligned ones; arguments and result as `scores.shared_scores`.
+
+    Args:
+        scores: Who reads what, and the inner products.
+        first: First feature of each rotary plane; the rest does not turn.
+        second: Second feature of each rotary plane.
+        signs_only: Turn planes by half turns alone, all that passes through a norm on queries and keys.
+    """
+    turns = _turns(scores, first, second, signs_only)
+    keys = [found.transpose(1, 0, 2).reshape(scores.head_dim, -1) / len(found) for found in turns]
+    queries = [np.zeros((scores.head_dim, len(products))) for products in scores.queries]
+    readers = Counter(reading.query for reading in scores.readings)
+    for reading in scores.readings:
+        turn = turns[reading.key][reading.key_member]
+        queries[reading.query][:, scores.span(reading.query_member)] += turn / readers[reading.query]
+    return queries, keys
+
+
+def restored(mix: Array, products: Array) -> Array:
+    """A mean made as large as the heads it stands for, which cancellation has shortened.
+
+    Args:
+        mix: ``(head_dim, members * head_dim)``.
+        products: Inner products of the members' features.
+    """
+    size = float(np.sum((mix @ products) * mix)) / len(mix)
+    wanted = float(np.trace(products)) / len(products)
+    return mix * np.sqrt(wanted / size) if size > 0 and wanted > 0 else mix
+
+
+def _turns(scores: Scores, first: list[int], second: list[int], signs_only: bool) -> list[Array]:
+    """For each shared key the turn of each of its members, ``(members, head_dim, head_dim)``."""
+    head_dim = scores.head_dim
+    resting = sorted(set(range(head_dim)) - {*first, *second})
+    turns = [np.stack([np.eye(head_dim)] * (len(products) // head_dim)) for products in scores.keys]
+    for _ in range(ROUNDS):
+        for shared, products in enumerate(scores.keys):
+            for member in range(len(turns[shared])):
+                target = np.zeros((head_dim, head_dim))
+                for other in range(len(turns[shared])):
+                    if other != member:
+                        target += turns[shared][other] @ products[scores.span(other), scores.span(member)]
+                for reading in scores.readings:
+                    if (reading.key, reading.key_member) == (shared, member):
+                        target += _queries_beside(scores, reading, turns)
+                turns[shared][member] = _best_turn(target, first, second, resting, signs_only)
+    return turns
+
+
+def _queries_beside(scores: Scores, reading: Reading, turns: list[Array]) -> Array:
+    """How the turned queries that share with a head's query lie to it."""
+    products = scores.queries[reading.query]
+    total = np.zeros((scores.head_dim, scores.head_dim))
+    for other in scores.readings:
+        if other.query == reading.query and other.query_member != reading.query_member:
+            span, own = scores.span(other.query_member), scores.span(reading.query_member)
+            total += turns[other.key][other.key_member] @ products[span, own]
+    return total
+
+
+def _best_turn(
+    target: Array, first: list[int], second: list[int], resting: list[int], signs_only: bool
+) -> Array:
+    """The allowed turn ``T`` of largest ``trace(T' target)``."""
+    turn = np.zeros_like(target)
+    if first:
+        same = target[first, first] + target[second, second]
+        crossed = target[second, first] - target[first, second]
+        if signs_only:
+            same, crossed = np.where(same < 0, -1.0, 1.0), np.zeros_like(crossed)
+        length = np.hypot(same, crossed)
+        known = length > 0
+        cosine = np.where(known, same / np.where(known, length, 1), 1)
+        sine = np.where(known, crossed / np.where(known, length, 1), 0)
+        turn[first, first] = turn[second, second] = cosine
+        turn[first, second], turn[second, first] = -sine, sine
+    if resting:
+        part = target[np.ix_(resting, resting)]
+        if signs_only:
+            turn[resting, resting] = np.where(np.diagonal(part) < 0, -1.0, 1.0)
+        else:
+            left, _, right = np.linalg.svd(part)
+            turn[np.ix_(resting, resting)] = left @ right
+    return turn

@@ -1,0 +1,232 @@
+"""Shared queries and keys that keep the attention scores, for any layout.
+
+Attention head p scores with query ``q_p`` and key ``k_p``, each linear in its input; in the result it reads
+the shared query ``a(p)`` and the shared key ``b(p)``. They minimise, for independent inputs x and y and over
+distances (`turning`),
+
+    sum_p weight_p E ( q_p(x)' R k_p(y)  -  q_a(p)(x)' R k_b(p)(y) )^2 .
+
+For fixed keys the best queries solve a linear system of head_dim unknowns a feature, and the other way
+round; the two take turns, and neither ever makes the sum larger. With one shared key and a query for each
+head this is GQA and MQA (without rotary positions its optimum is the truncated singular value decomposition),
+with both shared it is GQKVA. Everything is float64 and works on inner products alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gqkva_convert.transforms.closed_form import plane_products, shared_planes, shared_subspace
+from gqkva_convert.transforms.turning import Turning
+
+Array = NDArray[np.float64]
+
+# Added to a system's diagonal, relative to its mean: what carries nothing stays small.
+RIDGE = 1e-12
+MAX_ROUNDS = 40
+# Rounds end when one lowers the loss by less than this share of it.
+_ENOUGH = 2e-3
+# A system smaller than this is that of heads without weights.
+_NOTHING = 1e-200
+
+
+@dataclass(frozen=True)
+class Reading:
+    """One attention head: which shared query and key it reads, and which of their members it used to read."""
+
+    query: int
+    query_member: int
+    key: int
+    key_member: int
+
+
+@dataclass(frozen=True)
+class Scores:
+    """The heads that share queries or keys with each other.
+
+    Attributes:
+        readings: One entry per attention head.
+        queries: For each shared query, the inner products of its members' features, members in order:
+            ``(members * head_dim, members * head_dim)``.
+        keys: The same for each shared key.
+        weights: Weight of each attention head's score error.
+        head_dim: Features per head.
+    """
+
+    readings: tuple[Reading, ...]
+    queries: tuple[Array, ...]
+    keys: tuple[Array, ...]
+    weights: Array
+    head_dim: int
+
+    def span(self, member: int) -> slice:
+        """A member's place among a shared head's features."""
+        return slice(member * self.head_dim, (member + 1) * self.head_dim)
+
+
+Mixes = list[Array]
+
+
+def shared_scores(
+    scores: Scores, turning: Turning, first: list[int], second: list[int], rounds: int = MAX_ROUNDS
+) -> tuple[Mixes, Mixes]:
+    """Mix members into shared queries and keys.
+
+    Args:
+        scores: Who reads what, and the inner products.
+        turning: What positions do.
+        first: First feature of each rotary plane; the rest does not turn.
+        second: Second feature of each rotary plane.
+        rounds: Most rounds of queries and keys in turn.
+
+    Returns:
+        ``(queries, keys)``: for each shared head ``(head_dim, members * head_dim)``, to be multiplied by
+        its members' rows.
+    """
+    keys = [_first_key(scores, shared, first, second) for shared in range(len(scores.keys))]
+    if all(len(products) == scores.head_dim for products in scores.keys):
+        keys = [np.eye(scores.head_dim) for _ in scores.keys]
+    queries = _best_queries(scores, turning, keys)
+    previous = np.inf
+    for _ in range(rounds):
+        keys = _balanced(scores, _best_keys(scores, turning, queries), first, second)
+        queries = _best_queries(scores, turning, keys)
+        loss = score_loss(scores, turning, queries, keys)
+        if loss > previous * (1 - _ENOUGH):
+            break
+        previous = loss
+    return queries, keys
+
+
+def score_loss(scores: Scores, turning: Turning, queries: Sequence[Array], keys: Sequence[Array]) -> float:
+    """The sum that `shared_scores` minimises."""
+    total = 0.0
+    for reading, weight in zip(scores.readings, scores.weights, strict=True):
+        query_span, key_span = scores.span(reading.query_member), scores.span(reading.key_member)
+        query_products, key_products = scores.queries[reading.query], scores.keys[reading.key]
+        query, key = queries[reading.query], keys[reading.key]
+        shared_query, shared_key = query @ query_products, key @ key_products
+        error = np.sum(
+            query_products[query_span, query_span] * turning.average(key_products[key_span, key_span])
+        )
+        error -= 2 * np.sum(shared_query[:, query_span] * turning.average(shared_key[:, key_span]))
+        error += np.sum((shared_query @ query.T) * turning.average(shared_key @ key.T))
+        total += float(weight * error)
+    return max(total, 0.0)
+
+
+def score_energy(scores: Scores, turning: Turning) -> float:
+    """The weighted sum of squared scores themselves, what a loss is measured by."""
+    return float(
+        sum(
+            weight
+            * np.sum(
+                scores.queries[reading.query][
+                    scores.span(reading.query_member), scores.span(reading.query_member)
+                ]
+                * turning.average(
+                    scores.keys[reading.key][scores.span(reading.key_member), scores.span(reading.key_member)]
+                )
+            )
+            for reading, weight in zip(scores.readings, scores.weights, strict=True)
+        )
+    )
+
+
+def _best_queries(scores: Scores, turning: Turning, keys: Sequence[Array]) -> Mixes:
+    """The best shared queries for given shared keys."""
+    shared = [key @ products for key, products in zip(keys, scores.keys, strict=True)]
+    sizes = [turning.average(left @ key.T) for left, key in zip(shared, keys, strict=True)]
+    systems = [np.zeros((scores.head_dim, scores.head_dim)) for _ in scores.queries]
+    sides = [np.zeros((scores.head_dim, len(products))) for products in scores.queries]
+    for reading, weight in zip(scores.readings, scores.weights, strict=True):
+        systems[reading.query] += weight * sizes[reading.key]
+        sides[reading.query][:, scores.span(reading.query_member)] += weight * turning.average(
+            shared[reading.key][:, scores.span(reading.key_member)]
+        )
+    return [_solve(system, side) for system, side in zip(systems, sides, strict=True)]
+
+
+def _best_keys(scores: Scores, turning: Turning, queries: Sequence[Array]) -> Mixes:
+    """The best shared keys for given shared queries."""
+    shared = [query @ products for query, products in zip(queries, scores.queries, strict=True)]
+    sizes = [turning.average_back(left @ query.T) for left, query in zip(shared, queries, strict=True)]
+    systems = [np.zeros((scores.head_dim, scores.head_dim)) for _ in scores.keys]
+    sides = [np.zeros((scores.head_dim, len(products))) for products in scores.keys]
+    for reading, weight in zip(scores.readings, scores.weights, strict=True):
+        systems[reading.key] += weight * sizes[reading.query]
+        sides[reading.key][:, scores.span(reading.key_member)] += weight * turning.average_back(
+            shared[reading.query][:, scores.span(reading.query_member)]
+        )
+    return [_solve(system, side) for system, side in zip(systems, sides, strict=True)]
+
+
+def _solve(system: Array, side: Array) -> Array:
+    """The ridge solution of a positive semidefinite system."""
+    mean = float(np.trace(system)) / len(system)
+    if mean < _NOTHING:
+        return np.zeros_like(side)
+    scaled = (system + system.T) / (2 * mean) + RIDGE * np.eye(len(system))
+    result: Array = np.linalg.solve(scaled, side / mean)
+    return result
+
+
+def _balanced(scores: Scores, keys: Mixes, first: list[int], second: list[int]) -> Mixes:
+    """The same keys in a basis in which all features are alike in size, as large as the members are.
+
+    The queries, solved for afterwards, take the inverse. A basis with large and small features would lose to
+    rounding what was gained.
+    """
+    head_dim = scores.head_dim
+    sizes = sum(
+        (key @ products) @ key.T for key, products in zip(keys, scores.keys, strict=True)
+    ) / np.float64(len(keys))
+    wanted = sum(float(np.trace(products)) / len(products) for products in scores.keys) / len(keys)
+    if wanted < _NOTHING:
+        return keys
+    basis = np.zeros((head_dim, head_dim))
+    if first:
+        squares = (sizes[first, first] + sizes[second, second]) / 2
+        basis[first, first] = basis[second, second] = _factors(squares, wanted)
+    resting = sorted(set(range(head_dim)) - {*first, *second})
+    if resting:
+        part = sizes[np.ix_(resting, resting)]
+        values, vectors = np.linalg.eigh((part + part.T) / 2)
+        basis[np.ix_(resting, resting)] = _factors(values, wanted)[:, None] * vectors.T
+    return [basis @ key for key in keys]
+
+
+def _factors(squares: Array, wanted: float) -> Array:
+    """What brings features to a size; 1 for those that are nothing but noise."""
+    known = squares > 1e-10 * max(float(squares.max()), _NOTHING)
+    result: Array = np.where(known, np.sqrt(wanted / np.where(known, squares, 1)), 1)
+    return result
+
+
+def _first_key(scores: Scores, shared: int, first: list[int], second: list[int]) -> Array:
+    """Where the rounds begin: the best shared key if no plane could be mixed with another."""
+    head_dim, products = scores.head_dim, scores.keys[shared]
+    members = len(products) // head_dim
+    readers = np.zeros((members, head_dim, head_dim))
+    for reading, weight in zip(scores.readings, scores.weights, strict=True):
+        if reading.key == shared:
+            span = scores.span(reading.query_member)
+            readers[reading.key_member] += weight * scores.queries[reading.query][span, span]
+    mix = np.zeros((members, head_dim, head_dim))
+    if first:
+        diagonal = np.diagonal(readers, axis1=1, axis2=2)
+        energies = diagonal[:, first] + diagonal[:, second]
+        factors, _ = shared_planes(plane_products(products, first, second, head_dim), energies)
+        mix[:, first, first] = mix[:, second, second] = factors.real
+        mix[:, first, second], mix[:, second, first] = -factors.imag, factors.imag
+    resting = sorted(set(range(head_dim)) - {*first, *second})
+    if resting:
+        places = np.array([member * head_dim + feature for member in range(members) for feature in resting])
+        combination, _ = shared_subspace(products[np.ix_(places, places)], readers[:, resting][:, :, resting])
+        mix[np.ix_(range(members), resting, resting)] = combination
+    result: Array = mix.transpose(1, 0, 2).reshape(head_dim, members * head_dim)
+    return result

@@ -1,0 +1,138 @@
+"""Sums over calibration data: what blocks really read, however the data are divided."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tiny_models
+import torch
+
+from gqkva_convert.architectures import FAMILIES
+from gqkva_convert.calibration.cache import calibrated_moments, split_held_out
+from gqkva_convert.calibration.moments import Moments, collect
+from gqkva_convert.calibration.network import attention_blocks, load_network
+
+Tiny = Callable[[str], Path]
+
+
+def text_batches(count: int, vocabulary: int = 37) -> list[dict[str, torch.Tensor]]:
+    generator = torch.Generator().manual_seed(0)
+    return [{"input_ids": torch.randint(vocabulary, (2, 7), generator=generator)} for _ in range(count)]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_family_is_summed_up(family: str, tiny: Tiny) -> None:
+    """Each block's own inputs, in float64, with a constant behind them; padding does not count."""
+    model = load_network(tiny(family), 1, FAMILIES[family].architecture)
+    inputs = tiny_models.inputs(model)
+    if "input_ids" in inputs:
+        inputs["attention_mask"] = torch.ones_like(inputs["input_ids"])
+        inputs["attention_mask"][0, 5:] = 0
+    seen: dict[tuple[str, int], torch.Tensor] = {}
+    blocks = attention_blocks(model)
+    for place, block in blocks.items():
+
+        def keep(module: object, args: tuple, kwargs: dict, place: tuple[str, int] = place) -> None:
+            seen[place] = kwargs["hidden_states"] if "hidden_states" in kwargs else args[0]
+
+        block.register_forward_pre_hook(keep, with_kwargs=True)
+    moments = collect(model, [inputs])
+    kinds = {attention.kind for attention in FAMILIES[family].attention}
+    assert {kind for kind, _ in moments.query} == kinds
+    assert set(moments.key) == {place for place in moments.query if place[0] == "cross"}
+    for place, hidden in seen.items():
+        rows = hidden.double()
+        if "attention_mask" in inputs and place[0] in ("self", "encoder", "text"):
+            rows = rows[inputs["attention_mask"].bool()]
+        rows = rows.reshape(-1, rows.shape[-1])
+        rows = torch.cat([rows, torch.ones(len(rows), 1, dtype=torch.float64)], dim=1)
+        np.testing.assert_allclose(moments.query[place], (rows.T @ rows).numpy(), rtol=1e-9, atol=1e-9)
+
+
+def test_parts_add_up_and_files_give_the_same(llama: Path, tmp_path: Path) -> None:
+    """Statistics summed over shards are those of one pass."""
+    model, batches = load_network(llama, 1, ""), text_batches(4)
+    whole, first, second = collect(model, batches), collect(model, batches[:1]), collect(model, batches[1:])
+    for place, total in whole.query.items():
+        np.testing.assert_allclose(first.query[place] + second.query[place], total, rtol=1e-12)
+    whole.save(tmp_path / "moments.safetensors")
+    again = Moments.load(tmp_path / "moments.safetensors")
+    assert again.batches == 4
+    assert all(np.array_equal(again.query[place], total) for place, total in whole.query.items())
+
+
+def test_an_interrupted_run_goes_on(llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Batches already summed up are not run again, and the sums are those of an unbroken run."""
+    from gqkva_convert.calibration import cache, moments
+
+    monkeypatch.setenv("GQKVA_CACHE", str(tmp_path))
+    monkeypatch.setattr(cache, "SAVE_SECONDS", -1.0)
+    model, batches = load_network(llama, 1, ""), text_batches(5)
+    calls = []
+
+    def run(model: object, batch: object) -> None:
+        calls.append(batch)
+        if len(calls) == 4:
+            raise KeyboardInterrupt
+        torch_run(model, batch)
+
+    torch_run = moments.run_batch
+    monkeypatch.setattr(moments, "run_batch", run)
+    with pytest.raises(KeyboardInterrupt):
+        calibrated_moments(lambda: model, batches, "key", progress=lambda _: None)
+    found = calibrated_moments(lambda: model, batches, "key", progress=lambda _: None)
+    assert len(calls) == 6
+    expected = collect(model, batches)
+    for place, total in expected.query.items():
+        np.testing.assert_allclose(found.query[place], total, rtol=1e-12)
+
+    def never() -> object:
+        raise AssertionError("the model is loaded though everything is known")
+
+    kept = calibrated_moments(never, batches, "key", progress=lambda _: None)
+    assert all(np.array_equal(kept.query[place], total) for place, total in found.query.items())
+    assert [path.name for path in (tmp_path / "calibration").iterdir()] == ["key.safetensors"]
+
+
+def test_something_is_always_held_out() -> None:
+    """Rules are compared on data that nothing was fitted to."""
+    batches = text_batches(9)
+    learned, held = split_held_out(batches)
+    assert len(held) == 1
+    assert held[0] is batches[7]
+    assert all(batch is not held[0] for batch in learned)
+    learned, held = split_held_out(batches[:3])
+    assert (len(learned), len(held)) == (2, 1)
+
+
+@pytest.mark.slow
+def test_two_processes_sum_up_what_one_does(llama: Path, tmp_path: Path) -> None:
+    """Accelerate divides the batches; the sums are those of one process."""
+    script = tmp_path / "script.py"
+    script.write_text(
+        "import sys, torch\n"
+        "from pathlib import Path\n"
+        "from gqkva_convert.calibration.cache import calibrated_moments\n"
+        "from gqkva_convert.calibration.network import load_network\n"
+        "g = torch.Generator().manual_seed(0)\n"
+        "batches = [{'input_ids': torch.randint(37, (2, 7), generator=g)} for _ in range(5)]\n"
+        "load = lambda: load_network(Path(sys.argv[1]), 1, '')\n"
+        "calibrated_moments(load, batches, 'key', progress=lambda _: None)\n"
+    )
+    subprocess.run(
+        [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2", script, llama],
+        check=True,
+        capture_output=True,
+        env={**os.environ, "GQKVA_CACHE": str(tmp_path)},
+        timeout=200,
+    )
+    found = Moments.load(tmp_path / "calibration" / "key.safetensors")
+    expected = collect(load_network(llama, 1, ""), text_batches(5))
+    for place, total in expected.query.items():
+        np.testing.assert_allclose(found.query[place], total, rtol=1e-9)
