@@ -1,4 +1,4 @@
-.PHONY: check test slow format bench
+.PHONY: check test slow format gpu bench
 
 check: ## everything CI checks, in this environment
 	ruff format --check .
@@ -17,6 +17,11 @@ format: ## format the code and write the generated docs
 	ruff format .
 	ruff check --fix .
 	python docs/generate.py
+
+gpu: ## tests and benchmarks that need a CUDA device
+	pytest -m gpu tests
+	python benchmarks/attention.py --device cuda --json attention-cuda.json --markdown attention-cuda.md
+	python benchmarks/decoding.py --device cuda --layers 32 --markdown decoding-cuda.md
 
 bench: ## conversion speed and memory; make bench FOLDER=/a/disk/with/40GB MERGEKIT=/venv/bin/python
 	python benchmarks/conversion.py --folder $(FOLDER) $(if $(MERGEKIT),--mergekit $(MERGEKIT)) \

@@ -54,6 +54,15 @@ def families_page() -> str:
     for name in sorted(FAMILIES):
         family = FAMILIES[name]
         lines += [_family_row(family, attention) for attention in family.attention]
+    lines += [
+        "",
+        "Some classes store a part of their family's attention, and the configuration of all of it. They are",
+        "converted in that part:",
+        "",
+    ]
+    for name in sorted(FAMILIES):
+        for part, kinds in FAMILIES[name].parts.items():
+            lines.append(f"- `{part}`: {' and '.join(kinds)}")
     return "\n".join(lines) + "\n"
 
 

@@ -62,6 +62,7 @@ BART = Family(
     ),
     heads=("final_logits_bias", "lm_head.weight", "classification_head.*", "qa_outputs.*"),
     architecture="BartForConditionalGeneration",
+    parts={"BartForCausalLM": ("decoder", "cross")},
     dropped={
         "encoder.version": "a version mark of the first checkpoints",
         "decoder.version": "a version mark of the first checkpoints",
@@ -94,5 +95,6 @@ WHISPER = replace(
     ),
     heads=("proj_out.weight", "projector.*", "classifier.*", "layer_weights"),
     architecture="WhisperForConditionalGeneration",
+    parts={"WhisperForAudioClassification": ("encoder",), "WhisperForCausalLM": ("decoder", "cross")},
     tied=(("proj_out.weight", "decoder.embed_tokens.weight"),),
 )

@@ -51,8 +51,9 @@ CLIP = Family(
         "vision_model.pre_layrnorm.*",
         "vision_model.post_layernorm.*",
     ),
-    heads=("text_projection.weight", "visual_projection.weight", "logit_scale"),
+    heads=("text_projection.weight", "visual_projection.weight", "logit_scale", "classifier.*"),
     architecture="CLIPModel",
+    parts={"CLIPForImageClassification": ("vision",)},
     dropped={
         "text_model.embeddings.position_ids": "position numbers, recomputed by transformers",
         "vision_model.embeddings.position_ids": "position numbers, recomputed by transformers",
@@ -82,4 +83,5 @@ SIGLIP = replace(
     heads=("logit_scale", "logit_bias", "classifier.*"),
     architecture="SiglipModel",
     config_keys=frozenset({"vision_use_head"}),
+    parts={"SiglipForImageClassification": ("vision",)},
 )

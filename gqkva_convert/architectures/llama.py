@@ -261,7 +261,7 @@ PHI = replace(
         "layers.{layer}.input_layernorm.*",
         "layers.{layer}.mlp.*",
     ),
-    heads=("lm_head.weight", "lm_head.bias", "score.weight"),
+    heads=("lm_head.weight", "lm_head.bias", "score.weight", "score.bias"),
 )
 
 PHI3 = replace(

@@ -172,6 +172,7 @@ class Family:
         config_keys: Keys about attention that transformers reads and a conversion need not change.
         config_values: Keys for which only some values are supported.
         architecture: A transformers class of this family, for configurations that name none.
+        parts: Classes that store only some kinds of attention, and which kinds.
     """
 
     model_type: str
@@ -184,6 +185,7 @@ class Family:
     tied: tuple[tuple[str, str], ...] = ()
     config_keys: frozenset[str] = frozenset()
     config_values: dict[str, tuple[object, ...]] = field(default_factory=dict)
+    parts: dict[str, tuple[str, ...]] = field(default_factory=dict)
 
     @property
     def is_native(self) -> bool:

@@ -65,6 +65,7 @@ T5 = Family(
     ),
     heads=("lm_head.weight", "classification_head.*", "classifier.*", "qa_outputs.*"),
     architecture="T5ForConditionalGeneration",
+    parts={"T5EncoderModel": ("encoder",), "T5ForTokenClassification": ("encoder",)},
     dropped={
         "decoder.block.0.layer.1.EncDecAttention.relative_attention_bias.weight": (
             "left over in the original checkpoints; cross-attention adds no bias"

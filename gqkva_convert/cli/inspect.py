@@ -87,7 +87,7 @@ def _print_options(data: dict[str, Any]) -> None:
             ("%", True),
             ("KV bytes per token", True),
             ("%", True),
-            ("gqkva convert", False),
+            ("written as", False),
         ],
     )
     for row in data["options"]:
@@ -100,6 +100,6 @@ def _print_options(data: dict[str, Any]) -> None:
             f"{row['parameters_percent']:.1f}",
             f"{row['kv_cache_bytes_per_token']:,}",
             "-" if percent is None else f"{percent:.1f}",
-            "yes" if row["convertible"] else "not yet",
+            "stock" if row["is_stock"] else "grouped",
         )
     print_table(table)

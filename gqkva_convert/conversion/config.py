@@ -10,6 +10,7 @@ from typing import Any
 from gqkva_convert.architectures import FAMILIES, Attention, Family, Key
 from gqkva_convert.checkpoint.jsonfile import write_json
 from gqkva_convert.conversion.companions import name_classes
+from gqkva_convert.conversion.deci import DECI, deci_config, is_deci, mistral_config
 from gqkva_convert.conversion.model import SourceModel, config_number
 from gqkva_convert.conversion.plan import Plan
 from gqkva_convert.errors import FamilyError
@@ -30,7 +31,7 @@ Layouts = Mapping[tuple[str, int], HeadLayout]
 def write_config(model: SourceModel, plan: Plan, folder: Path) -> None:
     """Write a conversion's configuration and, where it needs one, its modelling file."""
     write_json(folder / "config.json", converted_config(model, plan))
-    if not plan.is_native(model.family):
+    if plan.architecture != DECI and not plan.is_native(model.family):
         family = GROUPED_FAMILIES[plan.architecture or model.family.model_type]
         (folder / f"{modeling_module(family)}.py").write_text(modeling_text(family))
         name_classes(folder, family.model_type)
@@ -46,8 +47,10 @@ def converted_config(model: SourceModel, plan: Plan) -> dict[str, Any]:
     if plan.dtype is not None:
         key = "torch_dtype" if "torch_dtype" in config and "dtype" not in config else "dtype"
         config[key] = plan.dtype
-    family = FAMILIES[plan.architecture or model.family.model_type]
     layouts = {(block.kind, block.layer): block.target for block in plan.blocks}
+    if plan.architecture == DECI:
+        return deci_config(config, layouts)
+    family = FAMILIES[plan.architecture] if plan.architecture else model.family
     return config_for(config, family, layouts, is_native=plan.is_native(model.family))
 
 
@@ -57,12 +60,12 @@ def config_for(
     """A configuration with the given layouts in place of its own.
 
     Args:
-        config: A stock or grouped configuration; not changed.
+        config: A stock or grouped configuration, or a DeciLM's; not changed.
         family: The family to write.
         layouts: Layouts by kind of attention and layer.
         is_native: Whether the family's stock architecture holds them.
     """
-    config = copy.deepcopy(config)
+    config = mistral_config(config) if is_deci(config) else copy.deepcopy(config)
     for attention in family.attention:
         _set_heads(config, attention, layouts[attention.kind, 0], is_native)
     return _for_stock(config, family) if is_native else _for_grouped(config, family, layouts)

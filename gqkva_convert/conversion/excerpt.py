@@ -51,13 +51,9 @@ def excerpt_plan(plan: Plan, layers: Sequence[int]) -> Plan:
 
 def reversed_plan(plan: Plan) -> Plan:
     """The plan that expands a conversion's output to the source's layout, changing no value."""
+    blocks = tuple(BlockPlan.reversed(block) for block in plan.blocks)
     return replace(
-        plan,
-        merge="mean",
-        dtype=None,
-        blocks=tuple(BlockPlan.reversed(block) for block in plan.blocks),
-        calibration=None,
-        refine=(),
+        plan, merge="mean", dtype=None, blocks=blocks, architecture=None, calibration=None, refine=()
     )
 
 

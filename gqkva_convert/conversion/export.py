@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -9,27 +10,34 @@ from typing import Any
 from gqkva_convert.architectures import Attention, Key
 from gqkva_convert.checkpoint.hub import locate
 from gqkva_convert.conversion.convert import Conversion, Progress, planned_conversion, write
+from gqkva_convert.conversion.deci import DECI, require_deci_form
 from gqkva_convert.conversion.model import Block, SourceModel, active_norms, config_number, open_model
 from gqkva_convert.conversion.plan import BlockPlan, Plan
 from gqkva_convert.conversion.shards import parse_size
-from gqkva_convert.errors import NotExpressibleError
+from gqkva_convert.errors import LayoutError, NotExpressibleError
 from gqkva_convert.heads import HeadLayout
 
 Slots = tuple[tuple[int | None, ...], ...]
 
 
-def prepare_export(model: str | Path, out: str | Path, *, max_shard_size: str | None = None) -> Conversion:
+def prepare_export(
+    model: str | Path, out: str | Path, *, architecture: str | None = None, max_shard_size: str | None = None
+) -> Conversion:
     """Plan an export without writing anything; takes the arguments of `export`."""
+    if architecture not in (None, DECI):
+        raise LayoutError(f"no architecture {architecture!r} to export to; leave it out or choose {DECI}")
     located = locate(str(model), None)
     source = open_model(located.folder)
     max_shard_bytes = parse_size(max_shard_size) if max_shard_size else None
-    return planned_conversion(located, source, export_plan(source), Path(out), max_shard_bytes)
+    plan = export_plan(source) if architecture is None else deci_plan(source)
+    return planned_conversion(located, source, plan, Path(out), max_shard_bytes)
 
 
 def export(
     model: str | Path,
     out: str | Path,
     *,
+    architecture: str | None = None,
     max_shard_size: str | None = None,
     overwrite: bool = False,
     progress: Progress | None = None,
@@ -39,11 +47,14 @@ def export(
     Query heads that attention heads share are repeated. Where the family reads ``num_key_value_heads``, keys
     and values keep their number: heads that share them stand together, and groups of unequal size are filled
     up with query heads whose output counts for nothing. Layers with fewer key/value heads than others
-    get copies. Other families hold one head for each attention head, so that theirs are repeated.
+    get copies, except under ``architecture="deci"``. Other families hold one head for each attention head, so
+    that theirs are repeated.
 
     Args:
         model: Folder written by `convert`, or any checkpoint.
         out: Folder to write.
+        architecture: ``"deci"`` for a Llama whose layers keep key/value heads of their own number, which
+            llama.cpp converts and runs and transformers has no class for; None for a stock architecture.
         max_shard_size: Largest output file, such as ``"2GB"``; None keeps the source's division.
         overwrite: Replace an existing checkpoint folder.
         progress: Called with the number of output bytes just written.
@@ -55,7 +66,7 @@ def export(
         NotExpressibleError: No stock architecture of the family can hold the function; says why.
         GqkvaError: With a message for the user; nothing stands under ``out`` then.
     """
-    conversion = prepare_export(model, out, max_shard_size=max_shard_size)
+    conversion = prepare_export(model, out, architecture=architecture, max_shard_size=max_shard_size)
     write(conversion, overwrite=overwrite, progress=progress)
     return conversion.target
 
@@ -80,6 +91,29 @@ def export_plan(model: SourceModel) -> Plan:
         for block in model.blocks
     )
     return Plan("stock", "neighbour", "mean", 0, None, plans, _architecture(model, plans))
+
+
+def deci_plan(model: SourceModel) -> Plan:
+    """The layout of every block of a Llama whose layers keep their numbers of key/value heads.
+
+    All layers have one number of attention heads there: the smallest that the groups of every layer divide,
+    and that leaves room for each layer's largest group.
+
+    Raises:
+        NotExpressibleError: The model is not a Llama in all but the number of its heads.
+    """
+    require_deci_form(model.config, model.family.model_type)
+    readers = [_readers(block.layout) for block in model.blocks]
+    step = math.lcm(*(len(groups) for groups in readers))
+    needed = max(len(groups) * max(map(len, groups)) for groups in readers)
+    heads = -(-needed // step) * step
+    plans = []
+    for block, groups in zip(model.blocks, readers, strict=True):
+        target = HeadLayout.gqa(heads, len(groups), block.layout.head_dim)
+        size = heads // len(groups)
+        order = tuple(head for group in groups for head in (*group, *[None] * (size - len(group))))
+        plans.append(BlockPlan(block.attention.kind, block.layer, block.layout, target, order))
+    return Plan("deci", "neighbour", "mean", 0, None, tuple(plans), DECI)
 
 
 def _architecture(model: SourceModel, plans: tuple[BlockPlan, ...]) -> str | None:

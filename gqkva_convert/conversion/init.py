@@ -10,7 +10,7 @@ from gqkva_convert.checkpoint.dtypes import FLOAT_BY_NAME
 from gqkva_convert.checkpoint.jsonfile import read_json
 from gqkva_convert.checkpoint.publish import published_folder
 from gqkva_convert.conversion.config import config_for
-from gqkva_convert.conversion.model import Block, block_layout, check_config, config_number
+from gqkva_convert.conversion.model import Block, block_layout, check_config, config_number, stored_part
 from gqkva_convert.conversion.plan import BlockPlan, Plan, plan_layouts
 from gqkva_convert.errors import FamilyError, LayoutError
 from gqkva_convert.heads import Variant
@@ -58,6 +58,7 @@ def init(
         raise FamilyError(f"{config}: a configuration is a JSON object, found {type(given).__name__}")
     stock = _stock_config(given, family, task)
     check_config(stock, family, Path("config.json") if config is None else Path(config))
+    family = stored_part(family, stock)
     plan = _plan(stock, family, Variant(gq, gkv), blocks)
     layouts = {(block.kind, block.layer): block.target for block in plan.blocks}
     target = config_for(stock, family, layouts, is_native=plan.is_native(family))

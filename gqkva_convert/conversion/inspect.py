@@ -64,7 +64,7 @@ def inspect(model: str | Path, revision: str | None = None) -> dict[str, Any]:
         "model_type": source.family.model_type,
         "converted": _converted_by(Path(model)),
         "expressible_in_stock_transformers": source.family.is_native,
-        "attention": [_describe_kind(source, kind) for kind in _kinds(source)],
+        "attention": [entry for kind in _kinds(source) for entry in _describe_kind(source, kind)],
         "parameters": _parameters_by_part(source),
         "dtypes": _dtypes(source),
         "bytes": source.checkpoint.nbytes,
@@ -102,25 +102,32 @@ def _kinds(model: SourceModel) -> list[str]:
     return [attention.kind for attention in model.family.attention]
 
 
-def _describe_kind(model: SourceModel, kind: str) -> dict[str, Any]:
+def _describe_kind(model: SourceModel, kind: str) -> list[dict[str, Any]]:
+    """An entry for each layout that layers of a kind have."""
     blocks = [block for block in model.blocks if block.attention.kind == kind]
-    facts, layout = blocks[0].attention, blocks[0].layout
+    facts = blocks[0].attention
     positions = "none or learned"
     if facts.rotary is not None:
         fraction = rotary_fraction(model, facts.rotary.fraction)
         positions = f"rotary ({facts.rotary.style}, {fraction:.0%})"
     elif facts.head_bias is not None:
         positions = "bias per head"
-    return {
-        "kind": kind,
-        "layers": len(blocks),
-        "variant": layout.name,
-        "num_attention_heads": layout.num_attention_heads,
-        "num_key_value_heads": layout.num_key_heads,
-        "head_dim": layout.head_dim,
-        "positions": positions,
-        "query_key_norm": facts.norms[0].span if active_norms(model.config, facts) else None,
-    }
+    counts: dict[HeadLayout, int] = {}
+    for block in blocks:
+        counts[block.layout] = counts.get(block.layout, 0) + 1
+    return [
+        {
+            "kind": kind,
+            "layers": layers,
+            "variant": layout.name,
+            "num_attention_heads": layout.num_attention_heads,
+            "num_key_value_heads": layout.num_key_heads,
+            "head_dim": layout.head_dim,
+            "positions": positions,
+            "query_key_norm": facts.norms[0].span if active_norms(model.config, facts) else None,
+        }
+        for layout, layers in counts.items()
+    ]
 
 
 def _parameters_by_part(model: SourceModel) -> dict[str, int]:
@@ -180,7 +187,7 @@ def _describe_option(model: SourceModel, variant: Variant) -> dict[str, Any]:
         "parameters_percent": round(100 * parameters / before, 2),
         "kv_cache_bytes_per_token": cache,
         "kv_cache_percent": round(100 * cache / cache_before, 2) if cache_before else None,
-        "convertible": plan.is_native(model.family),
+        "is_stock": plan.is_native(model.family),
     }
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +11,10 @@ from gqkva_convert.architectures import FAMILIES, Attention, Bias, Family, HeadN
 from gqkva_convert.checkpoint.dtypes import FLOATS
 from gqkva_convert.checkpoint.folder import Checkpoint, open_checkpoint
 from gqkva_convert.checkpoint.header import StoredTensor
+from gqkva_convert.conversion.deci import MISTRAL, PER_LAYER, deci_layouts, is_deci
 from gqkva_convert.errors import FamilyError, LayoutError, WeightError
 from gqkva_convert.heads import HeadLayout
-from gqkva_convert.modeling.families import MODEL_TYPE_PREFIX
+from gqkva_convert.modeling.families import MODEL_TYPE_PREFIX, grouped_name
 from gqkva_convert.modeling.layouts import LAYOUTS, layouts_from_config
 
 # Keys with such words in them change attention in some model. One that the family's table does not
@@ -96,6 +97,7 @@ def read_model(checkpoint: Checkpoint) -> SourceModel:
     """Read the attention blocks of an opened checkpoint; raises as `open_model` does."""
     family = family_of(checkpoint.config, checkpoint.folder)
     check_config(checkpoint.config, family, checkpoint.folder)
+    family = stored_part(family, checkpoint.config)
     prefix = _find_prefix(checkpoint, family)
     named = _named_layouts(checkpoint.config, family)
     blocks = tuple(
@@ -112,11 +114,15 @@ def read_model(checkpoint: Checkpoint) -> SourceModel:
 
 
 def _named_layouts(config: dict[str, Any], family: Family) -> dict[tuple[str, int], HeadLayout]:
-    """The layouts that a grouped model's configuration names, by kind of attention and layer.
+    """The layouts that a configuration names one by one, by kind of attention and layer.
 
     Raises:
         FamilyError: They are not readable, of blocks that the model lacks, or of other heads than it has.
     """
+    if is_deci(config):
+        (only,) = family.attention
+        numbers = (only.num_attention_heads, only.head_dim, only.num_layers)
+        return deci_layouts(config, *(config_number(config, number) for number in numbers))
     if not is_grouped(config):
         return {}
     facts = {attention.kind: attention for attention in family.attention}
@@ -142,13 +148,26 @@ def _named_layouts(config: dict[str, Any], family: Family) -> dict[tuple[str, in
 
 def family_of(config: dict[str, Any], folder: Path) -> Family:
     """The family table for a configuration."""
-    family = FAMILIES.get(config["model_type"].removeprefix(MODEL_TYPE_PREFIX))
+    model_type = MISTRAL if is_deci(config) else config["model_type"].removeprefix(MODEL_TYPE_PREFIX)
+    family = FAMILIES.get(model_type)
     if family is None:
         known = ", ".join(sorted(FAMILIES))
         raise FamilyError(
             f"{folder}: no family table for model_type {config['model_type']!r}; known are {known}"
         )
     return family
+
+
+def stored_part(family: Family, config: dict[str, Any]) -> Family:
+    """A family without the kinds of attention that the configuration's class does not store.
+
+    T5's encoder alone and CLIP's image classifier keep the configuration of the whole model.
+    """
+    named = [name.removeprefix(grouped_name("")) for name in config.get("architectures") or ()]
+    kinds = family.parts.get(named[0]) if named else None
+    if kinds is None:
+        return family
+    return replace(family, attention=tuple(block for block in family.attention if block.kind in kinds))
 
 
 def config_number(config: dict[str, Any], key: Key | Quotient) -> int:
@@ -215,6 +234,8 @@ def check_config(config: dict[str, Any], family: Family, folder: Path) -> None:
     known = _COMMON_KEYS | family.config_keys | _table_keys(family)
     if is_grouped(config):
         known |= {LAYOUTS}
+    if is_deci(config):
+        known |= {PER_LAYER}
     towers = {name for name, _, inner in (key.partition(".") for key in _number_names(family)) if inner}
     nested = [(f"{name}.", config[name]) for name in sorted(towers) if isinstance(config.get(name), dict)]
     for path, part in [("", config), *nested]:

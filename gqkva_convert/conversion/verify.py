@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import datetime
 import hashlib
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import gqkva_convert
 from gqkva_convert.checkpoint.dtypes import FLOATS
 from gqkva_convert.checkpoint.folder import Checkpoint
 from gqkva_convert.checkpoint.hub import locate
@@ -18,12 +20,14 @@ from gqkva_convert.conversion.compute import step_bytes
 from gqkva_convert.conversion.config import converted_config
 from gqkva_convert.conversion.joint import JointMerges
 from gqkva_convert.conversion.logits import check_logits
-from gqkva_convert.conversion.model import SourceModel, open_model
+from gqkva_convert.conversion.model import SourceModel, is_grouped, open_model
 from gqkva_convert.conversion.plan import Plan
 from gqkva_convert.conversion.proof import Proof
 from gqkva_convert.conversion.report import describe_files, file_sha256, read_report, versions
 from gqkva_convert.conversion.steps import Step, make_steps, tied_copies
 from gqkva_convert.errors import VerificationError
+from gqkva_convert.modeling.bundle import modeling_text
+from gqkva_convert.modeling.families import GROUPED_FAMILIES, modeling_module
 from gqkva_convert.transforms.precision import STORED, is_finite
 
 Progress = Callable[[int], None]
@@ -41,10 +45,11 @@ def verify(
 ) -> dict[str, Any]:
     """Prove that a converted folder is what its report says, and store the proof in the report.
 
-    Always: files, names, shapes and dtypes; checksums; finite values; the tied-heads control (the same plan
-    on weights whose heads already agree gives the same bytes back); the model loads in stock
-    transformers, and its logits are those of the source's architecture with every head replaced by
-    the head the plan merged it into. With ``against``, also every tensor recomputed from the source.
+    Always: files, names, shapes and dtypes; checksums; finite values; the modelling file of a grouped model,
+    unless another version of gqkva wrote it; the tied-heads control (the same plan on weights whose heads
+    already agree gives the same bytes back); the model loads in stock transformers, and its logits are those
+    of the source's architecture with every head replaced by the head the plan merged it into. With
+    ``against``, also every tensor recomputed from the source.
 
     Args:
         folder: Output of `convert`.
@@ -71,6 +76,8 @@ def verify(
     earlier = (report.get("verification") or {}).get("sha256", {})
     checksums = _check_checksums(proof, model.checkpoint, earlier, advance)
     _check_finite(proof, model.checkpoint, advance)
+    if is_grouped(model.config):
+        _check_modeling_file(proof, model)
     source_checksums = None
     if against is not None:
         source_checksums = _check_source(proof, model, plan, report, str(against), revision, advance)
@@ -157,6 +164,22 @@ def _check_finite(proof: Proof, checkpoint: Checkpoint, advance: Progress) -> No
     proof.add(
         "finite values", f"NaN or infinity in {', '.join(bad[:3])}" if bad else None, "no NaN, no infinity"
     )
+
+
+def _check_modeling_file(proof: Proof, model: SourceModel) -> None:
+    """Others run this file when they trust the folder; it must be the one that was written."""
+    family = GROUPED_FAMILIES[model.family.model_type]
+    path = model.checkpoint.folder / f"{modeling_module(family)}.py"
+    found = path.read_text(errors="replace") if path.is_file() else ""
+    version = re.search(r"^Written by gqkva (\S+) ", found, re.MULTILINE)
+    failure, detail = None, f"{path.name} as gqkva {gqkva_convert.__version__} writes it"
+    if not path.is_file():
+        failure = f"{path.name} is missing: transformers cannot load the folder without gqkva"
+    elif version is not None and version[1] != gqkva_convert.__version__:
+        detail = f"{path.name} was not compared: it says that gqkva {version[1]} wrote it, this is another"
+    elif found != modeling_text(family):
+        failure = f"{path.name} is not what gqkva {gqkva_convert.__version__} writes; do not trust it unread"
+    proof.add("modelling file", failure, detail)
 
 
 def _check_source(

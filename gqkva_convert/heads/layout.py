@@ -135,6 +135,35 @@ class HeadLayout:
             return f"GQKVA-{queries}.{keys}"
         return f"custom ({queries} query, {keys} key/value heads)"
 
+    def part(self, parts: int) -> HeadLayout:
+        """The layout of one of ``parts`` equal runs of attention heads, which must all be alike.
+
+        Args:
+            parts: How many runs; each gets as large a run of the stored heads of every role.
+
+        Raises:
+            LayoutError: A run reads stored heads of another, or the numbers do not divide.
+        """
+        heads = self.num_attention_heads
+        found: list[tuple[int, ...]] = []
+        for role in ROLES:
+            stored = self.stored_heads(role)
+            count = len(set(stored))
+            runs = {
+                tuple(
+                    head - run * (count // parts) for head in stored[run * heads // parts :][: heads // parts]
+                )
+                for run in range(parts)
+            }
+            if heads % parts or count % parts or len(runs) > 1:
+                raise LayoutError(
+                    f"{self.name} cannot be split into {parts} parts: {heads} attention heads read {count} "
+                    f"{role} heads, and each part would have to read its own, as many and in the same order"
+                )
+            found += runs
+        query, key, value = found
+        return HeadLayout(query, key, value, self.head_dim)
+
     def to_dict(self) -> dict[str, Any]:
         """The layout as JSON data, in configuration words where they suffice; `from_dict` reads it back."""
         if self.is_stock_gqa:

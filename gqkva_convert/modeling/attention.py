@@ -132,14 +132,15 @@ class HeadMaps:
 class BlockConfig:
     """A model's configuration as one grouped attention block reads it: all the same but a few values.
 
+    What is set here is set in the model's configuration, unless it is one of those values.
+
     Args:
         stock: The configuration, shared with the model, so that a change there is seen here.
         changed: Values that differ for this block.
     """
 
     def __init__(self, stock: Any, changed: dict[str, Any]) -> None:
-        self.stock = stock
-        self.changed = changed
+        self.__dict__.update(stock=stock, changed=changed)
 
     @property
     def _attn_implementation(self) -> str:
@@ -150,6 +151,12 @@ class BlockConfig:
             raise AttributeError(name)
         changed = self.__dict__["changed"]
         return changed[name] if name in changed else getattr(self.__dict__["stock"], name)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name in self.changed:
+            self.changed[name] = value
+        else:
+            setattr(self.stock, name, value)
 
 
 class _Kernel:
@@ -193,11 +200,6 @@ def grouped_attention(
     """
     maps: HeadMaps = module.head_maps
     position_bias = options.get("position_bias")
-    if options.get("cache") is not None and maps.layout.key != tuple(range(len(maps.layout.key))):
-        raise NotImplementedError(
-            "continuous batching sizes its cache by the configuration and cannot keep a grouped "
-            "model's heads; use generate, or gqkva export"
-        )
     implementation = module.config.stock._attn_implementation
     eager = sys.modules[module.stock_module].eager_attention_forward
     if implementation is None or implementation == "eager":
@@ -215,7 +217,8 @@ def grouped_attention(
         output, _ = attend(_Kernel(module, 1), query, key, value, mask, **options)
         # (batch, slots of a group, groups, head_dim) -> (batch, 1, attention heads, head_dim)
         return maps.heads_by_member(output.flatten(1, 2).unsqueeze(1), 2), None
-    if maps.is_padded and "flash" not in implementation:
+    is_paged = options.get("cache") is not None  # which takes stored heads here, as many for every layer
+    if maps.is_padded and "flash" not in implementation and not is_paged:
         return _unequal(attend, module, maps, (query, key, value), attention_mask, options)
     if position_bias is not None:
         options["position_bias"] = _by_slot(position_bias, maps)

@@ -5,6 +5,15 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+_MAIN_OUTPUTS = (
+    "logits",
+    "logits_per_text",
+    "start_logits",
+    "prediction_logits",
+    "reconstruction",
+    "last_hidden_state",
+)
+
 
 def load_model(folder: Path, fallback: str, dtype: str = "float32") -> Any:
     """Load the class that a folder's configuration names; runs no code from the folder.
@@ -42,32 +51,38 @@ def example_inputs(model: Any, seed: int = 0) -> dict[str, Any]:
         model: A model of any family.
         seed: Seed of the inputs.
     """
+    import inspect
+
     import torch
 
-    config = model.config
+    config, name = model.config, type(model).__name__
+    taken = inspect.signature(model.forward).parameters
     text, vision = (getattr(config, f"{part}_config", config) for part in ("text", "vision"))
     generator = torch.Generator().manual_seed(seed)
     inputs: dict[str, Any] = {}
     if hasattr(text, "vocab_size"):
-        length = min(32, getattr(text, "max_position_embeddings", 34) - 2)  # RoBERTa counts from 2
+        names = ("max_position_embeddings", "max_target_positions")  # RoBERTa counts from 2
+        length = min(32, *(getattr(text, name, 34) - 2 for name in names))
         tokens = torch.randint(text.vocab_size, (1, length), generator=generator)
-        inputs["input_ids"] = tokens
-        if getattr(config, "is_encoder_decoder", False):
+        inputs["input_ids"] = tokens[:, None] if "MultipleChoice" in name else tokens
+        if config.is_encoder_decoder and "SequenceClassification" in name:
+            tokens[:, -1] = config.eos_token_id  # where it reads; it makes the decoder's tokens of these
+        elif config.is_encoder_decoder:
             inputs["decoder_input_ids"] = tokens[:, : length // 2]
     if hasattr(vision, "image_size"):
         size = vision.image_size
         height, width = (size, size) if isinstance(size, int) else size
         inputs["pixel_values"] = torch.randn(1, vision.num_channels, height, width, generator=generator)
     if hasattr(config, "num_mel_bins"):
-        del inputs["input_ids"]
         frames = 2 * config.max_source_positions
         inputs["input_features"] = torch.randn(1, config.num_mel_bins, frames, generator=generator)
-    return inputs
+    inputs["use_cache"] = False  # transformers sizes that of a BART decoder by the encoder's layers
+    return {key: value for key, value in inputs.items() if key in taken}
 
 
 def main_output(output: Any) -> Any:
-    """The tensor of a model's output that says most: logits, else hidden states."""
-    for name in ("logits", "logits_per_text", "start_logits", "last_hidden_state"):
+    """The tensor of a model's output that says most: logits, else what it predicts, else hidden states."""
+    for name in _MAIN_OUTPUTS:
         if getattr(output, name, None) is not None:
             return getattr(output, name)
     raise ValueError(f"{type(output).__name__} has neither logits nor hidden states")

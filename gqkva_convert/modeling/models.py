@@ -19,7 +19,7 @@ from gqkva_convert.modeling.families import (
     modeling_module,
 )
 from gqkva_convert.modeling.layouts import layouts_from_config
-from gqkva_convert.modeling.resize import find_block, resize_block
+from gqkva_convert.modeling.resize import find_block, resize_block, split_block
 
 
 class GroupedModel:
@@ -47,6 +47,40 @@ class GroupedModel:
             if place in layouts and not hasattr(module, "head_maps"):
                 resize_block(module, layouts[place], self.family.facts, self.block_class)
         super().post_init()  # type: ignore[misc]
+
+    @classmethod
+    def maybe_distribute_model(cls, model: Any, distributed_config: Any, *args: Any) -> Any:
+        """As stock models are; each process attends with its part of the heads.
+
+        Raises:
+            LayoutError: Tensor parallelism was asked for, and a layout has no equal parts.
+        """
+        parts = getattr(distributed_config, "tp_size", None) or 1
+        if parts > 1:
+            asked = distributed_config.tp_plan
+            plan = {**(model.tp_plan or {}), **(asked if isinstance(asked, dict) else {})}
+            for name, module in model.named_modules():
+                if hasattr(module, "head_maps"):
+                    split_block(module, name, plan, parts)
+        return super().maybe_distribute_model(model, distributed_config, *args)  # type: ignore[misc]
+
+    def init_continuous_batching(self: Any, *args: Any, **options: Any) -> Any:
+        """As stock models do; the configuration then says how many key heads its cache keeps.
+
+        Raises:
+            NotImplementedError: Its cache cannot keep these heads.
+        """
+        blocks = [module for module in self.modules() if hasattr(module, "head_maps")]
+        counts = {len(block.head_maps.keys.heads) for block in blocks}
+        named = getattr(self.config, "num_key_value_heads", self.config.num_attention_heads)
+        if counts != {named}:
+            if len(counts) > 1 or not hasattr(self.config, "num_key_value_heads"):
+                raise NotImplementedError(
+                    "continuous batching sizes its cache by num_key_value_heads, one number for all layers, "
+                    "and cannot keep this model's heads; use generate, or gqkva export"
+                )
+            self.config.num_key_value_heads = counts.pop()
+        return super().init_continuous_batching(*args, **options)  # type: ignore[misc]
 
     @classmethod
     def is_custom_code(cls) -> bool:

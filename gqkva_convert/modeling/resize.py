@@ -98,6 +98,39 @@ def resize_block(block: Any, layout: HeadLayout, facts: BlockFacts, block_class:
     block._is_hf_initialized = False
 
 
+def split_block(block: Any, name: str, plan: dict[str, str], parts: int) -> None:
+    """Let a block attend with its part of the heads, where tensor parallelism gives each process a part.
+
+    Args:
+        block: A grouped block, not yet distributed.
+        name: Its name in the model.
+        plan: How transformers distributes modules: names with ``*`` for a layer's number, and the way.
+        parts: How many processes share the heads.
+
+    Raises:
+        LayoutError: The layout has no equal parts that read stored heads of their own.
+    """
+    split = {
+        module.rpartition(".")[2]
+        for module, way in plan.items()
+        if way == "colwise"
+        and re.fullmatch(re.escape(module.rpartition(".")[0]).replace(re.escape("*"), r"\d+"), name)
+    }
+    layout = block.head_maps.layout
+    counts = {len(set(layout.stored_heads(role))) for role in ROLES}
+    if not any(hasattr(block, projection) for projection in split):
+        return
+    try:
+        if split.intersection(_FUSED) and len(counts) > 1:
+            raise LayoutError(f"{layout.name} is stored in one tensor, queries before keys before values")
+        block.head_maps = HeadMaps(layout.part(parts))
+    except LayoutError as error:
+        raise LayoutError(
+            f"no tensor parallelism over {parts} processes for {name}: {error}; "
+            f"load the model whole, or convert to numbers of heads that {parts} divides"
+        ) from error
+
+
 def _attention_heads(block: Any, head_dim: int) -> int:
     """How many heads of a width the stock block's queries hold."""
     if is_fused(block):

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import tiny_models
 import torch
+from grouped_pairs import write_pair
 from typer.testing import Result
 
 from gqkva_convert import convert, inspect
@@ -60,13 +61,37 @@ def test_options_promise_what_conversions_give(
 ) -> None:
     """The table is what a user decides by."""
     facts = inspect(tiny(name))
-    options = [option for option in facts["options"] if option["convertible"]]
+    options = [option for option in facts["options"] if option["is_stock"]]
     assert [option["gkv"] for option in options] == [3, 2, 1]
     for option in options:
         given = inspect(convert(tiny(name), tmp_path / str(option["gkv"]), gkv=option["gkv"]))
         assert given["parameters"]["total"] == option["parameters"]
         assert given["kv_cache_bytes_per_token"] == option["kv_cache_bytes_per_token"]
         assert given["attention"][0]["variant"] == option["variant"]
+
+
+def test_layers_of_different_layouts_are_told_apart(
+    tiny: Callable[[str], Path], tmp_path: Path, gqkva: Run
+) -> None:
+    """The first layer's heads would pass for all of them."""
+    model = tiny_models.build("llama", "LlamaForCausalLM", num_hidden_layers=4)
+    grouped, _ = write_pair(tiny_models.save(model, tmp_path / "source"), "mixed", tmp_path)
+    rows = [(row["layers"], row["variant"]) for row in inspect(grouped)["attention"]]
+    assert rows == [(2, "GQKVA-2.3"), (1, "unequal GQA-3"), (1, "MQA")]
+    shown = gqkva("inspect", grouped).stdout
+    assert all(variant in shown for _, variant in rows)
+
+
+def test_the_options_say_what_is_written(tiny: Callable[[str], Path], tmp_path: Path, gqkva: Run) -> None:
+    """A grouped model loads in fewer programs than a stock one."""
+    for option in inspect(tiny("llama"))["options"]:
+        flags = [f"--{name}={option[name]}" for name in ("gq", "gkv") if option[name] is not None]
+        out = tmp_path / option["variant"]
+        assert gqkva("convert", tiny("llama"), out, *flags).exit_code == 0
+        stock = json.loads((out / "config.json").read_text())["model_type"] == "llama"
+        assert stock == option["is_stock"]
+        assert inspect(out)["kv_cache_bytes_per_token"] == option["kv_cache_bytes_per_token"]
+    assert "not yet" not in gqkva("inspect", tiny("llama")).stdout
 
 
 def test_encoder_decoder_caches_are_told_apart(tiny: Callable[[str], Path]) -> None:

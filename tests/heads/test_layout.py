@@ -245,3 +245,39 @@ def test_numbers_that_are_not_whole_are_refused(data: dict[str, Any]) -> None:
     """Half a feature must be named here, not crash where rows are counted."""
     with pytest.raises(LayoutError):
         HeadLayout.from_dict(data)
+
+
+@given(st.integers(1, 6), st.integers(1, 4), st.integers(1, 4), st.integers(1, 3), head_dims)
+@properties
+def test_parts_put_side_by_side_are_the_layout(
+    parts: int, groups: int, size: int, queries: int, head_dim: int
+) -> None:
+    """Each process of tensor parallelism holds one run of every role's stored heads."""
+    for layout in (
+        HeadLayout.gqa(parts * groups * size, parts * groups, head_dim),
+        HeadLayout.gkva(parts * queries * size, parts * queries, head_dim),
+    ):
+        part = layout.part(parts)
+        assert part.num_attention_heads * parts == layout.num_attention_heads
+        for role in ROLES:
+            stored = part.stored_heads(role)
+            count = len(set(stored))
+            joined = [head + run * count for run in range(parts) for head in stored]
+            assert tuple(joined) == layout.stored_heads(role)
+
+
+@pytest.mark.parametrize(
+    "layout",
+    [
+        HeadLayout.gqa(6, 3, 4),
+        HeadLayout.gqa(6, 1, 4),
+        HeadLayout.gqkva(2, 4, 4),
+        HeadLayout.unequal([1, 3], 4),  # two heads of keys, but not of two heads each
+        HeadLayout.mha(5, 4),
+        HeadLayout((0, 1, 2, 3), (0, 0, 1, 1), (0, 1, 0, 1), 4),
+    ],
+)
+def test_layouts_without_parts_of_their_own_are_refused(layout: HeadLayout) -> None:
+    """A process would read another's heads."""
+    with pytest.raises(LayoutError, match="cannot be split into 2 parts"):
+        layout.part(2)

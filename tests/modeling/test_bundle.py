@@ -116,6 +116,28 @@ def test_a_tampered_file_is_not_run_unless_asked_for(tiny: Tiny, tmp_path: Path)
     assert not trace.exists()
 
 
+def test_our_commands_do_not_run_the_file(tiny: Tiny, tmp_path: Path, gqkva: Callable[..., object]) -> None:
+    """A folder from elsewhere may be looked at, checked and exported without trusting it; verify tells."""
+    out, trace = convert(tiny("bert"), tmp_path / "out", gkv=2), tmp_path / "trace"
+    assert gqkva("verify", out).exit_code == 0  # type: ignore[attr-defined]
+    file = out / "modeling_gqkva_bert.py"
+    text = file.read_text()
+    file.write_text(f"{text}\nopen({str(trace)!r}, 'w').close()\n")
+    for arguments in (("inspect", out), ("export", out, tmp_path / "stock")):
+        result = gqkva(*arguments)
+        assert result.exit_code == 0, result.stderr  # type: ignore[attr-defined]
+    refused = gqkva("verify", out)
+    assert refused.exit_code == 9  # type: ignore[attr-defined]
+    assert "modeling_gqkva_bert.py is not what gqkva" in refused.stderr  # type: ignore[attr-defined]
+    assert not trace.exists()
+    file.write_text(text.replace(f"gqkva {gqkva_convert.__version__} ", "gqkva 9.9.9 "))
+    result = gqkva("verify", out)
+    assert result.exit_code == 0  # type: ignore[attr-defined]
+    assert "was not compared" in result.stdout  # type: ignore[attr-defined]
+    file.unlink()
+    assert "modeling_gqkva_bert.py is missing" in gqkva("verify", out).stderr  # type: ignore[attr-defined]
+
+
 @pytest.mark.parametrize(
     ("family", "files", "loader"),
     [

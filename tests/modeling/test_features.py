@@ -10,8 +10,10 @@ from typing import Any
 import pytest
 import tiny_models
 import torch
+import transformers
 from grouped_pairs import load_pair, write_pair
 
+from gqkva_convert.architectures import FAMILIES
 from gqkva_convert.modeling.loading import load_model
 
 Tiny = Callable[[str], Path]
@@ -153,6 +155,53 @@ def test_copies_and_pickles(pair: tuple[Any, Any], tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+def test_continuous_batching(pair: tuple[Any, Any]) -> None:
+    """Servers keep one cache for many requests; it holds as many heads as the configuration says."""
+    grouped, stock = pair
+    prompts = [[8, 28, 11, 14, 31, 7, 5], [9, 9, 3]]
+    options = {"max_new_tokens": 6, "do_sample": False, "pad_token_id": 0, "eos_token_id": None}
+    settings = transformers.GenerationConfig(**options, num_blocks=16, max_batch_tokens=64)
+    answers = grouped.generate_batch(prompts, generation_config=settings, progress_bar=False)
+    assert [answer.error for answer in answers.values()] == [None, None]
+    for prompt, answer in zip(prompts, answers.values(), strict=True):
+        expected = stock.generate(torch.tensor([prompt]), **options)[0, len(prompt) :]
+        assert answer.generated_tokens == expected.tolist()
+    assert grouped.config.num_key_value_heads == 3
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+def test_continuous_batching_is_refused_before_it_starts(family: str, tmp_path: Path) -> None:
+    """Where layers keep different numbers of heads; its thread would give back empty answers."""
+    layers = {"gpt2": "n_layer"}.get(family, "num_hidden_layers")
+    model = tiny_models.build(family, FAMILIES[family].architecture, **{layers: 3})
+    grouped, _ = load_pair(tiny_models.save(model, tmp_path / "source"), "mixed", tmp_path)
+    with pytest.raises(NotImplementedError, match="use generate, or gqkva export"):
+        grouped.generate_batch([[3, 4, 5]], max_new_tokens=2)
+
+
+def test_what_is_set_on_a_block_is_set_on_the_model(pair: tuple[Any, Any]) -> None:
+    """Patches of others set a block's configuration; what only that block saw would be lost."""
+    grouped = pair[0]
+    block = grouped.model.layers[0].self_attn
+    expected = tiny_models.outputs(grouped)
+    block.config.attention_dropout = 0.25
+    assert grouped.config.attention_dropout == 0.25
+    block.config._attn_implementation = "eager"
+    assert grouped.config._attn_implementation == "eager"
+    assert copy.deepcopy(block).config.stock._attn_implementation == "eager"
+    same(tiny_models.outputs(grouped), expected)
+
+
+def test_a_block_keeps_values_of_its_own(tiny: Tiny, tmp_path: Path) -> None:
+    """Phi-3's blocks read a number of query heads that the model's configuration does not have."""
+    grouped, _ = load_pair(tiny("phi3"), "GQKVA", tmp_path)
+    block = grouped.model.layers[0].self_attn
+    assert (block.config.num_attention_heads, grouped.config.num_attention_heads) == (2, 6)
+    block.config.num_attention_heads = 3
+    assert (block.config.num_attention_heads, grouped.config.num_attention_heads) == (3, 6)
+
+
+@pytest.mark.slow
 def test_flex_attention(pair: tuple[Any, Any]) -> None:
     """Compiled kernels with block masks; on a CPU they take a while to build."""
     with torch.inference_mode():
@@ -162,14 +211,26 @@ def test_flex_attention(pair: tuple[Any, Any]) -> None:
     same(found, expected, 1e-3)
 
 
+needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+
+
+@pytest.fixture(params=["unequal", "GQKVA", "random GQA"])
+def cuda_pair(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[Any, Any]:
+    """As `pair`, with heads of a width that flash attention takes, in bfloat16 on a GPU."""
+    model = tiny_models.build("llama", "LlamaForCausalLM", head_dim=64, max_position_embeddings=8192)
+    source = tiny_models.save(model, tmp_path / "source")
+    grouped, stock = load_pair(source, request.param, tmp_path)
+    return grouped.to("cuda", torch.bfloat16), stock.to("cuda", torch.bfloat16)
+
+
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@needs_cuda
 @pytest.mark.parametrize("implementation", ["sdpa", "flash_attention_2", "flex_attention"])
-def test_cuda_kernels(implementation: str, pair: tuple[Any, Any]) -> None:
+def test_cuda_kernels(implementation: str, cuda_pair: tuple[Any, Any]) -> None:
     """Prefill and decoding on a GPU, in the dtype that flash attention takes."""
     if implementation == "flash_attention_2":
         pytest.importorskip("flash_attn")
-    grouped, stock = (model.to("cuda", torch.bfloat16) for model in pair)
+    grouped, stock = cuda_pair
     grouped.set_attn_implementation(implementation)
     tokens = tiny_models.inputs(stock)["input_ids"].cuda()
     with torch.inference_mode():
@@ -180,3 +241,42 @@ def test_cuda_kernels(implementation: str, pair: tuple[Any, Any]) -> None:
         ]
     same(cached[0].logits, cached[1].logits, 0.05)
     same(last[0], last[1], 0.05)
+
+
+@pytest.mark.gpu
+@needs_cuda
+def test_cuda_compiled_decoding(cuda_pair: tuple[Any, Any]) -> None:
+    """A static cache and one graph for each step, as `generate` compiles it on a GPU."""
+    torch.compiler.reset()
+    grouped, _ = (model.float() for model in cuda_pair)
+    tokens = tiny_models.inputs(grouped)["input_ids"].cuda()
+    options = {"max_new_tokens": 8, "do_sample": False, "pad_token_id": 0, "eos_token_id": None}
+    expected = grouped.generate(tokens, **options).tolist()
+    assert grouped.generate(tokens, cache_implementation="static", **options).tolist() == expected
+    compiled = torch.compile(grouped, fullgraph=True)
+    with torch.inference_mode():
+        same(compiled(tokens, use_cache=False).logits, grouped(tokens, use_cache=False).logits, 1e-3)
+
+
+@pytest.mark.gpu
+@needs_cuda
+@pytest.mark.parametrize("masked", [False, True])
+def test_cuda_decoding_expands_no_keys(masked: bool, cuda_pair: tuple[Any, Any]) -> None:
+    """The peak memory of a step is less than one layer's keys repeated for its heads would take."""
+    grouped, _ = cuda_pair
+    batch, length = 8, 8000
+    tokens = torch.zeros(batch, length, dtype=torch.long, device="cuda")
+    mask = torch.ones(batch, length + 2, dtype=torch.long, device="cuda")
+    mask[0, :7] = 0 if masked else 1
+    with torch.inference_mode():
+        cache = transformers.StaticCache(config=grouped.config, max_cache_len=length + 2)
+        grouped(tokens, attention_mask=mask[:, :length], past_key_values=cache, logits_to_keep=1)
+        for step in range(2):  # the first one warms up
+            torch.cuda.synchronize()
+            before = torch.cuda.memory_allocated()
+            torch.cuda.reset_peak_memory_stats()
+            grouped(tokens[:, :1], attention_mask=mask[:, : length + 1 + step], past_key_values=cache)
+            torch.cuda.synchronize()
+            peak = torch.cuda.max_memory_allocated() - before
+    expanded = batch * tiny_models.HEADS * (length + 2) * 64 * torch.bfloat16.itemsize
+    assert peak < expanded

@@ -13,6 +13,7 @@ import transformers
 from grouped_pairs import VARIANTS, layout, load_pair, write_pair
 
 from gqkva_convert.architectures import FAMILIES
+from gqkva_convert.modeling.loading import main_output
 
 Tiny = Callable[[str], Path]
 CAUSAL = [name for name, family in FAMILIES.items() if "CausalLM" in family.architecture] + ["gpt2"]
@@ -108,6 +109,40 @@ def test_generation_with_a_cache_says_what_the_expanded_model_says(
         expected = layout(variant, tiny_models.HEADS, layer.keys.shape[-1], number)
         assert layer.keys.shape[1] == expected.num_key_heads
         assert layer.values.shape[1] == expected.num_value_heads
+
+
+@pytest.mark.parametrize(
+    ("family", "variant"),
+    [
+        pytest.param(
+            family,
+            variant,
+            marks=() if family in ("llama", "bert", "t5") and variant == "unequal" else pytest.mark.slow,
+        )
+        for family in FAMILIES
+        if family not in ("vit", "deit", "dinov2")
+        for variant in ("unequal", "GQKVA", "GKVA", "apart")
+    ],
+)
+def test_padding_on_either_side_changes_nothing(
+    family: str, variant: str, tiny: Tiny, tmp_path: Path
+) -> None:
+    """Masks reach grouped heads in other shapes: by slot, in the place of positions, for one position."""
+    pair = load_pair(tiny(family), variant, tmp_path)
+    inputs = tiny_models.inputs(pair[1])
+    name = "input_ids" if "input_ids" in inputs else "decoder_input_ids"
+    mask = torch.ones_like(inputs[name])
+    mask[0, :2] = mask[1, -2:] = 0
+    mask_name = name.replace("input_ids", "attention_mask")
+    for implementation in ("eager", "sdpa"):
+        logits = []
+        for model in pair:
+            model.set_attn_implementation(implementation)
+            with torch.inference_mode():
+                logits.append(main_output(model(**inputs, **{mask_name: mask})))
+        if logits[0].shape[:2] == mask.shape:  # what padding itself says means nothing
+            logits = [found[mask.bool()] for found in logits]
+        assert_same(*logits)
 
 
 @pytest.mark.parametrize("family", SEQ2SEQ)

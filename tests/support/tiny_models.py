@@ -102,6 +102,7 @@ CONFIGS: dict[str, dict[str, Any]] = {
         "num_layers": 2,
         "num_decoder_layers": 3,
         "num_heads": HEADS,
+        "decoder_start_token_id": 0,
     },
     "bart": _SEQ2SEQ | {"max_position_embeddings": 20},
     "whisper": _SEQ2SEQ

@@ -1,0 +1,139 @@
+"""DeciLM's form of a Llama: layers with key/value heads of their own number.
+
+``model_type`` ``deci`` and ``num_key_value_heads_per_layer``, as DeciLM-7B has them, which llama.cpp's
+``conversion/deci.py`` reads. The ``block_configs`` of later models of that name are not written: there that
+converter takes the width of a head from ``hidden_size / num_attention_heads`` and feed-forward sizes in
+steps of 256.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from typing import Any
+
+from gqkva_convert.errors import FamilyError, NotExpressibleError
+from gqkva_convert.heads import HeadLayout
+
+DECI = "deci"
+PER_LAYER = "num_key_value_heads_per_layer"
+# The family whose tables describe it.
+MISTRAL = "mistral"
+
+_CLASS = "DeciLMForCausalLM"
+# What llama.cpp's converter writes down of a DeciLM's rotary positions.
+_ROPE_TYPES = ("default", "linear", "llama3")
+
+
+def is_deci(config: dict[str, Any]) -> bool:
+    """Whether a configuration is of this form."""
+    return config.get("model_type") == DECI
+
+
+def require_deci_form(config: dict[str, Any], model_type: str) -> None:
+    """Refuse a model that is not a Llama in all but the number of its heads.
+
+    Args:
+        config: Its configuration.
+        model_type: Its stock model type.
+
+    Raises:
+        NotExpressibleError: Says what DeciLM lacks.
+    """
+    if model_type not in ("llama", MISTRAL):
+        raise _refused(f"it has the parts of a Llama, and those of a {model_type} differ")
+    names = [name.removeprefix("Gqkva") for name in config.get("architectures") or ()]
+    if names and names != [f"{model_type.capitalize()}ForCausalLM"] and names != [_CLASS]:
+        raise _refused(f"it is a language model, this is a {names[0]}")
+    window = config.get("sliding_window", 4096)  # transformers' default for Mistral
+    if model_type == MISTRAL and window and not is_deci(config):
+        raise _refused(f"it attends to all positions, this one to sliding_window {window}")
+    if config.get("hidden_act", "silu") != "silu":
+        raise _refused(f"its hidden_act is silu, this one's {config['hidden_act']}")
+    if config.get("attention_bias") or config.get("mlp_bias"):
+        raise _refused("its projections have no biases")
+    turned = _rope(config).get("partial_rotary_factor") or config.get("partial_rotary_factor") or 1.0
+    if turned != 1.0:
+        raise _refused(f"its heads turn whole, this one's by partial_rotary_factor {turned}")
+    kind = _rope_type(config)
+    if kind not in _ROPE_TYPES:
+        raise _refused(
+            f"llama.cpp converts rotary positions of it that are {', '.join(_ROPE_TYPES)}, not {kind}"
+        )
+
+
+def _refused(reason: str) -> NotExpressibleError:
+    return NotExpressibleError(f"DeciLM cannot hold this model: {reason}; export without --architecture")
+
+
+def _rope(config: dict[str, Any]) -> dict[str, Any]:
+    return dict(config.get("rope_parameters") or config.get("rope_scaling") or {})
+
+
+def _rope_type(config: dict[str, Any]) -> str:
+    rope = _rope(config)
+    return str(rope.get("rope_type") or rope.get("type") or "default")
+
+
+def deci_config(config: dict[str, Any], layouts: Mapping[tuple[str, int], HeadLayout]) -> dict[str, Any]:
+    """A Llama's configuration in this form.
+
+    Args:
+        config: A stock or grouped configuration of Llama or Mistral; not changed.
+        layouts: Equal groups of one number of attention heads, by kind and layer.
+    """
+    config = copy.deepcopy(config)
+    for key in ("auto_map", "attention_layouts", "sliding_window", "pretraining_tp", "layer_types"):
+        config.pop(key, None)
+    counts = [layouts["self", layer].num_key_heads for layer in range(len(layouts))]
+    first = layouts["self", 0]
+    config.update(model_type=DECI, architectures=[_CLASS], num_attention_heads=first.num_attention_heads)
+    config.update(head_dim=first.head_dim, num_key_value_heads=max(counts))
+    config[PER_LAYER] = counts
+    # Readers of this form are older than ``rope_parameters``.
+    rope, kind = _rope(config), _rope_type(config)
+    config["rope_theta"] = rope.pop("rope_theta", None) or config.get("rope_theta", 10000.0)
+    config["rope_scaling"] = None if kind == "default" else {**rope, "rope_type": kind, "type": kind}
+    return config
+
+
+def mistral_config(config: dict[str, Any]) -> dict[str, Any]:
+    """The same model as a Mistral without a window, with the most key/value heads of any layer.
+
+    That is a Llama whose number of heads need not divide its width, as DeciLM's need not.
+    """
+    config = copy.deepcopy(config)
+    for key in (PER_LAYER, "attention_bias", "mlp_bias"):
+        config.pop(key, None)
+    config.update(model_type=MISTRAL, architectures=["MistralForCausalLM"], sliding_window=None)
+    if config.get("rope_parameters"):
+        for key in ("rope_theta", "rope_scaling"):
+            config.pop(key, None)
+    return config
+
+
+def deci_layouts(
+    config: dict[str, Any], heads: int, head_dim: int, layers: int
+) -> dict[tuple[str, int], HeadLayout]:
+    """The layouts that a configuration of this form gives, by kind of attention and layer.
+
+    Args:
+        config: The configuration.
+        heads: Attention heads of every layer.
+        head_dim: Features per head.
+        layers: How many layers there are.
+
+    Raises:
+        FamilyError: It does not give each layer a number of heads that divides the attention heads.
+    """
+    counts = config.get(PER_LAYER)
+    if (
+        not isinstance(counts, list)
+        or len(counts) != layers
+        or any(type(count) is not int or count < 1 or heads % count for count in counts)
+    ):
+        raise FamilyError(
+            f"config.json: {PER_LAYER} must give {layers} layers a number each that divides "
+            f"num_attention_heads {heads}, found {counts!r}"
+        )
+    return {("self", layer): HeadLayout.gqa(heads, count, head_dim) for layer, count in enumerate(counts)}
