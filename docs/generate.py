@@ -21,6 +21,7 @@ from gqkva_convert.cli import app
 DOCS = Path(__file__).parent
 COMMANDS = {
     "inspect": "gqkva_convert.inspect",
+    "plan": "gqkva_convert.plan",
     "convert": "gqkva_convert.convert",
     "export": "gqkva_convert.export",
     "init": "gqkva_convert.init",

@@ -49,9 +49,9 @@ class FitSettings:
         seed: Seed of the order of the data.
     """
 
-    steps: int = 300
-    positions: int = 2048
-    rate: float = 0.03
+    steps: int = 600
+    positions: int = 1024
+    rate: float = 0.04
     check_every: int = 25
     seed: int = 0
 
