@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -116,18 +116,25 @@ def merge_heads(
     rules = joint.rules
     result: Heads = {}
     outputs = [source["output"][head] for head in _order(joint)]
+    squares: dict[int, Array] = {}
     for stored, members in enumerate(plan.groups("value")):
+        rule = rules.values[stored]
+        moments = gains if measured is None or rule in _WEIGHTS_ALONE else measured
+        rows = np.concatenate(source["value"][list(members)]).astype(np.float64)
+        products = inner_products(rows, moments.key)
+        for place, member in enumerate(members):
+            span = slice(place * plan.source.head_dim, (place + 1) * plan.source.head_dim)
+            squares[member] = products[span, span]
         result["value", stored] = source["value"][members[0]]
         if len(members) > 1:
-            rule = rules.values[stored]
-            moments = gains if measured is None or rule in _WEIGHTS_ALONE else measured
-            result["value", stored] = _merge_values(joint, source["value"], outputs, stored, rule, moments)
+            result["value", stored] = _merge_values(joint, rows, products, outputs, stored, rule)
+    weights = _weights(joint, source["output"], squares)
     for place, output in enumerate(outputs):
         result["output", place] = output
     for component in _components(joint):
         rule = rules.scores[component[0].key]
         moments = gains if measured is None or rule in _WEIGHTS_ALONE else measured
-        result |= _merge_scores(joint, source, component, rule, moments)
+        result |= _merge_scores(joint, source, component, rule, moments, weights)
     return {name: np.asarray(head, dtype) for name, head in result.items()}
 
 
@@ -179,13 +186,13 @@ def _components(joint: Joint) -> list[list[_Place]]:
 
 def _merge_values(
     joint: Joint,
-    values: NDArray[Any],
+    rows: Array,
+    products: Array,
     outputs: list[NDArray[Any]],
     stored: int,
     rule: str,
-    moments: InputMoments,
 ) -> Array:
-    """One value head for a group; puts what its readers absorb into ``outputs``."""
+    """One value head for a group, from its rows and their products; changes the ``outputs`` that read it."""
     plan = joint.plan
     group = plan.groups("value")[stored]
     readers_of = [
@@ -193,10 +200,7 @@ def _merge_values(
         for place, (head, target) in enumerate(zip(_order(joint), plan.target.value, strict=True))
         if target == stored
     ]
-    members = values[list(group)].astype(np.float64)
-    count, head_dim, inputs = members.shape
-    rows = members.reshape(count * head_dim, inputs)
-    products = inner_products(rows, moments.key)
+    count, head_dim = len(group), plan.source.head_dim
     if rule.startswith("closed-form"):
         readers = np.zeros((count, head_dim, head_dim))
         for place, member in readers_of:
@@ -218,7 +222,12 @@ def _merge_values(
 
 
 def _merge_scores(
-    joint: Joint, source: dict[str, NDArray[Any]], places: list[_Place], rule: str, moments: InputMoments
+    joint: Joint,
+    source: dict[str, NDArray[Any]],
+    places: list[_Place],
+    rule: str,
+    moments: InputMoments,
+    weights: Array,
 ) -> Heads:
     """Shared queries and keys for attention heads that hang together."""
     plan = joint.plan
@@ -250,7 +259,7 @@ def _merge_scores(
         ),
         tuple(products["query", slot] for slot in slots["query"]),
         tuple(products["key", slot] for slot in slots["key"]),
-        _weights(joint, source, places, moments),
+        _relative(weights[[place.place for place in places]]),
         head_dim,
     )
     queries, keys = _mixes(joint, scores, rule)
@@ -287,20 +296,25 @@ def _means(scores: Scores) -> tuple[Mixes, Mixes]:
     return [mean(products) for products in scores.queries], [mean(products) for products in scores.keys]
 
 
-def _weights(
-    joint: Joint, source: dict[str, NDArray[Any]], places: Iterable[_Place], moments: InputMoments
-) -> Array:
-    """How much each head's scores matter: the root of the energy of what it can add to the output."""
-    plan, order = joint.plan, _order(joint)
+def _weights(joint: Joint, outputs: NDArray[Any], squares: dict[int, Array]) -> Array:
+    """How much each head's scores matter: the root of the energy of what it can add to the output.
+
+    Args:
+        joint: The block.
+        outputs: The source's output blocks.
+        squares: For each of the source's value heads the products of its features.
+    """
     energies = []
-    for place in places:
-        head = order[place.place]
-        value = source["value"][plan.source.value[head]].astype(np.float64)
-        output = source["output"][head].astype(np.float64)
-        energies.append(float(np.sum(inner_products(value, moments.key) * (output @ output.T))))
-    weights = np.sqrt(np.maximum(energies, 0))
+    for head in _order(joint):
+        output = outputs[head].astype(np.float64)
+        energies.append(float(np.sum(squares[joint.plan.source.value[head]] * (output @ output.T))))
+    result: Array = np.sqrt(np.maximum(energies, 0))
+    return result
+
+
+def _relative(weights: Array) -> Array:
+    """Weights of heads that hang together, 1 on average; dead heads keep a little."""
     mean = weights.mean()
-    # A dead head still counts a little, so that no system is singular for its sake.
     return np.maximum(weights / mean, 1e-3) if mean > 0 else np.ones(len(weights))
 
 

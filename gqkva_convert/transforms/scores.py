@@ -30,6 +30,8 @@ RIDGE = 1e-12
 MAX_ROUNDS = 40
 # Rounds end when one lowers the loss by less than this share of it.
 _ENOUGH = 2e-3
+# A loss below this share of the scores' energy is rounding.
+_NOISE = 1e-13
 # A system smaller than this is that of heads without weights.
 _NOTHING = 1e-200
 
@@ -90,13 +92,13 @@ def shared_scores(
     keys = [_first_key(scores, shared, first, second) for shared in range(len(scores.keys))]
     if all(len(products) == scores.head_dim for products in scores.keys):
         keys = [np.eye(scores.head_dim) for _ in scores.keys]
-    queries = _best_queries(scores, turning, keys)
-    previous = np.inf
+    queries, explained = _best_queries(scores, turning, keys)
+    energy, previous = score_energy(scores, turning), np.inf
     for _ in range(rounds):
         keys = _balanced(scores, _best_keys(scores, turning, queries), first, second)
-        queries = _best_queries(scores, turning, keys)
-        loss = score_loss(scores, turning, queries, keys)
-        if loss > previous * (1 - _ENOUGH):
+        queries, explained = _best_queries(scores, turning, keys)
+        loss = max(energy - explained, 0.0)
+        if loss > previous * (1 - _ENOUGH) or loss <= _NOISE * energy:
             break
         previous = loss
     return queries, keys
@@ -137,8 +139,8 @@ def score_energy(scores: Scores, turning: Turning) -> float:
     )
 
 
-def _best_queries(scores: Scores, turning: Turning, keys: Sequence[Array]) -> Mixes:
-    """The best shared queries for given shared keys."""
+def _best_queries(scores: Scores, turning: Turning, keys: Sequence[Array]) -> tuple[Mixes, float]:
+    """The best shared queries for given shared keys, and how much of the scores' energy they explain."""
     shared = [key @ products for key, products in zip(keys, scores.keys, strict=True)]
     sizes = [turning.average(left @ key.T) for left, key in zip(shared, keys, strict=True)]
     systems = [np.zeros((scores.head_dim, scores.head_dim)) for _ in scores.queries]
@@ -148,7 +150,12 @@ def _best_queries(scores: Scores, turning: Turning, keys: Sequence[Array]) -> Mi
         sides[reading.query][:, scores.span(reading.query_member)] += weight * turning.average(
             shared[reading.key][:, scores.span(reading.key_member)]
         )
-    return [_solve(system, side) for system, side in zip(systems, sides, strict=True)]
+    queries = [_solve(system, side) for system, side in zip(systems, sides, strict=True)]
+    explained = sum(
+        float(np.sum((query @ products) * side))
+        for query, products, side in zip(queries, scores.queries, sides, strict=True)
+    )
+    return queries, explained
 
 
 def _best_keys(scores: Scores, turning: Turning, queries: Sequence[Array]) -> Mixes:
