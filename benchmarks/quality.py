@@ -404,6 +404,7 @@ def main() -> None:
     parser.add_argument("--markdown", type=Path)
     parser.add_argument("--only", default=",".join(SUBJECTS))
     parser.add_argument("--rows", default="", help="part of a row's name")
+    parser.add_argument("--few", action="store_true", help="only the rows that tell most")
     arguments = parser.parse_args()
     results = json.loads(arguments.json.read_text()) if arguments.json.is_file() else {}
     for name in arguments.only.split(","):
@@ -416,7 +417,7 @@ def main() -> None:
             found = results.setdefault(name, {})
             found["original"] = {score: statistic(score, values) for score, values in original.items()}
             for cell in subject.cells:
-                for row in subject.rows:
+                for row in FEW_ROWS if arguments.few else subject.rows:
                     if cell.startswith("GQKVA") and row not in GRID_ROWS:
                         continue
                     key = f"{cell}|{row.name}"

@@ -1,0 +1,147 @@
+"""What choosing and merging heads costs at the size of Llama-2-7B: time and memory.
+
+    python benchmarks/merging.py --folder DIR [--only layer,search,convert,calibrate] [--samples 4 --length 512]
+
+DIR gets (or holds already) a 13.5 GB checkpoint of random weights (`make_checkpoint.py 7b`). Measured are: the
+closed form of one layer, 32 heads to 8, from ready statistics; the searches for 32 layers of 32 heads from
+ready statistics; a whole conversion from weights alone; and calibration with a few samples, for its memory.
+Random weights leave nothing to gain between rounds, so the first runs every round there may be.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import json
+import platform
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from make_checkpoint import main as make_checkpoint
+from measure import run_process
+
+from gqkva_convert.checkpoint.reader import TensorReader
+from gqkva_convert.conversion.joint import InputMoments, gain_moments, merge_heads, source_heads
+from gqkva_convert.conversion.model import open_model
+from gqkva_convert.conversion.plan import make_plan
+from gqkva_convert.conversion.planning.groups import search_groups
+from gqkva_convert.conversion.steps import joint_block
+from gqkva_convert.grouping.statistics import BlockStatistics
+from gqkva_convert.heads import Variant
+from gqkva_convert.transforms import scores
+
+LAYERS, HEADS, HEAD_DIM = 32, 32, 128
+
+
+def measured_moments(width: int) -> InputMoments:
+    """Moments as calibration would give them: a few strong directions, the rest weak."""
+    random = np.random.default_rng(0)
+    directions = random.standard_normal((width, width)) / np.sqrt(width)
+    moment = (directions * (1 / (1 + np.arange(width)))) @ directions.T
+    return InputMoments(moment, moment)
+
+
+def one_layer(checkpoint: Path) -> dict[str, float]:
+    """Seconds of the closed form for one layer, with moments from weights and measured ones."""
+    model = open_model(checkpoint)
+    plan = make_plan(model, Variant(None, 8))
+    joint = joint_block(model, model.blocks[0], plan.blocks[0], plan)
+    assert joint is not None
+    scores._ENOUGH = -1.0  # every round is run
+    with TensorReader(model.checkpoint.files, pickled=False) as reader:
+        heads, gains = source_heads(joint, reader), gain_moments(joint, reader)
+    seconds = {}
+    for name, moments in (("weights alone", None), ("measured moments", measured_moments(4096))):
+        started = time.perf_counter()
+        merge_heads(joint, heads, gains, moments)
+        seconds[name] = time.perf_counter() - started
+    return seconds
+
+
+def searches() -> dict[str, float]:
+    """Seconds of each search for all layers, one after the other."""
+    random = np.random.default_rng(0)
+    heads = random.standard_normal((HEADS * HEAD_DIM, 512))
+    heads += np.repeat(random.standard_normal((8, HEAD_DIM, 512)), 4, axis=0).reshape(-1, 512)
+    products = heads @ heads.T
+    readers = np.stack([reader @ reader.T for reader in random.standard_normal((HEADS, HEAD_DIM, 512))])
+    planes = tuple(range(HEAD_DIM // 2)), tuple(range(HEAD_DIM // 2, HEAD_DIM))
+    block = BlockStatistics(HEAD_DIM, *planes, products, products, np.zeros((0, 0)), readers, readers)
+    seconds = {}
+    for grouping in ("activations", "asym", "loss"):
+        started = time.perf_counter()
+        for layer in range(LAYERS):
+            search_groups(block, grouping, 8, str(layer))
+        seconds[grouping] = time.perf_counter() - started
+    return seconds
+
+
+def command(arguments: list[str]) -> dict[str, float]:
+    """Seconds and peak memory of a whole command."""
+    found = run_process([sys.executable, "-m", "gqkva_convert", *arguments])
+    return {
+        "exit status": found.exit_status,
+        "seconds": found.seconds,
+        "peak GiB": found.peak_rss_bytes / 2**30,
+        "anonymous GiB": found.peak_anonymous_bytes / 2**30,
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--folder", type=Path, required=True)
+    parser.add_argument("--only", default="layer,search,convert,calibrate")
+    parser.add_argument("--samples", type=int, default=4)
+    parser.add_argument("--length", type=int, default=512)
+    arguments = parser.parse_args()
+    checkpoint = arguments.folder / "7b"
+    if not (checkpoint / "config.json").is_file():
+        sys.argv = ["make_checkpoint.py", "7b", str(checkpoint)]
+        make_checkpoint()
+    results: dict[str, Any] = {}
+    for part in arguments.only.split(","):
+        if part == "layer":
+            results[part] = one_layer(checkpoint)
+        elif part == "search":
+            results[part] = searches()
+        elif part == "convert":
+            out = arguments.folder / "7b-gqa-8"
+            results[part] = command(["convert", str(checkpoint), str(out), "--gkv", "8", "--overwrite"])
+        else:
+            text = arguments.folder / "numbers.txt"
+            text.write_text("".join(f"line {number} of the text\n" for number in range(200_000)))
+            _byte_tokenizer(checkpoint)
+            plan = ["plan", str(checkpoint), "--gkv", "8", "--grouping", "loss", "--merge", "closed-form"]
+            data = ["--calibration", str(text), "--calibration-samples", str(arguments.samples)]
+            out = [
+                "--out",
+                str(arguments.folder / "plan.json"),
+                "--overwrite",
+                "--no-pictures",
+                "--refine",
+                "none",
+            ]
+            results[part] = command([*plan, *data, *out])
+        print(json.dumps({part: results[part]}, indent=1), flush=True)
+    print(f"{datetime.date.today()}, {platform.machine()}, numpy {np.__version__}, seed 0")
+
+
+def _byte_tokenizer(checkpoint: Path) -> None:
+    """A tokenizer for the checkpoint, which random weights have none of."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    letters = {letter: number for number, letter in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
+    tokenizer = Tokenizer(models.BPE(vocab=letters, merges=[]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="!").save_pretrained(checkpoint)
+
+
+if __name__ == "__main__":
+    main()

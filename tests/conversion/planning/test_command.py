@@ -1,0 +1,122 @@
+"""`gqkva plan` writes a plan that can be read and pictures that can be looked at."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import Result
+
+from gqkva_convert import verify
+from gqkva_convert.demo_model.demo import MODEL
+
+Run = Callable[..., Result]
+PNG = b"\x89PNG\r\n\x1a\n"
+
+
+@pytest.fixture(scope="module")
+def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    file = tmp_path_factory.mktemp("text") / "text.txt"
+    file.write_text("".join(f"value_{number} = function(argument_{number})\n" for number in range(3000)))
+    return file
+
+
+@pytest.mark.parametrize(
+    ("grouping", "pictures"),
+    [
+        ("asym", {"similarity-self.png", "losses.png"}),
+        ("evolution", {"similarity-self.png", "front.png"}),
+    ],
+)
+def test_a_plan_comes_with_pictures(
+    grouping: str, pictures: set[str], text: Path, tmp_path: Path, gqkva: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Groups of every size, a row a layer, and a conversion by the plan that proves itself."""
+    from gqkva_convert.grouping import evolution
+
+    monkeypatch.setattr(evolution, "GENERATIONS", 10)
+    monkeypatch.setenv("GQKVA_CACHE", str(tmp_path / "cache"))
+    file = tmp_path / "plan.json"
+    options = ("--gkv", "4", "--grouping", grouping, "--calibration", text, "--calibration-samples", "8")
+    result = gqkva(
+        "plan", MODEL, *options, "--merge", "closed-form", "--refine", "none", "--out", file, "--json"
+    )
+    assert result.exit_code == 0, result.output
+    data = json.loads(result.stdout)
+    assert [row["layer"] for row in data["rows"]] == [0, 1, 2, 3]
+    assert {Path(name).name for name in data["written"]} == {"plan.json", *pictures}
+    for name in pictures:
+        assert (tmp_path / "plan" / name).read_bytes().startswith(PNG)
+    refused = gqkva("plan", MODEL, *options, "--out", file)
+    assert refused.exit_code == 7
+    assert "already exists" in refused.stderr
+    assert gqkva("convert", MODEL, tmp_path / "out", "--plan", file).exit_code == 0
+    assert verify(tmp_path / "out", MODEL)["passed"]
+
+
+@pytest.mark.parametrize("options", [["--gq", "2", "--gkv", "4"], ["--gq", "4"]])
+def test_shared_queries_are_grouped_too(options: list[str], tmp_path: Path, gqkva: Run) -> None:
+    """Heads are assigned to the places of a grid, which is more than their order."""
+    file = tmp_path / "plan.json"
+    result = gqkva("plan", MODEL, *options, "--grouping", "loss", "--out", file, "--no-pictures")
+    assert result.exit_code == 0, result.output
+    orders = [block["order"] for block in json.loads(file.read_text())["blocks"]]
+    assert any(order is not None for order in orders)
+    assert not (tmp_path / "plan").exists()
+
+
+@pytest.mark.parametrize(
+    ("out", "words"), [("plan.txt", "a plan file ends in .json"), ("absent/\0/plan.json", "")]
+)
+def test_a_plan_that_cannot_be_written_is_refused(out: str, words: str, tmp_path: Path, gqkva: Run) -> None:
+    if "\0" in out:
+        (tmp_path / "file").write_text("")
+        out, words = "file/plan.json", "cannot be written"
+    result = gqkva("plan", MODEL, "--gkv", "4", "--out", tmp_path / out)
+    assert result.exit_code == 7, result.output
+    assert words in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("model", "data", "options"),
+    [
+        ("vit-fmnist-hf", "images", ["--gkv", "2"]),
+        ("stories260K-hf", "text/tinystories/tinystories-train-head-2MiB.txt", ["--gkv", "2", "--gq", "8"]),
+        ("aidreams230K-mha-hf", "text/aidreams/sampled-by-original-t1.txt", ["--kv-budget", "50%"]),
+        ("gpt-nano-sort-hf", None, ["--gkv", "1"]),
+    ],
+)
+def test_real_models_are_planned_converted_and_proven(
+    model: str,
+    data: str | None,
+    options: list[str],
+    shared_models: Path,
+    tmp_path: Path,
+    gqkva: Run,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Images, grouped sources, budgets, and a model without text of its own."""
+    monkeypatch.setenv("GQKVA_CACHE", str(tmp_path / "cache"))
+    arguments: list[Any] = ["convert", shared_models / model, tmp_path / "out", *options]
+    if data == "images":
+        import numpy as np
+        from PIL import Image
+
+        (tmp_path / "images").mkdir()
+        for number, picture in enumerate(
+            np.load(shared_models.parent / "images/fmnist-900.npz")["images"][:24]
+        ):
+            Image.fromarray(picture).save(tmp_path / "images" / f"{number}.png")
+        arguments += ["--calibration", tmp_path / "images", "--calibration-samples", "24"]
+    elif data is not None:
+        arguments += ["--calibration", shared_models.parent / data, "--calibration-samples", "16"]
+    result = gqkva(*arguments)
+    if "--gq" in options:
+        assert result.exit_code == 2
+        assert "query heads can only be merged in a multi-head source" in result.stderr
+        return
+    assert result.exit_code == 0, result.output
+    assert gqkva("verify", tmp_path / "out", "--against", shared_models / model).exit_code == 0
