@@ -1,10 +1,10 @@
 """What choosing and merging heads costs at the size of Llama-2-7B: time and memory.
 
-    python benchmarks/merging.py --folder DIR [--only layer,search,convert,calibrate] [--samples 4 --length 512]
+    python benchmarks/merging.py --folder DIR [--only layer,search,convert,calibrate]
 
-DIR gets (or holds already) a 13.5 GB checkpoint of random weights (`make_checkpoint.py 7b`). Measured are: the
-closed form of one layer, 32 heads to 8, from ready statistics; the searches for 32 layers of 32 heads from
-ready statistics; a whole conversion from weights alone; and calibration with a few samples, for its memory.
+DIR gets (or holds) a 13.5 GB checkpoint of random weights (`make_checkpoint.py 7b`). Measured are: the closed
+form of one layer, 32 heads to 8, from ready statistics; the searches for 32 layers of 32 heads from
+ready statistics; a whole conversion from weights alone; and calibration with a few short samples, for memory.
 Random weights leave nothing to gain between rounds, so the first runs every round there may be.
 """
 

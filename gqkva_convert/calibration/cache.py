@@ -12,15 +12,26 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gqkva_convert.calibration.data import DataSettings
-from gqkva_convert.calibration.moments import Moments, collect, sum_over_processes
+from gqkva_convert.calibration.moments import (
+    Moments,
+    StoredMoments,
+    check_finite,
+    collect,
+    sum_over_processes,
+)
+from gqkva_convert.errors import OutputError
 
 if TYPE_CHECKING:
     from gqkva_convert.calibration.data import Batch
 
 # Sums of an unfinished run are written this often, so that an interruption costs no more.
 SAVE_SECONDS = 60.0
-# One batch in so many is held out: not summed up, but used to compare what the sums have led to.
+# One sample in so many is held out: not summed up, but used to compare what the sums have led to.
 HELD_OUT_ONE_IN = 8
+# Changes when sums come to mean something else.
+_FORMAT = 1
+# Pieces of each weight file that tell it from another of the same shapes.
+_PIECES, _PIECE_BYTES = 16, 64 << 10
 
 
 def cache_folder() -> Path:
@@ -31,25 +42,48 @@ def cache_folder() -> Path:
 
 
 def split_held_out(batches: Sequence[Batch]) -> tuple[list[Batch], list[Batch]]:
-    """Batches to learn from, and at least one to compare on."""
-    held = set(range(HELD_OUT_ONE_IN - 1, len(batches), HELD_OUT_ONE_IN)) or {len(batches) - 1}
-    if len(batches) == 1:
-        return list(batches), list(batches)
-    return (
-        [batch for number, batch in enumerate(batches) if number not in held],
-        [batch for number, batch in enumerate(batches) if number in held],
-    )
+    """Samples to learn from, and at least one to compare on; of every batch's rows each to one side."""
+    total = sum(_rows(batch) for batch in batches)
+    first = min(HELD_OUT_ONE_IN, total) - 1
+    learned: list[Batch] = []
+    held: list[Batch] = []
+    before = 0
+    for batch in batches:
+        count = _rows(batch)
+        chosen = [row for row in range(count) if (before + row) % HELD_OUT_ONE_IN == first]
+        others = [row for row in range(count) if row not in chosen]
+        for rows, side in ((others, learned), (chosen, held)):
+            if rows:
+                side.append({name: tensor[rows] for name, tensor in batch.items()})
+        before += count
+    return learned, held
 
 
-def calibration_key(settings: DataSettings, files: dict[str, Any], batches: Sequence[Batch]) -> str:
+def _rows(batch: Batch) -> int:
+    return len(next(iter(batch.values())))
+
+
+def calibration_key(
+    settings: DataSettings, facts: dict[str, Any], files: Sequence[Path], batches: Sequence[Batch]
+) -> str:
     """SHA-256 of everything that decides the sums.
 
     Args:
         settings: Settings of the data.
-        files: What identifies the checkpoint's files.
-        batches: The data itself, tokenised.
+        facts: Configuration and what else identifies the checkpoint.
+        files: Its weight files, of which pieces are read.
+        batches: The data themselves, tokenised.
     """
-    digest = hashlib.sha256(json.dumps([asdict(settings), files], sort_keys=True).encode())
+    import transformers
+
+    identity = [_FORMAT, transformers.__version__, asdict(settings), facts]
+    digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode())
+    for file in files:
+        size = file.stat().st_size
+        with file.open("rb") as stored:
+            for piece in range(_PIECES):
+                stored.seek(max(0, size - _PIECE_BYTES) * piece // (_PIECES - 1))
+                digest.update(stored.read(_PIECE_BYTES))
     for batch in batches:
         for name in sorted(batch):
             digest.update(name.encode())
@@ -59,42 +93,88 @@ def calibration_key(settings: DataSettings, files: dict[str, Any], batches: Sequ
 
 def calibrated_moments(
     load: Callable[[], Any], batches: Sequence[Batch], key: str, *, progress: Callable[[int], None]
-) -> Moments:
+) -> StoredMoments:
     """The sums over batches, from the cache where they are there; resumes an interrupted run.
 
-    In a distributed run (``accelerate launch``) each process takes its share of the batches.
+    In a distributed run (``accelerate launch``, ``torchrun``) each process takes its share of the batches;
+    the main process goes on with the sums, the others end here.
 
     Args:
         load: Gives the model when it is needed.
         batches: Inputs to sum up.
         key: Name in the cache.
         progress: Called with 1 for each batch done.
+
+    Raises:
+        OutputError: The cache cannot be written.
+        WeightError: The model gives NaN or infinity.
     """
+    import torch
     from accelerate import PartialState
 
-    state = PartialState()
-    folder = cache_folder() / "calibration"
-    folder.mkdir(parents=True, exist_ok=True)
+    state = PartialState(cpu=not torch.cuda.is_available())
+    folder = make_cache("calibration")
     done = folder / f"{key}.safetensors"
     share = list(batches)[state.process_index :: state.num_processes]
-    if done.is_file():
+    found = _read(done)
+    if found is None:
+        partial = folder / f"{key}.{state.process_index}-of-{state.num_processes}.partial.safetensors"
+        start = Moments.load(partial) if _read(partial) is not None else None
+        if start is not None:
+            progress(start.batches)
+        saved = [time.monotonic()]
+
+        def keep(moments: Moments) -> None:
+            if time.monotonic() - saved[0] > SAVE_SECONDS:
+                _save(moments, partial)
+                saved[0] = time.monotonic()
+
+        moments = collect(load(), share, start=start, after_batch=keep, progress=progress)
+        check_finite(moments)
+        sum_over_processes(moments)
+        if state.is_main_process:
+            _save(moments, done)
+        state.wait_for_everyone()
+        partial.unlink(missing_ok=True)
+        found = StoredMoments(done)
+    else:
         progress(len(share))
-        return Moments.load(done)
-    partial = folder / f"{key}.{state.process_index}-of-{state.num_processes}.partial.safetensors"
-    start = Moments.load(partial) if partial.is_file() else None
-    if start is not None:
-        progress(start.batches)
-    saved = [time.monotonic()]
+    if not state.is_main_process:
+        raise SystemExit(0)
+    return found
 
-    def keep(moments: Moments) -> None:
-        if time.monotonic() - saved[0] > SAVE_SECONDS:
-            moments.save(partial)
-            saved[0] = time.monotonic()
 
-    moments = collect(load(), share, start=start, after_batch=keep, progress=progress)
-    sum_over_processes(moments)
-    if state.is_main_process:
-        moments.save(done)
-    state.wait_for_everyone()
-    partial.unlink(missing_ok=True)
-    return moments
+def make_cache(name: str) -> Path:
+    """A folder of the cache.
+
+    Raises:
+        OutputError: It cannot be made.
+    """
+    folder = cache_folder() / name
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputError(
+            f"the cache {folder} fails ({error.strerror or error}); set GQKVA_CACHE to another folder"
+        ) from error
+    return folder
+
+
+def _read(file: Path) -> StoredMoments | None:
+    """Sums that were written whole; a damaged file is removed."""
+    if not file.is_file():
+        return None
+    try:
+        return StoredMoments(file)
+    except Exception:  # whatever safetensors says of half a file
+        file.unlink(missing_ok=True)
+        return None
+
+
+def _save(moments: Moments, file: Path) -> None:
+    try:
+        moments.save(file)
+    except OSError as error:
+        raise OutputError(
+            f"{file} cannot be written ({error.strerror or error}); set GQKVA_CACHE to a folder with room"
+        ) from error

@@ -67,6 +67,14 @@ class DataSettings:
     batch_tokens: int = 4096
 
     def __post_init__(self) -> None:
+        whole = {"samples": self.samples, "seed": self.seed, "batch_tokens": self.batch_tokens}
+        wrong = [name for name, number in whole.items() if type(number) is not int or number < 0]
+        if not isinstance(self.data, str) or not self.data.strip():
+            raise DataError(f"calibration data are a file, a folder or a name, found {self.data!r}")
+        if wrong or (self.length is not None and type(self.length) is not int) or self.batch_tokens == 0:
+            raise DataError(
+                f"calibration {', '.join(wrong) or 'length or batch_tokens'}: whole numbers are needed"
+            )
         if self.samples < 2:
             raise DataError(f"{self.samples} calibration samples: give at least 2, one is held out")
         if self.length is not None and self.length < 2:
@@ -119,6 +127,8 @@ def _where(data: str) -> dict[str, Any]:
         if any(file.suffix.lower() in _IMAGES for file in path.rglob("*")):
             return {"path": "imagefolder", "data_dir": str(path)}
         return {"path": str(path)}
+    if data in set(_BUILDERS.values()) or data == "imagefolder":
+        raise DataError(f"{data!r} is a format, not data; give a file, a folder or the id of a data set")
     if path.suffix in _BUILDERS or data.startswith((".", "/", "~")):
         raise DataError(f"{data} does not exist")
     return {"path": data}
@@ -144,7 +154,7 @@ def make_batches(settings: DataSettings, folder: Path, model: Any) -> list[Batch
     has_images = "pixel_values" in _arguments(model)
     has_text = "input_ids" in _arguments(model)
     if has_images and has_text:
-        return _captioned_images(settings, folder)
+        return _captioned_images(settings, folder, model)
     if has_images:
         return _images(settings, folder)
     tokenizer = _load(folder, "AutoTokenizer")
@@ -295,7 +305,10 @@ def _source_and_target(settings: DataSettings, tokenizer: Any, length: int, mode
         if not names:
             names = _columns(record, [*_TO_TARGET, *((name,) for name in _TEXT)], "texts")
         if len(names) == 2:
-            pairs.append((record[names[0]], record[names[1]]))
+            if all(isinstance(record[name], str) and record[name].strip() for name in names):
+                pairs.append((record[names[0]], record[names[1]]))
+            continue
+        if not isinstance(record[names[0]], str):
             continue
         words = record[names[0]].split(" ")
         if len(words) > 3:
@@ -348,8 +361,9 @@ def _images(settings: DataSettings, folder: Path) -> list[Batch]:
     ]
 
 
-def _captioned_images(settings: DataSettings, folder: Path) -> list[Batch]:
+def _captioned_images(settings: DataSettings, folder: Path, model: Any) -> list[Batch]:
     processor, tokenizer = _load(folder, "AutoImageProcessor"), _load(folder, "AutoTokenizer")
+    length = _length(settings, model, tokenizer)
     pictures, captions = [], []
     for picture, record in islice(_pictures(settings), settings.samples):
         name = _columns(record, (("caption",), ("text",)), "captions")[0]
@@ -360,7 +374,7 @@ def _captioned_images(settings: DataSettings, folder: Path) -> list[Batch]:
         raise DataError(f"{settings.data}: {len(pictures)} images are too few to calibrate on")
     batches = []
     for at in range(0, len(pictures), 16):
-        batch = _encode(tokenizer, captions[at : at + 16], tokenizer.model_max_length)
+        batch = _encode(tokenizer, captions[at : at + 16], length)
         batch.pop("token_type_ids", None)
         batch["pixel_values"] = processor(images=pictures[at : at + 16], return_tensors="pt")["pixel_values"]
         batches.append(batch)

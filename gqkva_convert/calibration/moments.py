@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gqkva_convert.calibration.network import attention_blocks, run_batch, valid_positions
+from gqkva_convert.errors import WeightError
 
 if TYPE_CHECKING:
     from gqkva_convert.calibration.data import Batch
@@ -37,22 +39,16 @@ class Moments:
     key: dict[Place, Array]
     batches: int = 0
 
-    def mean(self, place: Place) -> tuple[Array, Array]:
-        """``E [x 1] [x 1]'`` of a block's inputs of queries, and of keys and values."""
-        query = self.query[place]
-        key = self.key.get(place, query)
-        return query / query[-1, -1], key / key[-1, -1]
-
     def save(self, file: Path, **facts: str) -> None:
         """Write the sums, atomically."""
         from safetensors.numpy import save_file
 
         tensors = {
-            f"{role}.{kind}.{layer}": matrix
+            _name(role, (kind, layer)): matrix
             for role, sums in (("query", self.query), ("key", self.key))
             for (kind, layer), matrix in sums.items()
         }
-        scratch = file.with_name(f".{file.name}.new")
+        scratch = file.with_name(f".{file.name}.{os.getpid()}.new")
         save_file(tensors, scratch, {"batches": str(self.batches), **facts})
         scratch.replace(file)
 
@@ -68,6 +64,53 @@ class Moments:
                 role, kind, layer = name.split(".")
                 getattr(found, role)[kind, int(layer)] = stored.get_tensor(name)
         return found
+
+
+class StoredMoments:
+    """Sums in a file, of which a block's are read when they are needed: all of a 7B model's take 4.3 GB.
+
+    Args:
+        file: What `Moments.save` wrote.
+    """
+
+    def __init__(self, file: Path) -> None:
+        from safetensors import safe_open
+
+        self.file = file
+        with safe_open(file, "numpy") as stored:
+            self.names = frozenset(stored.keys())
+
+    def __contains__(self, place: Place) -> bool:
+        return _name("query", place) in self.names
+
+    def mean(self, place: Place) -> tuple[Array, Array]:
+        """``E [x 1] [x 1]'`` of a block's inputs of queries, and of keys and values."""
+        from safetensors import safe_open
+
+        with safe_open(self.file, "numpy") as stored:
+            query: Array = stored.get_tensor(_name("query", place))
+            name = _name("key", place)
+            key: Array = stored.get_tensor(name) if name in self.names else query
+        return query / query[-1, -1], key / key[-1, -1]
+
+
+def _name(role: str, place: Place) -> str:
+    return f"{role}.{place[0]}.{place[1]}"
+
+
+def check_finite(moments: Moments) -> None:
+    """Refuse sums of a model that overflows.
+
+    Raises:
+        WeightError: A block reads NaN or infinity.
+    """
+    for sums in (moments.query, moments.key):
+        for (kind, layer), matrix in sums.items():
+            if not np.isfinite(matrix).all():
+                raise WeightError(
+                    f"layer {layer}, {kind} attention: the model gives NaN or infinity for the data; "
+                    "check the weights, or convert from weights alone"
+                )
 
 
 def collect(

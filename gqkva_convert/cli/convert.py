@@ -62,9 +62,9 @@ def convert_command(
     grouping: Grouping = None,
     refine: Refine = None,
     calibration: Calibration = None,
-    calibration_samples: CalibrationSamples = 128,
+    calibration_samples: CalibrationSamples = None,
     calibration_length: CalibrationLength = None,
-    seed: Seed = 0,
+    seed: Seed = None,
     dtype: Dtype = None,
     max_shard_size: Annotated[
         str | None,
@@ -99,7 +99,11 @@ def convert_command(
             length=calibration_length,
         )
     elif any(
-        choice is not None for choice in (gq, gkv, kv_budget, blocks, grouping, merge, refine, calibration)
+        choice is not None
+        for choice in (
+            *(gq, gkv, kv_budget, blocks, grouping, merge, refine, seed, dtype),
+            *(calibration, calibration_samples, calibration_length),
+        )
     ):
         raise LayoutError(
             f"--plan {plan} says everything itself; edit it instead of giving options beside it"

@@ -62,7 +62,10 @@ Calibration = Annotated[
         show_default=False,
     ),
 ]
-CalibrationSamples = Annotated[int, typer.Option(help="Sequences or images of --calibration.")]
+CalibrationSamples = Annotated[
+    int | None,
+    typer.Option(help="Sequences or images of --calibration; by default 128.", show_default=False),
+]
 CalibrationLength = Annotated[
     int | None,
     typer.Option(
@@ -78,7 +81,9 @@ KeyValueBudget = Annotated[
         show_default=False,
     ),
 ]
-Seed = Annotated[int, typer.Option(help="Seed of everything drawn at random.")]
+Seed = Annotated[
+    int | None, typer.Option(help="Seed of everything drawn at random; by default 0.", show_default=False)
+]
 Dtype = Annotated[
     str | None,
     typer.Option(

@@ -25,6 +25,7 @@ from gqkva_convert.cli.options import (
     Seed,
 )
 from gqkva_convert.cli.output import make_table, print_json, print_table, stage_progress
+from gqkva_convert.errors import LayoutError
 
 if TYPE_CHECKING:
     from gqkva_convert.conversion.planning.request import Request
@@ -43,9 +44,9 @@ def plan_command(
     grouping: Grouping = None,
     refine: Refine = None,
     calibration: Calibration = None,
-    calibration_samples: CalibrationSamples = 128,
+    calibration_samples: CalibrationSamples = None,
     calibration_length: CalibrationLength = None,
-    seed: Seed = 0,
+    seed: Seed = None,
     dtype: Dtype = None,
     revision: Revision = None,
     pictures: Annotated[
@@ -84,15 +85,19 @@ def plan_command(
 
 
 def make_request(
-    *, calibration: str | None, samples: int, length: int | None, seed: int, **wishes: Any
+    *, calibration: str | None, samples: int | None, length: int | None, seed: int | None, **wishes: Any
 ) -> Request:
     """The options of a plan as one request."""
     from gqkva_convert.calibration.data import DataSettings
     from gqkva_convert.conversion.planning.request import Request
 
-    settings = None
+    settings, seed = None, seed or 0
     if calibration is not None:
-        settings = DataSettings(calibration, samples=samples, length=length, seed=seed)
+        settings = DataSettings(
+            calibration, samples=128 if samples is None else samples, length=length, seed=seed
+        )
+    elif samples is not None or length is not None:
+        raise LayoutError("--calibration-samples and --calibration-length go with --calibration")
     return Request(**wishes, seed=seed, calibration=settings)
 
 

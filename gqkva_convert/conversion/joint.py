@@ -119,7 +119,7 @@ def merge_heads(
     squares: dict[int, Array] = {}
     for stored, members in enumerate(plan.groups("value")):
         rule = rules.values[stored]
-        moments = gains if measured is None or rule in _WEIGHTS_ALONE else measured
+        moments = gains if measured is None or rule in WEIGHTS_ALONE else measured
         rows = np.concatenate(source["value"][list(members)]).astype(np.float64)
         products = inner_products(rows, moments.key)
         for place, member in enumerate(members):
@@ -133,12 +133,12 @@ def merge_heads(
         result["output", place] = output
     for component in _components(joint):
         rule = rules.scores[component[0].key]
-        moments = gains if measured is None or rule in _WEIGHTS_ALONE else measured
+        moments = gains if measured is None or rule in WEIGHTS_ALONE else measured
         result |= _merge_scores(joint, source, component, rule, moments, weights)
     return {name: np.asarray(head, dtype) for name, head in result.items()}
 
 
-_WEIGHTS_ALONE = frozenset({"closed-form-weights"})
+WEIGHTS_ALONE = frozenset({"closed-form-weights"})
 
 
 @dataclass(frozen=True)

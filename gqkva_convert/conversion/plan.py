@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -47,6 +48,8 @@ class GroupRules:
         return cls((rule,) * target.num_key_heads, (rule,) * target.num_value_heads)
 
 
+# Refinements on calibration data, in the order they run.
+REFINEMENTS = ("layerwise", "output")
 # What `GroupRules` may name.
 GROUP_RULES = ("closed-form", "closed-form-weights", "aligned", "aligned-rescaled", "mean")
 
@@ -73,6 +76,19 @@ class BlockPlan:
     rules: GroupRules | None = None
 
     def __post_init__(self) -> None:
+        if any(head is not None and type(head) is not int for head in self.order):
+            raise LayoutError(f"layer {self.layer}, {self.kind}: an order is made of whole numbers")
+        if self.target.head_dim != self.source.head_dim:
+            raise LayoutError(
+                f"layer {self.layer}, {self.kind}: a target of {self.target.head_dim} features a head, the "
+                f"source has {self.source.head_dim}"
+            )
+        shares_queries = self.target.num_query_heads < self.target.num_attention_heads
+        if self.rules is not None and shares_queries and len(set(self.rules.scores)) > 1:
+            raise LayoutError(
+                f"layer {self.layer}, {self.kind}: with shared queries all key heads merge by one rule, "
+                f"found {', '.join(sorted(set(self.rules.scores)))}"
+            )
         heads = self.source.num_attention_heads
         kept = [head for head in self.order if head is not None]
         if len(set(kept)) < len(kept) or not set(kept) <= set(range(heads)):
@@ -169,6 +185,16 @@ class Plan:
             raise LayoutError(f"no merge rule {self.merge!r}; choose one of {', '.join(RULES)}")
         if self.grouping not in GROUPINGS:
             raise LayoutError(f"no grouping {self.grouping!r}; choose one of {', '.join(GROUPINGS)}")
+        if type(self.seed) is not int or self.seed < 0:
+            raise LayoutError(f"a seed is a whole number from 0 on, found {self.seed!r}")
+        if re.fullmatch(r"[A-Za-z0-9.-]+", str(self.variant)) is None:
+            raise LayoutError(f"a variant is a short name such as gqa-8, found {self.variant!r}")
+        if self.refine != tuple(name for name in REFINEMENTS if name in self.refine):
+            raise LayoutError(
+                f"refine lists, in this order, any of {', '.join(REFINEMENTS)}; found {self.refine!r}"
+            )
+        if any(block.rules for block in self.blocks) and not RULES[self.merge].is_joint:
+            raise LayoutError(f"rules of groups go with merge auto or another joint rule, not {self.merge}")
         if self.refine and not RULES[self.merge].is_joint:
             raise LayoutError(
                 f"--refine goes on from a merge of whole blocks, which --merge {self.merge} is not"
@@ -216,10 +242,16 @@ class Plan:
                 blocks=blocks,
                 architecture=data.get("architecture"),
                 calibration=DataSettings(**calibration) if calibration else None,
-                refine=tuple(data.get("refine") or ()),
+                refine=_names(data.get("refine")),
             )
         except (KeyError, TypeError) as error:
             raise CheckpointError(f"not a conversion plan: {error!r}") from error
+
+
+def _names(data: Any) -> tuple[str, ...]:
+    if data is not None and not isinstance(data, list):
+        raise LayoutError(f"refine is a list of names, found {data!r}")
+    return tuple(data or ())
 
 
 def make_plan(

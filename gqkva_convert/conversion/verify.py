@@ -18,7 +18,7 @@ from gqkva_convert.checkpoint.reader import TensorReader
 from gqkva_convert.checkpoint.sidecars import REPORT
 from gqkva_convert.conversion.compute import step_bytes
 from gqkva_convert.conversion.config import converted_config
-from gqkva_convert.conversion.joint import JointMerges
+from gqkva_convert.conversion.joint import WEIGHTS_ALONE, JointMerges
 from gqkva_convert.conversion.logits import check_logits
 from gqkva_convert.conversion.model import SourceModel, is_grouped, open_model
 from gqkva_convert.conversion.plan import Plan
@@ -223,7 +223,7 @@ def _check_source(
             fixed = {name: entry.get("sha256") for name, entry in report["tensors"].items()}
             wrong = []
             for step in steps.steps:
-                if step.joint is not None and plan.calibration is not None:
+                if _needs_data(step, plan):
                     same = _is_recorded(step, fixed.get(step.name), model.checkpoint, output, advance)
                 else:
                     same = _is_recomputed(step, plan, model.checkpoint, reader, joints, output, advance)
@@ -231,15 +231,27 @@ def _check_source(
                     wrong.append(step.name)
     wrong += sorted(model.checkpoint.tensors.keys() - {step.name for step in steps.steps})
     copied = sum(step.is_copy for step in steps.steps)
-    from_data = sum(step.joint is not None for step in steps.steps) if plan.calibration else 0
+    from_data = sum(_needs_data(step, plan) for step in steps.steps)
     computed = len(steps.steps) - copied - from_data
     proof.add(
         "recomputed from the source",
         f"{len(wrong)} tensors differ, {wrong[0]} first" if wrong else None,
         f"{copied} tensors copied and {computed} computed, all equal to the byte"
-        + (f"; {from_data} merged with calibration data, as recorded when converted" if from_data else ""),
+        + (
+            f"; {from_data} merged with calibration data, as recorded when converted (not recomputed)"
+            if from_data
+            else ""
+        ),
     )
     return checksums
+
+
+def _needs_data(step: Step, plan: Plan) -> bool:
+    """Whether a tensor cannot be recomputed from the source's weights alone."""
+    if step.joint is None or plan.calibration is None:
+        return False
+    rules = {*step.joint.rules.scores, *step.joint.rules.values}
+    return bool(plan.refine) or not rules <= WEIGHTS_ALONE
 
 
 def _is_recorded(

@@ -151,7 +151,7 @@ def budget_heads(model: SourceModel, request: Request) -> int:
     text = str(request.kv_budget)
     blocks = _chosen_blocks(model, request)
     total = sum(block.layout.num_key_heads for block in blocks)
-    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(%?)", text.strip())
+    found = re.fullmatch(r"(\d+(?:\.\d+)?(?=%)|\d+)(%?)", text)
     if found is None:
         raise LayoutError(f"--kv-budget {text!r}: write a share such as 25% or a number of heads")
     heads = int(float(found[1]) * total / 100 + 1e-9) if found[2] else int(float(found[1]))
@@ -198,7 +198,9 @@ def _grouped(
             statistics = block_statistics(model, block, reader, measured, shares_queries)
             findings.similarities[place] = similarity(statistics, grouping)
             if shares_queries:
-                planned[place] = grid_plan(block, statistics, target, seed)
+                planned[place] = grid_plan(block, statistics, grouping, target, seed)
+            elif grouping.startswith("evolution"):
+                pass  # looks at all layers together, below
             elif request.kv_budget is not None:
                 curves.append(
                     {
@@ -206,14 +208,14 @@ def _grouped(
                         for count in divisors(statistics.units)
                     }
                 )
-            elif not grouping.startswith("evolution"):
+            else:
                 count = target.num_key_heads
                 found = search_groups(statistics, grouping, count, seed)
                 planned[place] = block_plan(block, found.groups)
                 findings.groups[place], findings.losses[place] = found.groups, found.loss
                 findings.neighbour_losses[place] = found.neighbour_loss
             advance(1)
-    if request.kv_budget is not None:
+    if curves:
         losses = [{count: found.loss for count, found in curve.items()} for curve in curves]
         numbers = allocate(losses, budget_heads(model, request))
         assert numbers is not None
@@ -222,13 +224,15 @@ def _grouped(
             planned[place] = block_plan(block, curve[number].groups)
             findings.groups[place] = curve[number].groups
             findings.losses[place] = curve[number].loss
-    elif grouping.startswith("evolution") and not planned:
+    elif grouping.startswith("evolution"):
         front = evolve(
             [findings.similarities[block.attention.kind, block.layer] for block in chosen],
             equal=grouping == "evolution-ec",
             seed=request.seed,
         )
         budget = sum(targets[block.attention.kind, block.layer].num_key_heads for block in chosen)
+        if request.kv_budget is not None:
+            budget = budget_heads(model, request)
         for block, groups in zip(chosen, front.within(budget), strict=True):
             place = block.attention.kind, block.layer
             planned[place], findings.groups[place] = block_plan(block, groups), groups

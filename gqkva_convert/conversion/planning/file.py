@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -52,9 +53,15 @@ def read_plan(file: Path, model: SourceModel) -> Plan:
         data = json.loads(text)
     except json.JSONDecodeError as error:
         raise LayoutError(f"{file}, line {error.lineno}: not JSON: {error.msg}") from error
+    except RecursionError as error:
+        raise LayoutError(f"{file}, line 1: not a conversion plan: it is nested without end") from error
     lines = _Lines(text)
     if not isinstance(data, dict) or not isinstance(data.get("blocks"), list):
         raise LayoutError(f"{file}, line 1: not a conversion plan: it has no list of blocks")
+    if data.get("architecture") is not None:
+        raise LayoutError(
+            f"{file}, line {lines.of('architecture')}: architecture is null in a plan for convert"
+        )
     for key in data.keys() - _KEYS:
         raise LayoutError(f"{file}, line {lines.of(key)}: a plan has no {key!r}")
     if len(data["blocks"]) != len(model.blocks):
@@ -96,12 +103,14 @@ def read_plan(file: Path, model: SourceModel) -> Plan:
                 f"{file}, line {lines.of('blocks', number, 'target')}: {found.target.num_attention_heads} "
                 f"attention heads, the model has {block.layout.num_attention_heads}"
             )
+    for key in ("variant", "grouping", "merge", "seed", "dtype"):
+        if key not in data:
+            raise LayoutError(f"{file}, line 1: the plan has no {key!r}")
     try:
         return Plan.from_dict(data)
     except (GqkvaError, TypeError) as error:
-        named = next(
-            (key for key in ("merge", "grouping", "dtype", "calibration", "refine") if key in str(error)), ""
-        )
+        keys = ("merge", "grouping", "dtype", "calibration", "refine", "seed", "variant")
+        named = next((key for key in keys if key in str(error)), "")
         raise LayoutError(f"{file}, line {lines.of(named) if named in data else 1}: {error}") from error
 
 
@@ -126,9 +135,14 @@ class _Lines:
     """The line of every part of a JSON text; YAML, of which it is a part, has a parser that tells."""
 
     def __init__(self, text: str) -> None:
+        self.text = text
+
+    @cached_property
+    def root(self) -> Any:
+        """The parsed text; YAML knows no tabs."""
         import yaml
 
-        self.root = yaml.compose(text, Loader=yaml.SafeLoader)
+        return yaml.compose(self.text.replace("\t", " "), Loader=yaml.SafeLoader)
 
     def of(self, *path: str | int) -> int:
         """Line of the part at a path, or of the nearest around it."""

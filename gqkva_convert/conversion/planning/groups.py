@@ -41,6 +41,8 @@ SEARCHED = {
     "key-norm": False,
     "loss": False,
 }
+# Those that can assign heads to a grid whose queries are shared too.
+FOR_GRIDS = ("weights", "activations", "activations-raw", "loss")
 # Groups whose exact cost a search may look at, after it has searched with a quick one.
 _EXACT_LOOKS = 800
 
@@ -167,7 +169,9 @@ def block_plan(block: Block, groups: Groups) -> BlockPlan:
     return BlockPlan(block.attention.kind, block.layer, layout, target, order)
 
 
-def grid_plan(block: Block, statistics: BlockStatistics, target: HeadLayout, seed: str) -> BlockPlan:
+def grid_plan(
+    block: Block, statistics: BlockStatistics, grouping: str, target: HeadLayout, seed: str
+) -> BlockPlan:
     """A block whose queries are shared too: heads assigned to a grid (GQKVA) or to rows (GKVA)."""
     rows = target.num_query_heads
     across = mean_cost(query_similarity(statistics))
@@ -175,7 +179,7 @@ def grid_plan(block: Block, statistics: BlockStatistics, target: HeadLayout, see
         groups = Search(across, statistics.units, seed).equal(rows)
         order = tuple(head for group in groups for head in group)
     else:
-        down = mean_cost(loss_similarity(statistics))
+        down = mean_cost(similarity(statistics, grouping))
         grid = search_grid(across, down, rows, target.num_key_heads, seed)
         order = tuple(head for row in grid for head in row)
     if block.attention.head_bias is not None:

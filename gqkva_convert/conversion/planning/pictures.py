@@ -29,6 +29,8 @@ def draw_findings(findings: Findings, grouping: str, folder: Path) -> list[Path]
     import matplotlib
 
     matplotlib.use("Agg")
+    for old in (*folder.glob("similarity-*.png"), folder / "losses.png", folder / "front.png"):
+        old.unlink(missing_ok=True)
     written = []
     for kind in dict.fromkeys(kind for kind, _ in findings.similarities):
         written.append(_draw_similarities(findings, kind, grouping, folder / f"similarity-{kind}.png"))

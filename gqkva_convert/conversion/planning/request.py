@@ -5,10 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from gqkva_convert.calibration.data import DataSettings
-from gqkva_convert.conversion.planning.groups import SEARCHED
+from gqkva_convert.conversion.planning.groups import FOR_GRIDS, SEARCHED
 from gqkva_convert.conversion.refinement.fit import parse_refinements
 from gqkva_convert.errors import LayoutError
 from gqkva_convert.heads import Variant
+from gqkva_convert.transforms.merge import RULES
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,15 @@ class Request:
     def __post_init__(self) -> None:
         if self.kv_budget is not None and (self.gkv is not None or self.gq is not None):
             raise LayoutError("--kv-budget chooses the numbers of heads itself; leave --gkv and --gq out")
+        if self.kv_budget is not None:
+            object.__setattr__(self, "kv_budget", self.kv_budget.replace(" ", ""))
+        if self.seed < 0:
+            raise LayoutError(f"--seed {self.seed}: give a number from 0 on")
+        if self.gq is not None and self.chosen_grouping in SEARCHED and self.chosen_grouping not in FOR_GRIDS:
+            raise LayoutError(
+                f"--grouping {self.chosen_grouping} chooses key/value heads alone; with --gq use neighbour, "
+                f"random, {', '.join(FOR_GRIDS)}"
+            )
         if self.calibration is None:
             if self.merge == "auto":
                 raise LayoutError(
@@ -70,7 +80,8 @@ class Request:
     @property
     def refinements(self) -> tuple[str, ...]:
         if self.refine is None:
-            return () if self.calibration is None else ("output",)
+            merge = RULES.get(self.chosen_merge)
+            return () if self.calibration is None or merge is None or not merge.is_joint else ("output",)
         return parse_refinements(self.refine)
 
     @property

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import tempfile
 import weakref
@@ -15,11 +16,12 @@ from gqkva_convert.checkpoint.hub import Located
 from gqkva_convert.conversion.joint import InputMoments
 from gqkva_convert.conversion.model import SourceModel
 from gqkva_convert.conversion.report import describe_files
+from gqkva_convert.errors import OutputError, WeightError
 
 if TYPE_CHECKING:
     from gqkva_convert.calibration.capture import Calls
     from gqkva_convert.calibration.data import Batch
-    from gqkva_convert.calibration.moments import Moments
+    from gqkva_convert.calibration.moments import StoredMoments
 
 # Positions that blocks are refined on; their inputs are kept on disk meanwhile.
 REFINE_POSITIONS = 65_536
@@ -57,9 +59,14 @@ class CalibratedModel:
     @cached_property
     def network(self) -> Any:
         """The model itself, in transformers."""
-        from gqkva_convert.calibration.network import load_network
+        from gqkva_convert.calibration.network import RESIDENT_BYTES, load_network
 
         nbytes = self.model.checkpoint.nbytes
+        if self.model.checkpoint.pickled and nbytes > RESIDENT_BYTES:
+            raise WeightError(
+                f"{self.located.folder}: a model of {nbytes / 1e9:.1f} GB is read by layers, which needs "
+                "safetensors files; save it so first, or convert from weights alone"
+            )
         return load_network(self.located.folder, nbytes, self.model.family.architecture)
 
     @cached_property
@@ -75,12 +82,14 @@ class CalibratedModel:
         """SHA-256 of model, data and settings."""
         from gqkva_convert.calibration.cache import calibration_key
 
-        files = describe_files(self.model.checkpoint, self.located.sha256)
-        modified = {file.name: file.stat().st_mtime_ns for file in self.model.checkpoint.files}
-        return calibration_key(self.settings, {"files": files, "modified": modified}, self.batches[0])
+        checkpoint = self.model.checkpoint
+        modified = {file.name: file.stat().st_mtime_ns for file in checkpoint.files}
+        files = describe_files(checkpoint, self.located.sha256)
+        facts = {"config": checkpoint.config, "files": files, "modified": modified}
+        return calibration_key(self.settings, facts, checkpoint.files, [*self.batches[0], *self.batches[1]])
 
     @cached_property
-    def moments(self) -> Moments:
+    def moments(self) -> StoredMoments:
         """Second moments of what every attention block reads."""
         from gqkva_convert.calibration.cache import calibrated_moments
 
@@ -91,7 +100,7 @@ class CalibratedModel:
 
     def measured(self, kind: str, layer: int) -> InputMoments | None:
         """A block's moments as merges take them, with a constant input where it has biases."""
-        if (kind, layer) not in self.moments.query:
+        if (kind, layer) not in self.moments:
             return None
         from gqkva_convert.conversion.model import has_bias
 
@@ -116,13 +125,15 @@ class CalibratedModel:
         """
         learned, held = (_within(batches, REFINE_POSITIONS) for batches in self.batches)
         if self._recorded is None or not places <= self._recorded[0]:
-            from gqkva_convert.calibration.cache import cache_folder
+            from gqkva_convert.calibration.cache import make_cache
             from gqkva_convert.calibration.capture import record
 
             both = [*learned, *held]
-            cache_folder().mkdir(parents=True, exist_ok=True)
             self.close()
-            folder = Path(tempfile.mkdtemp(prefix="calls-", dir=cache_folder()))
+            cache = make_cache("calls")
+            _sweep(cache)
+            _check_room(cache, self.moments, places, both)
+            folder = Path(tempfile.mkdtemp(prefix=f"{os.getpid()}-", dir=cache))
             self._remove = weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)
             progress = self.stages("recording attention inputs", len(both))
             calls = record(self.network, both, folder, places=places, progress=progress)
@@ -139,6 +150,37 @@ class CalibratedModel:
         self._remove()
 
 
+def _sweep(cache: Path) -> None:
+    """Remove what killed processes have left."""
+    for folder in cache.iterdir():
+        number = folder.name.partition("-")[0]
+        if number.isdigit() and not Path(f"/proc/{number}").exists() and Path("/proc/self").exists():
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _check_room(
+    cache: Path, moments: StoredMoments, places: set[tuple[str, int]], batches: list[Batch]
+) -> None:
+    """Refuse to spill what does not fit.
+
+    Raises:
+        OutputError: It does not.
+    """
+    positions = sum(_positions(batch) for batch in batches)
+    needed = 4 * positions * sum(len(moments.mean(place)[0]) for place in places)
+    free = shutil.disk_usage(cache).free
+    if needed > free:
+        raise OutputError(
+            f"{cache} needs {needed / 1e9:.1f} GB for attention inputs, {free / 1e9:.1f} GB are free; set "
+            "GQKVA_CACHE to a folder with room, or give fewer --calibration-samples"
+        )
+
+
+def _positions(batch: Batch) -> int:
+    first = next(iter(batch.values()))
+    return int(first.shape[0] * (first.shape[1] if first.ndim == 2 else 256))
+
+
 def _within(batches: list[Batch], positions: int) -> list[Batch]:
     """The first batches, up to a number of positions; at least one."""
     kept: list[Batch] = []
@@ -147,6 +189,5 @@ def _within(batches: list[Batch], positions: int) -> list[Batch]:
         if kept and count >= positions:
             break
         kept.append(batch)
-        first = next(iter(batch.values()))
-        count += first.shape[0] * (first.shape[1] if first.ndim == 2 else 256)
+        count += _positions(batch)
     return kept

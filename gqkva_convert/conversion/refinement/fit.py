@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from gqkva_convert.conversion.plan import REFINEMENTS
 from gqkva_convert.errors import LayoutError
 
 if TYPE_CHECKING:
@@ -17,8 +18,6 @@ if TYPE_CHECKING:
 
     from gqkva_convert.conversion.refinement.block_network import BlockNetwork, TensorHeads
 
-# In the order they run.
-REFINEMENTS = ("layerwise", "output")
 # Ridges of the least squares, relative to the mean square of the inputs; the best on held-out data is kept.
 _RIDGES = (1e-6, 1e-4, 1e-2)
 
@@ -182,9 +181,9 @@ def fit_layer(heads: TensorHeads, learned: BlockData, held: BlockData, settings:
     for step in range(1, settings.steps + 1):
         optimizer.zero_grad(set_to_none=True)
         chosen: list[int] = []
-        while sum(sizes[number] for number in chosen) < settings.positions:
-            if not order:
-                order = torch.randperm(len(sizes), generator=generator).tolist()
+        if not order:
+            order = torch.randperm(len(sizes), generator=generator).tolist()
+        while order and sum(sizes[number] for number in chosen) < settings.positions:
             chosen.append(order.pop())
         count = sum(sizes[number] for number in chosen)
         output = network.output_weight(fitted)
@@ -232,9 +231,8 @@ def _side_by_side(values: Sequence[Any]) -> Any:
 
     first = values[0]
     if isinstance(first, torch.Tensor):
-        if all(value is first or value.data_ptr() == first.data_ptr() for value in values):
-            return first
-        return torch.cat(list(values)) if len(first) == 1 else first
+        is_shared = len(values) > 1 and all(value.data_ptr() == first.data_ptr() for value in values)
+        return first if is_shared or len(first) != 1 else torch.cat(list(values))
     if isinstance(first, dict):
         return {name: _side_by_side([value[name] for value in values]) for name in first}
     if isinstance(first, (tuple, list)):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
+import time
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gqkva_convert.calibration.cache import cache_folder
+from gqkva_convert.calibration.cache import cache_folder, make_cache
 from gqkva_convert.calibration.network import attention_blocks
 from gqkva_convert.checkpoint.jsonfile import read_json, write_json
 from gqkva_convert.checkpoint.reader import TensorReader
@@ -32,6 +33,8 @@ from gqkva_convert.conversion.steps import Joint, joint_block
 from gqkva_convert.heads import ROLES
 
 Place = tuple[str, int]
+# Fits that were begun and never written are removed after a week.
+_KEPT_SECONDS = 7 * 86400
 
 
 def merged_places(plan: Plan) -> set[Place]:
@@ -130,6 +133,9 @@ class FittedBlocks:
         """
         from safetensors.torch import save_file
 
+        for old in make_cache("fits").iterdir():
+            if time.time() - old.stat().st_mtime > _KEPT_SECONDS:
+                shutil.rmtree(old, ignore_errors=True)
         self.folder.mkdir(parents=True, exist_ok=True)
         model, places = self.calibrated.model, merged_places(self.plan)
         advance = stages(f"refining ({', '.join(self.plan.refine)})", len(places))

@@ -71,6 +71,13 @@ def line_of(text: str, part: str, number: int = 0) -> int:
         (lambda plan: plan["blocks"][1].update(layer=7), '"layer"', 1, "a plan for layer 7"),
         (lambda plan: plan["blocks"][1].update(colour="red"), '"colour"', 0, "a block has no 'colour'"),
         (lambda plan: plan.update(merge="median"), '"merge"', 0, "no merge rule 'median'"),
+        (lambda plan: plan.update(architecture="gpt2"), '"architecture"', 0, "architecture is null"),
+        (lambda plan: plan.update(refine="output"), '"refine"', 0, "refine is a list of names"),
+        (lambda plan: plan.update(refine=["polish"]), '"refine"', 0, "refine lists, in this order, any of"),
+        (lambda plan: plan.update(seed="x"), '"seed"', 0, "a seed is a whole number"),
+        (lambda plan: plan.update(variant="../x"), '"variant"', 0, "a variant is a short name"),
+        (lambda plan: plan["blocks"][0]["target"].update(head_dim=2), '"target"', 0, "2 features a head"),
+        (lambda plan: plan["blocks"][0].update(order=[0.0, 1, 2, 3, 4, 5]), '"order"', 0, "whole numbers"),
         (lambda plan: plan.update(mergers="mean"), '"mergers"', 0, "a plan has no 'mergers'"),
         (lambda plan: plan["blocks"].pop(), '"blocks"', 0, "1 blocks, the model has 2"),
         (
@@ -108,6 +115,7 @@ def test_files_that_are_no_plans_are_refused(tmp_path: Path, llama: Path, gqkva:
         ("{", "line 1: not JSON"),
         ("[]", "it has no list of blocks"),
         ("{}", "no list of blocks"),
+        ("[" * 100000, "nested"),
     ):
         (tmp_path / "plan.json").write_text(text)
         result = gqkva("convert", llama, tmp_path / "out", "--plan", tmp_path / "plan.json")
@@ -115,8 +123,21 @@ def test_files_that_are_no_plans_are_refused(tmp_path: Path, llama: Path, gqkva:
         assert words in result.stderr
     result = gqkva("convert", llama, tmp_path / "out", "--plan", tmp_path / "absent.json")
     assert "no plan can be read there" in result.stderr
-    result = gqkva("convert", llama, tmp_path / "out", "--plan", tmp_path / "plan.json", "--gkv", "2")
-    assert "says everything itself" in result.stderr
+    for option in (["--gkv", "2"], ["--seed", "0"], ["--dtype", "float32"], ["--calibration-samples", "4"]):
+        result = gqkva("convert", llama, tmp_path / "out", "--plan", tmp_path / "plan.json", *option)
+        assert "says everything itself" in result.stderr
+
+
+def test_tabs_are_no_trouble(plan_file: Path, llama: Path, gqkva: Run) -> None:
+    """Editors indent JSON with them."""
+    data = json.loads(plan_file.read_text())
+    plan_file.write_text(json.dumps(data, indent="\t"))
+    assert gqkva("convert", llama, llama.parent / "out", "--plan", plan_file, "--dry-run").exit_code == 0
+    data["merge"] = "median"
+    plan_file.write_text(json.dumps(data, indent="\t"))
+    assert (
+        "line 4: no merge rule" in gqkva("convert", llama, llama.parent / "out", "--plan", plan_file).stderr
+    )
 
 
 def test_a_position_bias_keeps_heads_in_their_places(tiny: Callable[[str], Path], tmp_path: Path) -> None:

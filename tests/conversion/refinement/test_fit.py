@@ -101,6 +101,27 @@ def test_a_fit_that_runs_away_keeps_what_it_began_with(laboratory: BlockLaborato
     assert all(torch.equal(wild[name], head) for name, head in heads.items())
 
 
+def test_a_fit_to_very_few_sequences_runs(laboratory: BlockLaboratory) -> None:
+    """More positions a step than there are: no sequence is drawn twice, and one alone is a batch."""
+    heads = laboratory.merged("closed-form")
+    few = laboratory.learned
+    one = type(few)(few.network, few.calls[:1], laboratory.output)
+    fit_layer(heads, one, laboratory.held, FitSettings(2, 10_000, 0.01, 1))
+
+
+def test_what_weights_alone_decide_is_recomputed(
+    corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Data that were given but decided nothing do not excuse a tensor from the proof."""
+    monkeypatch.setenv("GQKVA_CACHE", str(tmp_path / "cache"))
+    settings = DataSettings(str(corpus), samples=8, length=64)
+    options: dict[str, Any] = {"merge": "closed-form-weights", "refine": "none", "calibration": settings}
+    out = convert(MODEL, tmp_path / "out", gkv=4, **options)
+    result = verify(out, MODEL)
+    assert result["passed"]
+    assert "16 computed, all equal to the byte" in str(result["checks"])
+
+
 def test_errors_of_groups_are_those_of_their_heads(laboratory: BlockLaboratory) -> None:
     """A group whose heads are the original's own errs not at all."""
     heads = laboratory.merged("closed-form")
@@ -182,6 +203,10 @@ def test_an_interrupted_fit_goes_on(corpus: Path, tmp_path: Path, monkeypatch: p
             "--refine goes on from a merge of whole blocks, which --merge mean is not",
         ),
         (["--gkv", "4", "--kv-budget", "50%"], "--kv-budget chooses the numbers of heads itself"),
+        (["--gq", "2", "--gkv", "4", "--grouping", "key-norm"], "chooses key/value heads alone"),
+        (["--gkv", "4", "--seed", "-1"], "give a number from 0 on"),
+        (["--gkv", "4", "--calibration-samples", "9"], "go with --calibration"),
+        (["--kv-budget", "7.9"], "write a share such as 25% or a number of heads"),
         (["--kv-budget", "half"], "write a share such as 25% or a number of heads"),
         (["--kv-budget", "5%"], "give 4 to 32, or 12.5% to 100%"),
     ],
