@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -187,8 +186,6 @@ class Plan:
             raise LayoutError(f"no grouping {self.grouping!r}; choose one of {', '.join(GROUPINGS)}")
         if type(self.seed) is not int or self.seed < 0:
             raise LayoutError(f"a seed is a whole number from 0 on, found {self.seed!r}")
-        if re.fullmatch(r"[A-Za-z0-9.-]+", str(self.variant)) is None:
-            raise LayoutError(f"a variant is a short name such as gqa-8, found {self.variant!r}")
         if self.refine != tuple(name for name in REFINEMENTS if name in self.refine):
             raise LayoutError(
                 f"refine lists, in this order, any of {', '.join(REFINEMENTS)}; found {self.refine!r}"

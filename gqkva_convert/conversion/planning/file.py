@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -106,6 +107,11 @@ def read_plan(file: Path, model: SourceModel) -> Plan:
     for key in ("variant", "grouping", "merge", "seed", "dtype"):
         if key not in data:
             raise LayoutError(f"{file}, line 1: the plan has no {key!r}")
+    if re.fullmatch(r"[A-Za-z0-9.-]+", str(data["variant"])) is None:  # it becomes part of a folder's name
+        raise LayoutError(
+            f"{file}, line {lines.of('variant')}: a variant is a short name such as gqa-8, "
+            f"found {data['variant']!r}"
+        )
     try:
         return Plan.from_dict(data)
     except (GqkvaError, TypeError) as error:
