@@ -79,9 +79,21 @@ def searches() -> dict[str, float]:
     return seconds
 
 
-def command(arguments: list[str]) -> dict[str, float]:
-    """Seconds and peak memory of a whole command."""
-    found = run_process([sys.executable, "-m", "gqkva_convert", *arguments])
+CALIBRATE = """
+from gqkva_convert.calibration.data import DataSettings
+from gqkva_convert.checkpoint.hub import locate
+from gqkva_convert.conversion.model import open_model
+from gqkva_convert.conversion.refinement.calibrated import CalibratedModel
+located = locate({folder}, None)
+CalibratedModel(located, open_model(located.folder), {settings}).moments
+"""
+
+
+def timed(command: list[str]) -> dict[str, float]:
+    """Seconds and peak memory of a whole process."""
+    found = run_process(command)
+    if found.exit_status:
+        print(found.error, file=sys.stderr)
     return {
         "exit status": found.exit_status,
         "seconds": found.seconds,
@@ -111,22 +123,16 @@ def main() -> None:
             results[part] = searches()
         elif part == "convert":
             out = arguments.folder / "7b-gqa-8"
-            results[part] = command(["convert", str(checkpoint), str(out), "--gkv", "8", "--overwrite"])
+            convert = [sys.executable, "-m", "gqkva_convert", "convert", str(checkpoint), str(out)]
+            results[part] = timed([*convert, "--gkv", "8", "--overwrite"])
         else:
             text = arguments.folder / "numbers.txt"
             text.write_text("".join(f"line {number} of the text\n" for number in range(200_000)))
             _byte_tokenizer(checkpoint)
-            plan = ["plan", str(checkpoint), "--gkv", "8", "--grouping", "loss", "--merge", "closed-form"]
-            data = ["--calibration", str(text), "--calibration-samples", str(arguments.samples)]
-            out = [
-                "--out",
-                str(arguments.folder / "plan.json"),
-                "--overwrite",
-                "--no-pictures",
-                "--refine",
-                "none",
-            ]
-            results[part] = command([*plan, *data, *out])
+            settings = f"DataSettings({str(text)!r}, {arguments.samples}, {arguments.length})"
+            results[part] = timed(
+                [sys.executable, "-c", CALIBRATE.format(folder=repr(str(checkpoint)), settings=settings)]
+            )
         print(json.dumps({part: results[part]}, indent=1), flush=True)
     print(f"{datetime.date.today()}, {platform.machine()}, numpy {np.__version__}, seed 0")
 
