@@ -87,8 +87,10 @@ def read_records(settings: DataSettings) -> Iterator[Record]:
     Raises:
         DataError: It cannot be found or read.
     """
-    import datasets
-
+    try:
+        import datasets
+    except ImportError as error:
+        raise DataError(f"calibration needs the package datasets, which does not load: {error}") from error
     datasets.disable_progress_bars()
     try:
         found: Any = datasets.load_dataset(**_where(settings.data), streaming=True)
@@ -188,11 +190,32 @@ def _load(folder: Path, auto: str) -> Any:
 
     try:
         return getattr(transformers, auto).from_pretrained(folder, trust_remote_code=False)
+    except ImportError as error:
+        # Some versions of transformers want torchvision for the Auto class alone.
+        pil = _pil_processor(folder) if auto == "AutoImageProcessor" else None
+        if pil is not None:
+            return pil
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise DataError(f"{folder}: its {auto.removeprefix('Auto')} does not load: {reason}") from error
     except Exception as error:  # transformers raises many kinds
         raise DataError(
             f"{folder} has no {auto.removeprefix('Auto').lower()} that loads "
             f"({type(error).__name__}); calibration needs the one the model was trained with"
         ) from error
+
+
+def _pil_processor(folder: Path) -> Any:
+    """The image processor that a folder names, in the form that needs Pillow alone, if there is one."""
+    import json
+
+    import transformers
+
+    try:
+        name = json.loads((folder / "preprocessor_config.json").read_text())["image_processor_type"]
+        kind = getattr(transformers, f"{str(name).removesuffix('Fast')}Pil")
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return None
+    return kind.from_pretrained(folder)
 
 
 def _length(settings: DataSettings, model: Any, tokenizer: Any) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +19,8 @@ from gqkva_convert.transforms.closed_form import (
     planes_residual,
     subspace_residual,
 )
+from gqkva_convert.transforms.scores import Reading, Scores, score_energy, score_loss, shared_scores
+from gqkva_convert.transforms.turning import Turning
 
 Array = NDArray[np.float64]
 Group = tuple[int, ...]
@@ -26,6 +29,8 @@ Cost = Callable[[Group], float]
 # Share of a relative error of values beside one of keys: on the built-in model, values merged alone raise the
 # loss 3 to 5 times less than keys (docs/methods.md).
 VALUE_SHARE = 0.25
+# Rounds of the closed form that tell one grid from another.
+_GRID_ROUNDS = 6
 
 
 def mean_cost(similarity: Array) -> Cost:
@@ -78,6 +83,58 @@ def closed_form_loss(statistics: BlockStatistics, group: Sequence[int]) -> float
     """What the closed form loses of a group, relative to the block: keys' error and a share of values'."""
     keys, values = _residuals(statistics, group)
     return keys + VALUE_SHARE * values
+
+
+def grid_loss(
+    statistics: BlockStatistics,
+    order: Sequence[int],
+    queries: Sequence[int],
+    keys: Sequence[int],
+    turning: Turning,
+) -> float:
+    """What the closed form loses where queries are shared too, relative to the block.
+
+    Args:
+        statistics: The block, queries included.
+        order: Head of each place of the result.
+        queries: Shared query of each place.
+        keys: Shared key and value of each place.
+        turning: What rotary positions do.
+    """
+    members: dict[str, dict[int, list[int]]] = {"query": {}, "key": {}}
+    readings = []
+    for head, query, key in zip(order, queries, keys, strict=True):
+        rows, columns = members["query"].setdefault(query, []), members["key"].setdefault(key, [])
+        rows.append(head)
+        columns.append(head)
+        readings.append(Reading(query, len(rows) - 1, key, len(columns) - 1))
+    head_dim, count = statistics.head_dim, statistics.units
+    blocks = statistics.values.reshape(count, head_dim, count, head_dim)
+    energies = np.einsum("sfsg,sgf->s", blocks, statistics.value_readers)
+    weights = np.sqrt(np.maximum(energies, 0))[list(order)]
+    scores = Scores(
+        tuple(readings),
+        tuple(
+            _part(statistics, statistics.queries, members["query"][row]) for row in sorted(members["query"])
+        ),
+        tuple(
+            _part(statistics, statistics.keys, members["key"][column]) for column in sorted(members["key"])
+        ),
+        weights / max(float(weights.mean()), 1e-300),
+        head_dim,
+    )
+    first, second = list(statistics.first), list(statistics.second)
+    mixes = shared_scores(scores, turning, first, second, rounds=_GRID_ROUNDS)
+    alone = [replace(scores, readings=(reading,), weights=np.ones(1)) for reading in readings]
+    own = np.array([max(score_energy(head, turning), 1e-300) for head in alone])
+    lost = score_loss(replace(scores, weights=1 / own), turning, *mixes) / len(own)
+    return lost + VALUE_SHARE * sum(_residuals(statistics, group)[1] for group in members["key"].values())
+
+
+def _part(statistics: BlockStatistics, products: Array, group: Sequence[int]) -> Array:
+    places = _features(statistics, group)
+    result: Array = products[np.ix_(places, places)]
+    return result
 
 
 def key_loss(statistics: BlockStatistics, group: Sequence[int]) -> float:

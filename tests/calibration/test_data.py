@@ -18,6 +18,8 @@ from gqkva_convert.errors import DataError
 from gqkva_convert.modeling.loading import load_model
 
 Run = Callable[..., Result]
+# Readers of datasets leave files open that are not read to their end.
+pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 
 
 def write(folder: Path, kind: str, records: list[dict[str, Any]]) -> Path:

@@ -29,6 +29,7 @@ from gqkva_convert.conversion.planning.groups import (
 from gqkva_convert.conversion.planning.request import Request
 from gqkva_convert.conversion.refinement.calibrated import CalibratedModel, Stages, no_stages
 from gqkva_convert.conversion.refinement.fit import choose_rules
+from gqkva_convert.conversion.rotary import block_turning
 from gqkva_convert.errors import LayoutError
 from gqkva_convert.grouping.allocation import allocate
 from gqkva_convert.grouping.evolution import Front, evolve
@@ -198,7 +199,8 @@ def _grouped(
             statistics = block_statistics(model, block, reader, measured, shares_queries)
             findings.similarities[place] = similarity(statistics, grouping)
             if shares_queries:
-                planned[place] = grid_plan(block, statistics, grouping, target, seed)
+                turning = block_turning(model, block)
+                planned[place] = grid_plan(block, statistics, grouping, target, turning, seed)
             elif grouping.startswith("evolution"):
                 pass  # looks at all layers together, below
             elif request.kv_budget is not None:

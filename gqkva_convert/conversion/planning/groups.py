@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import combinations
 
 import numpy as np
 
@@ -18,6 +20,7 @@ from gqkva_convert.grouping.allocation import sizes_by_norm
 from gqkva_convert.grouping.costs import (
     activation_similarity,
     closed_form_loss,
+    grid_loss,
     key_loss,
     loss_similarity,
     mean_cost,
@@ -26,6 +29,7 @@ from gqkva_convert.grouping.costs import (
 from gqkva_convert.grouping.search import Groups, Search, neighbour_groups, search_grid
 from gqkva_convert.grouping.statistics import Array, BlockStatistics, head_products
 from gqkva_convert.heads import HeadLayout, without_reordering
+from gqkva_convert.transforms.turning import Turning
 
 Measured = Callable[[str, int], InputMoments | None]
 
@@ -43,6 +47,8 @@ SEARCHED = {
 }
 # Those that can assign heads to a grid whose queries are shared too.
 FOR_GRIDS = ("weights", "activations", "activations-raw", "loss")
+# Times heads: grids whose true loss a search may look at; one of 32 heads of 128 takes seconds.
+_GRID_LOOKS = 1200
 # Groups whose exact cost a search may look at, after it has searched with a quick one.
 _EXACT_LOOKS = 800
 
@@ -170,18 +176,57 @@ def block_plan(block: Block, groups: Groups) -> BlockPlan:
 
 
 def grid_plan(
-    block: Block, statistics: BlockStatistics, grouping: str, target: HeadLayout, seed: str
+    block: Block,
+    statistics: BlockStatistics,
+    grouping: str,
+    target: HeadLayout,
+    turning: Turning,
+    seed: str,
 ) -> BlockPlan:
-    """A block whose queries are shared too: heads assigned to a grid (GQKVA) or to rows (GKVA)."""
+    """A block whose queries are shared too: heads assigned to a grid (GQKVA) or to rows (GKVA).
+
+    A quick search proposes; under ``loss``, what the closed form loses decides between the proposal and the
+    heads as they stand, and over swaps from the better of them, as far as `_GRID_LOOKS` reach.
+    """
     rows = target.num_query_heads
     across = mean_cost(query_similarity(statistics))
     if target.num_key_heads == target.num_attention_heads:
         groups = Search(across, statistics.units, seed).equal(rows)
-        order = tuple(head for group in groups for head in group)
+        proposal = tuple(head for group in groups for head in group)
     else:
         down = mean_cost(similarity(statistics, grouping))
         grid = search_grid(across, down, rows, target.num_key_heads, seed)
-        order = tuple(head for row in grid for head in row)
+        proposal = tuple(head for row in grid for head in row)
+
+    def loss(order: tuple[int, ...]) -> float:
+        return grid_loss(statistics, order, target.query, target.key, turning)
+
+    order = proposal
+    if grouping == "loss":
+        looks = _GRID_LOOKS // statistics.units
+        order = _swapped(min((tuple(range(statistics.units)), proposal), key=loss), loss, looks, seed)
     if block.attention.head_bias is not None:
         target, order = without_reordering(order, target), tuple(range(len(order)))
     return BlockPlan(block.attention.kind, block.layer, block.layout, target, order)
+
+
+def _swapped(
+    order: tuple[int, ...], loss: Callable[[tuple[int, ...]], float], looks: int, seed: str
+) -> tuple[int, ...]:
+    """Swaps of two places that lose less, in random order, until all are tried or so many looks are taken."""
+    pairs = list(combinations(range(len(order)), 2))
+    shuffle = random.Random(seed)
+    best, improved = loss(order), True
+    while improved:
+        improved = False
+        shuffle.shuffle(pairs)
+        for one, other in pairs:
+            if looks <= 0:
+                return order
+            looks -= 1
+            tried = list(order)
+            tried[one], tried[other] = tried[other], tried[one]
+            found = loss(tuple(tried))
+            if found < best * (1 - 1e-9):
+                order, best, improved = tuple(tried), found, True
+    return order

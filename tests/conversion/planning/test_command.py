@@ -14,6 +14,8 @@ from gqkva_convert import verify
 from gqkva_convert.demo_model.demo import MODEL
 
 Run = Callable[..., Result]
+# Readers of datasets leave files open that are not read to their end.
+pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 PNG = b"\x89PNG\r\n\x1a\n"
 
 
