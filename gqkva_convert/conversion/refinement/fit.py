@@ -48,7 +48,7 @@ class FitSettings:
         seed: Seed of the order of the data.
     """
 
-    steps: int = 600
+    steps: int = 1000
     positions: int = 1024
     rate: float = 0.04
     check_every: int = 25
