@@ -157,7 +157,11 @@ def test_tokenizers_and_processors_name_their_classes(
         (source / name).write_text(text)
     out = convert(source, tmp_path / "out", gkv=2)
     load = getattr(transformers, loader).from_pretrained
-    assert type(load(out)) is type(load(source))
+    try:
+        expected = type(load(source))
+    except ImportError as error:
+        pytest.skip(f"this version of transformers: {str(error).strip().splitlines()[0]}")
+    assert type(load(out)) is expected
     if family == "bert":
         assert load(out).pad_token == "[PAD]"
 
