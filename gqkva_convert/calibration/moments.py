@@ -39,7 +39,7 @@ class Moments:
     key: dict[Place, Array]
     batches: int = 0
 
-    def save(self, file: Path, **facts: str) -> None:
+    def save(self, file: Path) -> None:
         """Write the sums, atomically."""
         from safetensors.numpy import save_file
 
@@ -49,7 +49,7 @@ class Moments:
             for (kind, layer), matrix in sums.items()
         }
         scratch = file.with_name(f".{file.name}.{os.getpid()}.new")
-        save_file(tensors, scratch, {"batches": str(self.batches), **facts})
+        save_file(tensors, scratch, {"batches": str(self.batches)})
         scratch.replace(file)
 
     @classmethod
@@ -82,6 +82,13 @@ class StoredMoments:
 
     def __contains__(self, place: Place) -> bool:
         return _name("query", place) in self.names
+
+    def size(self, place: Place) -> int:
+        """Inputs of a block's queries and the constant behind them; reads no sums."""
+        from safetensors import safe_open
+
+        with safe_open(self.file, "numpy") as stored:
+            return int(stored.get_slice(_name("query", place)).get_shape()[0])
 
     def mean(self, place: Place) -> tuple[Array, Array]:
         """``E [x 1] [x 1]'`` of a block's inputs of queries, and of keys and values."""

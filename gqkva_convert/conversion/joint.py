@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from gqkva_convert.architectures import Projection
+from gqkva_convert.architectures import Attention, Projection
 from gqkva_convert.checkpoint.reader import TensorReader
 from gqkva_convert.conversion.model import active_norms, has_bias, projection_tensor
 from gqkva_convert.conversion.rotary import block_turning, rotary_features
@@ -326,16 +326,16 @@ def gain_moments(joint: Joint, reader: TensorReader) -> InputMoments:
         return InputMoments(None, None)
     gain = decode(reader.read(tensor).view(STORED[tensor.dtype]), tensor.dtype).astype(np.float64)
     squares = np.square(gain + joint.block.attention.gain_offset)
-    if has_input_bias(joint):
+    if has_input_bias(joint.model.config, joint.block.attention):
         squares = np.concatenate([squares, [1.0]])  # a constant input carries the bias
     return InputMoments(squares, squares)
 
 
-def has_input_bias(joint: Joint) -> bool:
+def has_input_bias(config: dict[str, Any], attention: Attention) -> bool:
     """Whether queries, keys or values have biases, which are then all kept as weights of a constant input."""
     return any(
-        has_bias(joint.model.config, projection.bias)
-        for projection in joint.block.attention.projections
+        has_bias(config, projection.bias)
+        for projection in attention.projections
         if projection.roles != ("output",)
     )
 
@@ -352,7 +352,7 @@ def source_heads(joint: Joint, reader: TensorReader) -> dict[str, NDArray[Any]]:
 def _role_heads(joint: Joint, role: str, reader: TensorReader) -> NDArray[Any]:
     projection = next(p for p in joint.block.attention.projections if role in p.roles)
     weight = _rows(joint, projection, "weight", reader)
-    if role != "output" and has_input_bias(joint):
+    if role != "output" and has_input_bias(joint.model.config, joint.block.attention):
         if has_bias(joint.model.config, projection.bias):
             bias = _rows(joint, projection, "bias", reader)
         else:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from gqkva_convert.transforms.closed_form import inner_products, plane_products
+from gqkva_convert.transforms.closed_form import inner_products, plane_products, square_root
 
 Array = NDArray[np.float64]
 
@@ -105,16 +105,10 @@ def value_overlap(statistics: BlockStatistics, weighted: bool) -> Array:
 
 def _read(blocks: Array, readers: Array) -> Array:
     """Products ``(heads, features, heads, features)`` of heads as they are read."""
-    roots = np.stack([_root(reader) for reader in readers])
+    roots = np.stack([square_root(reader) for reader in readers])
     left = np.matmul(roots.transpose(0, 2, 1), blocks.reshape(*blocks.shape[:2], -1)).reshape(blocks.shape)
     both: Array = np.matmul(left.transpose(2, 0, 1, 3), roots[:, None]).transpose(1, 2, 0, 3)
     return both
-
-
-def _root(matrix: Array) -> Array:
-    values, vectors = np.linalg.eigh((matrix + matrix.T) / 2)
-    root: Array = vectors * np.sqrt(np.maximum(values, 0))
-    return root
 
 
 def _cosine(similarity: Array) -> Array:

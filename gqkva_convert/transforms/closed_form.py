@@ -57,7 +57,7 @@ def shared_subspace(products: Array, readers: Array) -> tuple[Array, Array]:
         ``sum_s combination[s] @ heads[s]``, and a reader of head s becomes ``absorbed[s] @ reader``.
     """
     count, head_dim, _ = readers.shape
-    roots = np.stack([_square_root(reader) for reader in readers])
+    roots = np.stack([square_root(reader) for reader in readers])
     left = _read(products, roots)
     gram = _read(left.T, roots)
     values, vectors = np.linalg.eigh((gram + gram.T) / 2)
@@ -77,7 +77,7 @@ def shared_subspace(products: Array, readers: Array) -> tuple[Array, Array]:
 def subspace_residual(products: Array, readers: Array) -> float:
     """What `shared_subspace` loses: the eigenvalues that rank head_dim cannot hold."""
     head_dim = readers.shape[1]
-    roots = np.stack([_square_root(reader) for reader in readers])
+    roots = np.stack([square_root(reader) for reader in readers])
     gram = _read(_read(products, roots).T, roots)
     values = np.linalg.eigvalsh((gram + gram.T) / 2)
     return float(np.maximum(values[:-head_dim], 0).sum())
@@ -159,7 +159,7 @@ def _weighted(products: ComplexArray, shares: Array) -> ComplexArray:
     return result
 
 
-def _square_root(matrix: Any) -> Array:
+def square_root(matrix: Any) -> Array:
     """``L`` with ``L L' = matrix`` for a positive semidefinite matrix, singular or not."""
     values, vectors = np.linalg.eigh((matrix + matrix.T) / 2)
     root: Array = vectors * np.sqrt(np.maximum(values, 0))

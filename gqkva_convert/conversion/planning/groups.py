@@ -31,8 +31,6 @@ from gqkva_convert.grouping.statistics import Array, BlockStatistics, head_produ
 from gqkva_convert.heads import HeadLayout, without_reordering
 from gqkva_convert.transforms.turning import Turning
 
-Measured = Callable[[str, int], InputMoments | None]
-
 # Groupings that look at heads, and whether they need calibration data.
 SEARCHED = {
     "weights": False,

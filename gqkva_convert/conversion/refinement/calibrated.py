@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from gqkva_convert.calibration.data import DataSettings
 from gqkva_convert.checkpoint.hub import Located
-from gqkva_convert.conversion.joint import InputMoments
+from gqkva_convert.conversion.joint import InputMoments, has_input_bias
 from gqkva_convert.conversion.model import SourceModel
 from gqkva_convert.conversion.report import describe_files
 from gqkva_convert.errors import OutputError, WeightError
@@ -102,16 +102,9 @@ class CalibratedModel:
         """A block's moments as merges take them, with a constant input where it has biases."""
         if (kind, layer) not in self.moments:
             return None
-        from gqkva_convert.conversion.model import has_bias
-
         block = next(b for b in self.model.blocks if (b.attention.kind, b.layer) == (kind, layer))
-        biases = any(
-            has_bias(self.model.config, projection.bias)
-            for projection in block.attention.projections
-            if projection.roles != ("output",)
-        )
         query, key = self.moments.mean((kind, layer))
-        end = None if biases else -1
+        end = None if has_input_bias(self.model.config, block.attention) else -1
         return InputMoments(query[:end, :end], key[:end, :end])
 
     def recorded(self, places: set[tuple[str, int]]) -> tuple[Calls, list[int], list[int]]:
@@ -167,7 +160,7 @@ def _check_room(
         OutputError: It does not.
     """
     positions = sum(_positions(batch) for batch in batches)
-    needed = 4 * positions * sum(len(moments.mean(place)[0]) for place in places)
+    needed = 4 * positions * sum(moments.size(place) for place in places)
     free = shutil.disk_usage(cache).free
     if needed > free:
         raise OutputError(
