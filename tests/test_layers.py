@@ -17,6 +17,7 @@ ORDER = [
     {"errors"},
     {"heads"},
     {"architectures", "transforms", "checkpoint", "modeling"},
+    {"data"},
     {"calibration", "grouping"},
     {"conversion"},
     {"evaluation"},
