@@ -20,7 +20,7 @@ ORDER = [
     {"data"},
     {"calibration", "grouping"},
     {"conversion"},
-    {"evaluation"},
+    {"evaluation", "uptraining"},
     {"demo_model"},
     {"cli"},
 ]
