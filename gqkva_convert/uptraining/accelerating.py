@@ -8,6 +8,34 @@ from typing import Any
 from gqkva_convert.errors import TrainingError
 
 
+def start_processes() -> Any:
+    """What this process is among those that were started together (accelerate's ``PartialState``)."""
+    import logging
+
+    import transformers
+    from accelerate import PartialState
+    from accelerate.utils import DistributedType, parse_flag_from_env
+
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    # It tells at every checkpoint that tied weights are stored once.
+    logging.getLogger("accelerate.utils.other").setLevel(logging.ERROR)
+    state = PartialState(cpu=_on_processors())
+    if state.distributed_type == DistributedType.MULTI_CPU and parse_flag_from_env("ACCELERATE_USE_FSDP"):
+        # Accelerate shards on accelerators only, and would silently not; torch shards over gloo as well.
+        PartialState._shared_state["distributed_type"] = DistributedType.MULTI_GPU
+    return state
+
+
+def _on_processors() -> bool:
+    """Whether to run on processors: asked for, or nothing else there."""
+    import torch
+    from accelerate.utils import parse_flag_from_env
+
+    asked: bool = parse_flag_from_env("ACCELERATE_USE_CPU")
+    return asked or not torch.accelerator.is_available()
+
+
 def make_accelerator(
     mixed_precision: str | None,
     accumulation: int,
@@ -34,6 +62,7 @@ def make_accelerator(
     handlers = [DistributedDataParallelKwargs(find_unused_parameters=True)] if leaves_out_weights else []
     try:
         return Accelerator(
+            cpu=_on_processors(),
             mixed_precision=mixed_precision,
             gradient_accumulation_plugin=GradientAccumulationPlugin(
                 num_steps=accumulation, sync_with_dataloader=False

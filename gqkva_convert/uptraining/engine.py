@@ -7,7 +7,7 @@ import signal
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -95,6 +95,7 @@ class Trainer:
         self.average = None if settings.ema is None else Average(self.objective, settings.ema)
         self.teacher_loss: float | None = None
         self.first_loss: float | None = None
+        self.kept_step = 0
         self._stop: int | None = None
 
     def run(self) -> None:
@@ -120,10 +121,11 @@ class Trainer:
                 if stopped and not (done or is_last):
                     self._end_early()
         best = self.folder.of_step(self.progress.best_step)
+        self.kept_step = self.progress.step
         if best is not None and self.progress.best_step != self.progress.step:
             spent = self.progress
             self.load(best)
-            self.progress = replace(spent, step=self.progress.step)
+            self.progress, self.kept_step = spent, self.progress.step
 
     def _step(self) -> None:
         """One step: forward and backward passes of all its rows, then the optimiser."""

@@ -239,7 +239,8 @@ def pair_loss(embeddings: Tensor, scores: Tensor) -> Tensor:
 
 
 def _valid(batch: Batch) -> Tensor | None:
-    return batch.get("attention_mask")
+    mask: Tensor | None = batch.get("attention_mask")
+    return mask
 
 
 def _attended(place: Place, batch: Batch, output: Tensor) -> Tensor:

@@ -119,6 +119,6 @@ def _check_labels(found: Any, column: str, model: Any, data: str) -> None:
     highest = count - 1 if count is not None else max(found[column], default=0)
     if highest >= model.config.num_labels:
         raise DataError(
-            f"{data} has labels up to {highest}, the model answers {model.config.num_labels}; give data with its "
-            "labels"
+            f"{data} has labels up to {highest}, the model answers {model.config.num_labels}; give data with "
+            "its labels"
         )

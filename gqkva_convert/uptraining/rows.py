@@ -348,8 +348,8 @@ def stored_rows(
     count = len(found)
     if count < 2:
         raise DataError(
-            f"{data}: {'no row' if count == 0 else 'a single row'} of {maker.length} tokens; give more data or "
-            "a smaller --length"
+            f"{data}: {'no row' if count == 0 else 'a single row'} of {maker.length} tokens; give more data "
+            "or a smaller --length"
         )
     kept = 0 if apart else max(1, min(held_out, count // _HELD_OUT_ONE_IN))
     return StoredRows(found, kept, seed, row_tokens, path.stem)

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from gqkva_convert.architectures import FAMILIES
+from gqkva_convert.architectures import FAMILIES, Family
 from gqkva_convert.checkpoint.folder import open_checkpoint
 from gqkva_convert.checkpoint.jsonfile import read_json
 from gqkva_convert.checkpoint.sidecars import REPORT
@@ -21,7 +21,7 @@ from gqkva_convert.errors import CheckpointError, TrainingError
 from gqkva_convert.heads import ROLES
 from gqkva_convert.modeling.families import MODEL_TYPE_PREFIX
 from gqkva_convert.modeling.loading import load_model
-from gqkva_convert.uptraining.accelerating import make_accelerator, use_liger
+from gqkva_convert.uptraining.accelerating import make_accelerator, start_processes, use_liger
 from gqkva_convert.uptraining.batches import StepPlan
 from gqkva_convert.uptraining.engine import Trainer
 from gqkva_convert.uptraining.objective import VOCABULARY_TASKS, Objective
@@ -76,9 +76,7 @@ class Run:
         self.watch = watch
 
     def go(self, *, resume: bool, overwrite: bool) -> dict[str, Any]:
-        from accelerate import PartialState
-
-        state = PartialState()
+        state = start_processes()
         self.is_main, self.processes = state.is_main_process, state.num_processes
         with self.run.held() if self.is_main else contextlib.nullcontext():
             if self.is_main:
@@ -205,8 +203,8 @@ class Run:
             needs = [name for name in ("hidden", "attention") if weights.get(name)]
             if needs or settings.matching:
                 raise TrainingError(
-                    f"{', '.join(needs) or 'matching'} needs the teacher itself, not its stored logits; name the "
-                    "source model"
+                    f"{', '.join(needs) or 'matching'} needs the teacher itself, not its stored logits; name "
+                    "the source model"
                 )
             return 0.0
         if settings.matching is not None:
@@ -233,7 +231,8 @@ class Run:
         processes, batch = self.processes, self.settings.batch_size
         if batch % processes:
             raise TrainingError(
-                f"batch_size {batch} cannot be divided over {processes} processes; choose a multiple of {processes}"
+                f"batch_size {batch} cannot be divided over {processes} processes; "
+                f"choose a multiple of {processes}"
             )
         per_device = self.settings.per_device_batch_size or batch // processes
         if (batch // processes) % per_device:
@@ -271,6 +270,7 @@ class Run:
             "settings": self.settings.model_dump(exclude_defaults=True),
             "learning_rate": trainer.schedule.rate,
             "steps": progress.step,
+            "kept_step": trainer.kept_step,
             "matching_steps": trainer.schedule.matching_steps,
             "tokens": progress.tokens,
             "steps_left_out": progress.left_out,
@@ -291,12 +291,21 @@ def load_student(folder: Path) -> Any:
     Raises:
         CheckpointError: transformers cannot load it.
     """
-    model_type = str(read_json(folder / "config.json").get("model_type")).removeprefix(MODEL_TYPE_PREFIX)
-    family = FAMILIES.get(model_type)
-    if family is None:
-        raise CheckpointError(f"{folder}: no family {model_type!r}; known are {', '.join(sorted(FAMILIES))}")
+    family = family_of(folder)
     try:
         return load_model(folder, family.architecture)
     except (OSError, ValueError, RuntimeError, KeyError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise CheckpointError(f"{folder}: transformers cannot load it: {reason}") from error
+
+
+def family_of(folder: Path) -> Family:
+    """The family of a checkpoint folder.
+
+    Raises:
+        CheckpointError: It is of none that is known.
+    """
+    model_type = str(read_json(folder / "config.json").get("model_type")).removeprefix(MODEL_TYPE_PREFIX)
+    if model_type not in FAMILIES:
+        raise CheckpointError(f"{folder}: no family {model_type!r}; known are {', '.join(sorted(FAMILIES))}")
+    return FAMILIES[model_type]

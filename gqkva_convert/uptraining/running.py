@@ -132,8 +132,8 @@ class ModelRunner:
         error = float((ours - own).abs().max() / own.abs().max().clamp(min=1e-6))
         if not error < 0.02:
             raise TrainingError(
-                f"{type(self.model).__name__} does more with its logits than its head says (off by {error:.1%}); "
-                "losses over its vocabulary cannot be computed in chunks"
+                f"{type(self.model).__name__} does more with its logits than its head says (off by "
+                f"{error:.1%}); losses over its vocabulary cannot be computed in chunks"
             )
 
 

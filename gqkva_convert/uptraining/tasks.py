@@ -35,6 +35,6 @@ def find_task(model: Any) -> str:
     if "pixel_values" in arguments(model) and name.endswith("ForImageClassification"):
         return IMAGES
     raise TrainingError(
-        f"{name} cannot be trained here; models with a head for causal, masked or sequence-to-sequence language "
-        "modelling or for image classification can, and text encoders without a head"
+        f"{name} cannot be trained here; models with a head for causal, masked or sequence-to-sequence "
+        "language modelling or for image classification can, and text encoders without a head"
     )

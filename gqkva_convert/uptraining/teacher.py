@@ -92,8 +92,8 @@ class StoredTeacher:
         """
         if self.note["digest"] != digest:
             raise TrainingError(
-                f"{self.folder} was made for other rows; give the same data, length, budget, held_out_rows, packing "
-                "and seed as `gqkva teacher` was given"
+                f"{self.folder} was made for other rows; give the same data, length, budget, held_out_rows, "
+                "packing and seed as `gqkva teacher` was given"
             )
         if self.note["vocab_size"] != vocab_size:
             raise TrainingError(

@@ -11,7 +11,7 @@ from gqkva_convert.errors import TrainingError
 from gqkva_convert.modeling.resize import find_projection
 from gqkva_convert.uptraining.settings import TrainingSettings
 
-# Learning rates are set for this width and fall as width grows (Yang et al., 2022, arXiv 2203.03466, table 3).
+# Rates are set for this width and fall as width grows (Yang et al., 2022, arXiv 2203.03466, table 3).
 _WIDTH = 256
 _RATES = {"all": 1e-3, "attention": 1e-3, "kv": 2e-3, "lora": 5e-3}
 _OUTPUTS = ("o_proj", "out_proj", "out_lin", "c_proj", "dense", "o")
