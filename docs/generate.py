@@ -125,8 +125,8 @@ def settings_page() -> str:
     intro, _, attributes = text.partition("Attributes:\n")
     lines = [
         "# Training settings\n",
-        "Generated from `gqkva_convert/uptraining/settings.py` by `python docs/generate.py`. Recipes hold them as",
-        "YAML; on the command line those without an option of their own are given as `--set NAME=VALUE`.\n",
+        "Generated from `gqkva_convert/uptraining/settings.py` by `python docs/generate.py`. Recipes hold",
+        "them as YAML; on the command line, what has no option of its own is given as `--set NAME=VALUE`.\n",
         " ".join(intro.split("\n\n", 1)[1].split()) + "\n",
         "| setting | default | meaning |",
         "| --- | --- | --- |",

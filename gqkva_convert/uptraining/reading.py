@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Protocol
 
-from gqkva_convert.data.processors import load_processor, sequence_length
+from gqkva_convert.data.processors import arguments, load_processor, sequence_length
 from gqkva_convert.errors import DataError, TrainingError
 from gqkva_convert.uptraining.batches import Batch, ImageBatches, TextBatches, image_records
 from gqkva_convert.uptraining.rows import (
@@ -47,7 +47,7 @@ def open_rows(settings: TrainingSettings, folder: Path, model: Any, task: str) -
         raise TrainingError("augment shifts and mirrors images, and this model reads text")
     tokenizer = load_processor(folder, "AutoTokenizer")
     length = sequence_length(settings.length, model, tokenizer)
-    packing = settings.packing and task == CAUSAL and _takes_positions(model)
+    packing = settings.packing and task == CAUSAL and keeps_texts_apart(model)
 
     def maker(data: str) -> Any:
         return make_maker(task, tokenizer, length, data, packing=packing)
@@ -81,11 +81,24 @@ def open_rows(settings: TrainingSettings, folder: Path, model: Any, task: str) -
     return rows, TextBatches(task, tokenizer, model, settings.seed)
 
 
-def _takes_positions(model: Any) -> bool:
-    """Whether a model can be told where each text of a row begins."""
-    from gqkva_convert.data.processors import arguments
+def keeps_texts_apart(model: Any) -> bool:
+    """Whether texts packed into a row do not see each other, tried on two short ones."""
+    import torch
 
-    return "position_ids" in arguments(model)
+    if "position_ids" not in arguments(model):
+        return False
+    first, second = torch.arange(5), torch.arange(5, 9)
+    inputs = {
+        "input_ids": torch.cat([first, second])[None].to(model.device),
+        "position_ids": torch.cat([torch.arange(5), torch.arange(4)])[None].to(model.device),
+    }
+    was_training = model.training
+    model.eval()
+    with torch.no_grad():
+        packed = model(**inputs, use_cache=False).logits[0, 5:].float()
+        alone = model(input_ids=second[None].to(model.device), use_cache=False).logits[0].float()
+    model.train(was_training)
+    return bool((packed - alone).norm() < 0.01 * alone.norm())
 
 
 def _pictures(settings: TrainingSettings, folder: Path, model: Any) -> tuple[Rows, Collator]:

@@ -111,22 +111,27 @@ class StreamedRows:
     """Rows made as they are needed, shuffled among those next in line.
 
     Args:
-        records: A `datasets.IterableDataset`, which can tell where it stands.
+        open_records: Opens the records from their beginning, as a `datasets.IterableDataset`, which can tell
+            where it stands.
         maker: Makes rows of records.
         held_out: How many of the first to measure on.
         seed: Seed of the order.
         length: Tokens of a row.
     """
 
-    def __init__(self, records: Any, maker: RowMaker, held_out: int, seed: int, length: int) -> None:
-        self.records = records
+    def __init__(
+        self, open_records: Callable[[], Any], maker: RowMaker, held_out: int, seed: int, length: int
+    ) -> None:
+        self.open_records = open_records
+        self.records = open_records()
         self.maker = maker
         self.tokens_per_row = float(length)
         self.random = random.Random(seed)
         self.buffer: list[Row] = []
         self.next = 0
         self.epoch = 0
-        self._iterator = iter(records)
+        self._iterator = iter(self.records)
+        self._skipped = 0
         self.held_out: list[Row] = []
         self.held_out = [self._made() for _ in range(held_out)]
         self._skipped = held_out
@@ -162,6 +167,7 @@ class StreamedRows:
             # The next epoch makes the same rows again: those held out stay out.
             self.epoch += 1
             self.maker.restart()
+            self.records = self.open_records()
             self._iterator = iter(self.records)
             self._skipped = 0
         row = self.maker.ready.pop(0)
@@ -412,8 +418,7 @@ def streamed_rows(data: str, maker: RowMaker, *, held_out: int, seed: int) -> St
     Raises:
         DataError: There are too few.
     """
-    records = load_records(data, streaming=True)
-    return StreamedRows(records, maker, held_out, seed, maker.length)
+    return StreamedRows(lambda: load_records(data, streaming=True), maker, held_out, seed, maker.length)
 
 
 def make_maker(task: str, tokenizer: Any, length: int, data: str, *, packing: bool) -> RowMaker:
