@@ -20,6 +20,8 @@ from gqkva_convert.uptraining.tasks import CAUSAL, MASKED, TO_TARGET
 Batch = dict[str, Any]
 # Labels that no loss looks at, as in transformers.
 IGNORED = -100
+# Where a causal batch is no padding. Models are not told: padding stands behind all that matters.
+PRESENT = "present"
 _MASKED_SHARE = 0.15
 _LABEL_COLUMNS = ("label", "labels", "fine_label")
 
@@ -95,7 +97,9 @@ class TextBatches:
         ids, mask = _padded([row["input_ids"] for row in rows], self.pad)
         labels = torch.full_like(ids, IGNORED)
         mask_id, vocabulary = self.tokenizer.mask_token_id, len(self.tokenizer)
-        for place, (row, number) in enumerate(zip(rows, numbers, strict=True)):
+        # Held-out rows have no number: they are masked by what they hold, and so always alike.
+        drawn = numbers or [hash(tuple(map(int, row["input_ids"]))) for row in rows]
+        for place, (row, number) in enumerate(zip(rows, drawn, strict=True)):
             draw = random.Random(f"{self.seed} {number}")
             choices = [at for at, token in enumerate(row["input_ids"]) if int(token) not in self.special]
             for at in draw.sample(choices, max(1, round(_MASKED_SHARE * len(choices))) if choices else 0):
@@ -126,7 +130,11 @@ def causal_batch(rows: Sequence[Row], pad: int) -> Batch:
                 labels[place, start - 1] = IGNORED
                 positions[place, start:] = torch.arange(ids.shape[1] - int(start))
     batch = {"input_ids": ids, "labels": labels}
-    return {**batch, "position_ids": positions} if packed else batch
+    if packed:
+        batch["position_ids"] = positions
+    if not bool(present.all()):
+        batch[PRESENT] = present
+    return batch
 
 
 def _padded(rows: Sequence[Any], pad: int) -> tuple[Tensor, Tensor]:
@@ -210,12 +218,19 @@ class Counts:
     positions: int
 
 
+def present_positions(batch: Batch) -> Tensor | None:
+    """Which positions of a batch are no padding; None for all."""
+    mask: Tensor | None = batch.get("attention_mask", batch.get(PRESENT))
+    return mask
+
+
 def count(batch: Batch) -> Counts:
     """The counts of one batch."""
     labels = batch["labels"]
     if "input_ids" not in batch:
         return Counts(len(labels), len(labels))
     items = int((labels != IGNORED).sum()) if labels.ndim == 2 else len(labels)
-    read = batch["attention_mask"].sum() if "attention_mask" in batch else batch["input_ids"].numel()
+    mask = present_positions(batch)
+    read = batch["input_ids"].numel() if mask is None else mask.sum()
     targets = items if "decoder_input_ids" in batch else 0
     return Counts(items, int(read) + targets)

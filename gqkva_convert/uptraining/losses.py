@@ -19,6 +19,9 @@ from torch.nn import functional
 _CHUNK_ELEMENTS = {"cpu": 1 << 22}
 _OTHER_CHUNK_ELEMENTS = 1 << 26
 
+# Log-probability at and below which there is nothing, as where all tokens of a vocabulary are kept.
+_NOTHING = -60.0
+
 # Loss sums by term, from logits (rows, vocabulary) in float32 and the rows' numbers.
 LogitLosses = Callable[[Tensor, slice], dict[str, Tensor]]
 
@@ -163,18 +166,16 @@ def top_divergence(logits: Tensor, values: Tensor, indices: Tensor, temperature:
 
     Args:
         logits: Student's, ``(rows, vocabulary)``.
-        values: Teacher's log-probabilities at the temperature, ``(rows, k)``.
-        indices: Their tokens, ``(rows, k)``.
+        values: Teacher's log-probabilities at the temperature, ``(rows, k + 1)``, all others' together last.
+        indices: The tokens, ``(rows, k)``.
         temperature: Divides the student's logits.
     """
     student = functional.log_softmax(logits / temperature, dim=-1)
-    found = student.gather(-1, indices)
-    smallest = torch.finfo(student.dtype).tiny
-    rest = (1 - values.exp().sum(-1)).clamp(min=0)
-    # The student's other tokens: 1 - sum loses all digits where little is left, logsumexp does not.
-    others = student.scatter(-1, indices, float("-inf")).logsumexp(-1).clamp(min=-80)
-    divergence = (values.exp() * (values - found)).sum() + torch.xlogy(rest, rest.clamp(min=smallest)).sum()
-    return (divergence - (rest * others).sum()) * temperature**2
+    # 1 - sum would lose all digits where little is left; logsumexp does not.
+    others = student.scatter(-1, indices, float("-inf")).logsumexp(-1, keepdim=True)
+    found = torch.cat([student.gather(-1, indices), others], dim=-1)
+    missing = torch.where(values > _NOTHING, values - found, 0.0)
+    return (values.exp() * missing).sum() * temperature**2
 
 
 def relative_errors(found: Sequence[Tensor], wanted: Sequence[Tensor], valid: Tensor | None) -> Tensor:

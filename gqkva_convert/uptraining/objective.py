@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from gqkva_convert.calibration.network import valid_positions
-from gqkva_convert.uptraining.batches import IGNORED, Batch, Counts
+from gqkva_convert.uptraining.batches import IGNORED, PRESENT, Batch, Counts, present_positions
 from gqkva_convert.uptraining.losses import (
     chunked_losses,
     relative_errors,
@@ -90,7 +90,7 @@ class Objective(nn.Module):
             if "hidden" in weights:
                 wanted_states = [state.to(batch["labels"].device) for state in hidden_states(theirs.output)]
                 found_states = hidden_states(ours.output)
-                states["hidden"] = relative_errors(found_states, wanted_states, _valid(batch))
+                states["hidden"] = relative_errors(found_states, wanted_states, present_positions(batch))
             if "attention" in weights:
                 states["attention"] = self._block_errors(ours.attention, theirs.attention, batch)
             for name, value in states.items():
@@ -144,7 +144,7 @@ class Objective(nn.Module):
                 found["task"] = task_loss(logits, targets[span])
             if "kl" in weights and top:
                 values, indices = top["top_values"][span], top["top_indices"][span]
-                found["kl"] = top_divergence(logits, values.float(), indices.long(), self.temperature)
+                found["kl"] = top_divergence(logits, values, indices.long(), self.temperature)
             elif "kl" in weights:
                 assert wanted is not None
                 found["kl"] = teacher_divergence(logits, wanted(span), self.temperature)
@@ -238,17 +238,13 @@ def pair_loss(embeddings: Tensor, scores: Tensor) -> Tensor:
     return functional.cross_entropy(20.0 * first @ second.T, partners, reduction="sum")
 
 
-def _valid(batch: Batch) -> Tensor | None:
-    mask: Tensor | None = batch.get("attention_mask")
-    return mask
-
-
 def _attended(place: Place, batch: Batch, output: Tensor) -> Tensor:
     """Which positions of a block's output are no padding, as booleans."""
-    mask = valid_positions(place[0], batch, "query")
+    mask = batch.get(PRESENT, valid_positions(place[0], batch, "query"))
     if mask is None or mask.shape != output.shape[:2]:
         return torch.ones(output.shape[:2], dtype=torch.bool, device=output.device)
-    return mask.bool().to(output.device)
+    found: Tensor = mask.bool().to(output.device)
+    return found
 
 
 def _moved(batch: Batch, runner: ModelRunner) -> Batch:

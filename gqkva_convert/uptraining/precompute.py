@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 Stages = Callable[[str, int], Callable[[int], None]]
 # Most positions in one forward pass.
 _POSITIONS = 8192
+# Stands for no probability at all; float16 has no smaller numbers to spare.
+_LEAST = -1000.0
 
 
 def teacher(
@@ -127,7 +129,12 @@ def _write_files(
 def _likeliest(
     runner: ModelRunner, batch: dict[str, Any], temperature: float, top_k: int
 ) -> tuple[Tensor, Tensor]:
-    """Log-probabilities (float16) and tokens (int32) of the likeliest, ``(rows, positions, k)``."""
+    """Logits of the likeliest below the highest, all others' together last, and the tokens.
+
+    Returns:
+        ``(rows, positions, k + 1)`` in float16, and ``(rows, positions, k)`` in int32. Differences to the
+        highest keep their digits in float16 and still sum to 1 when made probabilities again.
+    """
     import torch
 
     with torch.inference_mode():
@@ -136,8 +143,11 @@ def _likeliest(
         assert hidden is not None
         head, values, indices = runner.head(), [], []
         for row in hidden:
-            top = (head.logits(row) / temperature).log_softmax(-1).topk(top_k)
-            values.append(top.values.half().cpu())
+            logits = head.logits(row) / temperature
+            top = logits.topk(top_k)
+            others = logits.scatter(-1, top.indices, float("-inf")).logsumexp(-1, keepdim=True)
+            kept = torch.cat([top.values, others], dim=-1) - top.values[..., :1]
+            values.append(kept.clamp(min=_LEAST).half().cpu())
             indices.append(top.indices.int().cpu())
     return torch.stack(values), torch.stack(indices)
 

@@ -50,7 +50,7 @@ class RunFolder:
         Raises:
             OutputError: It holds a run already.
         """
-        if (self.path / SETTINGS).is_file() and not overwrite:
+        if (self.path / SETTINGS).is_file() and self.metrics() and not overwrite:
             raise OutputError(
                 f"{self.path} holds a run; go on with it with --resume, or start anew with --overwrite"
             )

@@ -12,10 +12,11 @@ from torch import Tensor, nn
 
 from gqkva_convert.calibration.network import attention_blocks
 from gqkva_convert.errors import TrainingError
-from gqkva_convert.uptraining.batches import Batch
+from gqkva_convert.uptraining.batches import PRESENT, Batch
 from gqkva_convert.uptraining.losses import Head
 
 Place = tuple[str, int]
+_NO_INPUTS = ("labels", PRESENT)
 
 
 @dataclass
@@ -102,7 +103,7 @@ class ModelRunner:
             attention: Whether outputs of attention blocks are.
             forced: What attention blocks hand on instead of their own outputs.
         """
-        inputs = {name: value for name, value in batch.items() if name != "labels"}
+        inputs = {name: value for name, value in batch.items() if name not in _NO_INPUTS}
         if "input_ids" in inputs:
             inputs["use_cache"] = False
         if hidden:
@@ -126,7 +127,7 @@ class ModelRunner:
         few = {name: value[:1, :8] if value.ndim == 2 else value[:1] for name, value in batch.items()}
         found = self.run(few).head_input
         assert found is not None
-        inputs = {name: value for name, value in few.items() if name != "labels"}
+        inputs = {name: value for name, value in few.items() if name not in _NO_INPUTS}
         own = self.model(**inputs, use_cache=False).logits.float()
         ours = self.head().logits(found)
         error = float((ours - own).abs().max() / own.abs().max().clamp(min=1e-6))

@@ -82,7 +82,6 @@ class StoredTeacher:
         if not isinstance(note, dict) or not {"rows", "digest", "top_k", "temperature"} <= note.keys():
             raise TrainingError(f"{folder / NOTE} is damaged; run `gqkva teacher` again")
         self.note = note
-        self._open: tuple[int, dict[str, Tensor]] = (-1, {})
 
     def check(self, digest: str, vocab_size: int, temperature: float) -> None:
         """Refuse to teach rows that the teacher was not run on.
@@ -110,10 +109,10 @@ class StoredTeacher:
         return float(self.note["held_out_loss"])
 
     def of(self, rows: list[Row]) -> dict[str, Tensor]:
-        """Log-probabilities and tokens, ``(rows, positions, k)``."""
+        """Log-probabilities ``(rows, positions, k + 1)``, all others' last, and tokens."""
         found = [self._row(int(row["row"])) for row in rows]
         return {
-            "top_values": torch.stack([values for values, _ in found]),
+            "top_values": torch.stack([values.float().log_softmax(-1) for values, _ in found]),
             "top_indices": torch.stack([indices for _, indices in found]),
         }
 

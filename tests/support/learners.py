@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 import shutil
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,15 @@ WORDS = (
     *("the", "quick", "brown", "fox", "jumps", "over", "a", "lazy", "dog", "while", "red", "birds"),
     *("sing", "in", "old", "trees", "by", "our", "river"),
 )
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """A source, its conversion, and data to learn from."""
+
+    teacher: Path
+    student: Path
+    data: Path
 
 
 def write_texts(file: Path, count: int = 120, seed: int = 0) -> Path:

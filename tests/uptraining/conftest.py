@@ -2,28 +2,24 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from pathlib import Path
-
 import learners
 import pytest
 
-
-@dataclass(frozen=True)
-class Lesson:
-    """A source, its conversion, and data to learn from."""
-
-    teacher: Path
-    student: Path
-    data: Path
+import gqkva_convert
 
 
 @pytest.fixture(scope="session")
-def lesson(tmp_path_factory: pytest.TempPathFactory) -> Lesson:
+def lesson(tmp_path_factory: pytest.TempPathFactory) -> learners.Lesson:
     folder = tmp_path_factory.mktemp("lesson")
-    teacher = learners.make_decoder(folder / "mha")
+    learners.make_decoder(folder / "fresh")
+    data = learners.write_texts(folder / "texts.jsonl")
+    teacher = folder / "mha"
+    settings = {"data": str(data), "length": 16, "tokens": 80 * 512, "learning_rate": 1e-2}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("GQKVA_CACHE", str(folder / "cache"))
+        gqkva_convert.pretrain(folder / "fresh", teacher, gqkva_convert.TrainingSettings(**settings))
     student = learners.make_conversion(teacher, folder / "gqa")
-    return Lesson(teacher, student, learners.write_texts(folder / "texts.jsonl"))
+    return learners.Lesson(teacher, student, data)
 
 
 @pytest.fixture(autouse=True)
