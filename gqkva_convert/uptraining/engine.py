@@ -340,7 +340,7 @@ class Trainer:
             if self.average is not None:
                 file = checkpoint / f"average-{self.accelerator.process_index}.pt"
                 self.average.restore(torch.load(file, weights_only=True))
-        except (OSError, RuntimeError, KeyError, TypeError, ValueError) as error:
+        except Exception as error:  # each part of a checkpoint has a reader that raises its own kinds
             reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
             raise TrainingError(
                 f"{checkpoint} is damaged ({reason}); remove it, and --resume goes on from the one before"

@@ -5,7 +5,8 @@ from __future__ import annotations
 import contextlib
 import datetime
 import math
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +46,7 @@ from gqkva_convert.uptraining.trainable import (
 Watch = Callable[[dict[str, Any]], None]
 # Share of the budget that matches attention blocks, where there is a teacher to match.
 _MATCHING_SHARE = 0.3
+_OUT_OF_MEMORY = re.compile("out of memory|can't allocate memory|not enough memory", re.IGNORECASE)
 
 
 class Run:
@@ -85,10 +87,25 @@ class Run:
             trainer = self._trainer()
             if resume:
                 self._resume(trainer)
-            trainer.run()
+            with self._fitting(trainer):
+                trainer.run()
             result = self._finish(trainer, overwrite)
             trainer.accelerator.end_training()
         return result
+
+    @contextlib.contextmanager
+    def _fitting(self, trainer: Trainer) -> Iterator[None]:
+        """Say what to do where a batch does not fit into memory."""
+        try:
+            yield
+        except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
+            if isinstance(error, RuntimeError) and not _OUT_OF_MEMORY.search(str(error)):
+                raise
+            rows = trainer.plan.per_device
+            raise TrainingError(
+                f"a forward pass of {rows} rows does not fit into memory; give --per-device-batch-size "
+                f"{max(1, rows // 2)} (the rest of a step is accumulated) or gradient_checkpointing"
+            ) from error
 
     def _open(self, resume: bool, overwrite: bool) -> None:
         identity = describe_files(open_checkpoint(self.folder))

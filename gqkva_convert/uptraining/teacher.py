@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from gqkva_convert.checkpoint.folder import open_checkpoint
 from gqkva_convert.checkpoint.hub import locate
 from gqkva_convert.checkpoint.jsonfile import read_json
 from gqkva_convert.errors import TrainingError
@@ -37,6 +38,7 @@ def load_teacher(settings: TrainingSettings, student: Any, task: str, device: to
     """
     assert settings.teacher is not None
     located = locate(settings.teacher, None)
+    open_checkpoint(located.folder)
     fallback = type(student).__name__.removeprefix("Gqkva")
     dtype = settings.teacher_dtype or ("float32" if device.type == "cpu" else "bfloat16")
     try:

@@ -1,0 +1,191 @@
+"""What cannot be trained is refused in one line, with a documented exit code, before anything is written."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import learners
+import pytest
+from learners import Lesson
+from typer.testing import Result
+
+Run = Callable[..., Result]
+pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+
+
+def refused(result: Result, code: int, *words: str) -> None:
+    assert result.exit_code == code, result.output
+    lines = [line for line in result.stderr.strip().splitlines() if not line.startswith("step ")]
+    assert len(lines) == 1, result.stderr
+    assert lines[0].startswith("error: ")
+    for word in words:
+        assert word in lines[0]
+
+
+@pytest.fixture
+def base(lesson: Lesson, tmp_path: Path) -> list[object]:
+    fixed = ["--data", lesson.data, "--tokens", "1k", "--length", "16", "--batch-size", "4"]
+    return ["uptrain", lesson.student, tmp_path / "out", *fixed]
+
+
+def test_a_folder_that_is_no_conversion_is_refused(
+    gqkva: Run, base: list[object], lesson: Lesson, tmp_path: Path
+) -> None:
+    base[1] = lesson.teacher
+    refused(gqkva(*base), 3, "is no output of `gqkva convert`", "--any-model")
+    base[1] = tmp_path
+    refused(gqkva(*base), 3, "is not a checkpoint")
+    base[1] = lesson.teacher
+    assert gqkva(*base, "--any-model").exit_code == 0
+    refused(gqkva(*base, "--any-model"), 7, "already exists")
+
+
+@pytest.mark.parametrize(
+    ("options", "code", "words"),
+    [
+        (["--tokens", "some"], 12, ["tokens: Input should be a valid integer"]),
+        (["--set", "colour=red"], 12, ["no setting 'colour'"]),
+        (["--set", "colour"], 12, ["give NAME=VALUE"]),
+        (["--length", "65"], 11, ["sequences of 65 tokens: the model reads 64"]),
+        (["--data", "nothing.txt"], 11, ["nothing.txt does not exist"]),
+        (
+            ["--batch-size", "6", "--per-device-batch-size", "4"],
+            12,
+            ["which per_device_batch_size 4 does not"],
+        ),
+        (["--stop-within", "1%"], 12, ["stop_within needs a teacher"]),
+        (["--set", "augment=true"], 12, ["augment shifts and mirrors images"]),
+        (["--report-to", "nobody"], 12, ["accelerate does not start"]),
+        (["--resume"], 12, ["leave out --data"]),
+        (["--recipe", "none.yaml"], 12, ["none.yaml: No such file"]),
+        (["--mixed-precision", "fp7"], 12, ["mixed_precision: Input should be"]),
+    ],
+)
+def test_settings_that_do_not_fit_are_refused(
+    options: list[str], code: int, words: list[str], gqkva: Run, base: list[object], tmp_path: Path
+) -> None:
+    refused(gqkva(*base, *options), code, *words)
+    assert not (tmp_path / "out").exists()
+
+
+def test_texts_shorter_than_a_row_are_refused(gqkva: Run, base: list[object], tmp_path: Path) -> None:
+    file = learners.write_texts(tmp_path / "short.jsonl", 1)
+    refused(
+        gqkva(*base, "--data", file, "--length", "64"),
+        11,
+        "of 64 tokens; give more data or a smaller --length",
+    )
+    file.write_text("")
+    refused(gqkva(*base, "--data", file), 11, "is empty")
+
+
+def test_a_teacher_of_another_kind_is_refused(
+    gqkva: Run, base: list[object], lesson: Lesson, tmp_path: Path
+) -> None:
+    """Vocabulary, size, family, task."""
+    wide = learners.make_decoder(tmp_path / "wide", hidden_size=64)
+    refused(gqkva(*base, "--teacher", wide), 12, "has hidden_size 64, the student 32")
+    small = learners.make_decoder(tmp_path / "small", vocab_size=4000)
+    refused(gqkva(*base, "--teacher", small), 12, "has vocab_size 4000, the student 4096")
+    other = learners.make_decoder(tmp_path / "other", "gpt_neox")
+    refused(gqkva(*base, "--teacher", other), 12, "is a gpt_neox, the student a llama")
+    refused(gqkva(*base, "--teacher", tmp_path), 3, "config.json")
+    config = json.loads((lesson.teacher / "config.json").read_text())
+    headless = tmp_path / "headless"
+    shutil.copytree(lesson.teacher, headless)
+    (headless / "config.json").write_text(json.dumps({**config, "architectures": ["LlamaModel"]}))
+    refused(gqkva(*base, "--teacher", headless), 12, "the teacher", "does not load")
+
+
+def test_a_run_is_neither_overwritten_nor_resumed_by_chance(
+    gqkva: Run, base: list[object], lesson: Lesson, tmp_path: Path
+) -> None:
+    place = ["uptrain", lesson.student, tmp_path / "out"]
+    refused(gqkva(*place, "--resume"), 12, "holds no run to go on with")
+    assert gqkva(*base).exit_code == 0
+    shutil.rmtree(tmp_path / "out")
+    refused(gqkva(*base), 7, "holds a run; go on with it with --resume, or start anew with --overwrite")
+    settings = tmp_path / "out-run" / "settings.json"
+    stored = json.loads(settings.read_text())
+    stored["files"]["model.safetensors"]["bytes"] += 1
+    settings.write_text(json.dumps(stored))
+    refused(gqkva(*place, "--resume"), 12, "is a run on other weights")
+    assert gqkva(*base, "--overwrite").exit_code == 0
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.txt").write_text("x")
+    refused(gqkva(*base, "--overwrite", "--run-folder", tmp_path / "mine"), 7, "is not the folder of a run")
+    assert (tmp_path / "mine" / "thesis.txt").exists()
+
+
+def test_a_damaged_checkpoint_is_named(
+    gqkva: Run, base: list[object], lesson: Lesson, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And removing it lets the run go on from the one before."""
+    from gqkva_convert.uptraining.engine import Trainer
+
+    real = Trainer._step
+
+    def step(self: Trainer) -> None:
+        if self.progress.step == 7:
+            raise KeyboardInterrupt
+        real(self)
+
+    monkeypatch.setattr(Trainer, "_step", step)
+    assert gqkva(*base, "--set", "save_steps=2").exit_code == 130
+    monkeypatch.setattr(Trainer, "_step", real)
+    last = sorted((tmp_path / "out-run" / "checkpoints").iterdir())[-1]
+    weights = last / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:1000])
+    place = ["uptrain", lesson.student, tmp_path / "out", "--resume"]
+    refused(gqkva(*place), 12, last.name, "is damaged", "--resume goes on from the one before")
+    shutil.rmtree(last)
+    assert gqkva(*place).exit_code == 0
+
+
+def test_teachers_that_cannot_be_written_down_are_refused(gqkva: Run, lesson: Lesson, tmp_path: Path) -> None:
+    base = [
+        "teacher",
+        lesson.teacher,
+        tmp_path / "logits",
+        "--data",
+        lesson.data,
+        "--tokens",
+        "1k",
+        "--length",
+        "16",
+    ]
+    refused(gqkva(*base, "--top-k", "5000"), 12, "--top-k 5000: choose from 1 to 4096")
+    refused(gqkva(*base, "--set", "streaming=true"), 12, "is not written down")
+    assert gqkva(*base).exit_code == 0
+    refused(gqkva(*base), 7, "already exists")
+    (tmp_path / "logits" / "gqkva_teacher.json").write_text("{}")
+    run = [
+        "uptrain",
+        lesson.student,
+        tmp_path / "out",
+        "--data",
+        lesson.data,
+        "--tokens",
+        "1k",
+        "--length",
+        "16",
+    ]
+    refused(gqkva(*run, "--teacher", tmp_path / "logits"), 12, "is damaged; run `gqkva teacher` again")
+
+
+def test_a_batch_that_does_not_fit_says_what_to_do(
+    gqkva: Run, base: list[object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Out of memory, on a GPU or not."""
+    import torch
+
+    from gqkva_convert.uptraining.objective import Objective
+
+    def full(self: Objective, *arguments: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(Objective, "forward", full)
+    refused(gqkva(*base), 12, "does not fit", "--per-device-batch-size", "gradient_checkpointing")
