@@ -21,13 +21,17 @@ def demo_command(
         typer.Option(help="How heads become one, as for convert; give it several times."),
     ] = ["mean", "closed-form"],  # noqa: B006
     tokens: Annotated[int, typer.Option(help="About how many held-out tokens to measure on.")] = 32768,
+    uptrain_tokens: Annotated[
+        int, typer.Option(help="Tokens to train the conversion nearest to a quarter of the heads on; or 0.")
+    ] = 32768,
     as_json: Json = False,
 ) -> None:
     """Convert the built-in model at several --gkv and show what each costs and saves; offline."""
     from gqkva_convert.demo_model.demo import demo
 
-    with token_progress("measuring", (1 + len(gkv) * len(merge)) * tokens) as progress:
-        data = demo(gkv, merge=merge, tokens=tokens, progress=progress)
+    measured = 1 + len(gkv) * len(merge) + (uptrain_tokens > 0)
+    with token_progress("measuring", measured * tokens + uptrain_tokens) as progress:
+        data = demo(gkv, merge=merge, tokens=tokens, uptrain_tokens=uptrain_tokens, progress=progress)
     if as_json:
         print_json(data)
         return
@@ -36,7 +40,7 @@ def demo_command(
 
 def _print(data: dict[str, Any]) -> None:
     table = make_table(
-        "built-in Llama, 8 heads, no training after the conversion",
+        "built-in Llama, 8 heads",
         [
             ("model", False),
             ("variant", False),

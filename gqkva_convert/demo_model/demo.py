@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -23,6 +24,7 @@ def demo(
     *,
     merge: Sequence[str] = ("mean", "closed-form"),
     tokens: int = 32768,
+    uptrain_tokens: int = 32768,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
     """Convert the built-in language model at several numbers of key/value heads and measure each.
@@ -34,7 +36,9 @@ def demo(
         gkv: Numbers of key/value heads to convert to.
         merge: How heads become one, each way in turn.
         tokens: About how many held-out tokens to measure on.
-        progress: Called with the name of the model being measured and the tokens just measured.
+        uptrain_tokens: Tokens to train one of the conversions on, the one with about a quarter of the heads;
+            0 for none.
+        progress: Called with the name of the model being measured or trained and the tokens just read.
 
     Returns:
         JSON data: a row a model with parameters, KV-cache bytes per token, held-out loss and perplexity.
@@ -54,12 +58,57 @@ def demo(
             for rule in merge:
                 out = convert(MODEL, Path(folder) / f"gkv-{heads}-{rule}", gkv=heads, merge=rule)
                 rows.append(_row(out, f"--gkv {heads} --merge {rule}", sequences, progress))
+        if uptrain_tokens > 0:
+            chosen = uptrained_heads(gkv)
+            source = Path(folder) / f"gkv-{chosen}-{merge[-1]}"
+            out = _uptrained(source, Path(folder), uptrain_tokens, progress)
+            name = f"--gkv {chosen} --merge {merge[-1]}, uptrained"
+            rows.append({**_row(out, name, sequences, progress), "uptrained_tokens": uptrain_tokens})
     return {
         "merge": list(merge),
         "held_out_tokens": rows[0]["tokens"],
         "training": read_json(MODEL / "training.json"),
         "rows": rows,
     }
+
+
+def uptrained_heads(gkv: Sequence[int]) -> int:
+    """Which of several numbers of key/value heads is trained: the one nearest to a quarter."""
+    return min(gkv, key=lambda heads: abs(heads - 2))
+
+
+def _uptrained(source: Path, folder: Path, tokens: int, progress: Progress | None) -> Path:
+    """A conversion whose attention blocks were matched to the original's on other files' text."""
+    from gqkva_convert.uptraining.settings import TrainingSettings
+    from gqkva_convert.uptraining.uptrain import uptrain
+
+    file, room = folder / "library.jsonl", 16 * tokens  # a token is about 3 characters
+    with file.open("w", encoding="utf-8") as out:
+        for _, text in iter_texts(held_out=False):
+            out.write(json.dumps({"text": text[:20_000]}) + "\n")
+            room -= min(len(text), 20_000)
+            if room < 0:
+                break
+    settings = TrainingSettings(
+        data=str(file),
+        teacher=str(MODEL),
+        tokens=tokens,
+        matching=1.0,
+        matching_learning_rate=4e-3,
+        batch_size=4,
+        held_out_rows=1,
+        evaluation_steps=10**6,
+    )
+    seen = 0
+
+    def watch(entry: dict[str, Any]) -> None:
+        nonlocal seen
+        if progress is not None and "loss" in entry:
+            progress("uptraining", entry["tokens"] - seen)
+            seen = entry["tokens"]
+
+    uptrain(source, folder / "uptrained", settings, watch=watch)
+    return folder / "uptrained"
 
 
 def held_out_windows(tokens: int) -> list[list[int]]:
