@@ -9,7 +9,11 @@ from gqkva_convert.errors import TrainingError
 
 
 def start_processes() -> Any:
-    """What this process is among those that were started together (accelerate's ``PartialState``)."""
+    """What this process is among those that were started together (accelerate's ``PartialState``).
+
+    Raises:
+        TrainingError: The devices here cannot run what accelerate was told to.
+    """
     import logging
 
     import transformers
@@ -33,7 +37,13 @@ def _on_processors() -> bool:
     from accelerate.utils import parse_flag_from_env
 
     asked: bool = parse_flag_from_env("ACCELERATE_USE_CPU")
-    return asked or not torch.accelerator.is_available()
+    found = asked or not torch.accelerator.is_available()
+    if found and parse_flag_from_env("ACCELERATE_USE_DEEPSPEED"):
+        raise TrainingError(
+            "accelerate runs DeepSpeed on accelerators only, and would silently leave it out here; take "
+            "recipes/accelerate/fsdp2.yaml, which shards on processors too"
+        )
+    return found
 
 
 def make_accelerator(

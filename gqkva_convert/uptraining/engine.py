@@ -13,7 +13,9 @@ from types import FrameType
 from typing import Any
 
 import torch
+from accelerate.utils import DistributedType
 from torch import Tensor
+from torch.distributed.checkpoint.api import CheckpointException
 
 from gqkva_convert.checkpoint.jsonfile import read_json, write_json
 from gqkva_convert.errors import Terminated, TrainingError
@@ -92,6 +94,8 @@ class Trainer:
         self.progress = Progress()
         self.parameters = sum(parameter.numel() for parameter in objective.student.parameters())
         self.objective, self.optimizer = accelerator.prepare(objective, optimizer)
+        if accelerator.distributed_type != DistributedType.DEEPSPEED:
+            _fill_state(self.optimizer.optimizer)
         self.average = None if settings.ema is None else Average(self.objective, settings.ema)
         self.teacher_loss: float | None = None
         self.first_loss: float | None = None
@@ -340,7 +344,7 @@ class Trainer:
             if self.average is not None:
                 file = checkpoint / f"average-{self.accelerator.process_index}.pt"
                 self.average.restore(torch.load(file, weights_only=True))
-        except Exception as error:  # each part of a checkpoint has a reader that raises its own kinds
+        except (Exception, CheckpointException) as error:  # each part has a reader with errors of its own
             reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
             raise TrainingError(
                 f"{checkpoint} is damaged ({reason}); remove it, and --resume goes on from the one before"
@@ -362,6 +366,19 @@ class Trainer:
 
 
 _COUNTS = ("items", "positions")
+
+
+def _fill_state(optimizer: Any) -> None:
+    """Let every weight have its state from the start: shards of a checkpoint are read into what is there.
+
+    Weights that the first stage does not train would have none until the second.
+    """
+    for group in optimizer.param_groups:
+        group["lr"] = 0.0
+        for parameter in group["params"]:
+            parameter.grad = torch.zeros_like(parameter)
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
 
 
 def objective_items(batch: Batch, terms: dict[str, Tensor]) -> int:

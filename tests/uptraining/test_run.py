@@ -167,6 +167,44 @@ def test_two_processes_give_the_loss_of_one(config: str, lesson: Lesson, tmp_pat
     assert report["processes"] == 2
 
 
+CONFIGS = sorted(path.name for path in (ROOT / "recipes/accelerate").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("config", CONFIGS)
+def test_configurations_are_accelerates(config: str) -> None:
+    from accelerate.commands.config.config_args import load_config_from_file
+
+    assert load_config_from_file(str(ROOT / "recipes/accelerate" / config)).num_processes > 1
+
+
+def test_deepspeed_without_a_gpu_is_refused(
+    lesson: Lesson, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Accelerate itself would train without it and say nothing."""
+    monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "true")
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
+    with pytest.raises(TrainingError, match="DeepSpeed on accelerators only"):
+        train(lesson, tmp_path / "out")
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("config", [name for name in CONFIGS if name != "cpu.yaml"])
+def test_configurations_start_on_a_gpu(config: str, lesson: Lesson, tmp_path: Path) -> None:
+    """In bfloat16, one process; DeepSpeed where it is installed."""
+    if config.startswith("zero"):
+        pytest.importorskip("deepspeed")
+    command = [sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch", "--num_processes", "1"]
+    command += ["--config_file", str(ROOT / "recipes/accelerate" / config)]
+    command += ["-m", "gqkva_convert", "uptrain", str(lesson.student), str(tmp_path / "out")]
+    command += options(lesson, tmp_path)
+    shown = subprocess.run(command, capture_output=True, text=True, timeout=600)
+    assert shown.returncode == 0, shown.stderr
+    report = json.loads((tmp_path / "out" / "gqkva_report.json").read_text())["uptraining"]
+    assert report["device"].startswith("cuda")
+    assert report["held_out_loss"] < report["held_out_loss_before"]
+
+
 @pytest.mark.slow
 def test_sharded_runs_go_on_after_a_stop(lesson: Lesson, tmp_path: Path) -> None:
     """A checkpoint of shards is one: the rest of the run is the unbroken one's."""
