@@ -15,7 +15,18 @@ from gqkva_convert.heads import GROUPINGS
 from gqkva_convert.transforms.merge import RULES
 
 ROOT = Path(__file__).parents[1]
-COMMANDS = ("inspect", "convert", "verify", "demo")
+COMMANDS = (
+    "inspect",
+    "plan",
+    "convert",
+    "uptrain",
+    "teacher",
+    "export",
+    "init",
+    "pretrain",
+    "verify",
+    "demo",
+)
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 
 

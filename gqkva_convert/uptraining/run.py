@@ -146,7 +146,9 @@ class Run:
             leaves_out_weights=matching > 0,
         )
         if self.report_to:
-            accelerator.init_trackers("gqkva", {"folder": str(self.folder), **settings.model_dump()})
+            # Some trackers take nothing but numbers and words.
+            given = {name: str(value) for name, value in settings.model_dump(exclude_defaults=True).items()}
+            accelerator.init_trackers("gqkva", {"folder": str(self.folder), **given})
         stored = StoredTeacher(Path(str(settings.teacher))) if is_stored(settings.teacher) else None
         teacher = None
         if stored is not None:

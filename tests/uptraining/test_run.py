@@ -337,6 +337,18 @@ def test_checkpoints_are_the_last_ones_and_the_best(
     assert result["steps"] == 10
 
 
+def test_trackers_see_every_step(lesson: Lesson, tmp_path: Path) -> None:
+    """TensorBoard through Accelerate."""
+    pytest.importorskip("tensorboard")
+    gqkva_convert.uptrain(lesson.student, tmp_path / "out", settings(lesson), report_to=("tensorboard",))
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    found = EventAccumulator(str(tmp_path / "out-run" / "gqkva"))
+    found.Reload()
+    assert {"loss", "held_out_loss", "learning_rate"} <= set(found.Tags()["scalars"])
+    assert [event.step for event in found.Scalars("loss")] == list(range(1, 12))
+
+
 @pytest.mark.parametrize("trained", ["attention", "kv", "lora"])
 def test_only_what_is_asked_for_is_trained(trained: str, lesson: Lesson, tmp_path: Path) -> None:
     """Weights outside keep their bytes; LoRA is merged, so that the result has the same tensors."""
