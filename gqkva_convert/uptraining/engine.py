@@ -166,7 +166,7 @@ class Trainer:
         self.progress.tokens += counts.positions
         seconds = time.perf_counter() - started
         self.progress.seconds += seconds
-        if not finite:
+        if not finite and not (self.accelerator.mixed_precision == "fp16" and math.isfinite(found["loss"])):
             self._leave_out(found["loss"], norm)
         self._report(found, counts, rate, norm, seconds, finite)
 

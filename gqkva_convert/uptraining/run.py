@@ -122,11 +122,11 @@ class Run:
 
     def _resume(self, trainer: Trainer) -> None:
         latest = self.run.latest()
-        if latest is None:
-            return  # stopped before its first checkpoint: it begins again
-        trainer.load(latest)
+        if latest is not None:
+            trainer.load(latest)
         if self.is_main:
-            self.run.rewind(trainer.progress.step)
+            # Without a checkpoint the run begins again, and its first metrics come again, too.
+            self.run.rewind(-1 if latest is None else trainer.progress.step)
 
     def _trainer(self) -> Trainer:
         settings = self.settings
@@ -134,7 +134,8 @@ class Run:
         model = load_student(self.folder)
         self.task = task = find_task(model)
         weights = self._weights(task)
-        rows, collator = open_rows(settings, self.folder, model, task)
+        with start_processes().local_main_process_first():  # it prepares rows, the others find them
+            rows, collator = open_rows(settings, self.folder, model, task)
         steps = self._steps(rows)
         matching = self._matching_share(weights)
         plan = self._plan()
