@@ -20,6 +20,7 @@ from gqkva_convert.checkpoint.reader import TensorReader
 from gqkva_convert.conversion.joint import Heads, gain_moments, merge_heads, source_heads
 from gqkva_convert.conversion.model import Block, SourceModel
 from gqkva_convert.conversion.plan import BlockPlan, GroupRules, Plan
+from gqkva_convert.conversion.refinement.block_data import BlockData
 from gqkva_convert.conversion.refinement.block_network import (
     BlockNetwork,
     TensorHeads,
@@ -28,7 +29,8 @@ from gqkva_convert.conversion.refinement.block_network import (
     to_tensors,
 )
 from gqkva_convert.conversion.refinement.calibrated import CalibratedModel, Stages
-from gqkva_convert.conversion.refinement.fit import BlockData, FitSettings, refine_block
+from gqkva_convert.conversion.refinement.fit import refine_block
+from gqkva_convert.conversion.refinement.layerwise import FitSettings
 from gqkva_convert.conversion.steps import Joint, joint_block
 from gqkva_convert.heads import ROLES
 

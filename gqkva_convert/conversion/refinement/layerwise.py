@@ -1,0 +1,100 @@
+"""The layer-wise fit: all projections of a block, to what the original block gave and looked at."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gqkva_convert.conversion.refinement.block_data import BlockData
+from gqkva_convert.conversion.refinement.block_network import TensorHeads
+from gqkva_convert.conversion.refinement.observed import observing, score_error
+
+
+@dataclass(frozen=True)
+class FitSettings:
+    """How long and how fast the layer-wise fit runs.
+
+    Attributes:
+        steps: Steps of Adam.
+        positions: Least number of positions in a step.
+        rate: Step size relative to the root mean square of each projection's weights; falls to 0 linearly.
+        check_every: Steps between looks at the held-out inputs.
+        seed: Seed of the order of the data.
+        scores: Weight of the attention scores' error beside the output's, each relative to its energy; 0
+            matches the output alone.
+        score_rows: Positions of a sequence whose scores are compared in a step, drawn anew each time.
+    """
+
+    steps: int = 1000
+    positions: int = 1024
+    rate: float = 0.04
+    check_every: int = 50
+    seed: int = 0
+    scores: float = 0.0
+    score_rows: int = 64
+
+
+def fit_layer(heads: TensorHeads, learned: BlockData, held: BlockData, settings: FitSettings) -> TensorHeads:
+    """A short fit of all projections to the original block's output (LoLCATs, arXiv 2410.10254, section 3.2).
+
+    Adam with a linearly falling rate; the heads of the step whose output errs least on held-out inputs are
+    kept, those it began with included.
+    """
+    fitted = {name: head.clone().requires_grad_(True) for name, head in heads.items()}
+    groups = []
+    for role in ("query", "key", "value", "output"):
+        members = [head for (its_role, _), head in fitted.items() if its_role == role]
+        root = torch.stack([head.detach().square().mean() for head in members]).mean().sqrt()
+        groups.append({"params": members, "lr": settings.rate * float(root.clamp(min=1e-8))})
+    optimizer = torch.optim.Adam(groups, betas=(0.9, 0.98), eps=1e-12)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 - step / settings.steps)
+    scale = max(learned.energy, 1e-30) / max(sum(map(len, learned.answers)), 1)
+    best, best_error = heads, held.error(heads)
+    draws = learned.draws(settings.positions, settings.seed)
+    rows = torch.Generator().manual_seed(settings.seed)
+    for step in range(1, settings.steps + 1):
+        optimizer.zero_grad(set_to_none=True)
+        parts = next(draws)
+        count = sum(len(learned.answers[number]) for part in parts for number in part)
+        for part in parts:
+            loss = _loss(fitted, learned, part, count * scale, count, settings, rows)
+            loss.backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+        schedule.step()
+        if step % settings.check_every == 0 or step == settings.steps:
+            current = {name: head.detach().clone() for name, head in fitted.items()}
+            error = held.error(current)
+            if error < best_error:
+                best, best_error = current, error
+    return best
+
+
+def _loss(
+    fitted: TensorHeads,
+    data: BlockData,
+    numbers: list[int],
+    energy: float,
+    count: int,
+    settings: FitSettings,
+    generator: torch.Generator,
+) -> Tensor:
+    """What some sequences add to a step's loss."""
+    network, call, answer = data.network, data.joined(numbers), data.joined_answers(numbers)
+    with observing() as ours:
+        given = network.attended(fitted, call) @ network.output_weight(fitted)
+    loss = (given - answer).square().sum() / energy
+    if settings.scores <= 0 or not ours:
+        return loss
+    with torch.no_grad(), observing() as theirs:
+        network.attended(None, call)
+    valid: Any = call["valid"]
+    for mine, original in zip(ours, theirs, strict=True):
+        positions = torch.randperm(mine.query.shape[2], generator=generator)[: settings.score_rows]
+        positions = positions.to(mine.query.device)
+        kept = None if valid is None else valid.to(positions.device)[:, positions].bool()
+        error = score_error(mine.rows(positions), original.rows(positions), kept)
+        loss = loss + settings.scores * error * (len(answer) / count)
+    return loss
