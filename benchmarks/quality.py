@@ -382,6 +382,41 @@ def removed_table(results: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def searched_table(results: dict[str, Any]) -> str:
+    """Searched groups beside neighbours under the same merge rule, in each cell where there is a choice.
+
+    What a search keeps more than `neighbour`, as a share of what mean-pooling with neighbours costs in that
+    cell, so that losses, accuracies and similarities can be averaged.
+    """
+    lines = ["| model, cell, score | merge | activations | asym |", "| --- | --- | --- | --- |"]
+    for rule, suffix in (("closed-form", ""), ("mean", "-raw")):
+        baseline = f"neighbour, {rule}" + (", weights alone" if rule == "mean" else "")
+        gains: dict[str, list[float]] = {"activations": [], "asym": []}
+        for subject, found in results.items():
+            for cell in dict.fromkeys(key.split("|")[0] for key in found if key != "original"):
+                for score in found["original"]:
+                    cost = _difference(found, cell, ROWS[0].name, score)
+                    base = _difference(found, cell, baseline, score)
+                    ours = {name: _difference(found, cell, f"{name}{suffix}, {rule}", score) for name in gains}
+                    # With one group there is nothing to choose.
+                    if cost is None or base is None or None in ours.values() or len(set(ours.values())) == 1:
+                        continue
+                    shares = {name: (ours[name] - base) / -cost for name in gains}  # type: ignore[operator]
+                    for name, share in shares.items():
+                        gains[name].append(share)
+                    shown = " | ".join(f"{100 * share:+.1f} %" for share in shares.values())
+                    lines.append(f"| {subject}, {cell}, {score} | {rule} | {shown} |")
+        if gains["asym"]:
+            shown = " | ".join(f"**{100 * np.mean(shares):+.1f} %**" for shares in gains.values())
+            lines.append(f"| **average of {len(gains['asym'])}** | {rule} | {shown} |")
+    return "\n".join(lines)
+
+
+def _difference(found: dict[str, Any], cell: str, name: str, score: str) -> float | None:
+    entry = found.get(f"{cell}|{name}")
+    return None if entry is None else entry["scores"][score]["difference"]
+
+
 def report(results: dict[str, Any], command: str) -> str:
     """All tables."""
     machine = f"{platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}"
@@ -392,6 +427,7 @@ def report(results: dict[str, Any], command: str) -> str:
         parts += ["### demo: share of mean-pool's loss rise removed", removed_table(results)]
     for subject, found in results.items():
         parts += [table(results, subject, score) for score in found["original"]]
+    parts += ["### searched groups beside neighbours", searched_table(results)]
     return "\n\n".join(parts) + "\n"
 
 

@@ -26,8 +26,8 @@ class Attention:
     Attributes:
         query: ``(batch, heads, positions, head_dim)``, turned by its position.
         key: ``(batch, key heads, key positions, head_dim)``, likewise.
-        allowed: Which keys each position may attend to, ``(batch, heads, positions, key positions)``; 1 for what
-            all share.
+        allowed: Which keys each position may attend to, ``(batch, heads, positions, key positions)``; axes of
+            1 where all share them.
         scaling: Factor of every score.
     """
 
