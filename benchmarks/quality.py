@@ -150,7 +150,7 @@ def demo(data: Path, scratch: Path) -> Subject:
             out.write(json.dumps({"text": text[:20000]}) + "\n")
     cells = {"2:1": {"gkv": 4}, "4:1": {"gkv": 2}, "MQA": {"gkv": 1}}
     cells |= {"GQKVA-2.4": {"gq": 2, "gkv": 4}, "GQKVA-4.2": {"gq": 4, "gkv": 2}}
-    settings = DataSettings(str(file), samples=256, seed=SEED)
+    settings = DataSettings(str(file), samples=1024, seed=SEED)
     return Subject(MODEL, settings, cells, window_losses(held_out_windows(32768)), {"loss": False})
 
 
@@ -391,30 +391,27 @@ def searched_table(results: dict[str, Any]) -> str:
     lines = ["| model, cell, score | merge | activations | asym |", "| --- | --- | --- | --- |"]
     for rule, suffix in (("closed-form", ""), ("mean", "-raw")):
         baseline = f"neighbour, {rule}" + (", weights alone" if rule == "mean" else "")
-        gains: dict[str, list[float]] = {"activations": [], "asym": []}
+        names = ROWS[0].name, baseline, f"activations{suffix}, {rule}", f"asym{suffix}, {rule}"
+        gains: list[list[float]] = []
         for subject, found in results.items():
             for cell in dict.fromkeys(key.split("|")[0] for key in found if key != "original"):
                 for score in found["original"]:
-                    cost = _difference(found, cell, ROWS[0].name, score)
-                    base = _difference(found, cell, baseline, score)
-                    ours = {name: _difference(found, cell, f"{name}{suffix}, {rule}", score) for name in gains}
-                    # With one group there is nothing to choose.
-                    if cost is None or base is None or None in ours.values() or len(set(ours.values())) == 1:
+                    entries = [found.get(f"{cell}|{name}") for name in names]
+                    if None in entries:
                         continue
-                    shares = {name: (ours[name] - base) / -cost for name in gains}  # type: ignore[operator]
-                    for name, share in shares.items():
-                        gains[name].append(share)
-                    shown = " | ".join(f"{100 * share:+.1f} %" for share in shares.values())
-                    lines.append(f"| {subject}, {cell}, {score} | {rule} | {shown} |")
-        if gains["asym"]:
-            shown = " | ".join(f"**{100 * np.mean(shares):+.1f} %**" for shares in gains.values())
-            lines.append(f"| **average of {len(gains['asym'])}** | {rule} | {shown} |")
+                    cost, base, *ours = (entry["scores"][score]["difference"] for entry in entries)
+                    if all(value == base for value in ours):  # one group: there is nothing to choose
+                        continue
+                    gains.append([(base - value) / cost for value in ours])
+                    lines.append(f"| {subject}, {cell}, {score} | {rule} | {_shares(gains[-1])} |")
+        if gains:
+            means = np.mean(gains, axis=0)
+            lines.append(f"| **average of {len(gains)}** | {rule} | {_shares(means)} |")
     return "\n".join(lines)
 
 
-def _difference(found: dict[str, Any], cell: str, name: str, score: str) -> float | None:
-    entry = found.get(f"{cell}|{name}")
-    return None if entry is None else entry["scores"][score]["difference"]
+def _shares(values: Sequence[float]) -> str:
+    return " | ".join(f"{100 * value:+.1f} %" for value in values)
 
 
 def report(results: dict[str, Any], command: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,27 +21,34 @@ class FitSettings:
     Attributes:
         steps: Steps of Adam.
         positions: Least number of positions in a step.
-        rate: Step size relative to the root mean square of each projection's weights; falls to 0 linearly.
+        rate: Step size relative to the root mean square of each projection's weights, at its largest.
         check_every: Steps between looks at the held-out inputs.
         seed: Seed of the order of the data.
         scores: Weight of the attention scores' error beside the output's, each relative to its energy; 0
             matches the output alone.
         score_rows: Positions of a sequence whose scores are compared in a step, drawn anew each time.
+        warmup_steps: Steps in which the rate rises linearly; then it falls to 0 as a cosine.
     """
 
     steps: int = 1000
-    positions: int = 1024
-    rate: float = 0.04
+    positions: int = 2048
+    rate: float = 0.1
     check_every: int = 50
     seed: int = 0
     scores: float = 0.0
     score_rows: int = 64
+    warmup_steps: int = 40
+
+    def rate_at(self, step: int) -> float:
+        """Share of the rate at a step, counted from 0."""
+        warmup = min(1.0, (step + 1) / max(self.warmup_steps, 1))
+        return warmup * 0.5 * (1 + math.cos(math.pi * step / self.steps))
 
 
 def fit_layer(heads: TensorHeads, learned: BlockData, held: BlockData, settings: FitSettings) -> TensorHeads:
     """A short fit of all projections to the original block's output (LoLCATs, arXiv 2410.10254, section 3.2).
 
-    Adam with a linearly falling rate; the heads of the step whose output errs least on held-out inputs are
+    Adam; the heads of the step whose output errs least on held-out inputs are
     kept, those it began with included.
     """
     fitted = {name: head.clone().requires_grad_(True) for name, head in heads.items()}
@@ -50,7 +58,7 @@ def fit_layer(heads: TensorHeads, learned: BlockData, held: BlockData, settings:
         root = torch.stack([head.detach().square().mean() for head in members]).mean().sqrt()
         groups.append({"params": members, "lr": settings.rate * float(root.clamp(min=1e-8))})
     optimizer = torch.optim.Adam(groups, betas=(0.9, 0.98), eps=1e-12)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 - step / settings.steps)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, settings.rate_at)
     scale = max(learned.energy, 1e-30) / max(sum(map(len, learned.answers)), 1)
     best, best_error = heads, held.error(heads)
     draws = learned.draws(settings.positions, settings.seed)
