@@ -437,6 +437,7 @@ def main() -> None:
     parser.add_argument("--markdown", type=Path)
     parser.add_argument("--only", default=",".join(SUBJECTS))
     parser.add_argument("--rows", default="", help="part of a row's name")
+    parser.add_argument("--cells", default="", help="cells to run, separated by commas; all by default")
     parser.add_argument("--few", action="store_true", help="only the rows that tell most")
     arguments = parser.parse_args()
     results = json.loads(arguments.json.read_text()) if arguments.json.is_file() else {}
@@ -450,6 +451,8 @@ def main() -> None:
             found = results.setdefault(name, {})
             found["original"] = {score: statistic(score, values) for score, values in original.items()}
             for cell in subject.cells:
+                if arguments.cells and cell not in arguments.cells.split(","):
+                    continue
                 for row in FEW_ROWS if arguments.few else subject.rows:
                     if cell.startswith("GQKVA") and row not in GRID_ROWS:
                         continue

@@ -28,6 +28,7 @@ from gqkva_convert.conversion.planning.groups import (
     similarity,
 )
 from gqkva_convert.conversion.planning.request import Request
+from gqkva_convert.conversion.planning.trials import choose_grids
 from gqkva_convert.conversion.refinement.calibrated import CalibratedModel, Stages, no_stages
 from gqkva_convert.conversion.refinement.fit import choose_rules
 from gqkva_convert.conversion.rotary import block_turning
@@ -96,6 +97,8 @@ def plan_model(
     findings = None
     if request.chosen_grouping in SEARCHED or request.kv_budget is not None:
         plan, findings = _grouped(model, plan, request, calibrated, stages, compare)
+    if calibrated is not None and plan.grouping == "loss" and "layerwise" in plan.refine:
+        plan = choose_grids(model, plan, calibrated, stages)
     if plan.merge == "auto" and calibrated is not None:
         plan = choose_plan_rules(model, plan, calibrated, stages)
     return plan, calibrated, findings

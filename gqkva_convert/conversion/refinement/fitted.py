@@ -6,6 +6,7 @@ import hashlib
 import json
 import shutil
 import time
+from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -82,9 +83,13 @@ class BlockLaboratory:
             self.device
         )
 
+    def sequences(self, numbers: list[int]) -> Iterator[dict[str, Any]]:
+        """The block's calls in some batches, one a sequence."""
+        for call in self.calls.of(self.place, numbers):
+            yield from sequences(call)
+
     def _data(self, numbers: list[int]) -> BlockData:
-        calls = [one for call in self.calls.of(self.place, numbers) for one in sequences(call)]
-        return BlockData(self.network, calls, self.output)
+        return BlockData(self.network, list(self.sequences(numbers)), self.output)
 
     @cached_property
     def learned(self) -> BlockData:
