@@ -1,7 +1,7 @@
 """Grids of heads compared by what a short fit makes of them, where a long fit will follow.
 
-What the closed form loses of a grid is a fair guess at what a fit will leave, no more: on the built-in model the
-two rank grids alike in some layers and not at all in others.
+What the closed form loses of a grid is a fair guess at what a fit will leave, no more: on the built-in model
+the two rank grids alike in some layers and not at all in others.
 """
 
 from __future__ import annotations
@@ -62,12 +62,13 @@ def _best_grid(
     from gqkva_convert.conversion.refinement.fitted import BlockLaboratory
 
     heads = tuple(range(plan.target.num_attention_heads))
+    proposal = tuple(head for head in plan.order if head is not None)
     shuffle = random.Random(seed)
     errors: dict[frozenset[frozenset[int]], float] = {}
-    best, best_error = plan.order, float("inf")
+    best, best_error = proposal, float("inf")
     for trial in range(TRIALS):
         if trial < 2:
-            order = (plan.order, heads)[trial]
+            order = (proposal, heads)[trial]
         elif trial < TRIALS // 2:
             order = tuple(shuffle.sample(heads, len(heads)))
         else:
