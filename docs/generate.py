@@ -17,14 +17,18 @@ from typer.testing import CliRunner
 from gqkva_convert import errors
 from gqkva_convert.architectures import FAMILIES, Attention, Family
 from gqkva_convert.cli import app
+from gqkva_convert.uptraining.settings import TrainingSettings
 
 DOCS = Path(__file__).parent
 COMMANDS = {
     "inspect": "gqkva_convert.inspect",
     "plan": "gqkva_convert.plan",
     "convert": "gqkva_convert.convert",
+    "uptrain": "gqkva_convert.uptrain",
+    "teacher": "gqkva_convert.teacher",
     "export": "gqkva_convert.export",
     "init": "gqkva_convert.init",
+    "pretrain": "gqkva_convert.pretrain",
     "verify": "gqkva_convert.verify",
     "demo": "gqkva_convert.demo",
 }
@@ -115,8 +119,34 @@ def errors_page() -> str:
     return "\n".join(lines) + "\n"
 
 
+def settings_page() -> str:
+    """Every setting of training, from the class that checks them."""
+    text = inspect.getdoc(TrainingSettings) or ""
+    intro, _, attributes = text.partition("Attributes:\n")
+    lines = [
+        "# Training settings\n",
+        "Generated from `gqkva_convert/uptraining/settings.py` by `python docs/generate.py`. Recipes hold",
+        "them as YAML; on the command line, what has no option of its own is given as `--set NAME=VALUE`.\n",
+        " ".join(intro.split("\n\n", 1)[1].split()) + "\n",
+        "| setting | default | meaning |",
+        "| --- | --- | --- |",
+    ]
+    found: dict[str, str] = {}
+    for line in attributes.splitlines():
+        name, colon, rest = line.strip().partition(": ")
+        if line.startswith("    ") and not line.startswith("     ") and colon:
+            found[name] = rest
+        elif found and line.strip():
+            found[list(found)[-1]] += f" {line.strip()}"
+    for name, field in TrainingSettings.model_fields.items():
+        default = "-" if field.is_required() or field.default in (None, {}) else f"`{field.default}`"
+        lines.append(f"| `{name}` | {default} | {found[name].replace('``', '`')} |")
+    return "\n".join(lines) + "\n"
+
+
 PAGES: dict[str, Callable[[], str]] = {
     "cli.md": cli_page,
+    "training-settings.md": settings_page,
     "families.md": families_page,
     "errors.md": errors_page,
 }

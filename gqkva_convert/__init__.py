@@ -22,6 +22,10 @@ if TYPE_CHECKING:
     from gqkva_convert.demo_model.demo import demo as demo
     from gqkva_convert.errors import GqkvaError as GqkvaError
     from gqkva_convert.heads import HeadLayout as HeadLayout
+    from gqkva_convert.uptraining.precompute import teacher as teacher
+    from gqkva_convert.uptraining.settings import TrainingSettings as TrainingSettings
+    from gqkva_convert.uptraining.uptrain import pretrain as pretrain
+    from gqkva_convert.uptraining.uptrain import uptrain as uptrain
 
 __version__ = "0.1.0"
 
@@ -33,11 +37,29 @@ _PUBLIC = {
     "plan": "gqkva_convert.conversion.planning.command",
     "verify": "gqkva_convert.conversion.verify",
     "demo": "gqkva_convert.demo_model.demo",
+    "uptrain": "gqkva_convert.uptraining.uptrain",
+    "pretrain": "gqkva_convert.uptraining.uptrain",
+    "teacher": "gqkva_convert.uptraining.precompute",
+    "TrainingSettings": "gqkva_convert.uptraining.settings",
     "GqkvaError": "gqkva_convert.errors",
     "HeadLayout": "gqkva_convert.heads",
 }
 
-__all__ = ["GqkvaError", "HeadLayout", "convert", "demo", "export", "init", "inspect", "plan", "verify"]
+__all__ = [
+    "GqkvaError",
+    "HeadLayout",
+    "TrainingSettings",
+    "convert",
+    "demo",
+    "export",
+    "init",
+    "inspect",
+    "plan",
+    "pretrain",
+    "teacher",
+    "uptrain",
+    "verify",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -68,9 +68,15 @@ class DemoError(GqkvaError):
 
 
 class DataError(GqkvaError):
-    """Data that cannot be calibrated on: not found, not readable, too little, or of another kind."""
+    """Data that cannot be used: not found, not readable, too little, or of another kind."""
 
     exit_code = 11
+
+
+class TrainingError(GqkvaError):
+    """A training run that cannot be: its settings, its teacher, its model, or a loss that is not finite."""
+
+    exit_code = 12
 
 
 class Terminated(KeyboardInterrupt):

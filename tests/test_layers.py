@@ -17,9 +17,10 @@ ORDER = [
     {"errors"},
     {"heads"},
     {"architectures", "transforms", "checkpoint", "modeling"},
+    {"data"},
     {"calibration", "grouping"},
     {"conversion"},
-    {"evaluation"},
+    {"evaluation", "uptraining"},
     {"demo_model"},
     {"cli"},
 ]

@@ -2,48 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from gqkva_convert.data.processors import arguments, is_causal, load_processor, sequence_length
+from gqkva_convert.data.records import (
+    PICTURE_COLUMNS,
+    TARGET_COLUMNS,
+    TEXT_COLUMNS,
+    Record,
+    find_columns,
+    is_running_text,
+    picture_of,
+    read_records,
+    text_columns,
+)
 from gqkva_convert.errors import DataError
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-Record = dict[str, Any]
 Batch = dict[str, "Tensor"]
 
-# Short names of data sets that people calibrate on: Hub id, configuration, split.
-KNOWN = {
-    "wikitext": ("Salesforce/wikitext", "wikitext-2-raw-v1", "train"),
-    "c4": ("allenai/c4", "en", "train"),
-    "stsb": ("sentence-transformers/stsb", None, "train"),
-    "cifar10": ("uoft-cs/cifar10", None, "train"),
-}
-_BUILDERS = {
-    ".txt": "text",
-    ".json": "json",
-    ".jsonl": "json",
-    ".gz": "json",
-    ".csv": "csv",
-    ".parquet": "parquet",
-}
-_IMAGES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp"})
-_TEXT = ("text", "content", "sentence")
-_PAIRS = (("sentence1", "sentence2"), ("sentence_A", "sentence_B"), ("premise", "hypothesis"))
-_TO_TARGET = (
-    ("dialogue", "summary"),
-    ("document", "summary"),
-    ("article", "highlights"),
-    ("source", "target"),
-    ("input", "output"),
-)
-_PICTURE = ("image", "img", "pixel_values")
-# Records that a shuffle holds at once, and how many windows of text are read for one that is used.
-_SHUFFLE_BUFFER = 10_000
+# Windows of text that are read for one that is used.
 _SPREAD = 4
 
 
@@ -81,61 +65,6 @@ class DataSettings:
             raise DataError(f"calibration sequences of {self.length} tokens: give at least 2")
 
 
-def read_records(settings: DataSettings) -> Iterator[Record]:
-    """Records of a data set, shuffled by the seed unless it is running text.
-
-    Raises:
-        DataError: It cannot be found or read.
-    """
-    try:
-        import datasets
-    except ImportError as error:
-        raise DataError(f"calibration needs the package datasets, which does not load: {error}") from error
-    datasets.disable_progress_bars()
-    try:
-        found: Any = datasets.load_dataset(**_where(settings.data), streaming=True)
-        if not isinstance(found, datasets.IterableDataset):
-            found = found[next(name for name in ("train", "validation", *found) if name in found)]
-        if not _is_running_text(settings.data):
-            found = found.shuffle(seed=settings.seed, buffer_size=_SHUFFLE_BUFFER)
-        yield from found
-    except DataError:
-        raise
-    except Exception as error:  # whatever a reader of some format raises
-        reason = f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''}"
-        raise DataError(
-            f"cannot read {settings.data!r} as a data set ({reason}); give a txt, jsonl, csv or parquet "
-            "file, a folder of images, or the id of a data set on the Hub"
-        ) from error
-
-
-def _is_running_text(data: str) -> bool:
-    """Whether records are lines of one text, whose order matters."""
-    return data == "wikitext" or Path(data).suffix == ".txt"
-
-
-def _where(data: str) -> dict[str, Any]:
-    path = Path(data)
-    if data in KNOWN and not path.exists():
-        name, configuration, split = KNOWN[data]
-        return {"path": name, "name": configuration, "split": split}
-    if path.is_file():
-        if path.suffix not in _BUILDERS:
-            raise DataError(f"{path}: a file to calibrate on ends in {', '.join(_BUILDERS)}")
-        if path.stat().st_size == 0:
-            raise DataError(f"{path} is empty")
-        return {"path": _BUILDERS[path.suffix], "data_files": str(path), "split": "train"}
-    if path.is_dir():
-        if any(file.suffix.lower() in _IMAGES for file in path.rglob("*")):
-            return {"path": "imagefolder", "data_dir": str(path)}
-        return {"path": str(path)}
-    if data in set(_BUILDERS.values()) or data == "imagefolder":
-        raise DataError(f"{data!r} is a format, not data; give a file, a folder or the id of a data set")
-    if path.suffix in _BUILDERS or data.startswith((".", "/", "~")):
-        raise DataError(f"{data} does not exist")
-    return {"path": data}
-
-
 def make_batches(settings: DataSettings, folder: Path, model: Any) -> list[Batch]:
     """Inputs for a model's forward pass.
 
@@ -153,101 +82,26 @@ def make_batches(settings: DataSettings, folder: Path, model: Any) -> list[Batch
     kind = type(model).__name__
     if model.main_input_name == "input_features":
         raise DataError(f"{kind} reads sound, which calibration does not; convert it from weights alone")
-    has_images = "pixel_values" in _arguments(model)
-    has_text = "input_ids" in _arguments(model)
+    has_images = "pixel_values" in arguments(model)
+    has_text = "input_ids" in arguments(model)
     if has_images and has_text:
         return _captioned_images(settings, folder, model)
     if has_images:
         return _images(settings, folder)
-    tokenizer = _load(folder, "AutoTokenizer")
-    length = _length(settings, model, tokenizer)
+    tokenizer = load_processor(folder, "AutoTokenizer")
+    length = sequence_length(settings.length, model, tokenizer)
     if model.config.is_encoder_decoder:
         return _source_and_target(settings, tokenizer, length, model)
-    if _is_causal(model):
+    if is_causal(model):
         return _windows(settings, tokenizer, length)
     return _sentences(settings, tokenizer, length)
-
-
-def _arguments(model: Any) -> set[str]:
-    import inspect
-
-    return set(inspect.signature(model.forward).parameters)
-
-
-def _is_causal(model: Any) -> bool:
-    """Whether positions see only what stands before them, so that texts may be cut anywhere."""
-    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
-
-    from gqkva_convert.modeling.families import MODEL_TYPE_PREFIX
-
-    stock = model.config.model_type.removeprefix(MODEL_TYPE_PREFIX)
-    is_encoder = stock in ("bert", "roberta") and not getattr(model.config, "is_decoder", False)
-    return stock in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES and not is_encoder
-
-
-def _load(folder: Path, auto: str) -> Any:
-    import transformers
-
-    try:
-        return getattr(transformers, auto).from_pretrained(folder, trust_remote_code=False)
-    except ImportError as error:
-        # Some versions of transformers want torchvision for the Auto class alone.
-        pil = _pil_processor(folder) if auto == "AutoImageProcessor" else None
-        if pil is not None:
-            return pil
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise DataError(f"{folder}: its {auto.removeprefix('Auto')} does not load: {reason}") from error
-    except Exception as error:  # transformers raises many kinds
-        raise DataError(
-            f"{folder} has no {auto.removeprefix('Auto').lower()} that loads "
-            f"({type(error).__name__}); calibration needs the one the model was trained with"
-        ) from error
-
-
-def _pil_processor(folder: Path) -> Any:
-    """The image processor that a folder names, in the form that needs Pillow alone, if there is one."""
-    import json
-
-    import transformers
-
-    try:
-        name = json.loads((folder / "preprocessor_config.json").read_text())["image_processor_type"]
-        kind = getattr(transformers, f"{str(name).removesuffix('Fast')}Pil")
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        return None
-    return kind.from_pretrained(folder)
-
-
-def _length(settings: DataSettings, model: Any, tokenizer: Any) -> int:
-    """Tokens a sequence: what is asked for, or 2,048, or what the model reads."""
-    config = getattr(model.config, "text_config", model.config)
-    limits = [
-        limit
-        for limit in (getattr(config, "max_position_embeddings", None), tokenizer.model_max_length)
-        if isinstance(limit, int) and limit > 0
-    ]
-    most = min([2048 if settings.length is None else settings.length, *limits])
-    if settings.length is not None and most < settings.length:
-        raise DataError(f"sequences of {settings.length} tokens: the model reads {most}")
-    return most if config.model_type not in ("roberta", "gqkva_roberta") else min(most, limits[0] - 2)
-
-
-def _columns(record: Record, choices: Iterable[tuple[str, ...]], what: str) -> tuple[str, ...]:
-    for names in choices:
-        if all(name in record for name in names):
-            return names
-    wanted = " or ".join(" and ".join(names) for names in choices)
-    raise DataError(f"the data has columns {', '.join(record)}; {what} are read from {wanted}")
 
 
 def _texts(settings: DataSettings) -> Iterator[str]:
     """Every text of every record; both sides of a pair, a dialogue and its summary."""
     names: tuple[str, ...] = ()
-    for record in read_records(settings):
-        if not names:
-            alone: list[tuple[str, ...]] = [(name,) for name in _TEXT if name in record]
-            choices = alone or [*_PAIRS, *_TO_TARGET, (_TEXT[0],)]
-            names = _columns(record, choices, "texts")
+    for record in read_records(settings.data, settings.seed):
+        names = names or text_columns(record)
         for name in names:
             if isinstance(record[name], str) and record[name].strip():
                 yield record[name]
@@ -259,7 +113,7 @@ def _windows(settings: DataSettings, tokenizer: Any, length: int) -> list[Batch]
 
     import torch
 
-    joint = _is_running_text(settings.data)
+    joint = is_running_text(settings.data)
     between = [] if joint or tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
     wanted = settings.samples * length * _SPREAD
     stream: list[int] = []
@@ -287,7 +141,7 @@ def _windows(settings: DataSettings, tokenizer: Any, length: int) -> list[Batch]
 def _sentences(settings: DataSettings, tokenizer: Any, length: int) -> list[Batch]:
     """Texts one by one, cut at the longest sequence, with the special tokens around them."""
     texts = list(
-        islice(_texts(settings), settings.samples * (_SPREAD if _is_running_text(settings.data) else 1))
+        islice(_texts(settings), settings.samples * (_SPREAD if is_running_text(settings.data) else 1))
     )
     if len(texts) < 2:
         raise DataError(f"{settings.data}: {len(texts)} texts are too few to calibrate on")
@@ -324,9 +178,9 @@ def _source_and_target(settings: DataSettings, tokenizer: Any, length: int, mode
     """A text for the encoder and one for the decoder; of a single text the first and the second half."""
     pairs: list[tuple[str, str]] = []
     names: tuple[str, ...] = ()
-    for record in islice(read_records(settings), settings.samples):
+    for record in islice(read_records(settings.data, settings.seed), settings.samples):
         if not names:
-            names = _columns(record, [*_TO_TARGET, *((name,) for name in _TEXT)], "texts")
+            names = find_columns(record, [*TARGET_COLUMNS, *((name,) for name in TEXT_COLUMNS)], "texts")
         if len(names) == 2:
             if all(isinstance(record[name], str) and record[name].strip() for name in names):
                 pairs.append((record[names[0]], record[names[1]]))
@@ -355,23 +209,15 @@ def _source_and_target(settings: DataSettings, tokenizer: Any, length: int, mode
 
 
 def _pictures(settings: DataSettings) -> Iterator[tuple[Any, Record]]:
-    import io
-
-    from PIL import Image
-
     name = ""
-    for record in read_records(settings):
+    for record in read_records(settings.data, settings.seed):
         if not name:
-            name = _columns(record, [(column,) for column in _PICTURE], "images")[0]
-        picture = record[name]
-        data = picture.get("bytes") if isinstance(picture, dict) else picture
-        if isinstance(data, bytes):
-            picture = Image.open(io.BytesIO(data))
-        yield picture, record
+            name = find_columns(record, [(column,) for column in PICTURE_COLUMNS], "images")[0]
+        yield picture_of(record, name), record
 
 
 def _images(settings: DataSettings, folder: Path) -> list[Batch]:
-    processor = _load(folder, "AutoImageProcessor")
+    processor = load_processor(folder, "AutoImageProcessor")
     pictures = []
     for picture, _ in islice(_pictures(settings), settings.samples):
         mean = getattr(processor, "image_mean", None) or [0, 0, 0]
@@ -385,11 +231,14 @@ def _images(settings: DataSettings, folder: Path) -> list[Batch]:
 
 
 def _captioned_images(settings: DataSettings, folder: Path, model: Any) -> list[Batch]:
-    processor, tokenizer = _load(folder, "AutoImageProcessor"), _load(folder, "AutoTokenizer")
-    length = _length(settings, model, tokenizer)
+    processor, tokenizer = (
+        load_processor(folder, "AutoImageProcessor"),
+        load_processor(folder, "AutoTokenizer"),
+    )
+    length = sequence_length(settings.length, model, tokenizer)
     pictures, captions = [], []
     for picture, record in islice(_pictures(settings), settings.samples):
-        name = _columns(record, (("caption",), ("text",)), "captions")[0]
+        name = find_columns(record, (("caption",), ("text",)), "captions")[0]
         caption = record[name][0] if isinstance(record[name], list) else record[name]
         pictures.append(picture.convert("RGB"))
         captions.append(caption)

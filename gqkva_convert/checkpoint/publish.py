@@ -47,7 +47,7 @@ def published_folder(target: Path, *, overwrite: bool) -> Iterator[Path]:
     scratch, previous = scratch_folder(target), _previous_folder(target)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        with _lock(target):
+        with locked(target):
             if previous.exists() and not target.exists():
                 previous.rename(target)  # killed between the two renames below
             _check_target(target, overwrite)
@@ -95,7 +95,12 @@ def _check_target(target: Path, overwrite: bool) -> None:
 
 
 @contextmanager
-def _lock(target: Path) -> Iterator[None]:
+def locked(target: Path) -> Iterator[None]:
+    """Hold a name that a folder has or will have; the hold dies with its process.
+
+    Raises:
+        OutputError: Another process holds it.
+    """
     path = target.with_name(f".{target.name}.gqkva-lock")
     descriptor = _take_lock(path, target)
     try:

@@ -85,6 +85,42 @@ def token_progress(description: str, total_tokens: int) -> Iterator[Callable[[st
         yield lambda name, count: progress.update(task, advance=count, description=f"{description} {name}")
 
 
+@contextmanager
+def training_progress() -> Iterator[Callable[[dict[str, Any]], None]]:
+    """Show a run's loss, speed and time left on a terminal's stderr; elsewhere a line a measurement."""
+    from rich.progress import MofNCompleteColumn
+
+    with _progress(MofNCompleteColumn()) as progress:
+        task = progress.add_task("training", total=None)
+        shown = {"loss": "-", "held-out": "-", "tokens/s": "-"}
+
+        def watch(entry: dict[str, Any]) -> None:
+            if "stopped" in entry:
+                typer.echo(
+                    f"stopped and saved at step {entry['stopped']} of {entry['steps']}; "
+                    "--resume goes on from there",
+                    err=True,
+                )
+                return
+            if "held_out_loss" in entry:
+                shown["held-out"] = f"{entry['held_out_loss']:.4f}"
+                if not progress.console.is_terminal:
+                    typer.echo(
+                        f"step {entry['step']} of {entry['steps']}, {entry['tokens']:,} tokens, "
+                        f"{entry['seconds']:,.0f} s: held-out loss {entry['held_out_loss']:.4f}",
+                        err=True,
+                    )
+            if "loss" in entry:
+                shown["loss"] = f"{entry['loss']:.4f}"
+                shown["tokens/s"] = f"{entry['tokens_per_second']:,.0f}"
+            if "mfu" in entry:
+                shown["MFU"] = f"{entry['mfu']:.0%}"
+            described = ", ".join(f"{name} {value}" for name, value in shown.items())
+            progress.update(task, completed=entry["step"], total=entry["steps"], description=described)
+
+        yield watch
+
+
 def _progress(*columns: ProgressColumn) -> Progress:
     """Progress bars on stderr, shown only where it is a terminal."""
     from rich.console import Console

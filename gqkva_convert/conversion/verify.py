@@ -216,6 +216,10 @@ def _check_source(
         None if same_config else f"config.json is not that of {against} with the new head counts",
         "as the source's, but for the head counts",
     )
+    if "uptraining" in report:
+        trained = f"trained on {report['uptraining']['tokens']:,} tokens since; not recomputed"
+        proof.add("recomputed from the source", None, trained)
+        return checksums
     with TensorReader(source.checkpoint.files, pickled=source.checkpoint.pickled) as reader:
         joints = JointMerges(reader)
         steps = make_steps(source, plan, tied_copies(source, reader))

@@ -111,7 +111,7 @@ def refused(result: Result, *words: str) -> None:
         ("short.txt", "one line\n", ["tokens are too few for sequences of 256", "--calibration-length"]),
         ("bad.jsonl", "{broken\n", ["cannot read", "as a data set"]),
         ("columns.jsonl", '{"body": "x"}\n', ["columns body", "texts are read from", "or text"]),
-        ("book.docx", "x", ["a file to calibrate on ends in .txt"]),
+        ("book.docx", "x", ["a file of data ends in .txt"]),
     ],
 )
 def test_data_that_cannot_be_used_is_refused(

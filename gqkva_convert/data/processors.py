@@ -1,0 +1,78 @@
+"""What a model reads: its kind, its tokenizer or image processor, and how long a sequence may be."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from gqkva_convert.errors import DataError
+
+
+def arguments(model: Any) -> set[str]:
+    """Names of the arguments of a model's forward pass."""
+    import inspect
+
+    return set(inspect.signature(model.forward).parameters)
+
+
+def is_causal(model: Any) -> bool:
+    """Whether positions see only what stands before them, so that texts may be cut anywhere."""
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+    from gqkva_convert.modeling.families import MODEL_TYPE_PREFIX
+
+    stock = model.config.model_type.removeprefix(MODEL_TYPE_PREFIX)
+    is_encoder = stock in ("bert", "roberta") and not getattr(model.config, "is_decoder", False)
+    return stock in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES and not is_encoder
+
+
+def load_processor(folder: Path, auto: str) -> Any:
+    """A folder's tokenizer or image processor, by the name of its Auto class; no code of it is run.
+
+    Raises:
+        DataError: It does not load.
+    """
+    import transformers
+
+    try:
+        return getattr(transformers, auto).from_pretrained(folder, trust_remote_code=False)
+    except ImportError as error:
+        # Some versions of transformers want torchvision for the Auto class alone.
+        pil = _pil_processor(folder) if auto == "AutoImageProcessor" else None
+        if pil is not None:
+            return pil
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise DataError(f"{folder}: its {auto.removeprefix('Auto')} does not load: {reason}") from error
+    except Exception as error:  # transformers raises many kinds
+        raise DataError(
+            f"{folder} has no {auto.removeprefix('Auto').lower()} that loads "
+            f"({type(error).__name__}); data need the one the model was trained with"
+        ) from error
+
+
+def _pil_processor(folder: Path) -> Any:
+    """The image processor that a folder names, in the form that needs Pillow alone, if there is one."""
+    import json
+
+    import transformers
+
+    try:
+        name = json.loads((folder / "preprocessor_config.json").read_text())["image_processor_type"]
+        kind = getattr(transformers, f"{str(name).removesuffix('Fast')}Pil")
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return None
+    return kind.from_pretrained(folder)
+
+
+def sequence_length(wanted: int | None, model: Any, tokenizer: Any) -> int:
+    """Tokens a sequence: what is asked for, or 2,048, or what the model reads."""
+    config = getattr(model.config, "text_config", model.config)
+    limits = [
+        limit
+        for limit in (getattr(config, "max_position_embeddings", None), tokenizer.model_max_length)
+        if isinstance(limit, int) and limit > 0
+    ]
+    most = min([2048 if wanted is None else wanted, *limits])
+    if wanted is not None and most < wanted:
+        raise DataError(f"sequences of {wanted} tokens: the model reads {most}")
+    return most if config.model_type not in ("roberta", "gqkva_roberta") else min(most, limits[0] - 2)

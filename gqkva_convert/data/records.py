@@ -1,0 +1,152 @@
+"""Records of data sets: local files, folders of images, or the Hub; all read through `datasets`."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from gqkva_convert.errors import DataError
+
+Record = dict[str, Any]
+
+# Short names of data sets that people calibrate on: Hub id, configuration, split.
+KNOWN = {
+    "wikitext": ("Salesforce/wikitext", "wikitext-2-raw-v1", "train"),
+    "c4": ("allenai/c4", "en", "train"),
+    "stsb": ("sentence-transformers/stsb", None, "train"),
+    "cifar10": ("uoft-cs/cifar10", None, "train"),
+}
+_BUILDERS = {
+    ".txt": "text",
+    ".json": "json",
+    ".jsonl": "json",
+    ".gz": "json",
+    ".csv": "csv",
+    ".parquet": "parquet",
+}
+_IMAGES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp"})
+TEXT_COLUMNS = ("text", "content", "sentence")
+PAIR_COLUMNS = (("sentence1", "sentence2"), ("sentence_A", "sentence_B"), ("premise", "hypothesis"))
+TARGET_COLUMNS = (
+    ("dialogue", "summary"),
+    ("document", "summary"),
+    ("article", "highlights"),
+    ("source", "target"),
+    ("input", "output"),
+)
+PICTURE_COLUMNS = ("image", "img", "pixel_values")
+# Records that a shuffle holds at once.
+_SHUFFLE_BUFFER = 10_000
+
+
+def load_records(data: str, *, streaming: bool) -> Any:
+    """A data set as `datasets` opens it, its training part where it has several.
+
+    Args:
+        data: A file, a folder, a Hub id, or a short name of `KNOWN`.
+        streaming: Whether records are read as they are asked for, or prepared on disk beforehand.
+
+    Raises:
+        DataError: It cannot be found or read.
+    """
+    try:
+        import datasets
+    except ImportError as error:
+        raise DataError(f"data are read with the package datasets, which does not load: {error}") from error
+    datasets.disable_progress_bars()
+    with _one_line(data):
+        found: Any = datasets.load_dataset(**_where(data), streaming=streaming)
+        if not isinstance(found, (datasets.IterableDataset, datasets.Dataset)):
+            found = found[next(name for name in ("train", "validation", *found) if name in found)]
+    return found
+
+
+def read_records(data: str, seed: int) -> Iterator[Record]:
+    """Records of a data set, shuffled by the seed unless it is running text.
+
+    Raises:
+        DataError: It cannot be found or read.
+    """
+    found = load_records(data, streaming=True)
+    if not is_running_text(data):
+        found = found.shuffle(seed=seed, buffer_size=_SHUFFLE_BUFFER)
+    with _one_line(data):
+        yield from found
+
+
+@contextmanager
+def _one_line(data: str) -> Iterator[None]:
+    """Whatever a reader of some format raises, as one line."""
+    try:
+        yield
+    except DataError:
+        raise
+    except Exception as error:
+        reason = f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''}"
+        raise DataError(
+            f"cannot read {data!r} as a data set ({reason}); give a txt, jsonl, csv or parquet "
+            "file, a folder of images, or the id of a data set on the Hub"
+        ) from error
+
+
+def is_running_text(data: str) -> bool:
+    """Whether records are lines of one text, whose order matters."""
+    return data == "wikitext" or Path(data).suffix == ".txt"
+
+
+def _where(data: str) -> dict[str, Any]:
+    path = Path(data)
+    if data in KNOWN and not path.exists():
+        name, configuration, split = KNOWN[data]
+        return {"path": name, "name": configuration, "split": split}
+    if path.is_file():
+        if path.suffix not in _BUILDERS:
+            raise DataError(f"{path}: a file of data ends in {', '.join(_BUILDERS)}")
+        if path.stat().st_size == 0:
+            raise DataError(f"{path} is empty")
+        return {"path": _BUILDERS[path.suffix], "data_files": str(path), "split": "train"}
+    if path.is_dir():
+        if any(file.suffix.lower() in _IMAGES for file in path.rglob("*")):
+            return {"path": "imagefolder", "data_dir": str(path)}
+        return {"path": str(path)}
+    if data in set(_BUILDERS.values()) or data == "imagefolder":
+        raise DataError(f"{data!r} is a format, not data; give a file, a folder or the id of a data set")
+    if path.suffix in _BUILDERS or data.startswith((".", "/", "~")):
+        raise DataError(f"{data} does not exist")
+    return {"path": data}
+
+
+def find_columns(record: Record, choices: Iterable[tuple[str, ...]], what: str) -> tuple[str, ...]:
+    """The first of several choices of columns that a record has.
+
+    Raises:
+        DataError: It has none of them.
+    """
+    for names in choices:
+        if all(name in record for name in names):
+            return names
+    wanted = " or ".join(" and ".join(names) for names in choices)
+    raise DataError(f"the data has columns {', '.join(record)}; {what} are read from {wanted}")
+
+
+def text_columns(record: Record) -> tuple[str, ...]:
+    """The columns of a record that hold texts: one, or both sides of a pair, or a dialogue and its summary.
+
+    Raises:
+        DataError: There are none.
+    """
+    alone: list[tuple[str, ...]] = [(name,) for name in TEXT_COLUMNS if name in record]
+    choices = alone or [*PAIR_COLUMNS, *TARGET_COLUMNS, (TEXT_COLUMNS[0],)]
+    return find_columns(record, choices, "texts")
+
+
+def picture_of(record: Record, column: str) -> Any:
+    """A record's image, opened."""
+    from PIL import Image
+
+    picture = record[column]
+    data = picture.get("bytes") if isinstance(picture, dict) else picture
+    return Image.open(io.BytesIO(data)) if isinstance(data, bytes) else picture

@@ -1,0 +1,1 @@
+"""Training converted models until they answer as well as the original did, and fresh ones from scratch."""

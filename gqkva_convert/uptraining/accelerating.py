@@ -1,0 +1,92 @@
+"""How a run is divided and made fast: Accelerate as it was started, fused kernels where installed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from gqkva_convert.errors import TrainingError
+
+
+def start_processes() -> Any:
+    """What this process is among those that were started together (accelerate's ``PartialState``)."""
+    import logging
+
+    import transformers
+    from accelerate import PartialState
+    from accelerate.utils import DistributedType, parse_flag_from_env
+
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    # It tells at every checkpoint that tied weights are stored once.
+    logging.getLogger("accelerate.utils.other").setLevel(logging.ERROR)
+    state = PartialState(cpu=_on_processors())
+    if state.distributed_type == DistributedType.MULTI_CPU and parse_flag_from_env("ACCELERATE_USE_FSDP"):
+        # Accelerate shards on accelerators only, and would silently not; torch shards over gloo as well.
+        PartialState._shared_state["distributed_type"] = DistributedType.MULTI_GPU
+    return state
+
+
+def _on_processors() -> bool:
+    """Whether to run on processors: asked for, or nothing else there."""
+    import torch
+    from accelerate.utils import parse_flag_from_env
+
+    asked: bool = parse_flag_from_env("ACCELERATE_USE_CPU")
+    return asked or not torch.accelerator.is_available()
+
+
+def make_accelerator(
+    mixed_precision: str | None,
+    accumulation: int,
+    run_folder: Path,
+    report_to: tuple[str, ...],
+    *,
+    leaves_out_weights: bool,
+) -> Any:
+    """Accelerate's object for a run.
+
+    Args:
+        mixed_precision: ``no``, ``bf16`` or ``fp16``; None for what Accelerate was started with.
+        accumulation: Forward passes a step.
+        run_folder: Where trackers write.
+        report_to: Trackers.
+        leaves_out_weights: Whether some steps give some weights no gradient.
+
+    Raises:
+        TrainingError: A tracker is not installed, or the device does not take the precision.
+    """
+    from accelerate import Accelerator
+    from accelerate.utils import DistributedDataParallelKwargs, GradientAccumulationPlugin
+
+    handlers = [DistributedDataParallelKwargs(find_unused_parameters=True)] if leaves_out_weights else []
+    try:
+        return Accelerator(
+            cpu=_on_processors(),
+            mixed_precision=mixed_precision,
+            gradient_accumulation_plugin=GradientAccumulationPlugin(
+                num_steps=accumulation, sync_with_dataloader=False
+            ),
+            log_with=list(report_to) or None,
+            project_dir=str(run_folder),
+            kwargs_handlers=handlers,
+        )
+    except (ValueError, ImportError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise TrainingError(f"accelerate does not start: {reason}") from error
+
+
+def use_liger(model: Any) -> None:
+    """Replace norms, rotations and feed-forward blocks by Liger's fused kernels, in place.
+
+    Raises:
+        TrainingError: liger-kernel is not there or does not know the model.
+    """
+    try:
+        from liger_kernel.transformers import _apply_liger_kernel_to_instance
+    except ImportError as error:
+        raise TrainingError(
+            "liger needs the package liger-kernel; pip install liger-kernel, or leave liger out"
+        ) from error
+    # Losses over the vocabulary are computed in chunks here already.
+    _apply_liger_kernel_to_instance(model=model, cross_entropy=False, fused_linear_cross_entropy=False)

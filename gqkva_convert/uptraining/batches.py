@@ -1,0 +1,236 @@
+"""Rows as the tensors that a model takes, with labels; which rows each process takes in each step."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gqkva_convert.data.processors import load_processor
+from gqkva_convert.data.records import PICTURE_COLUMNS, find_columns, load_records, picture_of
+from gqkva_convert.errors import DataError
+from gqkva_convert.uptraining.rows import Row
+from gqkva_convert.uptraining.tasks import CAUSAL, MASKED, TO_TARGET
+
+Batch = dict[str, Any]
+# Labels that no loss looks at, as in transformers.
+IGNORED = -100
+# Where a causal batch is no padding. Models are not told: padding stands behind all that matters.
+PRESENT = "present"
+_MASKED_SHARE = 0.15
+_LABEL_COLUMNS = ("label", "labels", "fine_label")
+
+
+@dataclass(frozen=True)
+class StepPlan:
+    """How the rows of a step are divided.
+
+    Attributes:
+        batch_size: Rows of a step.
+        per_device: Rows of one forward pass.
+        processes: How many processes there are.
+    """
+
+    batch_size: int
+    per_device: int
+    processes: int
+
+    @property
+    def accumulation(self) -> int:
+        """Forward passes a step on each process."""
+        return self.batch_size // (self.per_device * self.processes)
+
+    def numbers(self, step: int, pass_number: int, process: int) -> range:
+        """Numbers of the rows that a process takes in one forward pass of a step."""
+        start = step * self.batch_size + (pass_number * self.processes + process) * self.per_device
+        return range(start, start + self.per_device)
+
+
+class TextBatches:
+    """Makes batches of tokenised rows.
+
+    Args:
+        task: Name of the task.
+        tokenizer: The model's own.
+        model: The model, for how it begins a target.
+        seed: Seed of what is masked.
+    """
+
+    def __init__(self, task: str, tokenizer: Any, model: Any, seed: int) -> None:
+        self.task = task
+        self.tokenizer = tokenizer
+        self.model = model
+        self.seed = seed
+        pad = tokenizer.pad_token_id
+        self.pad = 0 if pad is None else int(pad)
+        self.special = set(tokenizer.all_special_ids)
+
+    def batch(self, rows: Sequence[Row], numbers: Sequence[int]) -> Batch:
+        """Inputs and labels; what is drawn at random is drawn by the rows' numbers."""
+        if self.task == CAUSAL:
+            return causal_batch(rows, self.pad)
+        if self.task == MASKED:
+            return self._masked(rows, numbers)
+        if self.task == TO_TARGET:
+            labels, present = _padded([row["labels"] for row in rows], IGNORED)
+            inputs, mask = _padded([row["input_ids"] for row in rows], self.pad)
+            begun = self.model.prepare_decoder_input_ids_from_labels(labels=labels)
+            return {
+                "input_ids": inputs,
+                "attention_mask": mask,
+                "decoder_input_ids": begun,
+                "labels": labels.masked_fill(present == 0, IGNORED),
+            }
+        sentences = [row["input_ids"] for row in rows]
+        if rows[0].get("second_ids") is not None:
+            sentences += [row["second_ids"] for row in rows]
+        ids, mask = _padded(sentences, self.pad)
+        scores = torch.tensor([row.get("score", float("nan")) for row in rows])
+        return {"input_ids": ids, "attention_mask": mask, "labels": scores}
+
+    def _masked(self, rows: Sequence[Row], numbers: Sequence[int]) -> Batch:
+        ids, mask = _padded([row["input_ids"] for row in rows], self.pad)
+        labels = torch.full_like(ids, IGNORED)
+        mask_id, vocabulary = self.tokenizer.mask_token_id, len(self.tokenizer)
+        # Held-out rows have no number: they are masked by what they hold, and so always alike.
+        drawn = numbers or [hash(tuple(map(int, row["input_ids"]))) for row in rows]
+        for place, (row, number) in enumerate(zip(rows, drawn, strict=True)):
+            draw = random.Random(f"{self.seed} {number}")
+            choices = [at for at, token in enumerate(row["input_ids"]) if int(token) not in self.special]
+            for at in draw.sample(choices, max(1, round(_MASKED_SHARE * len(choices))) if choices else 0):
+                labels[place, at] = ids[place, at]
+                kind = draw.random()
+                if kind < 0.8:
+                    ids[place, at] = mask_id
+                elif kind < 0.9:
+                    ids[place, at] = draw.randrange(vocabulary)
+        return {"input_ids": ids, "attention_mask": mask, "labels": labels}
+
+
+def causal_batch(rows: Sequence[Row], pad: int) -> Batch:
+    """Rows of one or several texts each: labels are the next tokens of the same text.
+
+    Where a row holds several texts, positions begin anew with each, by which transformers keeps them from
+    seeing each other.
+    """
+    ids, present = _padded([row["input_ids"] for row in rows], pad)
+    labels = torch.full_like(ids, IGNORED)
+    labels[:, :-1] = ids[:, 1:].masked_fill(present[:, 1:] == 0, IGNORED)
+    positions = torch.arange(ids.shape[1]).expand_as(ids).clone()
+    packed = False
+    for place, row in enumerate(rows):
+        for start in row["starts"]:
+            if start > 0:
+                packed = True
+                labels[place, start - 1] = IGNORED
+                positions[place, start:] = torch.arange(ids.shape[1] - int(start))
+    batch = {"input_ids": ids, "labels": labels}
+    if packed:
+        batch["position_ids"] = positions
+    if not bool(present.all()):
+        batch[PRESENT] = present
+    return batch
+
+
+def _padded(rows: Sequence[Any], pad: int) -> tuple[Tensor, Tensor]:
+    """Rows of equal length, padded on the right, and where they are not padding."""
+    length = max(len(row) for row in rows)
+    ids = torch.full((len(rows), length), pad, dtype=torch.long)
+    mask = torch.zeros_like(ids)
+    for place, row in enumerate(rows):
+        ids[place, : len(row)] = torch.as_tensor(row)
+        mask[place, : len(row)] = 1
+    return ids, mask
+
+
+class ImageBatches:
+    """Makes batches of pictures with labels.
+
+    Args:
+        folder: Checkpoint folder, for its image processor.
+        columns: Column of the picture and of the label.
+        augment: Whether pictures are shifted and mirrored at random (kornia) while training.
+        seed: Seed of that.
+    """
+
+    def __init__(self, folder: Path, columns: tuple[str, str], augment: bool, seed: int) -> None:
+        self.processor = load_processor(folder, "AutoImageProcessor")
+        self.picture, self.label = columns
+        self.seed = seed
+        self.augment = _augmentation() if augment else None
+        mean = getattr(self.processor, "image_mean", None) or [0, 0, 0]
+        self.mode = "L" if len(mean) == 1 else "RGB"
+
+    def batch(self, rows: Sequence[Row], numbers: Sequence[int] = ()) -> Batch:
+        """Pixels and labels; without numbers nothing is drawn at random."""
+        pictures = [picture_of(row, self.picture).convert(self.mode) for row in rows]
+        pixels = self.processor(images=pictures, return_tensors="pt")["pixel_values"]
+        if self.augment is not None and len(numbers):
+            changed = []
+            for number, picture in zip(numbers, pixels, strict=True):
+                with torch.random.fork_rng(devices=[]):
+                    torch.manual_seed(self.seed * 1_000_003 + number)
+                    changed.append(self.augment(picture[None])[0])
+            pixels = torch.stack(changed)
+        return {"pixel_values": pixels, "labels": torch.tensor([int(row[self.label]) for row in rows])}
+
+
+def _augmentation() -> Any:
+    """Shifts by up to an eighth and mirrors, on the processed pixels."""
+    try:
+        from kornia.augmentation import AugmentationSequential, RandomAffine, RandomHorizontalFlip
+    except ImportError as error:
+        raise DataError(
+            "augment needs the package kornia; pip install 'gqkva-convert[images]', or leave augment out"
+        ) from error
+    shift = RandomAffine(degrees=0.0, translate=(0.125, 0.125), padding_mode="border", p=1.0)
+    return AugmentationSequential(shift, RandomHorizontalFlip(p=0.5), data_keys=["input"])
+
+
+def image_records(data: str) -> tuple[Any, tuple[str, str]]:
+    """A data set of labelled pictures, prepared on disk, and its columns.
+
+    Raises:
+        DataError: It has no pictures or no labels.
+    """
+    found = load_records(data, streaming=False)
+    first = found[0] if len(found) else {}
+    picture = find_columns(first, [(name,) for name in PICTURE_COLUMNS], "images")[0]
+    label = find_columns(first, [(name,) for name in _LABEL_COLUMNS], "labels")[0]
+    return found, (picture, label)
+
+
+@dataclass(frozen=True)
+class Counts:
+    """What sums are divided by.
+
+    Attributes:
+        items: Labelled tokens, pictures, or pairs of texts.
+        positions: Tokens that are no padding, or pictures.
+    """
+
+    items: int
+    positions: int
+
+
+def present_positions(batch: Batch) -> Tensor | None:
+    """Which positions of a batch are no padding; None for all."""
+    mask: Tensor | None = batch.get("attention_mask", batch.get(PRESENT))
+    return mask
+
+
+def count(batch: Batch) -> Counts:
+    """The counts of one batch."""
+    labels = batch["labels"]
+    if "input_ids" not in batch:
+        return Counts(len(labels), len(labels))
+    items = int((labels != IGNORED).sum()) if labels.ndim == 2 else len(labels)
+    mask = present_positions(batch)
+    read = batch["input_ids"].numel() if mask is None else mask.sum()
+    targets = items if "decoder_input_ids" in batch else 0
+    return Counts(items, int(read) + targets)

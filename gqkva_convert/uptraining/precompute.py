@@ -1,0 +1,170 @@
+"""`gqkva teacher`: the teacher's likeliest tokens for the rows of a run, so that the student trains alone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from gqkva_convert.checkpoint.folder import open_checkpoint
+from gqkva_convert.checkpoint.hub import locate
+from gqkva_convert.checkpoint.publish import published_folder
+from gqkva_convert.errors import TrainingError
+from gqkva_convert.uptraining.settings import TrainingSettings
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from gqkva_convert.uptraining.rows import Row, StoredRows
+    from gqkva_convert.uptraining.running import ModelRunner
+
+Stages = Callable[[str, int], Callable[[int], None]]
+# Most positions in one forward pass.
+_POSITIONS = 8192
+# Stands for no probability at all; float16 has no smaller numbers to spare.
+_LEAST = -1000.0
+
+
+def teacher(
+    model: str,
+    out: str | Path,
+    settings: TrainingSettings,
+    *,
+    top_k: int = 64,
+    revision: str | None = None,
+    stages: Stages = lambda name, total: lambda count: None,
+) -> dict[str, Any]:
+    """Run a source model over the rows of a run and write down its likeliest tokens.
+
+    Args:
+        model: The source: a folder or a Hub id.
+        out: Folder to write; `uptrain` takes it as ``teacher``.
+        settings: Those of the run: data, budget, length, seed and what else decides its rows.
+        top_k: Tokens kept a position; all others count as one.
+        revision: Branch, tag or commit of a Hub id.
+        stages: Shows progress.
+
+    Returns:
+        JSON data: the folder, rows, bytes, and the teacher's held-out loss.
+
+    Raises:
+        GqkvaError: With a message for the user; nothing stands under ``out`` then.
+    """
+    from gqkva_convert.calibration.network import load_network
+    from gqkva_convert.uptraining.reading import open_rows
+    from gqkva_convert.uptraining.rows import StoredRows
+    from gqkva_convert.uptraining.run import family_of
+    from gqkva_convert.uptraining.running import ModelRunner
+    from gqkva_convert.uptraining.tasks import CAUSAL, find_task
+    from gqkva_convert.uptraining.teacher import write_note
+
+    located = locate(model, revision)
+    nbytes = open_checkpoint(located.folder).nbytes
+    network = load_network(located.folder, nbytes, family_of(located.folder).architecture)
+    task = find_task(network)
+    rows, collator = open_rows(settings, located.folder, network, task)
+    lengths = isinstance(rows, StoredRows) and {len(row["input_ids"]) for row in _some(rows.rows)}
+    if task != CAUSAL or not isinstance(rows, StoredRows) or lengths != {int(rows.tokens_per_row)}:
+        raise TrainingError(
+            f"a teacher of a {task} model with these settings is not written down: only packed rows of "
+            "causal language models are, neither streamed nor apart; name the model itself as the teacher"
+        )
+    if not 1 <= top_k <= network.config.vocab_size:
+        raise TrainingError(f"--top-k {top_k}: choose from 1 to {network.config.vocab_size}")
+    runner = ModelRunner(network, has_head=True)
+    runner.check_head(collator.batch([rows.rows[0]], []))
+    with published_folder(Path(out), overwrite=False) as folder:
+        written = _write_files(runner, rows, collator, folder, settings.temperature, top_k, stages)
+        note = {
+            "model": located.name,
+            "revision": located.revision,
+            "rows": len(rows.rows),
+            "digest": rows.digest,
+            "vocab_size": network.config.vocab_size,
+            "top_k": top_k,
+            "temperature": settings.temperature,
+            "held_out_loss": _held_out_loss(runner, rows.held_out, collator),
+            "bytes": written,
+        }
+        write_note(folder, note)
+    return {"folder": str(out), **note}
+
+
+def _some(rows: Sequence[Row]) -> list[Row]:
+    return [rows[number] for number in range(0, len(rows), max(1, len(rows) // 64))]
+
+
+def _write_files(
+    runner: ModelRunner,
+    rows: StoredRows,
+    collator: Any,
+    folder: Path,
+    temperature: float,
+    top_k: int,
+    stages: Stages,
+) -> int:
+    """One file for so many rows; gives their size."""
+    import torch
+    from safetensors.torch import save_file
+
+    from gqkva_convert.uptraining.teacher import ROWS_PER_FILE, file_name
+
+    advance, written = stages("running the teacher", len(rows.rows)), 0
+    per_pass = max(1, _POSITIONS // int(rows.tokens_per_row))
+    for number, start in enumerate(range(0, len(rows.rows), ROWS_PER_FILE)):
+        values, indices = [], []
+        end = min(start + ROWS_PER_FILE, len(rows.rows))
+        for first in range(start, end, per_pass):
+            some = [rows.rows[place] for place in range(first, min(first + per_pass, end))]
+            found = _likeliest(runner, collator.batch(some, []), temperature, top_k)
+            values.append(found[0])
+            indices.append(found[1])
+            advance(len(some))
+        file = folder / file_name(number)
+        save_file({"values": torch.cat(values), "indices": torch.cat(indices)}, file)
+        written += file.stat().st_size
+    return written
+
+
+def _likeliest(
+    runner: ModelRunner, batch: dict[str, Any], temperature: float, top_k: int
+) -> tuple[Tensor, Tensor]:
+    """Logits of the likeliest below the highest, all others' together last, and the tokens.
+
+    Returns:
+        ``(rows, positions, k + 1)`` in float16, and ``(rows, positions, k)`` in int32. Differences to the
+        highest keep their digits in float16 and still sum to 1 when made probabilities again.
+    """
+    import torch
+
+    with torch.inference_mode():
+        device = runner.model.device
+        hidden = runner.run({name: value.to(device) for name, value in batch.items()}).head_input
+        assert hidden is not None
+        head, values, indices = runner.head(), [], []
+        for row in hidden:
+            logits = head.logits(row) / temperature
+            top = logits.topk(top_k)
+            others = logits.scatter(-1, top.indices, float("-inf")).logsumexp(-1, keepdim=True)
+            kept = torch.cat([top.values, others], dim=-1) - top.values[..., :1]
+            values.append(kept.clamp(min=_LEAST).half().cpu())
+            indices.append(top.indices.int().cpu())
+    return torch.stack(values), torch.stack(indices)
+
+
+def _held_out_loss(runner: ModelRunner, rows: Sequence[Row], collator: Any) -> float:
+    import torch
+
+    from gqkva_convert.uptraining.batches import IGNORED
+    from gqkva_convert.uptraining.losses import task_loss
+
+    total, items = 0.0, 0
+    with torch.inference_mode():
+        for row in rows:
+            batch = {name: value.to(runner.model.device) for name, value in collator.batch([row], []).items()}
+            hidden = runner.run(batch).head_input
+            assert hidden is not None
+            valid = batch["labels"] != IGNORED
+            total += float(task_loss(runner.head().logits(hidden[valid]), batch["labels"][valid]))
+            items += int(valid.sum())
+    return total / max(items, 1)

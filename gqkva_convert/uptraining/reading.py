@@ -1,0 +1,137 @@
+"""What a run reads: the rows of its data, those held out, and how they become batches."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Protocol
+
+from gqkva_convert.data.processors import arguments, load_processor, sequence_length
+from gqkva_convert.errors import DataError, TrainingError
+from gqkva_convert.uptraining.batches import Batch, ImageBatches, TextBatches, image_records
+from gqkva_convert.uptraining.rows import (
+    Row,
+    Rows,
+    StoredRows,
+    make_maker,
+    stored_rows,
+    streamed_rows,
+)
+from gqkva_convert.uptraining.settings import TrainingSettings
+from gqkva_convert.uptraining.tasks import CAUSAL, IMAGES
+
+
+class Collator(Protocol):
+    """Makes batches of rows."""
+
+    def batch(self, rows: list[Row], numbers: list[int]) -> Batch:
+        """Inputs and labels; without numbers nothing is drawn at random."""
+        ...
+
+
+def open_rows(settings: TrainingSettings, folder: Path, model: Any, task: str) -> tuple[Rows, Collator]:
+    """The rows of a run, and what makes batches of them.
+
+    Args:
+        settings: Of the run.
+        folder: Checkpoint folder, for its tokenizer or image processor.
+        model: The model.
+        task: Its task.
+
+    Raises:
+        DataError: The data cannot be read, or are too few.
+        TrainingError: The settings do not suit the task.
+    """
+    if task == IMAGES:
+        return _pictures(settings, folder, model)
+    if settings.augment:
+        raise TrainingError("augment shifts and mirrors images, and this model reads text")
+    tokenizer = load_processor(folder, "AutoTokenizer")
+    length = sequence_length(settings.length, model, tokenizer)
+    packing = settings.packing and task == CAUSAL and keeps_texts_apart(model)
+
+    def maker(data: str) -> Any:
+        return make_maker(task, tokenizer, length, data, packing=packing)
+
+    held_out = settings.held_out_rows
+    if settings.streaming:
+        apart = settings.held_out is not None
+        rows: Rows = streamed_rows(
+            settings.data, maker(settings.data), held_out=0 if apart else held_out, seed=settings.seed
+        )
+    else:
+        wanted = settings.token_budget or (settings.samples or 1) * length
+        rows = stored_rows(
+            settings.data,
+            maker(settings.data),
+            wanted_tokens=wanted,
+            held_out=held_out,
+            apart=settings.held_out is not None,
+            seed=settings.seed,
+        )
+    if settings.held_out is not None:
+        others = stored_rows(
+            settings.held_out,
+            maker(settings.held_out),
+            wanted_tokens=held_out * length,
+            held_out=0,
+            apart=True,
+            seed=settings.seed,
+        )
+        rows.held_out = [others.rows[number] for number in range(min(held_out, len(others.rows)))]
+    return rows, TextBatches(task, tokenizer, model, settings.seed)
+
+
+def keeps_texts_apart(model: Any) -> bool:
+    """Whether texts packed into a row do not see each other, tried on two short ones."""
+    import torch
+
+    if "position_ids" not in arguments(model):
+        return False
+    first, second = torch.arange(5), torch.arange(5, 9)
+    inputs = {
+        "input_ids": torch.cat([first, second])[None].to(model.device),
+        "position_ids": torch.cat([torch.arange(5), torch.arange(4)])[None].to(model.device),
+    }
+    was_training = model.training
+    model.eval()
+    with torch.no_grad():
+        packed = model(**inputs, use_cache=False).logits[0, 5:].float()
+        alone = model(input_ids=second[None].to(model.device), use_cache=False).logits[0].float()
+    model.train(was_training)
+    return bool((packed - alone).norm() < 0.01 * alone.norm())
+
+
+def _pictures(settings: TrainingSettings, folder: Path, model: Any) -> tuple[Rows, Collator]:
+    if settings.streaming:
+        raise TrainingError(
+            "images are not streamed; leave out streaming, and they are prepared on disk once"
+        )
+    found, columns = image_records(settings.data)
+    _check_labels(found, columns[1], model, settings.data)
+    collator = ImageBatches(folder, columns, settings.augment, settings.seed)
+    if len(found) < 2:
+        raise DataError(f"{settings.data}: {len(found)} images are too few to train on")
+    shuffled = found.shuffle(seed=settings.seed)
+    held = 0 if settings.held_out is not None else max(1, min(settings.held_out_rows, len(found) // 10))
+    rows = StoredRows(shuffled, held, settings.seed, lambda row: 1)
+    if settings.held_out is not None:
+        others, other_columns = image_records(settings.held_out)
+        if other_columns != columns:
+            raise DataError(
+                f"{settings.held_out} has columns {', '.join(other_columns)}, "
+                f"{settings.data} {', '.join(columns)}"
+            )
+        rows.held_out = [others[number] for number in range(min(settings.held_out_rows, len(others)))]
+    return rows, collator
+
+
+def _check_labels(found: Any, column: str, model: Any, data: str) -> None:
+    """Refuse labels that the model has no logit for."""
+    feature = found.features[column]
+    count = getattr(feature, "num_classes", None)
+    highest = count - 1 if count is not None else max(found[column], default=0)
+    if highest >= model.config.num_labels:
+        raise DataError(
+            f"{data} has labels up to {highest}, the model answers {model.config.num_labels}; give data with "
+            "its labels"
+        )

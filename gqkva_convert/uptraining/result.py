@@ -1,0 +1,85 @@
+"""Writing what a run has trained: a checkpoint folder like the one it began with, and what it cost."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from gqkva_convert.checkpoint.folder import open_checkpoint
+from gqkva_convert.checkpoint.jsonfile import read_json, write_json
+from gqkva_convert.checkpoint.publish import published_folder
+from gqkva_convert.checkpoint.sidecars import REPORT
+from gqkva_convert.conversion.report import describe_files
+from gqkva_convert.errors import TrainingError
+from gqkva_convert.uptraining.settings import TrainingSettings
+from gqkva_convert.uptraining.trainable import add_lora
+
+# Where training is reported of folders that are no conversion.
+TRAINING = "gqkva_training.json"
+_WEIGHTS = (".safetensors", ".bin", ".index.json")
+
+
+def write_result(
+    source: Path,
+    out: Path,
+    model: Any,
+    weights: dict[str, Tensor],
+    settings: TrainingSettings,
+    training: dict[str, Any],
+    *,
+    overwrite: bool,
+) -> None:
+    """Write a trained checkpoint; nothing stands under its name before it is complete.
+
+    Args:
+        source: Folder that training began with.
+        out: Folder to write.
+        model: The same model, freshly loaded, on a processor.
+        weights: Trained weights by name.
+        settings: Of the run.
+        training: What is reported of it.
+        overwrite: Replace an existing checkpoint folder.
+
+    Raises:
+        TrainingError: The weights are not those of the model.
+    """
+    trained = add_lora(model, settings.lora_rank) if settings.train == "lora" else model
+    missing, unexpected = trained.load_state_dict(weights, strict=False)
+    tied = set(getattr(model, "_tied_weights_keys", None) or ())
+    missing = [name for name in missing if name.removeprefix("base_model.model.") not in tied]
+    if missing or unexpected:
+        raise TrainingError(f"trained weights do not fit the model: {[*missing, *unexpected][0]}")
+    if settings.train == "lora":
+        model = trained.merge_and_unload()
+    checkpoint = open_checkpoint(source)
+    dtypes = {tensor.dtype for tensor in checkpoint.tensors.values()}
+    stored = {"BF16": "bfloat16", "F16": "float16", "F32": "float32"}
+    import torch
+
+    kept = [stored[dtype] for dtype in dtypes if dtype in stored]
+    model = model.to(getattr(torch, kept[0] if len(kept) == 1 else "float32"))
+    with published_folder(out, overwrite=overwrite) as folder:
+        model.save_pretrained(folder)
+        for path in source.rglob("*"):
+            name = path.relative_to(source)
+            if path.is_file() and not path.name.endswith(_WEIGHTS) and not path.name.startswith("."):
+                (folder / name).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(path, folder / name)
+        _report(folder, training)
+
+
+def _report(folder: Path, training: dict[str, Any]) -> None:
+    path = folder / REPORT
+    if not path.is_file():
+        write_json(folder / TRAINING, training)
+        return
+    report = read_json(path)
+    output = open_checkpoint(folder)
+    path.unlink()  # a copy may be read-only
+    write_json(
+        path,
+        {**report, "files": describe_files(output), "verification": None, "uptraining": training},
+    )

@@ -1,0 +1,311 @@
+"""One training run, from its settings to its result."""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from gqkva_convert.architectures import FAMILIES, Family
+from gqkva_convert.checkpoint.folder import open_checkpoint
+from gqkva_convert.checkpoint.jsonfile import read_json
+from gqkva_convert.checkpoint.sidecars import REPORT
+from gqkva_convert.conversion.plan import Plan
+from gqkva_convert.conversion.report import describe_files, read_report, versions
+from gqkva_convert.errors import CheckpointError, TrainingError
+from gqkva_convert.heads import ROLES
+from gqkva_convert.modeling.families import MODEL_TYPE_PREFIX
+from gqkva_convert.modeling.loading import load_model
+from gqkva_convert.uptraining.accelerating import make_accelerator, start_processes, use_liger
+from gqkva_convert.uptraining.batches import StepPlan
+from gqkva_convert.uptraining.engine import Trainer
+from gqkva_convert.uptraining.objective import VOCABULARY_TASKS, Objective
+from gqkva_convert.uptraining.reading import open_rows
+from gqkva_convert.uptraining.result import write_result
+from gqkva_convert.uptraining.rows import Rows
+from gqkva_convert.uptraining.run_folder import METRICS, RunFolder
+from gqkva_convert.uptraining.running import ModelRunner
+from gqkva_convert.uptraining.schedule import Schedule
+from gqkva_convert.uptraining.settings import TrainingSettings
+from gqkva_convert.uptraining.tasks import EMBEDDING, find_task
+from gqkva_convert.uptraining.teacher import StoredTeacher, is_stored, load_teacher
+from gqkva_convert.uptraining.trainable import (
+    choose_trained,
+    learning_rate,
+    make_optimizer,
+    matching_rate,
+    parameter_groups,
+)
+
+Watch = Callable[[dict[str, Any]], None]
+# Share of the budget that matches attention blocks, where there is a teacher to match.
+_MATCHING_SHARE = 0.3
+
+
+class Run:
+    """The pieces of one run, put together.
+
+    Args:
+        folder: What is trained.
+        out: Where the result goes.
+        run: Folder of the run.
+        settings: What to do.
+        report_to: Trackers of Accelerate.
+        watch: Called with the metrics of every step.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        out: Path,
+        run: RunFolder,
+        settings: TrainingSettings,
+        report_to: tuple[str, ...],
+        watch: Watch,
+    ) -> None:
+        self.folder = folder
+        self.out = out
+        self.run = run
+        self.settings = settings
+        self.report_to = report_to
+        self.watch = watch
+
+    def go(self, *, resume: bool, overwrite: bool) -> dict[str, Any]:
+        state = start_processes()
+        self.is_main, self.processes = state.is_main_process, state.num_processes
+        with self.run.held() if self.is_main else contextlib.nullcontext():
+            if self.is_main:
+                self._open(resume, overwrite)
+            state.wait_for_everyone()
+            trainer = self._trainer()
+            if resume:
+                self._resume(trainer)
+            trainer.run()
+            result = self._finish(trainer, overwrite)
+            trainer.accelerator.end_training()
+        return result
+
+    def _open(self, resume: bool, overwrite: bool) -> None:
+        identity = describe_files(open_checkpoint(self.folder))
+        if not resume:
+            settings = self.settings.model_dump(exclude_defaults=True)
+            self.run.begin(
+                {"folder": str(self.folder), "files": identity, "settings": settings}, overwrite=overwrite
+            )
+        elif self.run.settings().get("files") != identity:
+            raise TrainingError(
+                f"{self.run.path} is a run on other weights than {self.folder} now holds; start anew with "
+                "--overwrite"
+            )
+
+    def _resume(self, trainer: Trainer) -> None:
+        latest = self.run.latest()
+        if latest is None:
+            return  # stopped before its first checkpoint: it begins again
+        trainer.load(latest)
+        if self.is_main:
+            self.run.rewind(trainer.progress.step)
+
+    def _trainer(self) -> Trainer:
+        settings = self.settings
+        torch.manual_seed(settings.seed)
+        model = load_student(self.folder)
+        self.task = task = find_task(model)
+        weights = self._weights(task)
+        rows, collator = open_rows(settings, self.folder, model, task)
+        steps = self._steps(rows)
+        matching = self._matching_share(weights)
+        plan = self._plan()
+        accelerator = make_accelerator(
+            settings.mixed_precision,
+            plan.accumulation,
+            self.run.path,
+            self.report_to,
+            leaves_out_weights=matching > 0,
+        )
+        if self.report_to:
+            accelerator.init_trackers("gqkva", {"folder": str(self.folder), **settings.model_dump()})
+        stored = StoredTeacher(Path(str(settings.teacher))) if is_stored(settings.teacher) else None
+        teacher = None
+        if stored is not None:
+            stored.check(getattr(rows, "digest", ""), model.config.vocab_size, settings.temperature)
+        elif settings.teacher is not None:
+            teacher = load_teacher(settings, model, task, accelerator.device)
+        if settings.gradient_checkpointing:
+            model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        if settings.liger:
+            use_liger(model)
+        rate, first_rate = learning_rate(settings, model), matching_rate(settings, model)
+        student = choose_trained(model, settings)
+        optimizer = make_optimizer(parameter_groups(student, settings, self._merged_roles()), settings)
+        has_head = task in VOCABULARY_TASKS
+        runner = None
+        if teacher is not None:
+            runner = ModelRunner(
+                teacher, has_head=has_head, watched=matching > 0 or weights.get("attention", 0) > 0
+            )
+        objective = Objective(
+            student,
+            task,
+            weights,
+            runner,
+            settings.temperature,
+            watched=runner is not None and runner.watched,
+        )
+        sample = collator.batch(rows.held_out[:1], [])
+        if has_head:
+            objective.runner.check_head(sample)
+        if runner is not None and runner.watched:
+            device = accelerator.device
+            objective.measure_energies(
+                {name: value.to(device) for name, value in collator.batch([row], []).items()}
+                for row in rows.held_out[:16]
+            )
+        if settings.torch_compile:
+            model.base_model.compile()
+        matching_steps = min(steps - 1, round(matching * steps))
+        warmup = math.ceil(settings.warmup_ratio * (steps - matching_steps))
+        schedule = Schedule(steps, matching_steps, settings.lr_scheduler_type, warmup, rate, first_rate)
+
+        def collate(some: list[Any], numbers: list[int]) -> Any:
+            batch = collator.batch(some, numbers)
+            return {**batch, **stored.of(some)} if stored is not None and numbers else batch
+
+        trainer = Trainer(
+            accelerator, objective, optimizer, rows, collate, plan, schedule, settings, self.run, self.watch
+        )
+        if stored is not None:
+            trainer.teacher_loss = stored.held_out_loss
+        elif teacher is not None:
+            alone = Objective(teacher, task, {"task": 1.0})
+            trainer.teacher_loss = trainer.held_out_loss(alone) if task != EMBEDDING else 0.0
+        return trainer
+
+    def _weights(self, task: str) -> dict[str, float]:
+        """Weights of the loss terms, or what suits the task."""
+        settings = self.settings
+        if settings.loss:
+            if task == EMBEDDING and settings.loss.get("kl"):
+                raise TrainingError("kl compares logits, which this model does not have; use hidden")
+            return dict(settings.loss)
+        if settings.teacher is None:
+            return {"task": 1.0}
+        return {"hidden": 1.0} if task == EMBEDDING else {"kl": 1.0}
+
+    def _matching_share(self, weights: dict[str, float]) -> float:
+        settings = self.settings
+        if is_stored(settings.teacher):
+            needs = [name for name in ("hidden", "attention") if weights.get(name)]
+            if needs or settings.matching:
+                raise TrainingError(
+                    f"{', '.join(needs) or 'matching'} needs the teacher itself, not its stored logits; name "
+                    "the source model"
+                )
+            return 0.0
+        if settings.matching is not None:
+            return settings.matching
+        can_match = settings.teacher is not None and settings.train in ("all", "attention")
+        return _MATCHING_SHARE if can_match else 0.0
+
+    def _merged_roles(self) -> tuple[str, ...]:
+        if not (self.folder / REPORT).is_file():
+            return ()
+        plan = Plan.from_dict(read_report(self.folder)["plan"])
+        return tuple(
+            role
+            for role in ROLES
+            if any(len(group) > 1 for block in plan.blocks for group in block.groups(role))
+        )
+
+    def _steps(self, rows: Rows) -> int:
+        tokens, samples = self.settings.token_budget, self.settings.samples
+        wanted = samples if samples is not None else (tokens or 0) / rows.tokens_per_row
+        return max(1, math.ceil(wanted / self.settings.batch_size))
+
+    def _plan(self) -> StepPlan:
+        processes, batch = self.processes, self.settings.batch_size
+        if batch % processes:
+            raise TrainingError(
+                f"batch_size {batch} cannot be divided over {processes} processes; "
+                f"choose a multiple of {processes}"
+            )
+        per_device = self.settings.per_device_batch_size or batch // processes
+        if (batch // processes) % per_device:
+            raise TrainingError(
+                f"batch_size {batch} over {processes} processes is {batch // processes} rows each, which "
+                f"per_device_batch_size {per_device} does not divide"
+            )
+        return StepPlan(batch, per_device, processes)
+
+    def _finish(self, trainer: Trainer, overwrite: bool) -> dict[str, Any]:
+        weights = trainer.final_weights()
+        training = self._describe(trainer)
+        if self.is_main:
+            write_result(
+                self.folder,
+                self.out,
+                load_student(self.folder),
+                weights,
+                self.settings,
+                training,
+                overwrite=overwrite,
+            )
+            terms = "+".join(self._weights(self.task))
+            self.run.draw(trainer.teacher_loss, terms)
+            self.run.clear_checkpoints()
+        trainer.accelerator.wait_for_everyone()
+        return {"folder": str(self.out), "run_folder": str(self.run.path), **training}
+
+    def _describe(self, trainer: Trainer) -> dict[str, Any]:
+        progress = trainer.progress
+        return {
+            "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+            "versions": versions(),
+            "task": self.task,
+            "settings": self.settings.model_dump(exclude_defaults=True),
+            "learning_rate": trainer.schedule.rate,
+            "steps": progress.step,
+            "kept_step": trainer.kept_step,
+            "matching_steps": trainer.schedule.matching_steps,
+            "tokens": progress.tokens,
+            "steps_left_out": progress.left_out,
+            "held_out_rows": len(trainer.rows.held_out),
+            "held_out_loss_before": trainer.first_loss,
+            "held_out_loss": progress.best_loss,
+            "teacher_held_out_loss": trainer.teacher_loss,
+            "seconds": round(progress.seconds, 1),
+            "processes": trainer.plan.processes,
+            "device": str(trainer.accelerator.device),
+            "metrics": str(self.run.path / METRICS),
+        }
+
+
+def load_student(folder: Path) -> Any:
+    """The model of a folder, in float32, as it is trained.
+
+    Raises:
+        CheckpointError: transformers cannot load it.
+    """
+    family = family_of(folder)
+    try:
+        return load_model(folder, family.architecture)
+    except (OSError, ValueError, RuntimeError, KeyError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise CheckpointError(f"{folder}: transformers cannot load it: {reason}") from error
+
+
+def family_of(folder: Path) -> Family:
+    """The family of a checkpoint folder.
+
+    Raises:
+        CheckpointError: It is of none that is known.
+    """
+    model_type = str(read_json(folder / "config.json").get("model_type")).removeprefix(MODEL_TYPE_PREFIX)
+    if model_type not in FAMILIES:
+        raise CheckpointError(f"{folder}: no family {model_type!r}; known are {', '.join(sorted(FAMILIES))}")
+    return FAMILIES[model_type]

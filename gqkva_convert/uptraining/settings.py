@@ -1,0 +1,214 @@
+"""What a training run does, as data: checked once, written beside the run, read from recipes."""
+
+from __future__ import annotations
+
+import difflib
+import math
+import re
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+
+from gqkva_convert.errors import TrainingError
+
+_UNITS = {"": 1, "k": 10**3, "m": 10**6, "b": 10**9, "g": 10**9, "t": 10**12}
+TERMS = ("task", "kl", "hidden", "attention")
+
+
+def parse_count(value: Any) -> Any:
+    """``20M`` as 20,000,000; units are k, M, B and T."""
+    found = re.fullmatch(r"\s*([\d_]+(?:\.\d+)?)\s*([kmbgtKMBGT]?)\s*", value) if type(value) is str else None
+    return value if found is None else round(float(found[1]) * _UNITS[found[2].lower()])
+
+
+def parse_share(value: Any) -> Any:
+    """``1%`` as 0.01."""
+    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*%\s*", value) if type(value) is str else None
+    return value if found is None else float(found[1]) / 100
+
+
+def parse_weights(value: Any) -> Any:
+    """``kl=1,task=0.5`` as a mapping; a name alone has weight 1."""
+    if type(value) is not str:
+        return value
+    parts = [part.partition("=") for part in value.split(",") if part.strip()]
+    return {name.strip(): weight.strip() or 1.0 for name, _, weight in parts}
+
+
+Count = Annotated[int, BeforeValidator(parse_count), Field(ge=1)]
+Share = Annotated[float, BeforeValidator(parse_share), Field(ge=0, le=1)]
+Weights = Annotated[dict[str, Annotated[float, Field(ge=0)]], BeforeValidator(parse_weights)]
+
+
+class TrainingSettings(BaseModel):
+    """Everything that decides a run's result, but the model.
+
+    Words are those of transformers' and accelerate's settings wherever they exist. Sizes of a batch are for
+    all processes together, so that a run means the same on one process and on many.
+
+    Attributes:
+        data: What to train on, as for calibration: a file, a folder, a Hub id or a short name.
+        held_out: Data to measure on; by default rows of ``data`` that are not trained on.
+        held_out_rows: Most rows to measure on.
+        streaming: Read records as they are needed rather than prepare all of the run's on disk first.
+        packing: Fill each row with several texts that do not see each other.
+        length: Tokens a row; by default 2,048 or as many as the model reads.
+        augment: Shift and mirror images at random.
+        teacher: The source model, or a folder of `gqkva teacher`.
+        loss: Weights of the terms ``task``, ``kl``, ``hidden`` and ``attention``; by default ``kl`` with a
+            teacher (``hidden`` for models without logits) and ``task`` without.
+        temperature: Divides both models' logits in ``kl``.
+        matching: Share of the budget that first matches each attention block to the teacher's on its own.
+        matching_learning_rate: Its learning rate.
+        tokens: Budget in tokens.
+        samples: Budget in rows (images, pairs).
+        alpha: Budget as a share of ``pretraining_tokens``, as the GQA paper counts.
+        pretraining_tokens: Tokens the source was trained on.
+        train: What is trained: ``all``, ``attention``, ``kv`` or ``lora``.
+        merged_rate: Learning rate of merged projections relative to the others'.
+        lora_rank: Rank of LoRA's updates.
+        batch_size: Rows a step, of all processes.
+        per_device_batch_size: Rows of one forward pass; by default a process's whole share.
+        learning_rate: Highest learning rate.
+        lr_scheduler_type: ``cosine``, ``linear``, ``wsd`` (warm-up, stable, decay) or ``constant``.
+        warmup_ratio: Share of the steps over which the rate rises.
+        weight_decay: AdamW's, on matrices.
+        max_grad_norm: Longest gradient; longer ones are shortened.
+        optim: ``adamw`` or ``adamw_8bit`` (needs bitsandbytes).
+        ema: Decay of the running mean of weights that is measured and kept; None for none.
+        mixed_precision: ``no``, ``bf16`` or ``fp16``; by default what accelerate was started with.
+        gradient_checkpointing: Recompute activations rather than keep them.
+        torch_compile: Compile the model.
+        liger: Use Liger's fused kernels (needs liger-kernel).
+        teacher_dtype: Dtype of the teacher; by default bfloat16 on accelerators, float32 on processors.
+        teacher_device: Where the teacher runs, if not beside the student.
+        evaluation_steps: Steps between measurements on held-out data; by default a tenth of the run.
+        save_steps: Steps between checkpoints; by default as `evaluation_steps`.
+        save_total_limit: Checkpoints kept.
+        stop_within: Stop once the held-out loss is within this share of the teacher's.
+        nan_limit: Steps with a loss that is not finite after which the run stops; they are left out.
+        workers: Processes that prepare images.
+        seed: Seed of everything drawn.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    data: str
+    held_out: str | None = None
+    held_out_rows: Count = 128
+    streaming: bool = False
+    packing: bool = True
+    length: Count | None = None
+    augment: bool = False
+    teacher: str | None = None
+    loss: Weights = {}
+    temperature: Annotated[float, Field(gt=0)] = 1.0
+    matching: Share | None = None
+    matching_learning_rate: Annotated[float, Field(gt=0)] = 2e-3
+    tokens: Count | None = None
+    samples: Count | None = None
+    alpha: Annotated[Share, Field(gt=0)] | None = None
+    pretraining_tokens: Count | None = None
+    train: Literal["all", "attention", "kv", "lora"] = "all"
+    merged_rate: Annotated[float, Field(gt=0)] = 1.0
+    lora_rank: Count = 16
+    batch_size: Count = 32
+    per_device_batch_size: Count | None = None
+    learning_rate: Annotated[float, Field(gt=0)] | None = None
+    lr_scheduler_type: Literal["cosine", "linear", "wsd", "constant"] = "cosine"
+    warmup_ratio: Share = 0.05
+    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    max_grad_norm: Annotated[float, Field(gt=0)] = 1.0
+    optim: Literal["adamw", "adamw_8bit"] = "adamw"
+    ema: Annotated[float, Field(gt=0, lt=1)] | None = None
+    mixed_precision: Literal["no", "bf16", "fp16"] | None = None
+    gradient_checkpointing: bool = False
+    torch_compile: bool = False
+    liger: bool = False
+    teacher_dtype: Literal["float32", "bfloat16", "float16"] | None = None
+    teacher_device: str | None = None
+    evaluation_steps: Count | None = None
+    save_steps: Count | None = None
+    save_total_limit: Count = 2
+    stop_within: Annotated[Share, Field(gt=0)] | None = None
+    nan_limit: Count = 10
+    workers: Annotated[int, Field(ge=0)] = 0
+    seed: Annotated[int, Field(ge=0)] = 0
+
+    @model_validator(mode="after")
+    def _fit_together(self) -> TrainingSettings:
+        unknown = sorted(set(self.loss) - set(TERMS))
+        if unknown:
+            raise ValueError(f"no loss {', '.join(unknown)}; choose of {', '.join(TERMS)}")
+        if self.loss and not any(self.loss.values()):
+            raise ValueError("every weight of loss is 0; give at least one term a weight")
+        with_teacher = [name for name, weight in self.loss.items() if name != "task" and weight]
+        if with_teacher and self.teacher is None:
+            raise ValueError(f"loss {', '.join(with_teacher)} needs a teacher; name the source model")
+        for name in ("matching", "stop_within"):
+            if getattr(self, name) and self.teacher is None:
+                raise ValueError(f"{name} needs a teacher; name the source model")
+        if (self.alpha is None) != (self.pretraining_tokens is None):
+            raise ValueError("alpha and pretraining_tokens go together")
+        budgets = [name for name in ("tokens", "samples", "alpha") if getattr(self, name) is not None]
+        if len(budgets) != 1:
+            found = " and ".join(budgets) or "none"
+            raise ValueError(
+                f"give one budget: tokens, samples, or alpha with pretraining_tokens; found {found}"
+            )
+        return self
+
+    @property
+    def token_budget(self) -> int | None:
+        """Tokens to train on; None where the budget is in rows."""
+        if self.alpha is not None and self.pretraining_tokens is not None:
+            return max(1, math.ceil(self.alpha * self.pretraining_tokens))
+        return self.tokens
+
+
+def make_settings(values: dict[str, Any], where: str = "") -> TrainingSettings:
+    """Settings from options or from a recipe.
+
+    Args:
+        values: Values by name; None counts as not given.
+        where: What to call them in an error, such as a recipe's path.
+
+    Raises:
+        TrainingError: A name is unknown or a value cannot be.
+    """
+    prefix = f"{where}: " if where else ""
+    for name in values:
+        if name not in TrainingSettings.model_fields:
+            near = difflib.get_close_matches(name, TrainingSettings.model_fields, 1)
+            meant = f"; did you mean {near[0]}?" if near else ""
+            raise TrainingError(f"{prefix}no setting {name!r}{meant}")
+    try:
+        return TrainingSettings(**{name: value for name, value in values.items() if value is not None})
+    except ValidationError as error:
+        first = error.errors()[0]
+        name = ".".join(map(str, first["loc"]))
+        if first["type"] == "missing":
+            raise TrainingError(f"{prefix}{name} is missing; name what to train on with --data") from error
+        message = first["msg"].removeprefix("Value error, ")
+        found = f" (found {first['input']!r})" if name else ""
+        raise TrainingError(f"{prefix}{f'{name}: ' if name else ''}{message}{found}") from error
+
+
+def read_recipe(path: Path) -> dict[str, Any]:
+    """A YAML file of settings, not yet checked against each other.
+
+    Raises:
+        TrainingError: It is missing, or not a mapping.
+    """
+    import yaml
+
+    try:
+        found = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise TrainingError(f"{path}: {error.strerror or error}; give a YAML file of settings") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise TrainingError(f"{path} is not YAML: {str(error).splitlines()[0]}") from error
+    if not isinstance(found, dict) or not all(isinstance(name, str) for name in found):
+        raise TrainingError(f"{path} is not a mapping of settings to values")
+    return found

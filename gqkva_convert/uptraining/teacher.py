@@ -1,0 +1,139 @@
+"""The teacher: the source model beside the student, or its likeliest tokens written down beforehand."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gqkva_convert.checkpoint.hub import locate
+from gqkva_convert.checkpoint.jsonfile import read_json
+from gqkva_convert.errors import TrainingError
+from gqkva_convert.modeling.families import MODEL_TYPE_PREFIX
+from gqkva_convert.modeling.loading import load_model
+from gqkva_convert.uptraining.rows import Row
+from gqkva_convert.uptraining.settings import TrainingSettings
+from gqkva_convert.uptraining.tasks import find_task
+
+NOTE = "gqkva_teacher.json"
+ROWS_PER_FILE = 256
+
+
+def load_teacher(settings: TrainingSettings, student: Any, task: str, device: torch.device) -> Any:
+    """The source model, frozen.
+
+    Args:
+        settings: Of the run.
+        student: The model that is trained.
+        task: Its task.
+        device: Where the student runs.
+
+    Raises:
+        TrainingError: It does not match the student.
+        GqkvaError: It cannot be loaded.
+    """
+    assert settings.teacher is not None
+    located = locate(settings.teacher, None)
+    fallback = type(student).__name__.removeprefix("Gqkva")
+    dtype = settings.teacher_dtype or ("float32" if device.type == "cpu" else "bfloat16")
+    try:
+        teacher = load_model(located.folder, fallback, dtype)
+    except (OSError, ValueError, RuntimeError, KeyError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise TrainingError(f"the teacher {settings.teacher} does not load: {reason}") from error
+    check_teacher(settings.teacher, teacher, student, task)
+    teacher.requires_grad_(False)
+    return teacher.to(torch.device(settings.teacher_device) if settings.teacher_device else device)
+
+
+def check_teacher(name: str, teacher: Any, student: Any, task: str) -> None:
+    """Refuse a teacher that does not answer the student's questions.
+
+    Raises:
+        TrainingError: Its task, vocabulary, labels or layers are others.
+    """
+    found = find_task(teacher)
+    if found != task:
+        raise TrainingError(f"the teacher {name} is a model for {found}, the student one for {task}")
+    ours, theirs = (model.config.model_type.removeprefix(MODEL_TYPE_PREFIX) for model in (student, teacher))
+    if ours != theirs:
+        raise TrainingError(f"the teacher {name} is a {theirs}, the student a {ours}; name the source model")
+    for key in ("vocab_size", "num_labels", "hidden_size", "num_hidden_layers"):
+        wanted, has = getattr(student.config, key, None), getattr(teacher.config, key, None)
+        if wanted != has:
+            raise TrainingError(
+                f"the teacher {name} has {key} {has}, the student {wanted}; name the model it was made from"
+            )
+
+
+class StoredTeacher:
+    """A teacher's likeliest tokens for the rows of a run.
+
+    Args:
+        folder: Folder that `gqkva teacher` wrote.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        note = read_json(folder / NOTE)
+        if not isinstance(note, dict) or not {"rows", "digest", "top_k", "temperature"} <= note.keys():
+            raise TrainingError(f"{folder / NOTE} is damaged; run `gqkva teacher` again")
+        self.note = note
+
+    def check(self, digest: str, vocab_size: int, temperature: float) -> None:
+        """Refuse to teach rows that the teacher was not run on.
+
+        Raises:
+            TrainingError: They are others.
+        """
+        if self.note["digest"] != digest:
+            raise TrainingError(
+                f"{self.folder} was made for other rows; give the same data, length, budget, held_out_rows, "
+                "packing and seed as `gqkva teacher` was given"
+            )
+        if self.note["vocab_size"] != vocab_size:
+            raise TrainingError(
+                f"the teacher of {self.folder} has {self.note['vocab_size']} tokens, the student {vocab_size}"
+            )
+        if self.note["temperature"] != temperature:
+            raise TrainingError(
+                f"{self.folder} was made at temperature {self.note['temperature']}, found {temperature}"
+            )
+
+    @property
+    def held_out_loss(self) -> float:
+        """The teacher's own loss on the held-out rows."""
+        return float(self.note["held_out_loss"])
+
+    def of(self, rows: list[Row]) -> dict[str, Tensor]:
+        """Log-probabilities ``(rows, positions, k + 1)``, all others' last, and tokens."""
+        found = [self._row(int(row["row"])) for row in rows]
+        return {
+            "top_values": torch.stack([values.float().log_softmax(-1) for values, _ in found]),
+            "top_indices": torch.stack([indices for _, indices in found]),
+        }
+
+    def _row(self, number: int) -> tuple[Tensor, Tensor]:
+        from safetensors import safe_open
+
+        file, place = divmod(number, ROWS_PER_FILE)
+        with safe_open(self.folder / file_name(file), framework="pt") as stored:
+            return stored.get_slice("values")[place], stored.get_slice("indices")[place]
+
+
+def file_name(number: int) -> str:
+    """Name of a file of stored log-probabilities."""
+    return f"logits-{number:05d}.safetensors"
+
+
+def is_stored(teacher: str | None) -> bool:
+    """Whether a teacher is a folder of `gqkva teacher`."""
+    return teacher is not None and (Path(teacher) / NOTE).is_file()
+
+
+def write_note(folder: Path, note: dict[str, Any]) -> None:
+    """Write what a folder of log-probabilities is of; without it the folder is none."""
+    (folder / NOTE).write_text(json.dumps(note, indent=2) + "\n", encoding="utf-8")

@@ -1,0 +1,142 @@
+"""Which weights are trained, and how fast each is."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import nn
+
+from gqkva_convert.calibration.network import attention_blocks
+from gqkva_convert.errors import TrainingError
+from gqkva_convert.modeling.resize import find_projection
+from gqkva_convert.uptraining.settings import TrainingSettings
+
+# Rates are set for this width and fall as width grows (Yang et al., 2022, arXiv 2203.03466, table 3).
+_WIDTH = 256
+_RATES = {"all": 1e-3, "attention": 1e-3, "kv": 2e-3, "lora": 5e-3}
+_OUTPUTS = ("o_proj", "out_proj", "out_lin", "c_proj", "dense", "o")
+
+
+def learning_rate(settings: TrainingSettings, model: Any) -> float:
+    """The highest learning rate: the settings', or one for what is trained and the model's width."""
+    if settings.learning_rate is not None:
+        return settings.learning_rate
+    return _RATES[settings.train] * min(1.0, _WIDTH / width_of(model))
+
+
+def matching_rate(settings: TrainingSettings, model: Any) -> float:
+    """The learning rate while attention blocks are matched."""
+    return settings.matching_learning_rate * min(1.0, _WIDTH / width_of(model))
+
+
+def width_of(model: Any) -> int:
+    """Features of a model's hidden states."""
+    config = getattr(model.config, "text_config", model.config)
+    for name in ("hidden_size", "d_model", "n_embd", "dim"):
+        if isinstance(getattr(config, name, None), int):
+            return int(getattr(config, name))
+    return _WIDTH
+
+
+def choose_trained(model: Any, settings: TrainingSettings) -> Any:
+    """Freeze what is not trained; wraps the model where LoRA is.
+
+    Raises:
+        TrainingError: LoRA needs peft, which is not there.
+    """
+    if settings.train == "all":
+        return model
+    if settings.train == "lora":
+        return add_lora(model, settings.lora_rank)
+    blocks = attention_blocks(model)
+    kept: set[int] = set()
+    for block in blocks.values():
+        modules = [block] if settings.train == "attention" else _projections(block, ("key", "value"))
+        kept |= {id(parameter) for module in modules for parameter in module.parameters()}
+    for parameter in model.parameters():
+        parameter.requires_grad_(id(parameter) in kept)
+    return model
+
+
+def add_lora(model: Any, rank: int) -> Any:
+    """Low-rank updates of every projection of attention (Hu et al., 2021, arXiv 2106.09685), through peft.
+
+    Raises:
+        TrainingError: peft is not there.
+    """
+    try:
+        from peft import LoraConfig, get_peft_model
+    except ImportError as error:
+        raise TrainingError(
+            "train lora needs the package peft; pip install peft, or train attention"
+        ) from error
+    names = {module: name for name, module in model.named_modules()}
+    targets = [
+        names[projection]
+        for block in attention_blocks(model).values()
+        for projection in {
+            id(found): found for found in [*_projections(block, ("query", "key", "value")), *_output(block)]
+        }.values()
+    ]
+    return get_peft_model(model, LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=targets))
+
+
+def _projections(block: Any, roles: tuple[str, ...]) -> list[nn.Module]:
+    return [getattr(block, find_projection(block, role)) for role in roles]
+
+
+def _output(block: Any) -> list[nn.Module]:
+    """The output projection, where the block itself holds it."""
+    return [getattr(block, name) for name in _OUTPUTS if isinstance(getattr(block, name, None), nn.Module)][
+        :1
+    ]
+
+
+def parameter_groups(
+    model: Any, settings: TrainingSettings, merged_roles: tuple[str, ...]
+) -> list[dict[str, Any]]:
+    """Groups of trained weights for an optimiser; ``rate`` is each group's rate relative to the rest.
+
+    Args:
+        model: The model, frozen as it will be.
+        settings: Of the run.
+        merged_roles: Roles whose heads were merged.
+    """
+    merged = {
+        id(parameter)
+        for block in attention_blocks(model).values()
+        for module in _projections(block, merged_roles)
+        for parameter in module.parameters()
+    }
+    attention = {
+        id(parameter) for block in attention_blocks(model).values() for parameter in block.parameters()
+    }
+    groups: dict[tuple[float, float, bool], list[Any]] = {}
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            rate = settings.merged_rate if id(parameter) in merged else 1.0
+            decay = settings.weight_decay if parameter.ndim > 1 else 0.0
+            groups.setdefault((rate, decay, id(parameter) in attention), []).append(parameter)
+    return [
+        {"params": members, "rate": rate, "weight_decay": decay, "attention": is_attention}
+        for (rate, decay, is_attention), members in groups.items()
+    ]
+
+
+def make_optimizer(groups: list[dict[str, Any]], settings: TrainingSettings) -> Any:
+    """AdamW, fused where torch can, or bitsandbytes' with 8-bit states.
+
+    Raises:
+        TrainingError: bitsandbytes is not there.
+    """
+    import torch
+
+    if settings.optim == "adamw_8bit":
+        try:
+            from bitsandbytes.optim import AdamW8bit
+        except ImportError as error:
+            raise TrainingError(
+                "optim adamw_8bit needs the package bitsandbytes; pip install bitsandbytes, or use adamw"
+            ) from error
+        return AdamW8bit(groups, lr=1e-3, betas=(0.9, 0.95))
+    return torch.optim.AdamW(groups, lr=1e-3, betas=(0.9, 0.95), eps=1e-8, fused=True)

@@ -1,0 +1,87 @@
+"""`gqkva uptrain` and `gqkva pretrain`: from a folder and data to a trained folder."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from gqkva_convert.checkpoint.folder import open_checkpoint
+from gqkva_convert.checkpoint.sidecars import REPORT
+from gqkva_convert.errors import CheckpointError, OutputError, TrainingError
+from gqkva_convert.uptraining.run_folder import RunFolder
+from gqkva_convert.uptraining.settings import TrainingSettings, make_settings
+
+Watch = Callable[[dict[str, Any]], None]
+
+
+def uptrain(
+    folder: str | Path,
+    out: str | Path | None = None,
+    settings: TrainingSettings | None = None,
+    *,
+    run_folder: str | Path | None = None,
+    resume: bool = False,
+    overwrite: bool = False,
+    any_model: bool = False,
+    report_to: tuple[str, ...] = (),
+    watch: Watch = lambda _: None,
+) -> dict[str, Any]:
+    """Train a converted model until it answers as well as its source did.
+
+    Runs under Accelerate: alone, or in as many processes as ``accelerate launch`` started, with the same
+    rows and, up to rounding, the same result.
+
+    Args:
+        folder: Output of `convert`.
+        out: Folder to write; by default ``folder`` with ``-uptrained`` behind its name.
+        settings: What to do; None where ``resume`` says it.
+        run_folder: Folder of checkpoints and metrics; by default ``out`` with ``-run`` behind its name.
+        resume: Go on with the run in the run folder.
+        overwrite: Start anew over an earlier run and result.
+        any_model: Train a folder that is no output of ours.
+        report_to: Trackers of Accelerate, such as ``tensorboard`` or ``wandb``.
+        watch: Called with the metrics of every step.
+
+    Returns:
+        JSON data: the folder and what training did.
+
+    Raises:
+        GqkvaError: With a message for the user; nothing stands under ``out`` then.
+        KeyboardInterrupt: It was stopped, after a checkpoint.
+    """
+    folder = Path(folder)
+    out = Path(out) if out is not None else folder.with_name(f"{folder.name}-uptrained")
+    run = RunFolder(Path(run_folder) if run_folder is not None else out.with_name(f"{out.name}-run"))
+    open_checkpoint(folder)
+    if not any_model and not (folder / REPORT).is_file():
+        raise CheckpointError(
+            f"{folder} is no output of `gqkva convert` (it has no {REPORT}); give one, or --any-model"
+        )
+    if out.exists() and not overwrite:
+        raise OutputError(f"{out} already exists; choose another folder or give --overwrite")
+    if resume:
+        settings = make_settings(run.settings()["settings"], str(run.path))
+    if settings is None:
+        raise TrainingError("give settings, or --resume to go on with a run")
+    from gqkva_convert.uptraining.run import Run
+
+    return Run(folder, out, run, settings, report_to, watch).go(resume=resume, overwrite=overwrite)
+
+
+def pretrain(
+    folder: str | Path,
+    out: str | Path | None = None,
+    settings: TrainingSettings | None = None,
+    **options: Any,
+) -> dict[str, Any]:
+    """Train a model of `init` from scratch; all else as `uptrain`.
+
+    Raises:
+        TrainingError: The settings name a teacher.
+    """
+    folder = Path(folder)
+    if settings is not None and settings.teacher is not None:
+        raise TrainingError("pretrain has no teacher; to learn from one, use uptrain with --any-model")
+    out = Path(out) if out is not None else folder.with_name(f"{folder.name}-pretrained")
+    return uptrain(folder, out, settings, **{**options, "any_model": True})

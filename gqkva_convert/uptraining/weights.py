@@ -1,0 +1,60 @@
+"""A running mean of weights, which is measured and kept instead of the last ones."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+class Average:
+    """Exponential mean of a model's trained weights, of each process's part of them.
+
+    Args:
+        model: The model, as it is trained.
+        decay: How much of the mean stays in each step.
+    """
+
+    def __init__(self, model: Any, decay: float) -> None:
+        self.parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        self.decay = decay
+        self.steps = 0
+        self.mean = [_local(parameter).detach().clone().float() for parameter in self.parameters]
+
+    @torch.no_grad()
+    def update(self) -> None:
+        """Take in the weights of a step; early ones count for less, so that the mean does not lag."""
+        self.steps += 1
+        decay = min(self.decay, (1 + self.steps) / (10 + self.steps))
+        for mean, parameter in zip(self.mean, self.parameters, strict=True):
+            mean.lerp_(_local(parameter).float(), 1 - decay)
+
+    @contextmanager
+    @torch.no_grad()
+    def in_place(self) -> Iterator[None]:
+        """Let the model have the mean for its weights."""
+        kept = [_local(parameter).detach().clone() for parameter in self.parameters]
+        try:
+            for parameter, mean in zip(self.parameters, self.mean, strict=True):
+                _local(parameter).copy_(mean)
+            yield
+        finally:
+            for parameter, value in zip(self.parameters, kept, strict=True):
+                _local(parameter).copy_(value)
+
+    def state(self) -> dict[str, Any]:
+        return {"steps": self.steps, "mean": self.mean}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        self.steps = state["steps"]
+        for mean, stored in zip(self.mean, state["mean"], strict=True):
+            mean.copy_(stored)
+
+
+def _local(parameter: Any) -> Tensor:
+    """A parameter's part on this process."""
+    local: Tensor = parameter.to_local() if hasattr(parameter, "to_local") else parameter
+    return local

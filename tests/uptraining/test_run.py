@@ -1,0 +1,342 @@
+"""Runs: the same result unbroken, interrupted, accumulated, or divided over processes."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import learners
+import pytest
+import torch
+import transformers
+from learners import Lesson
+from safetensors.torch import load_file
+
+import gqkva_convert
+from gqkva_convert.errors import TrainingError
+from gqkva_convert.uptraining.run_folder import RunFolder
+from gqkva_convert.uptraining.settings import TrainingSettings
+
+ROOT = Path(__file__).parents[2]
+# Readers of datasets leave files open that are not read to their end; processes that end leave sockets.
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
+    pytest.mark.filterwarnings("ignore::UserWarning"),
+]
+
+
+def settings(lesson: Lesson, **changed: Any) -> TrainingSettings:
+    values = {
+        "data": str(lesson.data),
+        "teacher": str(lesson.teacher),
+        "length": 16,
+        "tokens": 10 * 8 * 16,
+        "batch_size": 8,
+        "held_out_rows": 8,
+        "learning_rate": 1e-2,
+        "matching": 0.3,
+        "matching_learning_rate": 1e-2,
+        "evaluation_steps": 3,
+        **changed,
+    }
+    return TrainingSettings(**{name: value for name, value in values.items() if value is not None})
+
+
+def losses(run: Path) -> list[float]:
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [line["loss"] for line in lines if "loss" in line]
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    return load_file(folder / "model.safetensors")
+
+
+def train(lesson: Lesson, out: Path, **changed: Any) -> dict[str, Any]:
+    return gqkva_convert.uptrain(lesson.student, out, settings(lesson, **changed))
+
+
+class PowerCutError(Exception):
+    """The machine goes down."""
+
+
+def test_training_makes_the_student_answer_like_its_teacher(lesson: Lesson, tmp_path: Path) -> None:
+    """The result is a stock checkpoint like the conversion, and its report says what was done."""
+    result = train(lesson, tmp_path / "out", tokens=60 * 8 * 16)
+    gap = result["held_out_loss_before"] - result["teacher_held_out_loss"]
+    assert result["held_out_loss"] - result["teacher_held_out_loss"] < 0.5 * gap
+    model = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+    assert type(model).__name__ == "LlamaForCausalLM"
+    assert {path.name for path in lesson.student.iterdir()} == {p.name for p in (tmp_path / "out").iterdir()}
+    before, after = weights(lesson.student), weights(tmp_path / "out")
+    assert {name: (t.dtype, t.shape) for name, t in before.items()} == {
+        name: (t.dtype, t.shape) for name, t in after.items()
+    }
+    report = json.loads((tmp_path / "out" / "gqkva_report.json").read_text())["uptraining"]
+    assert report["tokens"] == 60 * 8 * 16
+    assert report["held_out_loss"] == result["held_out_loss"]
+    run = tmp_path / "out-run"
+    assert (run / "loss.png").stat().st_size > 5000
+    assert not (run / "checkpoints").exists()
+    assert gqkva_convert.verify(tmp_path / "out")["passed"]
+    assert gqkva_convert.verify(tmp_path / "out", lesson.teacher)["passed"]
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {},
+        {"per_device_batch_size": 4},
+        {"streaming": True},
+        {"train": "lora", "matching": 0.0},
+        {"ema": 0.9, "loss": "task=1,hidden=0.1,attention=0.1"},
+    ],
+    ids=["plain", "accumulated", "streamed", "lora", "averaged"],
+)
+def test_a_resumed_run_is_the_unbroken_one_to_the_bit(
+    changed: dict[str, Any], lesson: Lesson, tmp_path: Path
+) -> None:
+    """In the middle of an epoch, between checkpoints, after losing everything since the last."""
+    if changed.get("streaming"):
+        lesson = Lesson(lesson.teacher, lesson.student, learners.write_texts(tmp_path / "t.jsonl", 40))
+    train(lesson, tmp_path / "unbroken", **changed)
+
+    def cut(entry: dict[str, Any]) -> None:
+        if entry.get("step") == 5 and "loss" in entry:
+            raise PowerCutError
+
+    with pytest.raises(PowerCutError):
+        gqkva_convert.uptrain(lesson.student, tmp_path / "broken", settings(lesson, **changed), watch=cut)
+    assert not (tmp_path / "broken").exists()
+    latest = RunFolder(tmp_path / "broken-run").latest()
+    assert latest is not None
+    assert latest.name == "step-000000003"
+    gqkva_convert.uptrain(lesson.student, tmp_path / "broken", resume=True)
+    assert losses(tmp_path / "broken-run") == losses(tmp_path / "unbroken-run")
+    found, wanted = weights(tmp_path / "broken"), weights(tmp_path / "unbroken")
+    assert all(found[name].equal(tensor) for name, tensor in wanted.items())
+
+
+def test_accumulated_steps_are_the_large_batch(lesson: Lesson, tmp_path: Path) -> None:
+    """Although its parts hold different numbers of labels."""
+    terms = "task=0.5,kl=1,hidden=0.1,attention=0.1"
+    whole = train(lesson, tmp_path / "whole", loss=terms, packing=False)
+    parts = train(lesson, tmp_path / "parts", loss=terms, packing=False, per_device_batch_size=2)
+    assert losses(tmp_path / "parts-run") == pytest.approx(losses(tmp_path / "whole-run"), rel=1e-5)
+    assert parts["held_out_loss"] == pytest.approx(whole["held_out_loss"], rel=1e-5)
+
+
+def environment(tmp_path: Path) -> dict[str, str]:
+    return {
+        **os.environ,
+        "OMP_NUM_THREADS": "1",
+        "GQKVA_CACHE": str(tmp_path / "cache"),
+        "CUDA_VISIBLE_DEVICES": "",
+    }
+
+
+def options(lesson: Lesson, tmp_path: Path, **changed: Any) -> list[str]:
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(json.dumps(settings(lesson, **changed).model_dump(exclude_defaults=True)))
+    return ["--recipe", str(recipe)]
+
+
+def launch(config: str, lesson: Lesson, out: Path, *more: str) -> None:
+    command = [sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch"]
+    command += ["--config_file", str(ROOT / "recipes/accelerate" / config), "--num_processes", "2"]
+    command += ["--mixed_precision", "no", "--main_process_port", "0"]
+    command += ["-m", "gqkva_convert", "uptrain", str(lesson.student), str(out), *more]
+    subprocess.run(command, check=True, env=environment(out.parent), capture_output=True, timeout=300)
+
+
+@pytest.mark.parametrize("config", ["ddp.yaml", "fsdp2.yaml"])
+def test_two_processes_give_the_loss_of_one(config: str, lesson: Lesson, tmp_path: Path) -> None:
+    """Each has half the rows; in float32, over gloo, within 1e-5. FSDP2 shards the weights, too."""
+    train(lesson, tmp_path / "one")
+    launch(config, lesson, tmp_path / "two", *options(lesson, tmp_path))
+    assert losses(tmp_path / "two-run") == pytest.approx(losses(tmp_path / "one-run"), abs=1e-5)
+    found, wanted = weights(tmp_path / "two"), weights(tmp_path / "one")
+    for name, tensor in wanted.items():
+        torch.testing.assert_close(found[name], tensor, rtol=1e-3, atol=1e-4)
+    report = json.loads((tmp_path / "two" / "gqkva_report.json").read_text())["uptraining"]
+    assert report["processes"] == 2
+
+
+@pytest.mark.slow
+def test_sharded_runs_go_on_after_a_stop(lesson: Lesson, tmp_path: Path) -> None:
+    """A checkpoint of shards is one: the rest of the run is the unbroken one's."""
+    launch("fsdp2.yaml", lesson, tmp_path / "whole", *options(lesson, tmp_path))
+    script = tmp_path / "cut.py"
+    script.write_text(
+        "import gqkva_convert.uptraining.engine as engine\n"
+        "old = engine.Trainer._step\n"
+        "def step(self):\n"
+        "    if self.progress.step == 5: raise SystemExit(3)\n"
+        "    old(self)\n"
+        "engine.Trainer._step = step\n"
+        "from gqkva_convert.cli import app\n"
+        "app()\n"
+    )
+    command = [sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch", "--num_processes", "2"]
+    command += ["--config_file", str(ROOT / "recipes/accelerate/fsdp2.yaml"), "--mixed_precision", "no"]
+    command += [
+        "--main_process_port",
+        "0",
+        str(script),
+        "uptrain",
+        str(lesson.student),
+        str(tmp_path / "cut"),
+    ]
+    command += options(lesson, tmp_path)
+    found = subprocess.run(command, env=environment(tmp_path), capture_output=True, timeout=300)
+    assert found.returncode != 0
+    launch("fsdp2.yaml", lesson, tmp_path / "cut", "--resume")
+    assert losses(tmp_path / "cut-run") == pytest.approx(losses(tmp_path / "whole-run"), abs=1e-6)
+
+
+def start(lesson: Lesson, tmp_path: Path, **changed: Any) -> subprocess.Popen[bytes]:
+    command = [sys.executable, "-m", "gqkva_convert", "uptrain", str(lesson.student), str(tmp_path / "out")]
+    command += options(lesson, tmp_path, **changed)
+    return subprocess.Popen(
+        command, env=environment(tmp_path), stderr=subprocess.PIPE, stdout=subprocess.PIPE
+    )
+
+
+def wait_for_step(run: Path, step: int) -> None:
+    for _ in range(1200):
+        if (run / "metrics.jsonl").is_file() and len(losses(run)) >= step:
+            return
+        time.sleep(0.05)
+    pytest.fail(f"step {step} was never reached")
+
+
+@pytest.mark.parametrize(("sent", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_stopped_run_saves_and_goes_on(sent: int, code: int, lesson: Lesson, tmp_path: Path) -> None:
+    """Ctrl-C and a pre-empted node: one line, the documented exit code, nothing lost."""
+    process = start(lesson, tmp_path, tokens=400 * 8 * 16, evaluation_steps=1000)
+    wait_for_step(tmp_path / "out-run", 3)
+    process.send_signal(sent)
+    _, stderr = process.communicate(timeout=60)
+    assert process.returncode == code, stderr
+    assert b"--resume goes on from there" in stderr
+    assert b"Traceback" not in stderr
+    done = len(losses(tmp_path / "out-run"))
+    latest = RunFolder(tmp_path / "out-run").latest()
+    assert latest is not None
+    assert latest.name == f"step-{done:09d}"
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.slow
+def test_a_killed_run_goes_on_to_the_bit(lesson: Lesson, tmp_path: Path) -> None:
+    """SIGKILL at any moment: metrics of lost steps are forgotten, and the rest is the unbroken run."""
+    changed = {"tokens": 60 * 8 * 16, "evaluation_steps": 7, "per_device_batch_size": 4}
+    train(lesson, tmp_path / "unbroken", **changed)
+    process = start(lesson, tmp_path, **changed)
+    wait_for_step(tmp_path / "out-run", 17)
+    process.kill()
+    process.communicate()
+    assert not (tmp_path / "out").exists()
+    gqkva_convert.uptrain(lesson.student, tmp_path / "out", resume=True)
+    assert losses(tmp_path / "out-run") == losses(tmp_path / "unbroken-run")
+    found, wanted = weights(tmp_path / "out"), weights(tmp_path / "unbroken")
+    assert all(found[name].equal(tensor) for name, tensor in wanted.items())
+
+
+def test_losses_that_are_not_finite_are_left_out_and_end_the_run(
+    lesson: Lesson, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Weights never take them in; after too many the run says where its last good state is."""
+    from gqkva_convert.uptraining import losses as module
+
+    real, calls = module.teacher_divergence, {"count": 0}
+
+    def broken(*arguments: Any) -> torch.Tensor:
+        calls["count"] += 1
+        bad = calls["count"] in (2, 4)
+        return real(*arguments) * float("nan") if bad else real(*arguments)
+
+    monkeypatch.setattr("gqkva_convert.uptraining.objective.teacher_divergence", broken)
+    result = train(lesson, tmp_path / "out", matching=0.0, nan_limit=3)
+    assert result["steps_left_out"] == 2
+    assert all(tensor.isfinite().all() for tensor in weights(tmp_path / "out").values())
+    calls["count"] = 0
+    with pytest.raises(TrainingError, match="2 steps were not finite and left out; the last good state is"):
+        train(lesson, tmp_path / "other", matching=0.0, nan_limit=2)
+    assert not (tmp_path / "other").exists()
+
+
+def test_a_run_stops_when_it_is_close_enough(lesson: Lesson, tmp_path: Path) -> None:
+    result = train(lesson, tmp_path / "out", tokens=400 * 8 * 16, stop_within="50%")
+    assert result["steps"] <= 3
+    assert result["held_out_loss"] <= 1.5 * result["teacher_held_out_loss"]
+
+
+def test_checkpoints_are_the_last_ones_and_the_best(
+    lesson: Lesson, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where held-out losses rise again, the result is the best, not the last."""
+    from gqkva_convert.uptraining.engine import Trainer
+
+    kept: list[set[str]] = []
+    measured = iter([9, 9, 8, 7, 3, 4, 5, 5, 5, 5, 5, 5])
+    monkeypatch.setattr(Trainer, "held_out_loss", lambda self, objective: float(next(measured)))
+
+    def look(entry: dict[str, Any]) -> None:
+        folder = tmp_path / "out-run" / "checkpoints"
+        if entry.get("step") == 9 and "loss" in entry:
+            kept.append({path.name for path in folder.iterdir()})
+
+    changed = {"matching": 0.0, "evaluation_steps": 1, "save_total_limit": 2}
+    result = gqkva_convert.uptrain(lesson.student, tmp_path / "out", settings(lesson, **changed), watch=look)
+    assert (result["kept_step"], result["held_out_loss"]) == (3, 3.0)
+    assert kept == [{"step-000000003", "step-000000007", "step-000000008"}]
+    assert result["steps"] == 10
+
+
+@pytest.mark.parametrize("trained", ["attention", "kv", "lora"])
+def test_only_what_is_asked_for_is_trained(trained: str, lesson: Lesson, tmp_path: Path) -> None:
+    """Weights outside keep their bytes; LoRA is merged, so that the result has the same tensors."""
+    matching = 0.3 if trained == "attention" else 0.0
+    train(lesson, tmp_path / "out", train=trained, matching=matching)
+    before, after = weights(lesson.student), weights(tmp_path / "out")
+    changed = {name.split(".")[-2] for name in before if not before[name].equal(after[name])}
+    all_four = {"q_proj", "k_proj", "v_proj", "o_proj"}
+    assert changed == ({"k_proj", "v_proj"} if trained == "kv" else all_four)
+
+
+def test_matching_trains_each_block_for_itself(lesson: Lesson, tmp_path: Path) -> None:
+    """No gradient reaches anything but attention, and every block comes closer to the teacher's."""
+    train(lesson, tmp_path / "out", matching=1.0, tokens=40 * 8 * 16)
+    before, after = weights(lesson.student), weights(tmp_path / "out")
+    changed = {name for name in before if not before[name].equal(after[name])}
+    assert len(changed) == 2 * 4
+    assert all("self_attn" in name for name in changed)
+    found = losses(tmp_path / "out-run")
+    assert found[-2] < 0.5 * found[0]
+
+
+def test_a_written_down_teacher_teaches_the_same(lesson: Lesson, tmp_path: Path) -> None:
+    """With all tokens kept, the losses are those beside the teacher, up to float16."""
+    chosen = settings(lesson, matching=0.0)
+    written = gqkva_convert.teacher(
+        str(lesson.teacher), tmp_path / "logits", chosen.model_copy(update={"teacher": None}), top_k=4096
+    )
+    result = train(lesson, tmp_path / "beside", matching=0.0)
+    stored = train(lesson, tmp_path / "stored", matching=0.0, teacher=str(tmp_path / "logits"))
+    assert written["held_out_loss"] == pytest.approx(result["teacher_held_out_loss"], abs=1e-5)
+    assert losses(tmp_path / "stored-run") == pytest.approx(losses(tmp_path / "beside-run"), abs=2e-4)
+    assert stored["held_out_loss"] == pytest.approx(result["held_out_loss"], abs=1e-3)
+    few = gqkva_convert.teacher(
+        str(lesson.teacher), tmp_path / "few", chosen.model_copy(update={"teacher": None}), top_k=16
+    )
+    assert few["bytes"] < written["bytes"] / 100
+    with pytest.raises(TrainingError, match="was made for other rows"):
+        train(lesson, tmp_path / "no", matching=0.0, teacher=str(tmp_path / "few"), seed=1)
+    with pytest.raises(TrainingError, match="needs the teacher itself"):
+        train(lesson, tmp_path / "no", teacher=str(tmp_path / "few"))
