@@ -199,7 +199,7 @@ def minilm(data: Path, scratch: Path) -> Subject:
             "spearman": np.stack([similar, gold], axis=1),
         }
 
-    settings = DataSettings(str(data / "text/wikitext-2/valid.txt"), samples=400, length=256, seed=SEED)
+    settings = DataSettings(str(data / "text/wikitext-2/valid.txt"), samples=1600, length=256, seed=SEED)
     cells = {"2:1": {"gkv": 6}, "4:1": {"gkv": 3}, "MQA": {"gkv": 1}, "GQKVA-3.4": {"gq": 3, "gkv": 4}}
     return Subject(folder, settings, cells, measure, {"cosine": True, "spearman": True}, FEW_ROWS)
 

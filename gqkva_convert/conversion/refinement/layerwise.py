@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -13,6 +13,9 @@ from gqkva_convert.conversion.refinement.block_data import BlockData
 from gqkva_convert.conversion.refinement.block_network import TensorHeads
 from gqkva_convert.conversion.refinement.observed import observing, score_error
 
+# Shares of the rate that are tried: a block whose inputs are large in a few places runs away at the largest.
+SHARES = (1.0, 0.3, 0.1)
+
 
 @dataclass(frozen=True)
 class FitSettings:
@@ -21,13 +24,15 @@ class FitSettings:
     Attributes:
         steps: Steps of Adam.
         positions: Least number of positions in a step.
-        rate: Step size relative to the root mean square of each projection's weights, at its largest.
+        rate: Largest step size that is tried, relative to the root mean square of each projection's weights.
         check_every: Steps between looks at the held-out inputs.
         seed: Seed of the order of the data.
         scores: Weight of the attention scores' error beside the output's, each relative to its energy; 0
             matches the output alone.
         score_rows: Positions of a sequence whose scores are compared in a step, drawn anew each time.
         warmup_steps: Steps in which the rate rises linearly; then it falls to 0 as a cosine.
+        trial_steps: Steps of a short fit at each of `SHARES` of the rate, of which the best is taken; 0 for
+            the rate itself.
     """
 
     steps: int = 1000
@@ -38,6 +43,7 @@ class FitSettings:
     scores: float = 0.0
     score_rows: int = 64
     warmup_steps: int = 40
+    trial_steps: int = 60
 
     def rate_at(self, step: int) -> float:
         """Share of the rate at a step, counted from 0."""
@@ -48,9 +54,26 @@ class FitSettings:
 def fit_layer(heads: TensorHeads, learned: BlockData, held: BlockData, settings: FitSettings) -> TensorHeads:
     """A short fit of all projections to the original block's output (LoLCATs, arXiv 2410.10254, section 3.2).
 
-    Adam; the heads of the step whose output errs least on held-out inputs are
-    kept, those it began with included.
+    Adam; the heads of the step whose output errs least on held-out inputs are kept, those it began with
+    included.
     """
+    if settings.trial_steps:
+        settings = replace(settings, rate=_best_rate(heads, learned, held, settings), trial_steps=0)
+    return _fit(heads, learned, held, settings)
+
+
+def _best_rate(heads: TensorHeads, learned: BlockData, held: BlockData, settings: FitSettings) -> float:
+    """The rate whose short fit errs least on held-out inputs; the smallest if all run away."""
+    steps = min(settings.trial_steps, settings.steps)
+    errors = {}
+    for rate in sorted(settings.rate * share for share in SHARES):
+        short = replace(settings, rate=rate, steps=steps, check_every=steps, warmup_steps=steps // 10)
+        errors[rate] = held.error(_fit(heads, learned, held, short))
+    return min(errors, key=errors.__getitem__)
+
+
+def _fit(heads: TensorHeads, learned: BlockData, held: BlockData, settings: FitSettings) -> TensorHeads:
+    """Adam at one rate."""
     fitted = {name: head.clone().requires_grad_(True) for name, head in heads.items()}
     groups = []
     for role in ("query", "key", "value", "output"):

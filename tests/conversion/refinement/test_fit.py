@@ -31,7 +31,7 @@ from gqkva_convert.evaluation.perplexity import language_loss, load_causal_lm
 from gqkva_convert.heads import Variant
 
 Run = Callable[..., Result]
-SETTINGS = FitSettings(steps=20, positions=512, check_every=5)
+SETTINGS = FitSettings(steps=20, positions=512, check_every=5, trial_steps=0)
 
 
 @pytest.fixture(scope="module")
@@ -112,6 +112,17 @@ def test_scores_can_be_matched_too(laboratory: BlockLaboratory) -> None:
         errors.append(float(score_error(*found)))
         assert laboratory.held.error(fitted) < laboratory.held.error(heads)
     assert errors[1] < 0.9 * errors[0]
+
+
+def test_a_rate_that_runs_away_gives_way_to_a_smaller_one(laboratory: BlockLaboratory) -> None:
+    """A short fit at each rate tells which; the fit is then the same as at that rate alone."""
+    heads = laboratory.merged("closed-form")
+    data = laboratory.learned, laboratory.held
+    settings = FitSettings(steps=10, positions=512, rate=1.0, check_every=5, trial_steps=10)
+    tried = fit_layer(heads, *data, settings)
+    alone = fit_layer(heads, *data, replace(settings, rate=0.1, trial_steps=0))
+    assert all(torch.equal(tried[name], head) for name, head in alone.items())
+    assert laboratory.held.error(tried) < 0.95 * laboratory.held.error(heads)
 
 
 def test_a_fit_to_very_few_sequences_runs(laboratory: BlockLaboratory) -> None:
