@@ -150,7 +150,7 @@ def demo(data: Path, scratch: Path) -> Subject:
             out.write(json.dumps({"text": text[:20000]}) + "\n")
     cells = {"2:1": {"gkv": 4}, "4:1": {"gkv": 2}, "MQA": {"gkv": 1}}
     cells |= {"GQKVA-2.4": {"gq": 2, "gkv": 4}, "GQKVA-4.2": {"gq": 4, "gkv": 2}}
-    settings = DataSettings(str(file), samples=256, seed=SEED)
+    settings = DataSettings(str(file), samples=1024, seed=SEED)
     return Subject(MODEL, settings, cells, window_losses(held_out_windows(32768)), {"loss": False})
 
 
@@ -199,7 +199,7 @@ def minilm(data: Path, scratch: Path) -> Subject:
             "spearman": np.stack([similar, gold], axis=1),
         }
 
-    settings = DataSettings(str(data / "text/wikitext-2/valid.txt"), samples=400, length=256, seed=SEED)
+    settings = DataSettings(str(data / "text/wikitext-2/valid.txt"), samples=1600, length=256, seed=SEED)
     cells = {"2:1": {"gkv": 6}, "4:1": {"gkv": 3}, "MQA": {"gkv": 1}, "GQKVA-3.4": {"gq": 3, "gkv": 4}}
     return Subject(folder, settings, cells, measure, {"cosine": True, "spearman": True}, FEW_ROWS)
 
@@ -382,6 +382,38 @@ def removed_table(results: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def searched_table(results: dict[str, Any]) -> str:
+    """Searched groups beside neighbours under the same merge rule, in each cell where there is a choice.
+
+    What a search keeps more than `neighbour`, as a share of what mean-pooling with neighbours costs in that
+    cell, so that losses, accuracies and similarities can be averaged.
+    """
+    lines = ["| model, cell, score | merge | activations | asym |", "| --- | --- | --- | --- |"]
+    for rule, suffix in (("closed-form", ""), ("mean", "-raw")):
+        baseline = f"neighbour, {rule}" + (", weights alone" if rule == "mean" else "")
+        names = ROWS[0].name, baseline, f"activations{suffix}, {rule}", f"asym{suffix}, {rule}"
+        gains: list[list[float]] = []
+        for subject, found in results.items():
+            for cell in dict.fromkeys(key.split("|")[0] for key in found if key != "original"):
+                for score in found["original"]:
+                    entries = [found.get(f"{cell}|{name}") for name in names]
+                    if None in entries:
+                        continue
+                    cost, base, *ours = (entry["scores"][score]["difference"] for entry in entries)
+                    if all(value == base for value in ours):  # one group: there is nothing to choose
+                        continue
+                    gains.append([(base - value) / cost for value in ours])
+                    lines.append(f"| {subject}, {cell}, {score} | {rule} | {_shares(gains[-1])} |")
+        if gains:
+            means = np.mean(gains, axis=0)
+            lines.append(f"| **average of {len(gains)}** | {rule} | {_shares(means)} |")
+    return "\n".join(lines)
+
+
+def _shares(values: Sequence[float]) -> str:
+    return " | ".join(f"{100 * value:+.1f} %" for value in values)
+
+
 def report(results: dict[str, Any], command: str) -> str:
     """All tables."""
     machine = f"{platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}"
@@ -392,6 +424,7 @@ def report(results: dict[str, Any], command: str) -> str:
         parts += ["### demo: share of mean-pool's loss rise removed", removed_table(results)]
     for subject, found in results.items():
         parts += [table(results, subject, score) for score in found["original"]]
+    parts += ["### searched groups beside neighbours", searched_table(results)]
     return "\n\n".join(parts) + "\n"
 
 
@@ -404,6 +437,7 @@ def main() -> None:
     parser.add_argument("--markdown", type=Path)
     parser.add_argument("--only", default=",".join(SUBJECTS))
     parser.add_argument("--rows", default="", help="part of a row's name")
+    parser.add_argument("--cells", default="", help="cells to run, separated by commas; all by default")
     parser.add_argument("--few", action="store_true", help="only the rows that tell most")
     arguments = parser.parse_args()
     results = json.loads(arguments.json.read_text()) if arguments.json.is_file() else {}
@@ -417,6 +451,8 @@ def main() -> None:
             found = results.setdefault(name, {})
             found["original"] = {score: statistic(score, values) for score, values in original.items()}
             for cell in subject.cells:
+                if arguments.cells and cell not in arguments.cells.split(","):
+                    continue
                 for row in FEW_ROWS if arguments.few else subject.rows:
                     if cell.startswith("GQKVA") and row not in GRID_ROWS:
                         continue

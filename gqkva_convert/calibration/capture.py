@@ -35,6 +35,53 @@ class Calls:
             yield stored["/".join(map(str, place))]
 
 
+def by_length(batches: Sequence[Batch]) -> list[Batch]:
+    """The same texts, those of like length together and without needless padding; other inputs as they are.
+
+    A block is then run on texts side by side with few positions wasted.
+
+    Args:
+        batches: Inputs; each result is no larger than the largest of them.
+    """
+    import torch
+
+    names = {"input_ids", "attention_mask", "token_type_ids"}
+    if not all(
+        "attention_mask" in batch and set(batch) <= names and set(batch) == set(batches[0])
+        for batch in batches
+    ):
+        return list(batches)
+    most = max(batch["input_ids"].numel() for batch in batches)
+    rows = [
+        {name: tensor[row] for name, tensor in batch.items()}
+        for batch in batches
+        for row in range(len(batch["input_ids"]))
+    ]
+    # Up to the last token that counts, wherever the padding is.
+    lengths = [1 + max((int(place) for place in row["attention_mask"].nonzero()), default=0) for row in rows]
+    order = sorted(range(len(rows)), key=lambda number: lengths[number])
+    sorted_batches: list[Batch] = []
+    while order:
+        count = 1
+        while count < len(order) and (count + 1) * lengths[order[count]] <= most:
+            count += 1
+        some, order = order[:count], order[count:]
+        width = lengths[some[-1]]
+        sorted_batches.append(
+            {
+                name: torch.stack([_widened(rows[number][name], width) for number in some])
+                for name in batches[0]
+            }
+        )
+    return sorted_batches
+
+
+def _widened(row: Any, width: int) -> Any:
+    import torch
+
+    return torch.nn.functional.pad(row[:width], (0, max(0, width - len(row))))
+
+
 def record(
     model: Any,
     batches: Sequence[Batch],

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from gqkva_convert.checkpoint.reader import TensorReader
@@ -22,11 +22,13 @@ from gqkva_convert.conversion.planning.groups import (
     Grouped,
     block_plan,
     block_statistics,
+    compare_groupings,
     grid_plan,
     search_groups,
     similarity,
 )
 from gqkva_convert.conversion.planning.request import Request
+from gqkva_convert.conversion.planning.trials import choose_grids
 from gqkva_convert.conversion.refinement.calibrated import CalibratedModel, Stages, no_stages
 from gqkva_convert.conversion.refinement.fit import choose_rules
 from gqkva_convert.conversion.rotary import block_turning
@@ -53,6 +55,7 @@ class Findings:
         groups: Groups chosen.
         losses: What the closed form loses of them, relative to each block.
         neighbour_losses: The same of neighbour groups of as many heads.
+        method_losses: The same by grouping of all that were compared, the chosen one included.
         front: Trade-offs found by ``evolution``.
     """
 
@@ -60,11 +63,17 @@ class Findings:
     groups: dict[Place, tuple[tuple[int, ...], ...]]
     losses: dict[Place, float]
     neighbour_losses: dict[Place, float]
+    method_losses: dict[str, dict[Place, float]] = field(default_factory=dict)
     front: Front | None = None
 
 
 def plan_model(
-    located: Located, model: SourceModel, request: Request, stages: Stages = no_stages
+    located: Located,
+    model: SourceModel,
+    request: Request,
+    stages: Stages = no_stages,
+    *,
+    compare: bool = False,
 ) -> tuple[Plan, CalibratedModel | None, Findings | None]:
     """Make every choice of a conversion.
 
@@ -73,6 +82,7 @@ def plan_model(
         model: The same, opened.
         request: What is asked.
         stages: Shows progress.
+        compare: Look at what other groupings would lose too, for pictures.
 
     Returns:
         The plan, the source with its data where there are any, and what a search for groups found.
@@ -86,7 +96,9 @@ def plan_model(
         calibrated = CalibratedModel(located, model, request.calibration, stages)
     findings = None
     if request.chosen_grouping in SEARCHED or request.kv_budget is not None:
-        plan, findings = _grouped(model, plan, request, calibrated, stages)
+        plan, findings = _grouped(model, plan, request, calibrated, stages, compare)
+    if calibrated is not None and plan.grouping == "loss" and "layerwise" in plan.refine:
+        plan = choose_grids(model, plan, calibrated, stages)
     if plan.merge == "auto" and calibrated is not None:
         plan = choose_plan_rules(model, plan, calibrated, stages)
     return plan, calibrated, findings
@@ -173,7 +185,12 @@ def _chosen_blocks(model: SourceModel, request: Request) -> list[Block]:
 
 
 def _grouped(
-    model: SourceModel, plan: Plan, request: Request, calibrated: CalibratedModel | None, stages: Stages
+    model: SourceModel,
+    plan: Plan,
+    request: Request,
+    calibrated: CalibratedModel | None,
+    stages: Stages,
+    compare: bool,
 ) -> tuple[Plan, Findings]:
     """The plan with groups that were searched for."""
     chosen = _chosen_blocks(model, request)
@@ -216,6 +233,11 @@ def _grouped(
                 planned[place] = block_plan(block, found.groups)
                 findings.groups[place], findings.losses[place] = found.groups, found.loss
                 findings.neighbour_losses[place] = found.neighbour_loss
+                if compare:
+                    alone = None if measured is None else block_statistics(model, block, reader, None)
+                    compared = compare_groupings(statistics, alone, grouping, found, seed)
+                    for name, loss in compared.items():
+                        findings.method_losses.setdefault(name, {})[place] = loss
             advance(1)
     if curves:
         losses = [{count: found.loss for count, found in curve.items()} for curve in curves]

@@ -33,7 +33,8 @@ def plan(
         out: Plan file (JSON). Pictures go into the folder of its name without ending.
         request: What is asked.
         revision: Branch, tag or commit of a Hub id.
-        pictures: Draw head similarities with the groups, losses by layer, and the front of ``evolution``.
+        pictures: Draw head similarities with the groups, what each cheap grouping loses by layer, and the
+            front of ``evolution``.
         overwrite: Replace files that are there.
         stages: Shows progress.
 
@@ -54,7 +55,7 @@ def plan(
         raise OutputError(f"{folder} is a file, and the pictures go into a folder of that name")
     located = locate(str(model), revision)
     source = open_model(located.folder)
-    chosen, _, findings = plan_model(located, source, request, stages)
+    chosen, _, findings = plan_model(located, source, request, stages, compare=pictures)
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         scratch = file.with_name(f".{file.name}.new")

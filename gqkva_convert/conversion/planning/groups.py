@@ -49,6 +49,8 @@ FOR_GRIDS = ("weights", "activations", "activations-raw", "loss")
 _GRID_LOOKS = 1200
 # Groups whose exact cost a search may look at, after it has searched with a quick one.
 _EXACT_LOOKS = 800
+# The same for a search that is only drawn beside the one chosen.
+_COMPARED_LOOKS = 100
 
 
 @dataclass(frozen=True)
@@ -115,21 +117,35 @@ def similarity(statistics: BlockStatistics, grouping: str) -> Array:
     return activation_similarity(statistics, aligned=not grouping.endswith("-raw"))
 
 
-def search_groups(statistics: BlockStatistics, grouping: str, count: int, seed: str) -> Grouped:
-    """Groups of one block; evolution, which looks at all layers together, is not of these."""
-    if grouping == "key-norm":
-        groups = _by_key_norm(statistics, count)
-    else:
-        search = Search(mean_cost(similarity(statistics, grouping)), statistics.units, seed)
-        groups = search.unequal(count) if grouping.startswith("asym") else search.equal(count)
+def search_groups(
+    statistics: BlockStatistics, grouping: str, count: int, seed: str, looks: int = _EXACT_LOOKS
+) -> Grouped:
+    """Groups of one block; evolution, which looks at all layers together, is not of these.
+
+    Args:
+        statistics: Of the block.
+        grouping: Name of `SEARCHED`.
+        count: Number of groups.
+        seed: Seed of the search.
+        looks: Groups whose exact cost ``loss`` may look at, which takes most of its time.
+    """
+    groups = _searched(statistics, grouping, count, seed)
     neighbours = neighbour_groups(statistics.units, count)
     neighbour_loss = total_loss(statistics, neighbours)
     if grouping == "loss" and count not in (1, statistics.units):
-        groups = _polished(statistics, groups, seed)
+        groups = _polished(statistics, groups, seed, looks)
     loss = neighbour_loss if groups == neighbours else total_loss(statistics, groups)
     if grouping == "loss" and neighbour_loss < loss:
         groups, loss = neighbours, neighbour_loss
     return Grouped(groups, loss, neighbour_loss)
+
+
+def _searched(statistics: BlockStatistics, grouping: str, count: int, seed: str) -> Groups:
+    """Groups by the quick cost of a grouping."""
+    if grouping == "key-norm":
+        return _by_key_norm(statistics, count)
+    search = Search(mean_cost(similarity(statistics, grouping)), statistics.units, seed)
+    return search.unequal(count) if grouping.startswith("asym") else search.equal(count)
 
 
 def total_loss(statistics: BlockStatistics, groups: Groups) -> float:
@@ -137,14 +153,44 @@ def total_loss(statistics: BlockStatistics, groups: Groups) -> float:
     return sum(closed_form_loss(statistics, group) for group in groups)
 
 
-def _polished(statistics: BlockStatistics, groups: Groups, seed: str) -> Groups:
+def compare_groupings(
+    statistics: BlockStatistics,
+    weights: BlockStatistics | None,
+    chosen: str,
+    found: Grouped,
+    seed: str,
+) -> dict[str, float]:
+    """What the closed form loses of the groups that other groupings would give, relative to the block.
+
+    Args:
+        statistics: Of the block, as the chosen grouping saw it.
+        weights: The same from weights alone where ``statistics`` are measured; None where they are not.
+        chosen: The grouping chosen.
+        found: What it found.
+        seed: Seed of the searches.
+
+    Returns:
+        By grouping, ``neighbour`` and the chosen one included; ``loss`` is searched less long than if chosen.
+    """
+    count = len(found.groups)
+    losses = {"neighbour": found.neighbour_loss}
+    for grouping in ("weights",) if weights is None else ("weights", "activations", "asym"):
+        if grouping != chosen:
+            seen = weights if weights is not None and grouping == "weights" else statistics
+            losses[grouping] = total_loss(statistics, _searched(seen, grouping, count, seed))
+    if chosen != "loss":
+        losses["loss"] = search_groups(statistics, "loss", count, seed, _COMPARED_LOOKS).loss
+    return losses | {chosen: found.loss}
+
+
+def _polished(statistics: BlockStatistics, groups: Groups, seed: str, allowed: int) -> Groups:
     """Swaps by the keys' own residual, as long as they fit the time."""
     looks = 0
 
     def cost(group: tuple[int, ...]) -> float:
         nonlocal looks
         looks += 1
-        return key_loss(statistics, group) if looks <= _EXACT_LOOKS else np.inf
+        return key_loss(statistics, group) if looks <= allowed else np.inf
 
     return Search(cost, statistics.units, seed).improve(groups, moves=False)
 

@@ -85,13 +85,16 @@ def _draw_similarities(findings: Findings, kind: str, grouping: str, file: Path)
 
 
 def _draw_losses(findings: Findings, grouping: str, file: Path) -> Path:
+    """A line a grouping: what the closed form loses in each layer, the chosen one on top."""
     import matplotlib.pyplot as plt
 
     places = list(findings.losses)
     figure, axis = plt.subplots(figsize=(max(5.0, 0.28 * len(places) + 2), 3.6), layout="constrained")
-    axis.plot([100 * findings.losses[place] for place in places], "o-", label=grouping)
-    if findings.neighbour_losses:
-        axis.plot([100 * findings.neighbour_losses[place] for place in places], "s--", label="neighbour")
+    lines = {name: found for name, found in findings.method_losses.items() if name != grouping}
+    for (name, found), marker in zip(lines.items(), "s^vDPX", strict=False):
+        style = {"marker": marker, "markersize": 4, "linewidth": 1.0, "linestyle": "--"}
+        axis.plot([100 * found[place] for place in places], label=name, **style)  # type: ignore[arg-type]
+    axis.plot([100 * findings.losses[place] for place in places], "ko-", label=f"{grouping} (chosen)")
     names = [
         f"{layer}" if len({kind for kind, _ in places}) == 1 else f"{kind} {layer}" for kind, layer in places
     ]

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from gqkva_convert.architectures import Projection
 from gqkva_convert.conversion.joint import Heads
 from gqkva_convert.conversion.model import active_norms, has_bias
+from gqkva_convert.conversion.refinement.observed import watch
 from gqkva_convert.conversion.steps import Joint, head_start
 from gqkva_convert.errors import NotExpressibleError
 from gqkva_convert.heads import ROLES
@@ -163,6 +164,7 @@ def _standalone(block: nn.Module, device: torch.device) -> tuple[nn.Module, dict
         if isinstance(getattr(module, name, None), nn.Module):
             setattr(module, name, nn.Identity())
             state = {key: value for key, value in state.items() if not key.startswith(f"{name}.")}
+    watch(module)
     module.to_empty(device=device) if any(p.is_meta for p in module.parameters()) else module.to(device)
     return module.eval().requires_grad_(False), state
 
@@ -177,10 +179,18 @@ def _moved(value: Any, device: torch.device) -> Any:
     return value
 
 
+def positions_of(call: dict[str, Any]) -> int:
+    """Positions of a call's sequences, padding included."""
+    return int(_states(call).shape[1])
+
+
+def _states(call: dict[str, Any]) -> Any:
+    return call["kwargs"].get("hidden_states", call["args"][0] if call["args"] else None)
+
+
 def sequences(call: dict[str, Any]) -> Iterator[dict[str, Any]]:
     """A call of several sequences as calls of one each."""
-    states = call["kwargs"].get("hidden_states", call["args"][0] if call["args"] else None)
-    count = len(states)
+    count = len(_states(call))
 
     def part(value: Any, number: int) -> Any:
         if isinstance(value, Tensor) and value.ndim and len(value) == count:

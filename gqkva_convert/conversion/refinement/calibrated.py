@@ -23,8 +23,10 @@ if TYPE_CHECKING:
     from gqkva_convert.calibration.data import Batch
     from gqkva_convert.calibration.moments import StoredMoments
 
-# Positions that blocks are refined on; their inputs are kept on disk meanwhile.
-REFINE_POSITIONS = 65_536
+# Positions that blocks are refined on; their inputs are kept on disk meanwhile. So many in any case, and more
+# where they stay within some bytes.
+_LEAST_POSITIONS, _MOST_POSITIONS = 65_536, 262_144
+_SPILLED_BYTES = 16 << 30
 
 Advance = Callable[[int], None]
 # Begins a stage of work: its name and size, to what is called as it advances.
@@ -53,7 +55,7 @@ class CalibratedModel:
         self.model = model
         self.settings = settings
         self.stages = stages
-        self._recorded: tuple[set[tuple[str, int]], Calls] | None = None
+        self._recorded: tuple[set[tuple[str, int]], Calls, int] | None = None
         self._remove: Callable[[], Any] = lambda: None
 
     @cached_property
@@ -116,11 +118,13 @@ class CalibratedModel:
         Returns:
             The calls, the numbers of the batches to learn from, and of those held out.
         """
-        learned, held = (_within(batches, REFINE_POSITIONS) for batches in self.batches)
         if self._recorded is None or not places <= self._recorded[0]:
             from gqkva_convert.calibration.cache import make_cache
-            from gqkva_convert.calibration.capture import record
+            from gqkva_convert.calibration.capture import by_length, record
 
+            most = _SPILLED_BYTES // (4 * sum(self.moments.size(place) for place in places))
+            most = min(max(most, _LEAST_POSITIONS), _MOST_POSITIONS)
+            learned, held = (by_length(_within(batches, most)) for batches in self.batches)
             both = [*learned, *held]
             self.close()
             cache = make_cache("calls")
@@ -130,12 +134,9 @@ class CalibratedModel:
             self._remove = weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)
             progress = self.stages("recording attention inputs", len(both))
             calls = record(self.network, both, folder, places=places, progress=progress)
-            self._recorded = places, calls
-        return (
-            self._recorded[1],
-            list(range(len(learned))),
-            list(range(len(learned), len(learned) + len(held))),
-        )
+            self._recorded = places, calls, len(learned)
+        _, calls, count = self._recorded
+        return calls, list(range(count)), list(range(count, len(calls.files)))
 
     def close(self) -> None:
         """Remove what was spilled to disk; it also goes when the process ends, unless that is killed."""

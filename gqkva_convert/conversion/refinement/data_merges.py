@@ -33,8 +33,8 @@ class DataMerges:
         """Refine, where the plan asks for it."""
         if self.calibrated is None or not self.plan.refine:
             return
-        from gqkva_convert.conversion.refinement.fit import FitSettings
         from gqkva_convert.conversion.refinement.fitted import FittedBlocks
+        from gqkva_convert.conversion.refinement.layerwise import FitSettings
 
         self.fits = FittedBlocks(self.plan, self.calibrated, FitSettings(seed=self.plan.seed))
         self.errors = self.fits.fit(stages)

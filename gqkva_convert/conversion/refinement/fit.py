@@ -7,7 +7,6 @@ of each other. Nothing that is worse on held-out inputs than what it began with 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from gqkva_convert.conversion.plan import REFINEMENTS
@@ -16,7 +15,9 @@ from gqkva_convert.errors import LayoutError
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from gqkva_convert.conversion.refinement.block_data import BlockData
     from gqkva_convert.conversion.refinement.block_network import BlockNetwork, TensorHeads
+    from gqkva_convert.conversion.refinement.layerwise import FitSettings
 
 # Ridges of the least squares, relative to the mean square of the inputs; the best on held-out data is kept.
 _RIDGES = (1e-6, 1e-4, 1e-2)
@@ -36,56 +37,6 @@ def parse_refinements(text: str | None) -> tuple[str, ...]:
     return tuple(name for name in REFINEMENTS if name in asked)
 
 
-@dataclass(frozen=True)
-class FitSettings:
-    """How long and how fast the layer-wise fit runs.
-
-    Attributes:
-        steps: Steps of Adam.
-        positions: Least number of positions in a step.
-        rate: Step size relative to the root mean square of each projection's weights; falls to 0 linearly.
-        check_every: Steps between looks at the held-out inputs.
-        seed: Seed of the order of the data.
-    """
-
-    steps: int = 1000
-    positions: int = 1024
-    rate: float = 0.04
-    check_every: int = 25
-    seed: int = 0
-
-
-class BlockData:
-    """A block's recorded calls, and what the original block answers to them.
-
-    Args:
-        network: The block.
-        calls: One call a sequence.
-        output: Its original output projection, ``(heads * head_dim, hidden)``, heads in the source's order.
-    """
-
-    def __init__(self, network: BlockNetwork, calls: Sequence[dict[str, Any]], output: Tensor) -> None:
-        import torch
-
-        self.network = network
-        self.calls = list(calls)
-        with torch.no_grad():
-            self.answers = [network.attended(None, call) @ output for call in self.calls]
-        self.energy = sum(float(answer.square().sum()) for answer in self.answers)
-
-    def error(self, heads: TensorHeads) -> float:
-        """Squared error of the block's output relative to its energy."""
-        import torch
-
-        output = self.network.output_weight(heads)
-        with torch.no_grad():
-            total = sum(
-                float((self.network.attended(heads, call) @ output - answer).square().sum())
-                for call, answer in zip(self.calls, self.answers, strict=True)
-            )
-        return total / max(self.energy, 1e-30)
-
-
 def refine_block(
     heads: TensorHeads, learned: BlockData, held: BlockData, steps: Sequence[str], settings: FitSettings
 ) -> tuple[TensorHeads, dict[str, float]]:
@@ -101,6 +52,8 @@ def refine_block(
     Returns:
         The heads, and the held-out error before and after each step.
     """
+    from gqkva_convert.conversion.refinement.layerwise import fit_layer
+
     errors = {"merged": held.error(heads)}
     last = errors["merged"]
     for name in steps:
@@ -128,9 +81,9 @@ def fit_output(heads: TensorHeads, learned: BlockData, held: BlockData) -> Tenso
     squares = torch.zeros(size, size, dtype=torch.float64, device=output.device)
     products = torch.zeros(size, width, dtype=torch.float64, device=output.device)
     with torch.no_grad():
-        for call, answer in zip(learned.calls, learned.answers, strict=True):
-            attended = learned.network.attended(heads, call)
-            missing = (answer - attended @ output).double()
+        for numbers in learned.parts():
+            attended = learned.network.attended(heads, learned.joined(numbers))
+            missing = (learned.joined_answers(numbers) - attended @ output).double()
             attended = attended.double()
             squares += attended.T @ attended
             products += attended.T @ missing
@@ -156,90 +109,6 @@ def _with_output(heads: TensorHeads, output: Tensor, network: BlockNetwork) -> T
     return changed
 
 
-def fit_layer(heads: TensorHeads, learned: BlockData, held: BlockData, settings: FitSettings) -> TensorHeads:
-    """A short fit of all projections to the original block's output (LoLCATs, arXiv 2410.10254, section 3.2).
-
-    Adam with a linearly falling rate; the heads of the step with the least held-out error are kept, those it
-    began with included.
-    """
-    import torch
-
-    generator = torch.Generator().manual_seed(settings.seed)
-    fitted = {name: head.clone().requires_grad_(True) for name, head in heads.items()}
-    groups = []
-    for role in ("query", "key", "value", "output"):
-        members = [head for (its_role, _), head in fitted.items() if its_role == role]
-        root = torch.stack([head.detach().square().mean() for head in members]).mean().sqrt()
-        groups.append({"params": members, "lr": settings.rate * float(root.clamp(min=1e-8))})
-    optimizer = torch.optim.Adam(groups, betas=(0.9, 0.98), eps=1e-12)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 - step / settings.steps)
-    network = learned.network
-    sizes = [len(answer) for answer in learned.answers]
-    scale = learned.energy / max(sum(sizes), 1)
-    best, best_error = heads, held.error(heads)
-    order: list[int] = []
-    for step in range(1, settings.steps + 1):
-        optimizer.zero_grad(set_to_none=True)
-        chosen: list[int] = []
-        if not order:
-            order = torch.randperm(len(sizes), generator=generator).tolist()
-        while order and sum(sizes[number] for number in chosen) < settings.positions:
-            chosen.append(order.pop())
-        count = sum(sizes[number] for number in chosen)
-        output = network.output_weight(fitted)
-        for call, answer in _joined(learned, chosen):
-            loss = (network.attended(fitted, call) @ output - answer).square().sum() / (count * scale)
-            loss.backward(retain_graph=True)  # type: ignore[no-untyped-call]
-        optimizer.step()
-        schedule.step()
-        if step % settings.check_every == 0 or step == settings.steps:
-            current = {name: head.detach().clone() for name, head in fitted.items()}
-            error = held.error(current)
-            if error < best_error:
-                best, best_error = current, error
-    return best
-
-
-def _joined(data: BlockData, chosen: Sequence[int]) -> list[tuple[dict[str, Any], Tensor]]:
-    """Calls of equal shape side by side in one; others one by one."""
-    import torch
-
-    parts: dict[Any, list[int]] = {}
-    for number in chosen:
-        parts.setdefault(_shape(data.calls[number]), []).append(number)
-    joined = []
-    for numbers in parts.values():
-        calls = [data.calls[number] for number in numbers]
-        answer = torch.cat([data.answers[number] for number in numbers])
-        joined.append((_side_by_side(calls), answer))
-    return joined
-
-
-def _shape(value: Any) -> Any:
-    import torch
-
-    if isinstance(value, torch.Tensor):
-        return tuple(value.shape)
-    if isinstance(value, dict):
-        return tuple((name, _shape(part)) for name, part in value.items())
-    return tuple(_shape(part) for part in value) if isinstance(value, (tuple, list)) else value
-
-
-def _side_by_side(values: Sequence[Any]) -> Any:
-    """Values of several sequences as one batch; what is the same for all, or not of one sequence, stays."""
-    import torch
-
-    first = values[0]
-    if isinstance(first, torch.Tensor):
-        is_shared = len(values) > 1 and all(value.data_ptr() == first.data_ptr() for value in values)
-        return first if is_shared or len(first) != 1 else torch.cat(list(values))
-    if isinstance(first, dict):
-        return {name: _side_by_side([value[name] for value in values]) for name in first}
-    if isinstance(first, (tuple, list)):
-        return tuple(_side_by_side(part) for part in zip(*values, strict=True))
-    return first
-
-
 def group_errors(heads: TensorHeads, original: TensorHeads, held: BlockData) -> list[float]:
     """Held-out error of each shared key head's attention heads, in what they add to the output.
 
@@ -254,7 +123,8 @@ def group_errors(heads: TensorHeads, original: TensorHeads, held: BlockData) -> 
     head_dim, target = network.joint.plan.source.head_dim, network.joint.plan.target
     errors = [0.0] * target.num_key_heads
     with torch.no_grad():
-        for call in held.calls:
+        for numbers in held.parts():
+            call = held.joined(numbers)
             ours, theirs = network.attended(heads, call), network.attended(None, call)
             for group in range(target.num_key_heads):
                 missing: Any = 0.0

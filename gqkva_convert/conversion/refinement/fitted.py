@@ -6,6 +6,7 @@ import hashlib
 import json
 import shutil
 import time
+from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from gqkva_convert.checkpoint.reader import TensorReader
 from gqkva_convert.conversion.joint import Heads, gain_moments, merge_heads, source_heads
 from gqkva_convert.conversion.model import Block, SourceModel
 from gqkva_convert.conversion.plan import BlockPlan, GroupRules, Plan
+from gqkva_convert.conversion.refinement.block_data import BlockData
 from gqkva_convert.conversion.refinement.block_network import (
     BlockNetwork,
     TensorHeads,
@@ -28,7 +30,8 @@ from gqkva_convert.conversion.refinement.block_network import (
     to_tensors,
 )
 from gqkva_convert.conversion.refinement.calibrated import CalibratedModel, Stages
-from gqkva_convert.conversion.refinement.fit import BlockData, FitSettings, refine_block
+from gqkva_convert.conversion.refinement.fit import refine_block
+from gqkva_convert.conversion.refinement.layerwise import FitSettings
 from gqkva_convert.conversion.steps import Joint, joint_block
 from gqkva_convert.heads import ROLES
 
@@ -80,9 +83,13 @@ class BlockLaboratory:
             self.device
         )
 
+    def sequences(self, numbers: list[int]) -> Iterator[dict[str, Any]]:
+        """The block's calls in some batches, one a sequence."""
+        for call in self.calls.of(self.place, numbers):
+            yield from sequences(call)
+
     def _data(self, numbers: list[int]) -> BlockData:
-        calls = [one for call in self.calls.of(self.place, numbers) for one in sequences(call)]
-        return BlockData(self.network, calls, self.output)
+        return BlockData(self.network, list(self.sequences(numbers)), self.output)
 
     @cached_property
     def learned(self) -> BlockData:

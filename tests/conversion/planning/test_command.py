@@ -11,6 +11,9 @@ import pytest
 from typer.testing import Result
 
 from gqkva_convert import verify
+from gqkva_convert.calibration.data import DataSettings
+from gqkva_convert.conversion.planning.command import plan
+from gqkva_convert.conversion.planning.request import Request
 from gqkva_convert.demo_model.demo import MODEL
 
 Run = Callable[..., Result]
@@ -57,6 +60,41 @@ def test_a_plan_comes_with_pictures(
     assert "already exists" in refused.stderr
     assert gqkva("convert", MODEL, tmp_path / "out", "--plan", file).exit_code == 0
     assert verify(tmp_path / "out", MODEL)["passed"]
+
+
+@pytest.mark.parametrize(
+    ("grouping", "data", "compared"),
+    [
+        ("weights", False, {"neighbour", "weights", "loss"}),
+        ("loss", True, {"neighbour", "weights", "activations", "asym", "loss"}),
+        ("asym-raw", True, {"neighbour", "weights", "activations", "asym", "asym-raw", "loss"}),
+    ],
+)
+def test_losses_are_drawn_for_every_cheap_grouping(
+    grouping: str,
+    data: bool,
+    compared: set[str],
+    text: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A line each, over all layers, measured alike; the chosen one's are those of the plan."""
+    import matplotlib.pyplot as plt
+
+    monkeypatch.setenv("GQKVA_CACHE", str(tmp_path / "cache"))
+    figures: list[Any] = []
+    monkeypatch.setattr(plt, "close", figures.append)
+    settings = DataSettings(str(text), samples=8, length=64) if data else None
+    request = Request(gkv=4, grouping=grouping, merge="closed-form", refine="none", calibration=settings)
+    result = plan(MODEL, tmp_path / "plan.json", request)
+    (axis,) = figures[-1].axes
+    lines = {str(line.get_label()).removesuffix(" (chosen)"): line.get_ydata() for line in axis.get_lines()}
+    assert set(lines) == compared
+    assert {text.get_text() for text in axis.get_legend().get_texts()} >= compared - {grouping}
+    assert all(len(losses) == 4 and min(losses) > 0 for losses in lines.values())
+    assert list(lines[grouping]) == pytest.approx([100 * row["loss"] for row in result["rows"]])
+    assert list(lines["neighbour"]) == pytest.approx([100 * row["neighbour_loss"] for row in result["rows"]])
+    assert sum(lines["loss"]) <= sum(lines["neighbour"])
 
 
 @pytest.mark.parametrize("options", [["--gq", "2", "--gkv", "4"], ["--gq", "4"]])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,21 +21,17 @@ from gqkva_convert.checkpoint.reader import TensorReader
 from gqkva_convert.conversion.model import open_model
 from gqkva_convert.conversion.plan import make_plan
 from gqkva_convert.conversion.refinement.calibrated import CalibratedModel
-from gqkva_convert.conversion.refinement.fit import (
-    FitSettings,
-    fit_layer,
-    fit_output,
-    group_errors,
-    refine_block,
-)
+from gqkva_convert.conversion.refinement.fit import fit_output, group_errors, refine_block
 from gqkva_convert.conversion.refinement.fitted import BlockLaboratory
+from gqkva_convert.conversion.refinement.layerwise import FitSettings, fit_layer
+from gqkva_convert.conversion.refinement.observed import observing, score_error
 from gqkva_convert.demo_model.corpus import iter_texts
 from gqkva_convert.demo_model.demo import MODEL, held_out_windows
 from gqkva_convert.evaluation.perplexity import language_loss, load_causal_lm
 from gqkva_convert.heads import Variant
 
 Run = Callable[..., Result]
-SETTINGS = FitSettings(steps=20, positions=512, check_every=5)
+SETTINGS = FitSettings(steps=20, positions=512, check_every=5, trial_steps=0)
 
 
 @pytest.fixture(scope="module")
@@ -99,6 +96,33 @@ def test_a_fit_that_runs_away_keeps_what_it_began_with(laboratory: BlockLaborato
     heads = laboratory.merged("closed-form")
     wild = fit_layer(heads, laboratory.learned, laboratory.held, FitSettings(20, 512, 30.0, 5))
     assert all(torch.equal(wild[name], head) for name, head in heads.items())
+
+
+def test_scores_can_be_matched_too(laboratory: BlockLaboratory) -> None:
+    """With a weight for them, what heads look at comes nearer to the original than without."""
+    heads = laboratory.merged("mean")
+    errors = []
+    for weight in (0.0, 1.0):
+        settings = replace(SETTINGS, steps=40, scores=weight)
+        fitted = fit_layer(heads, laboratory.learned, laboratory.held, settings)
+        call = laboratory.held.calls[0]
+        with torch.no_grad(), observing() as found:
+            laboratory.network.attended(fitted, call)
+            laboratory.network.attended(None, call)
+        errors.append(float(score_error(*found)))
+        assert laboratory.held.error(fitted) < laboratory.held.error(heads)
+    assert errors[1] < 0.9 * errors[0]
+
+
+def test_a_rate_that_runs_away_gives_way_to_a_smaller_one(laboratory: BlockLaboratory) -> None:
+    """A short fit at each rate tells which; the fit is then the same as at that rate alone."""
+    heads = laboratory.merged("closed-form")
+    data = laboratory.learned, laboratory.held
+    settings = FitSettings(steps=10, positions=512, rate=1.0, check_every=5, trial_steps=10)
+    tried = fit_layer(heads, *data, settings)
+    alone = fit_layer(heads, *data, replace(settings, rate=0.1, trial_steps=0))
+    assert all(torch.equal(tried[name], head) for name, head in alone.items())
+    assert laboratory.held.error(tried) < 0.95 * laboratory.held.error(heads)
 
 
 def test_a_fit_to_very_few_sequences_runs(laboratory: BlockLaboratory) -> None:
