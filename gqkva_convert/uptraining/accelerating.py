@@ -67,8 +67,10 @@ def make_accelerator(
         TrainingError: A tracker is not installed, or the device does not take the precision.
     """
     from accelerate import Accelerator
+    from accelerate.state import AcceleratorState
     from accelerate.utils import DistributedDataParallelKwargs, GradientAccumulationPlugin
 
+    AcceleratorState._reset_state()  # an earlier run of this process may have had another precision
     handlers = [DistributedDataParallelKwargs(find_unused_parameters=True)] if leaves_out_weights else []
     try:
         return Accelerator(

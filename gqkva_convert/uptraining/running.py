@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -109,13 +109,16 @@ class ModelRunner:
         if hidden:
             inputs["output_hidden_states"] = True
         self._record = {} if attention or forced is not None else None
-        self._forced = forced
+        self._forced = forced  # until the next pass: checkpointed layers run again in the backward pass
         try:
-            with _headless(self.model) if self.has_head else _as_it_is() as taken:
+            # Compiled code does not see that blocks are watched now and were not before.
+            watching = self._record is not None
+            stance = torch.compiler.set_stance("force_eager") if watching else nullcontext()
+            with _headless(self.model) if self.has_head else _as_it_is() as taken, stance:
                 output = self.model(**inputs)
             return Found(taken[0] if taken else None, output, self._record or {})
         finally:
-            self._record = self._forced = None
+            self._record = None
 
     @torch.no_grad()
     def check_head(self, batch: Batch) -> None:

@@ -337,6 +337,49 @@ def test_checkpoints_are_the_last_ones_and_the_best(
     assert result["steps"] == 10
 
 
+def test_recomputed_activations_change_nothing(lesson: Lesson, tmp_path: Path) -> None:
+    """Blocks are watched in the forward pass alone, not when they run again in the backward pass."""
+    terms = "kl=1,hidden=0.1,attention=0.1"
+    train(lesson, tmp_path / "kept", loss=terms)
+    train(lesson, tmp_path / "recomputed", loss=terms, gradient_checkpointing=True)
+    assert losses(tmp_path / "recomputed-run") == pytest.approx(losses(tmp_path / "kept-run"), rel=1e-5)
+
+
+def test_bfloat16_learns_as_float32(lesson: Lesson, tmp_path: Path) -> None:
+    exact = train(lesson, tmp_path / "exact", tokens=40 * 8 * 16)
+    mixed = train(lesson, tmp_path / "mixed", tokens=40 * 8 * 16, mixed_precision="bf16")
+    assert losses(tmp_path / "mixed-run")[0] == pytest.approx(losses(tmp_path / "exact-run")[0], rel=0.05)
+    lost = exact["held_out_loss_before"] - exact["held_out_loss"]
+    assert mixed["held_out_loss"] == pytest.approx(exact["held_out_loss"], abs=0.2 * lost)
+    assert all(tensor.dtype == torch.float32 for tensor in weights(tmp_path / "mixed").values())
+
+
+@pytest.mark.slow
+def test_a_compiled_student_learns_the_same(lesson: Lesson, tmp_path: Path) -> None:
+    train(lesson, tmp_path / "plain")
+    train(lesson, tmp_path / "compiled", torch_compile=True)
+    assert losses(tmp_path / "compiled-run") == pytest.approx(losses(tmp_path / "plain-run"), rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("package", "changed"),
+    [
+        ("bitsandbytes", {"optim": "adamw_8bit"}),
+        ("liger_kernel", {"liger": True}),
+        ("peft", {"train": "lora", "matching": 0.0}),
+    ],
+)
+def test_packages_that_are_not_there_are_named(
+    package: str, changed: dict[str, Any], lesson: Lesson, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And what to leave out instead."""
+    for name in [name for name in sys.modules if name.split(".")[0] == package]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(TrainingError, match=f"needs the package {package.replace('_', '-')}; pip install"):
+        train(lesson, tmp_path / "out", **changed)
+
+
 def test_trackers_see_every_step(lesson: Lesson, tmp_path: Path) -> None:
     """TensorBoard through Accelerate."""
     pytest.importorskip("tensorboard")
