@@ -45,7 +45,7 @@ from gqkva_convert.uptraining.trainable import (
 
 Watch = Callable[[dict[str, Any]], None]
 # Share of the budget that matches attention blocks, where there is a teacher to match.
-_MATCHING_SHARE = 0.3
+_MATCHING_SHARE = 0.5
 _OUT_OF_MEMORY = re.compile("out of memory|can't allocate memory|not enough memory", re.IGNORECASE)
 
 
@@ -160,7 +160,9 @@ class Run:
             model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         if settings.liger:
             use_liger(model)
-        rate, first_rate = learning_rate(settings, model), matching_rate(settings, model)
+        is_fresh = not (self.folder / REPORT).is_file()
+        rate = learning_rate(settings, model, is_fresh=is_fresh)
+        first_rate = matching_rate(settings, model)
         student = choose_trained(model, settings)
         optimizer = make_optimizer(parameter_groups(student, settings, self._merged_roles()), settings)
         has_head = task in VOCABULARY_TASKS

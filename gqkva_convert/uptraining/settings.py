@@ -59,8 +59,9 @@ class TrainingSettings(BaseModel):
         loss: Weights of the terms ``task``, ``kl``, ``hidden`` and ``attention``; by default ``kl`` with a
             teacher (``hidden`` for models without logits) and ``task`` without.
         temperature: Divides both models' logits in ``kl``.
-        matching: Share of the budget that first matches each attention block to the teacher's on its own.
-        matching_learning_rate: Its learning rate.
+        matching: Share of the budget that first matches each attention block to the teacher's on its own;
+            by default half of it, where there is a teacher and all of attention is trained.
+        matching_learning_rate: Its learning rate at width 256; less for wider models.
         tokens: Budget in tokens.
         samples: Budget in rows (images, pairs).
         alpha: Budget as a share of ``pretraining_tokens``, as the GQA paper counts.
@@ -105,7 +106,7 @@ class TrainingSettings(BaseModel):
     loss: Weights = {}
     temperature: Annotated[float, Field(gt=0)] = 1.0
     matching: Share | None = None
-    matching_learning_rate: Annotated[float, Field(gt=0)] = 2e-3
+    matching_learning_rate: Annotated[float, Field(gt=0)] = 4e-3
     tokens: Count | None = None
     samples: Count | None = None
     alpha: Annotated[Share, Field(gt=0)] | None = None

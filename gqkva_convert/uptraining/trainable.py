@@ -13,15 +13,23 @@ from gqkva_convert.uptraining.settings import TrainingSettings
 
 # Rates are set for this width and fall as width grows (Yang et al., 2022, arXiv 2203.03466, table 3).
 _WIDTH = 256
-_RATES = {"all": 1e-3, "attention": 1e-3, "kv": 2e-3, "lora": 5e-3}
+_RATES = {"all": 5e-4, "attention": 5e-4, "kv": 1e-3, "lora": 2e-3}
+_FRESH_RATE = 3e-3
 _OUTPUTS = ("o_proj", "out_proj", "out_lin", "c_proj", "dense", "o")
 
 
-def learning_rate(settings: TrainingSettings, model: Any) -> float:
-    """The highest learning rate: the settings', or one for what is trained and the model's width."""
+def learning_rate(settings: TrainingSettings, model: Any, *, is_fresh: bool) -> float:
+    """The highest learning rate: the settings', or one for what is trained and the model's width.
+
+    Args:
+        settings: Of the run.
+        model: What is trained.
+        is_fresh: Whether it is no conversion, whose weights must not be shaken much.
+    """
     if settings.learning_rate is not None:
         return settings.learning_rate
-    return _RATES[settings.train] * min(1.0, _WIDTH / width_of(model))
+    rate = _FRESH_RATE if is_fresh and settings.train == "all" else _RATES[settings.train]
+    return rate * min(1.0, _WIDTH / width_of(model))
 
 
 def matching_rate(settings: TrainingSettings, model: Any) -> float:
