@@ -90,7 +90,7 @@ def passes_before(options: dict[str, Any]) -> dict[str, int]:
     """Tokens that the conversion read, and those that its fit went over, as often as it did."""
     if not options.get("calibration"):
         return {"calibration_tokens": 0, "fit_tokens": 0}
-    from gqkva_convert.conversion.refinement.fit import FitSettings
+    from gqkva_convert.conversion.refinement.layerwise import FitSettings
 
     settings = FitSettings()
     fitted = settings.steps * settings.positions if "layerwise" in options.get("refine", "") else 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,13 @@ def start_processes() -> Any:
     transformers.logging.disable_progress_bar()
     # It tells at every checkpoint that tied weights are stored once.
     logging.getLogger("accelerate.utils.other").setLevel(logging.ERROR)
+    if parse_flag_from_env("ACCELERATE_USE_DEEPSPEED"):
+        raise TrainingError(
+            "DeepSpeed is not supported; take recipes/accelerate/fsdp2.yaml, which shards weights, gradients "
+            "and optimiser states as ZeRO-3 does"
+        )
+    if os.environ.get("ACCELERATE_DYNAMO_BACKEND", "no").lower() not in ("no", ""):
+        raise TrainingError("accelerate is set to compile the model; leave that out and give torch_compile")
     state = PartialState(cpu=_on_processors())
     if state.distributed_type == DistributedType.MULTI_CPU and parse_flag_from_env("ACCELERATE_USE_FSDP"):
         # Accelerate shards on accelerators only, and would silently not; torch shards over gloo as well.
@@ -37,13 +45,7 @@ def _on_processors() -> bool:
     from accelerate.utils import parse_flag_from_env
 
     asked: bool = parse_flag_from_env("ACCELERATE_USE_CPU")
-    found = asked or not torch.accelerator.is_available()
-    if found and parse_flag_from_env("ACCELERATE_USE_DEEPSPEED"):
-        raise TrainingError(
-            "accelerate runs DeepSpeed on accelerators only, and would silently leave it out here; take "
-            "recipes/accelerate/fsdp2.yaml, which shards on processors too"
-        )
-    return found
+    return asked or not torch.accelerator.is_available()
 
 
 def make_accelerator(

@@ -13,7 +13,6 @@ from types import FrameType
 from typing import Any
 
 import torch
-from accelerate.utils import DistributedType
 from torch import Tensor
 from torch.distributed.checkpoint.api import CheckpointException
 
@@ -93,9 +92,10 @@ class Trainer:
         self.watch = watch
         self.progress = Progress()
         self.parameters = sum(parameter.numel() for parameter in objective.student.parameters())
+        self.plain = objective
         self.objective, self.optimizer = accelerator.prepare(objective, optimizer)
-        if accelerator.distributed_type != DistributedType.DEEPSPEED:
-            _fill_state(self.optimizer.optimizer)
+        objective.is_sharded = any(hasattr(value, "to_local") for value in self.objective.parameters())
+        _fill_state(self.optimizer.optimizer)
         self.average = None if settings.ema is None else Average(self.objective, settings.ema)
         self.teacher_loss: float | None = None
         self.first_loss: float | None = None
@@ -149,12 +149,18 @@ class Trainer:
         self.objective.train()
         for batch in batches:
             with self.accelerator.accumulate(self.objective):
-                loss, terms = self.objective(batch, counts, "matching" if matching else "train")
+                loss = self.objective(batch, counts, "matching" if matching else "train")
                 self.accelerator.backward(loss * scale)
-            for name, value in {"loss": loss.detach(), **terms}.items():
-                sums[name] = sums.get(name, 0.0) + value.float()
+            for name, value in self.plain.last.items():
+                sums[name] = sums.get(name, 0.0) + value
         names = sorted(sums)
         found = dict(zip(names, self._summed([sums[name] for name in names]), strict=True))
+        if matching:
+            # Zeros that shards bring along must not count as steps of weights that do not move yet.
+            for group in self.optimizer.param_groups:
+                if not group["attention"]:
+                    for parameter in group["params"]:
+                        parameter.grad = None
         norm = self._clipped()
         finite = math.isfinite(found["loss"]) and (norm is None or math.isfinite(norm))
         if finite or self.accelerator.mixed_precision == "fp16":  # fp16's scaler leaves such steps out itself
@@ -245,15 +251,18 @@ class Trainer:
                     "held_out_loss": loss,
                 }
             )
-        if loss < self.progress.best_loss:
-            self.progress.best_loss, self.progress.best_step = loss, self.progress.step
         within, teacher = self.settings.stop_within, self.teacher_loss
-        return within is not None and teacher is not None and loss <= teacher * (1 + within)
+        reached = within is not None and teacher is not None and loss <= teacher * (1 + within)
+        # What training began with is no result of it, unless there is nothing to do.
+        if loss < self.progress.best_loss and (reached or not first):
+            self.progress.best_loss, self.progress.best_step = loss, self.progress.step
+        return reached
 
     @torch.no_grad()
     def held_out_loss(self, objective: Any) -> float:
         """Mean loss over the held-out rows, each process a part of them."""
         objective.eval()
+        plain = self.plain if objective is self.objective else objective
         rows, per_pass, processes = self.rows.held_out, self.plan.per_device, self.plan.processes
         total = torch.zeros(2, dtype=torch.float64)
         # All processes run equally many passes, or sharded weights would wait for each other.
@@ -262,10 +271,11 @@ class Trainer:
             some = rows[mine : mine + per_pass]
             batch = self.collate(some or rows[:1], [])
             batch = {name: value.to(self.accelerator.device) for name, value in batch.items()}
-            _, terms = objective(batch, Counts(1, 1), "held_out")
+            objective(batch, Counts(1, 1), "held_out")
+            measured = plain.last
             if some:
-                value = next(iter(terms.values()))
-                total += torch.tensor([float(value), objective_items(batch, terms)], dtype=torch.float64)
+                counted = objective_items(batch, measured)
+                total += torch.tensor([float(measured["loss"]), counted], dtype=torch.float64)
         summed, items = self._summed(list(total))
         return summed / max(items, 1.0)
 
@@ -323,7 +333,8 @@ class Trainer:
             torch.save(self.average.state(), scratch / f"average-{self.accelerator.process_index}.pt")
         if self.accelerator.is_main_process:
             torch.save(self.rows.state(), scratch / ROWS_STATE)
-            write_json(scratch / STATE, {**vars(self.progress), "first_loss": self.first_loss})
+            state = {**vars(self.progress), "first_loss": self.first_loss, **self._identity()}
+            write_json(scratch / STATE, state)
         self.accelerator.wait_for_everyone()
         if self.accelerator.is_main_process:
             self.folder.keep(scratch, self.settings.save_total_limit, self.progress.best_step)
@@ -338,17 +349,37 @@ class Trainer:
         try:
             state = read_json(checkpoint / STATE)
             self.first_loss = state.pop("first_loss")
+            found = {name: state.pop(name) for name in self._identity()}
+            self._check_identity(found, checkpoint)
             self.progress = Progress(**state)
             self.accelerator.load_state(str(checkpoint))
             self.rows.restore(torch.load(checkpoint / ROWS_STATE, weights_only=True))
             if self.average is not None:
                 file = checkpoint / f"average-{self.accelerator.process_index}.pt"
                 self.average.restore(torch.load(file, weights_only=True))
+        except (TrainingError, torch.OutOfMemoryError):
+            raise
         except (Exception, CheckpointException) as error:  # each part has a reader with errors of its own
             reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
             raise TrainingError(
                 f"{checkpoint} is damaged ({reason}); remove it, and --resume goes on from the one before"
             ) from error
+
+    def _identity(self) -> dict[str, Any]:
+        """What must be as it was for a run to go on as it was."""
+        return {"processes": self.plan.processes, "rows": getattr(self.rows, "digest", "")}
+
+    def _check_identity(self, found: dict[str, Any], checkpoint: Path) -> None:
+        if found["processes"] != self.plan.processes:
+            raise TrainingError(
+                f"{checkpoint} is of {found['processes']} processes, these are {self.plan.processes}; go on "
+                "with as many as before"
+            )
+        if found["rows"] != self._identity()["rows"]:
+            raise TrainingError(
+                f"the data have changed since {checkpoint} was written; restore them, or start anew "
+                "with --overwrite"
+            )
 
     def final_weights(self) -> dict[str, Tensor]:
         """The student's weights, gathered; empty on other processes than the main one."""

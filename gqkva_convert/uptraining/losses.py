@@ -102,10 +102,14 @@ class _Chunked(torch.autograd.Function):
         ]
         hidden_gradient = torch.empty_like(hidden) if wanted[0] else None
         totals = [torch.zeros((), dtype=exact, device=hidden.device) for _ in range(terms + 1)]
+        # The same leaves for all chunks: autocast keeps a cast copy of every leaf it meets.
+        leaves = [
+            parameter.detach().requires_grad_(want)
+            for parameter, want in zip(parameters, wanted[1:], strict=True)
+        ]
         for start in range(0, len(hidden), chunk_rows):
             span = slice(start, start + chunk_rows)
-            inputs = [hidden[span], *parameters]
-            inputs = [value.detach().requires_grad_(want) for value, want in zip(inputs, wanted, strict=True)]
+            inputs = [hidden[span].detach().requires_grad_(wanted[0]), *leaves]
             with torch.enable_grad() if any(wanted) else torch.no_grad():
                 total, found = chunk(inputs[0], span, *inputs[1:])
             for place, value in enumerate([total.detach(), *found]):

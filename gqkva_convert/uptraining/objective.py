@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from gqkva_convert.calibration.network import valid_positions
+from gqkva_convert.modeling.loading import main_output
 from gqkva_convert.uptraining.batches import IGNORED, PRESENT, Batch, Counts, present_positions
 from gqkva_convert.uptraining.losses import (
     chunked_losses,
@@ -56,11 +57,20 @@ class Objective(nn.Module):
         self.held_out_weights = {"hidden" if by_teacher else "task": 1.0}
         self.runner = ModelRunner(student, has_head=task in VOCABULARY_TASKS, watched=watched)
         self.energies: dict[Place, float] = {}
+        self.is_sharded = False
+        # What FSDP shards one by one; without these names it would shard the whole as one piece.
+        stock = student.get_base_model() if hasattr(student, "peft_config") else student
+        present = {type(module).__name__ for module in student.modules()}
+        self._no_split_modules = [
+            name for name in getattr(stock, "_no_split_modules", None) or () if name in present
+        ]
+        # Sums of the last forward pass, in float32: what wraps this module may round what it returns.
+        self.last: dict[str, Tensor] = {}
         # In a tuple, so that the teacher is no part of what is trained, saved or distributed.
         self._teacher = (teacher,)
 
-    def forward(self, batch: Batch, counts: Counts, mode: str = "train") -> tuple[Tensor, dict[str, Tensor]]:
-        """The batch's share of the loss of a step.
+    def forward(self, batch: Batch, counts: Counts, mode: str = "train") -> Tensor:
+        """The batch's share of the loss of a step; `last` then holds it and each term.
 
         Args:
             batch: Inputs and labels; ``top_values`` and ``top_indices`` where the teacher was run before.
@@ -69,8 +79,13 @@ class Objective(nn.Module):
                 itself; ``held_out``, where only the loss that models are compared by is computed.
 
         Returns:
-            The weighted sum, and each term's own, which sum to the step's over its batches.
+            The weighted sum, which sums to the step's over its batches.
         """
+        total, terms = self._computed(batch, counts, mode)
+        self.last = {"loss": total.detach().float(), **{name: term.float() for name, term in terms.items()}}
+        return total
+
+    def _computed(self, batch: Batch, counts: Counts, mode: str) -> tuple[Tensor, dict[str, Tensor]]:
         if mode == "matching":
             return self._matching(batch, counts)
         weights = self.held_out_weights if mode == "held_out" else self.weights
@@ -90,7 +105,8 @@ class Objective(nn.Module):
             if "hidden" in weights:
                 wanted_states = [state.to(batch["labels"].device) for state in hidden_states(theirs.output)]
                 found_states = hidden_states(ours.output)
-                states["hidden"] = relative_errors(found_states, wanted_states, present_positions(batch))
+                errors = relative_errors(found_states, wanted_states, present_positions(batch))
+                states["hidden"] = errors / _patches(batch, wanted_states[0])
             if "attention" in weights:
                 states["attention"] = self._block_errors(ours.attention, theirs.attention, batch)
             for name, value in states.items():
@@ -132,11 +148,14 @@ class Objective(nn.Module):
         self, labels: Tensor, ours: Found, theirs: Found | None, stored: Batch, weights: dict[str, float]
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Task loss and divergence, over chunks of the labelled positions."""
+        assert ours.head_input is not None
+        labels = labels.to(ours.head_input.device)
         valid = labels != IGNORED
         targets = labels[valid]
-        assert ours.head_input is not None
         wanted = self._teacher_logits(valid, theirs) if "kl" in weights else None
         top = {name: value[valid] for name, value in stored.items()}
+        if top:
+            top["top_values"] = top["top_values"].view(torch.float32)  # passed on as bits: see `teacher`
 
         def losses(logits: Tensor, span: slice) -> dict[str, Tensor]:
             found = {}
@@ -179,8 +198,12 @@ class Objective(nn.Module):
             theirs = teacher.run(_moved(batch, teacher), attention=True).attention
         device = batch["labels"].device
         wanted = {place: value.to(device) for place, value in theirs.items()}
-        ours = self.runner.run(batch, forced=wanted).attention
-        total = self._block_errors(ours, wanted, batch) / counts.positions
+        ours = self.runner.run(batch, forced=wanted)
+        total = self._block_errors(ours.attention, wanted, batch) / counts.positions
+        if self.is_sharded:
+            # FSDP gathers a layer's weights when a gradient reaches its output, which none does by itself.
+            end = main_output(ours.output) if ours.head_input is None else ours.head_input
+            total = total + 0.0 * end.sum()
         return total, {"matching": total.detach()}
 
     @torch.no_grad()
@@ -203,7 +226,8 @@ class Objective(nn.Module):
         for place, wanted in theirs.items():
             rows = _attended(place, batch, wanted)
             missing = ours[place].float() - wanted.to(ours[place].device).float()
-            errors = errors + (missing.square().sum(-1) * rows).sum() / self.energies[place]
+            error = (missing.square().sum(-1) * rows).sum() / self.energies[place]
+            errors = errors + error / _patches(batch, wanted)
         return errors / len(theirs)
 
 
@@ -245,6 +269,11 @@ def _attended(place: Place, batch: Batch, output: Tensor) -> Tensor:
         return torch.ones(output.shape[:2], dtype=torch.bool, device=output.device)
     found: Tensor = mask.bool().to(output.device)
     return found
+
+
+def _patches(batch: Batch, states: Tensor) -> int:
+    """Over how many positions the states of one counted item are summed: a picture's patches, or a token."""
+    return 1 if "input_ids" in batch else int(states.shape[1])
 
 
 def _moved(batch: Batch, runner: ModelRunner) -> Batch:

@@ -71,6 +71,11 @@ def teacher(
         )
     if not 1 <= top_k <= network.config.vocab_size:
         raise TrainingError(f"--top-k {top_k}: choose from 1 to {network.config.vocab_size}")
+    if any(parameter.device.type == "meta" for parameter in network.parameters()):
+        raise TrainingError(
+            f"{located.name} has {nbytes / 1e9:.1f} GB, which do not fit into memory here; run the teacher "
+            "where they do"
+        )
     runner = ModelRunner(network, has_head=True)
     runner.check_head(collator.batch([rows.rows[0]], []))
     with published_folder(Path(out), overwrite=False) as folder:
@@ -83,6 +88,7 @@ def teacher(
             "vocab_size": network.config.vocab_size,
             "top_k": top_k,
             "temperature": settings.temperature,
+            "held_out": settings.held_out,
             "held_out_loss": _held_out_loss(runner, rows.held_out, collator),
             "bytes": written,
         }

@@ -63,9 +63,10 @@ def write_result(
     model = model.to(getattr(torch, kept[0] if len(kept) == 1 else "float32"))
     with published_folder(out, overwrite=overwrite) as folder:
         model.save_pretrained(folder)
-        for path in source.rglob("*"):
+        for path in sorted(source.rglob("*")):
             name = path.relative_to(source)
-            if path.is_file() and not path.name.endswith(_WEIGHTS) and not path.name.startswith("."):
+            hidden = any(part.startswith(".") for part in name.parts)
+            if path.is_file() and not path.name.endswith(_WEIGHTS) and not hidden:
                 (folder / name).parent.mkdir(parents=True, exist_ok=True)
                 shutil.copyfile(path, folder / name)
         _report(folder, training)

@@ -33,6 +33,8 @@ Row = dict[str, Any]
 _FORMAT = 1
 # Texts tokenised at once, rows that a stream shuffles among, rows written at once.
 _TEXTS, _BUFFER, _WRITTEN = 256, 2048, 512
+# Rows that tell how long a stream's are.
+_LOOKED_AT = 32
 # Held out of small data: no more than one row in so many.
 _HELD_OUT_ONE_IN = 10
 
@@ -125,16 +127,17 @@ class StreamedRows:
         self.open_records = open_records
         self.records = open_records()
         self.maker = maker
-        self.tokens_per_row = float(length)
+        self._epoch_start = 0
         self.random = random.Random(seed)
         self.buffer: list[Row] = []
         self.next = 0
         self.epoch = 0
         self._iterator = iter(self.records)
-        self._skipped = 0
-        self.held_out: list[Row] = []
-        self.held_out = [self._made() for _ in range(held_out)]
-        self._skipped = held_out
+        # The first rows of every epoch are those held out, of the first one as of later ones.
+        self._apart = self._skipped = held_out
+        self.held_out: list[Row] = [self._made() for _ in range(held_out)]
+        self.buffer = [self._made() for _ in range(_LOOKED_AT)]
+        self.tokens_per_row = sum(map(row_tokens, self.buffer)) / _LOOKED_AT
 
     def row(self, number: int) -> Row:
         self.seek(number)
@@ -154,27 +157,30 @@ class StreamedRows:
         return self.buffer.pop()
 
     def _made(self) -> Row:
-        while not self.maker.ready:
+        while True:
+            while self.maker.ready and self._skipped < self._apart:
+                self.maker.ready.pop(0)
+                self._skipped += 1
+            if self.maker.ready:
+                break
             some = list(itertools.islice(self._iterator, _TEXTS))
             if some:
                 self.maker.add(some)
                 continue
-            if self.maker.made <= len(self.held_out) or not self.held_out:
+            if self.maker.made <= self._apart + self._epoch_start:
                 raise DataError(
                     f"the stream ends after {self.maker.made} rows of {self.maker.length} tokens, too few to "
                     "train on; give more data or a smaller --length"
                 )
             # The next epoch makes the same rows again: those held out stay out.
             self.epoch += 1
+            self._epoch_start = self.maker.made
             self.maker.restart()
             self.records = self.open_records()
             self._iterator = iter(self.records)
             self._skipped = 0
-        row = self.maker.ready.pop(0)
-        if self._skipped < len(self.held_out):
-            self._skipped += 1
-            return self._made()
-        return row
+            continue
+        return self.maker.ready.pop(0)
 
     def state(self) -> dict[str, Any]:
         version, numbers, gauss = self.random.getstate()
@@ -182,6 +188,7 @@ class StreamedRows:
             "records": self.records.state_dict(),
             "epoch": self.epoch,
             "skipped": self._skipped,
+            "epoch_start": self._epoch_start,
             "maker": self.maker.state(),
             "buffer": self.buffer,
             "next": self.next,
@@ -192,6 +199,7 @@ class StreamedRows:
         self.records.load_state_dict(state["records"])
         self._iterator = iter(self.records)
         self.epoch, self._skipped = state["epoch"], state["skipped"]
+        self._epoch_start = state["epoch_start"]
         self.maker.restore(state["maker"])
         self.buffer, self.next = state["buffer"], state["next"]
         version, numbers, gauss = state["random"]

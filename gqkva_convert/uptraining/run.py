@@ -33,7 +33,7 @@ from gqkva_convert.uptraining.run_folder import METRICS, RunFolder
 from gqkva_convert.uptraining.running import ModelRunner
 from gqkva_convert.uptraining.schedule import Schedule
 from gqkva_convert.uptraining.settings import TrainingSettings
-from gqkva_convert.uptraining.tasks import EMBEDDING, find_task
+from gqkva_convert.uptraining.tasks import EMBEDDING, TO_TARGET, find_task
 from gqkva_convert.uptraining.teacher import StoredTeacher, is_stored, load_teacher
 from gqkva_convert.uptraining.trainable import (
     choose_trained,
@@ -59,6 +59,7 @@ class Run:
         settings: What to do.
         report_to: Trackers of Accelerate.
         watch: Called with the metrics of every step.
+        from_scratch: Whether the weights are fresh.
     """
 
     def __init__(
@@ -69,7 +70,10 @@ class Run:
         settings: TrainingSettings,
         report_to: tuple[str, ...],
         watch: Watch,
+        *,
+        from_scratch: bool = False,
     ) -> None:
+        self.from_scratch = from_scratch
         self.folder = folder
         self.out = out
         self.run = run
@@ -112,7 +116,14 @@ class Run:
         if not resume:
             settings = self.settings.model_dump(exclude_defaults=True)
             self.run.begin(
-                {"folder": str(self.folder), "files": identity, "settings": settings}, overwrite=overwrite
+                {
+                    "folder": str(self.folder),
+                    "files": identity,
+                    "settings": settings,
+                    "overwrite": overwrite,
+                    "from_scratch": self.from_scratch,
+                },
+                overwrite=overwrite,
             )
         elif self.run.settings().get("files") != identity:
             raise TrainingError(
@@ -136,6 +147,9 @@ class Run:
         weights = self._weights(task)
         with start_processes().local_main_process_first():  # it prepares rows, the others find them
             rows, collator = open_rows(settings, self.folder, model, task)
+        has_task = task != EMBEDDING or "second_ids" in rows.held_out[0]
+        if settings.teacher is None and not has_task:
+            raise TrainingError("an encoder without a head needs pairs of texts, or a teacher")
         steps = self._steps(rows)
         matching = self._matching_share(weights)
         plan = self._plan()
@@ -144,7 +158,7 @@ class Run:
             plan.accumulation,
             self.run.path,
             self.report_to,
-            leaves_out_weights=matching > 0,
+            leaves_out_weights=matching > 0 or task == EMBEDDING or not {"task", "kl"} & weights.keys(),
         )
         if self.report_to:
             # Some trackers take nothing but numbers and words.
@@ -160,8 +174,7 @@ class Run:
             model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         if settings.liger:
             use_liger(model)
-        is_fresh = not (self.folder / REPORT).is_file()
-        rate = learning_rate(settings, model, is_fresh=is_fresh)
+        rate = learning_rate(settings, model, is_fresh=self.from_scratch)
         first_rate = matching_rate(settings, model)
         student = choose_trained(model, settings)
         optimizer = make_optimizer(parameter_groups(student, settings, self._merged_roles()), settings)
@@ -202,15 +215,24 @@ class Run:
             accelerator, objective, optimizer, rows, collate, plan, schedule, settings, self.run, self.watch
         )
         if stored is not None:
-            trainer.teacher_loss = stored.held_out_loss
+            # Measured on other rows it would be no measure.
+            is_same = stored.note.get("held_out") == settings.held_out
+            trainer.teacher_loss = stored.held_out_loss if is_same else None
         elif teacher is not None:
             alone = Objective(teacher, task, {"task": 1.0})
             trainer.teacher_loss = trainer.held_out_loss(alone) if task != EMBEDDING else 0.0
+        if settings.stop_within is not None and not trainer.teacher_loss:
+            raise TrainingError(
+                "stop_within needs the teacher's loss on the same held-out rows, and there is none here; "
+                "leave it out"
+            )
         return trainer
 
     def _weights(self, task: str) -> dict[str, float]:
         """Weights of the loss terms, or what suits the task."""
         settings = self.settings
+        if task == TO_TARGET and settings.loss.get("hidden"):
+            raise TrainingError("hidden is not for sequence-to-sequence models; use attention or kl")
         if settings.loss:
             if task == EMBEDDING and settings.loss.get("kl"):
                 raise TrainingError("kl compares logits, which this model does not have; use hidden")
@@ -280,6 +302,7 @@ class Run:
             terms = "+".join(self._weights(self.task))
             self.run.draw(trainer.teacher_loss, terms)
             self.run.clear_checkpoints()
+            self.run.finish(str(self.out))
         trainer.accelerator.wait_for_everyone()
         return {"folder": str(self.out), "run_folder": str(self.run.path), **training}
 

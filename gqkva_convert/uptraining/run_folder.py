@@ -73,6 +73,12 @@ class RunFolder:
             raise TrainingError(f"{self.path / SETTINGS} is damaged; start anew with --overwrite")
         return found
 
+    def finish(self, result: str) -> None:
+        """Note that the run is done and where its result is."""
+        scratch = self.path / f".{SETTINGS}.new"
+        write_json(scratch, {**self.settings(), "finished": result})
+        scratch.replace(self.path / SETTINGS)
+
     def latest(self) -> Path | None:
         """The last complete checkpoint."""
         found = self._complete()

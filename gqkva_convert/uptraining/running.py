@@ -103,7 +103,8 @@ class ModelRunner:
             attention: Whether outputs of attention blocks are.
             forced: What attention blocks hand on instead of their own outputs.
         """
-        inputs = {name: value for name, value in batch.items() if name not in _NO_INPUTS}
+        device = next(self.model.parameters()).device
+        inputs = {name: value.to(device) for name, value in batch.items() if name not in _NO_INPUTS}
         if "input_ids" in inputs:
             inputs["use_cache"] = False
         if hidden:
@@ -130,7 +131,8 @@ class ModelRunner:
         few = {name: value[:1, :8] if value.ndim == 2 else value[:1] for name, value in batch.items()}
         found = self.run(few).head_input
         assert found is not None
-        inputs = {name: value for name, value in few.items() if name not in _NO_INPUTS}
+        device = next(self.model.parameters()).device
+        inputs = {name: value.to(device) for name, value in few.items() if name not in _NO_INPUTS}
         own = self.model(**inputs, use_cache=False).logits.float()
         ours = self.head().logits(found)
         error = float((ours - own).abs().max() / own.abs().max().clamp(min=1e-6))

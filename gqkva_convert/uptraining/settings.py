@@ -89,7 +89,6 @@ class TrainingSettings(BaseModel):
         save_total_limit: Checkpoints kept.
         stop_within: Stop once the held-out loss is within this share of the teacher's.
         nan_limit: Steps with a loss that is not finite after which the run stops; they are left out.
-        workers: Processes that prepare images.
         seed: Seed of everything drawn.
     """
 
@@ -134,7 +133,6 @@ class TrainingSettings(BaseModel):
     save_total_limit: Count = 2
     stop_within: Annotated[Share, Field(gt=0)] | None = None
     nan_limit: Count = 10
-    workers: Annotated[int, Field(ge=0)] = 0
     seed: Annotated[int, Field(ge=0)] = 0
 
     @model_validator(mode="after")

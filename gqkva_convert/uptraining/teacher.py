@@ -114,7 +114,8 @@ class StoredTeacher:
         """Log-probabilities ``(rows, positions, k + 1)``, all others' last, and tokens."""
         found = [self._row(int(row["row"])) for row in rows]
         return {
-            "top_values": torch.stack([values.float().log_softmax(-1) for values, _ in found]),
+            # As bits: mixed precision rounds every floating-point input of a model.
+            "top_values": torch.stack([v.float().log_softmax(-1).view(torch.int32) for v, _ in found]),
             "top_indices": torch.stack([indices for _, indices in found]),
         }
 

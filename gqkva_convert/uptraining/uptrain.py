@@ -50,23 +50,18 @@ def uptrain(
         GqkvaError: With a message for the user; nothing stands under ``out`` then.
         KeyboardInterrupt: It was stopped, after a checkpoint.
     """
-    folder = Path(folder)
-    out = Path(out) if out is not None else folder.with_name(f"{folder.name}-uptrained")
-    run = RunFolder(Path(run_folder) if run_folder is not None else out.with_name(f"{out.name}-run"))
-    open_checkpoint(folder)
-    if not any_model and not (folder / REPORT).is_file():
-        raise CheckpointError(
-            f"{folder} is no output of `gqkva convert` (it has no {REPORT}); give one, or --any-model"
-        )
-    if out.exists() and not overwrite:
-        raise OutputError(f"{out} already exists; choose another folder or give --overwrite")
-    if resume:
-        settings = make_settings(run.settings()["settings"], str(run.path))
-    if settings is None:
-        raise TrainingError("give settings, or --resume to go on with a run")
-    from gqkva_convert.uptraining.run import Run
-
-    return Run(folder, out, run, settings, report_to, watch).go(resume=resume, overwrite=overwrite)
+    return _train(
+        folder,
+        out,
+        settings,
+        suffix="uptrained",
+        run_folder=run_folder,
+        resume=resume,
+        overwrite=overwrite,
+        any_model=any_model,
+        report_to=report_to,
+        watch=watch,
+    )
 
 
 def pretrain(
@@ -80,8 +75,55 @@ def pretrain(
     Raises:
         TrainingError: The settings name a teacher.
     """
-    folder = Path(folder)
     if settings is not None and settings.teacher is not None:
         raise TrainingError("pretrain has no teacher; to learn from one, use uptrain with --any-model")
-    out = Path(out) if out is not None else folder.with_name(f"{folder.name}-pretrained")
-    return uptrain(folder, out, settings, **{**options, "any_model": True})
+    return _train(
+        folder, out, settings, suffix="pretrained", from_scratch=True, **{**options, "any_model": True}
+    )
+
+
+def _train(
+    folder: str | Path,
+    out: str | Path | None,
+    settings: TrainingSettings | None,
+    *,
+    suffix: str,
+    run_folder: str | Path | None = None,
+    resume: bool = False,
+    overwrite: bool = False,
+    any_model: bool = False,
+    report_to: tuple[str, ...] = (),
+    watch: Watch = lambda _: None,
+    from_scratch: bool = False,
+) -> dict[str, Any]:
+    folder = Path(folder).resolve()
+    out = folder.with_name(f"{folder.name}-{suffix}") if out is None else Path(out).absolute()
+    path = out.with_name(f"{out.name}-run") if run_folder is None else Path(run_folder).absolute()
+    open_checkpoint(folder)
+    if not any_model and not (folder / REPORT).is_file():
+        raise CheckpointError(
+            f"{folder} is no output of `gqkva convert` (it has no {REPORT}); give one, or --any-model"
+        )
+    for written in (out, path):
+        if written.resolve().is_relative_to(folder):
+            raise OutputError(f"{written} lies inside {folder}, which is read; choose a place beside it")
+    run = RunFolder(path)
+    if resume:
+        stored = run.settings()
+        if "finished" in stored:
+            raise TrainingError(
+                f"the run in {path} is finished; its result was written to {stored['finished']}"
+            )
+        settings = make_settings(stored["settings"], str(path))
+        overwrite, from_scratch = (
+            overwrite or stored.get("overwrite", False),
+            stored.get("from_scratch", False),
+        )
+    if out.exists() and not overwrite:
+        raise OutputError(f"{out} already exists; choose another folder or give --overwrite")
+    if settings is None:
+        raise TrainingError("give settings, or --resume to go on with a run")
+    from gqkva_convert.uptraining.run import Run
+
+    run_once = Run(folder, out, run, settings, report_to, watch, from_scratch=from_scratch)
+    return run_once.go(resume=resume, overwrite=overwrite)
