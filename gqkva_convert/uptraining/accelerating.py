@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,8 @@ def start_processes() -> Any:
         )
     if os.environ.get("ACCELERATE_DYNAMO_BACKEND", "no").lower() not in ("no", ""):
         raise TrainingError("accelerate is set to compile the model; leave that out and give torch_compile")
-    state = PartialState(cpu=_on_processors())
+    # One process prepares the rows of all; the others wait longer than the usual ten minutes.
+    state = PartialState(cpu=_on_processors(), timeout=timedelta(hours=6))
     if state.distributed_type == DistributedType.MULTI_CPU and parse_flag_from_env("ACCELERATE_USE_FSDP"):
         # Accelerate shards on accelerators only, and would silently not; torch shards over gloo as well.
         PartialState._shared_state["distributed_type"] = DistributedType.MULTI_GPU

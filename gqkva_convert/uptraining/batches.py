@@ -68,6 +68,8 @@ class TextBatches:
         self.seed = seed
         pad = tokenizer.pad_token_id
         self.pad = 0 if pad is None else int(pad)
+        # Scores are divided by the highest of the data, where that is above 1.
+        self.highest_score = 1.0
         self.special = set(tokenizer.all_special_ids)
 
     def batch(self, rows: Sequence[Row], numbers: Sequence[int]) -> Batch:
@@ -91,7 +93,7 @@ class TextBatches:
             sentences += [row["second_ids"] for row in rows]
         ids, mask = _padded(sentences, self.pad)
         scores = torch.tensor([row.get("score", float("nan")) for row in rows])
-        return {"input_ids": ids, "attention_mask": mask, "labels": scores}
+        return {"input_ids": ids, "attention_mask": mask, "labels": scores / self.highest_score}
 
     def _masked(self, rows: Sequence[Row], numbers: Sequence[int]) -> Batch:
         ids, mask = _padded([row["input_ids"] for row in rows], self.pad)

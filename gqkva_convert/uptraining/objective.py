@@ -248,7 +248,7 @@ def pooled(output: Any, batch: Batch) -> Tensor:
 def pair_loss(embeddings: Tensor, scores: Tensor) -> Tensor:
     """Loss of pairs of texts, the first ones before the second ones; summed over pairs.
 
-    Where pairs are scored, squared error of the cosine and the score (scaled to at most 1); where they are
+    Where pairs are scored, squared error of the cosine and the score; where they are
     not, each text finds its partner among the batch's (Henderson et al., 2017, arXiv 1705.00652).
     """
     count = len(scores)
@@ -256,8 +256,7 @@ def pair_loss(embeddings: Tensor, scores: Tensor) -> Tensor:
     if len(second) != count:
         return embeddings.sum() * 0.0  # texts without partners have no task
     if not bool(scores.isnan().any()):
-        wanted = scores / 5.0 if float(scores.max()) > 1.0 else scores
-        return ((first * second).sum(-1) - wanted).square().sum()
+        return ((first * second).sum(-1) - scores).square().sum()
     partners = torch.arange(count, device=scores.device)
     return functional.cross_entropy(20.0 * first @ second.T, partners, reduction="sum")
 

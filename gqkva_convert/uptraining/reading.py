@@ -17,7 +17,7 @@ from gqkva_convert.uptraining.rows import (
     streamed_rows,
 )
 from gqkva_convert.uptraining.settings import TrainingSettings
-from gqkva_convert.uptraining.tasks import CAUSAL, IMAGES
+from gqkva_convert.uptraining.tasks import CAUSAL, EMBEDDING, IMAGES
 
 
 class Collator(Protocol):
@@ -78,7 +78,12 @@ def open_rows(settings: TrainingSettings, folder: Path, model: Any, task: str) -
             seed=settings.seed,
         )
         rows.held_out = [others.rows[number] for number in range(min(held_out, len(others.rows)))]
-    return rows, TextBatches(task, tokenizer, model, settings.seed)
+    batches = TextBatches(task, tokenizer, model, settings.seed)
+    if task == EMBEDDING and "score" in rows.held_out[0]:
+        stored: Any = rows.rows if isinstance(rows, StoredRows) else rows.held_out
+        scores = stored["score"] if isinstance(rows, StoredRows) else [row["score"] for row in stored]
+        batches.highest_score = max([1.0, *scores])
+    return rows, batches
 
 
 def keeps_texts_apart(model: Any) -> bool:

@@ -145,14 +145,19 @@ class Run:
         model = load_student(self.folder)
         self.task = task = find_task(model)
         weights = self._weights(task)
+        plan = self._plan()
         with start_processes().local_main_process_first():  # it prepares rows, the others find them
             rows, collator = open_rows(settings, self.folder, model, task)
         has_task = task != EMBEDDING or "second_ids" in rows.held_out[0]
         if settings.teacher is None and not has_task:
             raise TrainingError("an encoder without a head needs pairs of texts, or a teacher")
+        is_scored = rows.held_out[0].get("score", 0.0) == rows.held_out[0].get("score", 0.0)
+        if task == EMBEDDING and not is_scored and weights.get("task") and plan.per_device < 2:
+            raise TrainingError(
+                "pairs without scores are told from the others of a forward pass: give at least 2 rows to one"
+            )
         steps = self._steps(rows)
         matching = self._matching_share(weights)
-        plan = self._plan()
         accelerator = make_accelerator(
             settings.mixed_precision,
             plan.accumulation,

@@ -62,6 +62,28 @@ def test_pairs_with_scores_are_a_task(minilm: Path, tmp_path: Path) -> None:
     assert result["held_out_loss"] < result["held_out_loss_before"]
 
 
+def test_scores_mean_the_same_in_every_division(minilm: Path, tmp_path: Path) -> None:
+    """Their scale is that of the data; pairs without scores need others beside them."""
+    from gqkva_convert.errors import TrainingError
+
+    pairs = [("a fox", "a dog", 0.8), ("a river", "a tree", 4.0)] * 12
+    lines = [json.dumps({"sentence1": one, "sentence2": two, "score": score}) for one, two, score in pairs]
+    (tmp_path / "pairs.jsonl").write_text("\n".join(lines) + "\n")
+    student = learners.make_conversion(minilm, tmp_path / "gqa", gkv=6)
+    fixed = {"data": str(tmp_path / "pairs.jsonl"), "samples": 8, "batch_size": 4}
+    found = [
+        uptrain(student, tmp_path / f"out-{rows}", **fixed, per_device_batch_size=rows)[
+            "held_out_loss_before"
+        ]
+        for rows in (4, 1)
+    ]
+    assert found[0] == pytest.approx(found[1], rel=1e-4)
+    lines = [json.dumps({"sentence1": one, "sentence2": two}) for one, two, _ in pairs]
+    (tmp_path / "pairs.jsonl").write_text("\n".join(lines) + "\n")
+    with pytest.raises(TrainingError, match="give at least 2 rows to one"):
+        uptrain(student, tmp_path / "no", **fixed, per_device_batch_size=1)
+
+
 def test_a_masked_language_model_learns_from_its_teacher(minilm: Path, tmp_path: Path) -> None:
     config = transformers.AutoConfig.from_pretrained(minilm)
     config.num_hidden_layers, config.intermediate_size = 2, 64
