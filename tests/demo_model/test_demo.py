@@ -67,7 +67,7 @@ def test_windows_are_spread_over_all_held_out_text() -> None:
 
 def test_the_demo_measures_a_working_model() -> None:
     """The original must predict held-out code about as well as its training says, each conversion worse."""
-    data = demo([4, 1], tokens=8192)
+    data = demo([4, 1], tokens=8192, uptrain_tokens=0)
     original, half, half_closed, mqa, mqa_closed = data["rows"]
     assert original["nats_per_token"] < half_closed["nats_per_token"] < half["nats_per_token"] - 0.5
     assert original["nats_per_token"] < mqa_closed["nats_per_token"] < mqa["nats_per_token"] - 0.5
@@ -80,12 +80,15 @@ def test_the_demo_measures_a_working_model() -> None:
 
 def test_the_command_prints_a_table_and_json(gqkva: Run) -> None:
     """README's first command, with less text."""
-    shown = gqkva("demo", "--tokens", "1024", "--gkv", "2")
+    shown = gqkva("demo", "--tokens", "1024", "--gkv", "2", "--uptrain-tokens", "0")
     assert shown.exit_code == 0, shown.output
     assert "--gkv 2" in shown.stdout
     assert "perplexity" in shown.stdout
-    data = json.loads(gqkva("demo", "--tokens", "1024", "--gkv", "2", "--json").stdout)
-    assert [row["variant"] for row in data["rows"]] == ["MHA", "GQA-2", "GQA-2"]
+    shown = gqkva("demo", "--tokens", "2048", "--gkv", "2", "--uptrain-tokens", "8192", "--json")
+    rows = json.loads(shown.stdout)["rows"]
+    assert [row["variant"] for row in rows] == ["MHA", "GQA-2", "GQA-2", "GQA-2"]
+    assert rows[3]["model"] == "--gkv 2 --merge closed-form, uptrained"
+    assert rows[0]["nats_per_token"] < rows[3]["nats_per_token"] < rows[2]["nats_per_token"] - 0.03
 
 
 def test_impossible_requests_are_one_line(gqkva: Run) -> None:

@@ -133,7 +133,7 @@ def test_a_sequence_to_sequence_model_learns_from_its_teacher(tmp_path: Path, mi
     assert result["held_out_loss"] < result["held_out_loss_before"] < 10.3
 
 
-@pytest.mark.parametrize("augment", [False, True])
+@pytest.mark.parametrize("augment", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_a_picture_model_learns_from_its_teacher(augment: bool, tmp_path: Path, shared_models: Path) -> None:
     """The Fashion-MNIST ViT at one key/value head, from a parquet file of pictures and labels."""
     if augment:
