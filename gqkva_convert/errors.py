@@ -13,6 +13,12 @@ class GqkvaError(Exception):
     exit_code = 1
 
 
+def first_line(error: BaseException) -> str:
+    """What somebody else's error says, in one line; its kind where it says nothing."""
+    text = str(error).strip()
+    return text.splitlines()[0] if text else type(error).__name__
+
+
 class LayoutError(GqkvaError):
     """A head count or grouping that cannot exist."""
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from gqkva_convert.errors import CheckpointError
+from gqkva_convert.errors import CheckpointError, first_line
 from gqkva_convert.modeling.families import GROUPED_FAMILIES, MODEL_TYPE_PREFIX
 from gqkva_convert.modeling.resize import find_block
 
@@ -50,9 +50,8 @@ def load_network(folder: Path, nbytes: int, fallback: str) -> Any:
         loader = getattr(home, name, None) or getattr(transformers, fallback)
         model = loader.from_pretrained(folder, **options)
     except (OSError, ValueError, RuntimeError, KeyError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise CheckpointError(
-            f"{folder}: transformers cannot load it to run data through it: {reason}"
+            f"{folder}: transformers cannot load it to run data through it: {first_line(error)}"
         ) from error
     return model.eval()
 

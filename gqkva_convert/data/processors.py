@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from gqkva_convert.errors import DataError
+from gqkva_convert.errors import DataError, first_line
 
 
 def arguments(model: Any) -> set[str]:
@@ -41,8 +41,9 @@ def load_processor(folder: Path, auto: str) -> Any:
         pil = _pil_processor(folder) if auto == "AutoImageProcessor" else None
         if pil is not None:
             return pil
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise DataError(f"{folder}: its {auto.removeprefix('Auto')} does not load: {reason}") from error
+        raise DataError(
+            f"{folder}: its {auto.removeprefix('Auto')} does not load: {first_line(error)}"
+        ) from error
     except Exception as error:  # transformers raises many kinds
         raise DataError(
             f"{folder} has no {auto.removeprefix('Auto').lower()} that loads "

@@ -7,7 +7,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-from gqkva_convert.errors import TrainingError
+from gqkva_convert.errors import TrainingError, first_line
 
 
 def start_processes() -> Any:
@@ -88,8 +88,7 @@ def make_accelerator(
             kwargs_handlers=handlers,
         )
     except (ValueError, ImportError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise TrainingError(f"accelerate does not start: {reason}") from error
+        raise TrainingError(f"accelerate does not start: {first_line(error)}") from error
 
 
 def use_liger(model: Any) -> None:

@@ -6,7 +6,7 @@ import math
 import signal
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.distributed.checkpoint.api import CheckpointException
 
 from gqkva_convert.checkpoint.jsonfile import read_json, write_json
-from gqkva_convert.errors import Terminated, TrainingError
+from gqkva_convert.errors import Terminated, TrainingError, first_line
 from gqkva_convert.uptraining.batches import Batch, Counts, StepPlan, count
 from gqkva_convert.uptraining.hardware import peak_flops
 from gqkva_convert.uptraining.objective import Objective
@@ -234,10 +234,7 @@ class Trainer:
     def _measure(self, *, first: bool = False) -> bool:
         """Measure on held-out rows; says whether the target is met."""
         started = time.perf_counter()
-        if self.average is not None and not first:
-            with self.average.in_place():
-                loss = self.held_out_loss(self.objective)
-        else:
+        with self._averaged():
             loss = self.held_out_loss(self.objective)
         self.progress.seconds += time.perf_counter() - started
         if first:
@@ -257,6 +254,10 @@ class Trainer:
         if loss < self.progress.best_loss and (reached or not first):
             self.progress.best_loss, self.progress.best_step = loss, self.progress.step
         return reached
+
+    def _averaged(self) -> AbstractContextManager[None]:
+        """Let the student have the mean of its weights, where one is kept."""
+        return nullcontext() if self.average is None else self.average.in_place()
 
     @torch.no_grad()
     def held_out_loss(self, objective: Any) -> float:
@@ -360,9 +361,9 @@ class Trainer:
         except (TrainingError, torch.OutOfMemoryError):
             raise
         except (Exception, CheckpointException) as error:  # each part has a reader with errors of its own
-            reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
             raise TrainingError(
-                f"{checkpoint} is damaged ({reason}); remove it, and --resume goes on from the one before"
+                f"{checkpoint} is damaged ({first_line(error)}); remove it, and --resume goes on from the one "
+                "before"
             ) from error
 
     def _identity(self) -> dict[str, Any]:
@@ -383,10 +384,7 @@ class Trainer:
 
     def final_weights(self) -> dict[str, Tensor]:
         """The student's weights, gathered; empty on other processes than the main one."""
-        if self.average is not None:
-            with self.average.in_place():
-                state = self.accelerator.get_state_dict(self.objective)
-        else:
+        with self._averaged():
             state = self.accelerator.get_state_dict(self.objective)
         prefix = "student."
         return {

@@ -96,9 +96,7 @@ class Objective(nn.Module):
         theirs = None
         if self._teacher[0] is not None and set(weights) - {"task"}:
             with torch.no_grad():
-                theirs = self._teacher[0].run(
-                    _moved(batch, self._teacher[0]), hidden=hidden, attention=attention
-                )
+                theirs = self._teacher[0].run(batch, hidden=hidden, attention=attention)
         total, terms = self._on_outputs(batch, ours, theirs, stored, weights, counts)
         if theirs is not None:
             states: dict[str, Tensor] = {}
@@ -195,7 +193,7 @@ class Objective(nn.Module):
         teacher = self._teacher[0]
         assert teacher is not None
         with torch.no_grad():
-            theirs = teacher.run(_moved(batch, teacher), attention=True).attention
+            theirs = teacher.run(batch, attention=True).attention
         device = batch["labels"].device
         wanted = {place: value.to(device) for place, value in theirs.items()}
         ours = self.runner.run(batch, forced=wanted)
@@ -214,7 +212,7 @@ class Objective(nn.Module):
         sums: dict[Place, float] = {}
         counts: dict[Place, int] = {}
         for batch in batches:
-            for place, value in teacher.run(_moved(batch, teacher), attention=True).attention.items():
+            for place, value in teacher.run(batch, attention=True).attention.items():
                 rows = value.float()[_attended(place, batch, value).to(value.device)]
                 sums[place] = sums.get(place, 0.0) + float(rows.square().sum())
                 counts[place] = counts.get(place, 0) + len(rows)
@@ -273,8 +271,3 @@ def _attended(place: Place, batch: Batch, output: Tensor) -> Tensor:
 def _patches(batch: Batch, states: Tensor) -> int:
     """Over how many positions the states of one counted item are summed: a picture's patches, or a token."""
     return 1 if "input_ids" in batch else int(states.shape[1])
-
-
-def _moved(batch: Batch, runner: ModelRunner) -> Batch:
-    device = next(runner.model.parameters()).device
-    return {name: value.to(device) for name, value in batch.items()}

@@ -144,8 +144,7 @@ def _likeliest(
     import torch
 
     with torch.inference_mode():
-        device = runner.model.device
-        hidden = runner.run({name: value.to(device) for name, value in batch.items()}).head_input
+        hidden = runner.run(batch).head_input
         assert hidden is not None
         head, values, indices = runner.head(), [], []
         for row in hidden:
@@ -167,10 +166,11 @@ def _held_out_loss(runner: ModelRunner, rows: Sequence[Row], collator: Any) -> f
     total, items = 0.0, 0
     with torch.inference_mode():
         for row in rows:
-            batch = {name: value.to(runner.model.device) for name, value in collator.batch([row], []).items()}
+            batch = collator.batch([row], [])
             hidden = runner.run(batch).head_input
             assert hidden is not None
-            valid = batch["labels"] != IGNORED
-            total += float(task_loss(runner.head().logits(hidden[valid]), batch["labels"][valid]))
+            labels = batch["labels"].to(hidden.device)
+            valid = labels != IGNORED
+            total += float(task_loss(runner.head().logits(hidden[valid]), labels[valid]))
             items += int(valid.sum())
     return total / max(items, 1)

@@ -118,12 +118,9 @@ class StreamedRows:
         maker: Makes rows of records.
         held_out: How many of the first to measure on.
         seed: Seed of the order.
-        length: Tokens of a row.
     """
 
-    def __init__(
-        self, open_records: Callable[[], Any], maker: RowMaker, held_out: int, seed: int, length: int
-    ) -> None:
+    def __init__(self, open_records: Callable[[], Any], maker: RowMaker, held_out: int, seed: int) -> None:
         self.open_records = open_records
         self.records = open_records()
         self.maker = maker
@@ -131,7 +128,6 @@ class StreamedRows:
         self.random = random.Random(seed)
         self.buffer: list[Row] = []
         self.next = 0
-        self.epoch = 0
         self._iterator = iter(self.records)
         # The first rows of every epoch are those held out, of the first one as of later ones.
         self._apart = self._skipped = held_out
@@ -173,20 +169,17 @@ class StreamedRows:
                     "train on; give more data or a smaller --length"
                 )
             # The next epoch makes the same rows again: those held out stay out.
-            self.epoch += 1
             self._epoch_start = self.maker.made
             self.maker.restart()
             self.records = self.open_records()
             self._iterator = iter(self.records)
             self._skipped = 0
-            continue
         return self.maker.ready.pop(0)
 
     def state(self) -> dict[str, Any]:
         version, numbers, gauss = self.random.getstate()
         return {
             "records": self.records.state_dict(),
-            "epoch": self.epoch,
             "skipped": self._skipped,
             "epoch_start": self._epoch_start,
             "maker": self.maker.state(),
@@ -198,8 +191,7 @@ class StreamedRows:
     def restore(self, state: dict[str, Any]) -> None:
         self.records.load_state_dict(state["records"])
         self._iterator = iter(self.records)
-        self.epoch, self._skipped = state["epoch"], state["skipped"]
-        self._epoch_start = state["epoch_start"]
+        self._skipped, self._epoch_start = state["skipped"], state["epoch_start"]
         self.maker.restore(state["maker"])
         self.buffer, self.next = state["buffer"], state["next"]
         version, numbers, gauss = state["random"]
@@ -426,7 +418,7 @@ def streamed_rows(data: str, maker: RowMaker, *, held_out: int, seed: int) -> St
     Raises:
         DataError: There are too few.
     """
-    return StreamedRows(lambda: load_records(data, streaming=True), maker, held_out, seed, maker.length)
+    return StreamedRows(lambda: load_records(data, streaming=True), maker, held_out, seed)
 
 
 def make_maker(task: str, tokenizer: Any, length: int, data: str, *, packing: bool) -> RowMaker:

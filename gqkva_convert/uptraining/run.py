@@ -18,7 +18,7 @@ from gqkva_convert.checkpoint.jsonfile import read_json
 from gqkva_convert.checkpoint.sidecars import REPORT
 from gqkva_convert.conversion.plan import Plan
 from gqkva_convert.conversion.report import describe_files, read_report, versions
-from gqkva_convert.errors import CheckpointError, TrainingError
+from gqkva_convert.errors import CheckpointError, TrainingError, first_line
 from gqkva_convert.heads import ROLES
 from gqkva_convert.modeling.families import MODEL_TYPE_PREFIX
 from gqkva_convert.modeling.loading import load_model
@@ -345,8 +345,7 @@ def load_student(folder: Path) -> Any:
     try:
         return load_model(folder, family.architecture)
     except (OSError, ValueError, RuntimeError, KeyError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise CheckpointError(f"{folder}: transformers cannot load it: {reason}") from error
+        raise CheckpointError(f"{folder}: transformers cannot load it: {first_line(error)}") from error
 
 
 def family_of(folder: Path) -> Family:

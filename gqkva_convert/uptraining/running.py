@@ -54,11 +54,6 @@ class ModelRunner:
                 block.register_forward_pre_hook(self._cut, with_kwargs=True)
                 block.register_forward_hook(self._hook(place))
 
-    @property
-    def places(self) -> list[Place]:
-        """Attention blocks by kind and layer."""
-        return list(attention_blocks(self.model))
-
     def _cut(self, module: nn.Module, args: Any, kwargs: Any) -> Any:
         """Where blocks are matched each for itself, no gradient leaves a block by its inputs."""
         if self._forced is None:
@@ -103,10 +98,7 @@ class ModelRunner:
             attention: Whether outputs of attention blocks are.
             forced: What attention blocks hand on instead of their own outputs.
         """
-        device = next(self.model.parameters()).device
-        inputs = {name: value.to(device) for name, value in batch.items() if name not in _NO_INPUTS}
-        if "input_ids" in inputs:
-            inputs["use_cache"] = False
+        inputs = self._inputs(batch)
         if hidden:
             inputs["output_hidden_states"] = True
         self._record = {} if attention or forced is not None else None
@@ -121,6 +113,12 @@ class ModelRunner:
         finally:
             self._record = None
 
+    def _inputs(self, batch: Batch) -> Batch:
+        """What of a batch the model is called with, where it runs."""
+        device = next(self.model.parameters()).device
+        inputs = {name: value.to(device) for name, value in batch.items() if name not in _NO_INPUTS}
+        return {**inputs, "use_cache": False} if "input_ids" in inputs else inputs
+
     @torch.no_grad()
     def check_head(self, batch: Batch) -> None:
         """Compare logits of the head alone with the model's own.
@@ -131,9 +129,7 @@ class ModelRunner:
         few = {name: value[:1, :8] if value.ndim == 2 else value[:1] for name, value in batch.items()}
         found = self.run(few).head_input
         assert found is not None
-        device = next(self.model.parameters()).device
-        inputs = {name: value.to(device) for name, value in few.items() if name not in _NO_INPUTS}
-        own = self.model(**inputs, use_cache=False).logits.float()
+        own = self.model(**self._inputs(few)).logits.float()
         ours = self.head().logits(found)
         error = float((ours - own).abs().max() / own.abs().max().clamp(min=1e-6))
         if not error < 0.02:

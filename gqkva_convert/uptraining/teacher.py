@@ -12,7 +12,7 @@ from torch import Tensor
 from gqkva_convert.checkpoint.folder import open_checkpoint
 from gqkva_convert.checkpoint.hub import locate
 from gqkva_convert.checkpoint.jsonfile import read_json
-from gqkva_convert.errors import TrainingError
+from gqkva_convert.errors import TrainingError, first_line
 from gqkva_convert.modeling.families import MODEL_TYPE_PREFIX
 from gqkva_convert.modeling.loading import load_model
 from gqkva_convert.uptraining.rows import Row
@@ -44,8 +44,7 @@ def load_teacher(settings: TrainingSettings, student: Any, task: str, device: to
     try:
         teacher = load_model(located.folder, fallback, dtype)
     except (OSError, ValueError, RuntimeError, KeyError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise TrainingError(f"the teacher {settings.teacher} does not load: {reason}") from error
+        raise TrainingError(f"the teacher {settings.teacher} does not load: {first_line(error)}") from error
     check_teacher(settings.teacher, teacher, student, task)
     teacher.requires_grad_(False)
     return teacher.to(torch.device(settings.teacher_device) if settings.teacher_device else device)

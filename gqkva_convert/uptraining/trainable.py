@@ -82,9 +82,7 @@ def add_lora(model: Any, rank: int) -> Any:
     targets = [
         names[projection]
         for block in attention_blocks(model).values()
-        for projection in {
-            id(found): found for found in [*_projections(block, ("query", "key", "value")), *_output(block)]
-        }.values()
+        for projection in dict.fromkeys([*_projections(block, ("query", "key", "value")), *_output(block)])
     ]
     return get_peft_model(model, LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=targets))
 
