@@ -362,8 +362,8 @@ class Trainer:
             raise
         except (Exception, CheckpointException) as error:  # each part has a reader with errors of its own
             raise TrainingError(
-                f"{checkpoint} is damaged ({first_line(error)}); remove it, and --resume goes on from the one "
-                "before"
+                f"{checkpoint} is damaged ({first_line(error)}); remove it, and --resume goes on from the "
+                "one before"
             ) from error
 
     def _identity(self) -> dict[str, Any]:
