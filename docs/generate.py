@@ -24,6 +24,7 @@ COMMANDS = {
     "inspect": "gqkva_convert.inspect",
     "plan": "gqkva_convert.plan",
     "convert": "gqkva_convert.convert",
+    "evaluate": "gqkva_convert.evaluate",
     "uptrain": "gqkva_convert.uptrain",
     "teacher": "gqkva_convert.teacher",
     "export": "gqkva_convert.export",

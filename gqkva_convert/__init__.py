@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from gqkva_convert.conversion.verify import verify as verify
     from gqkva_convert.demo_model.demo import demo as demo
     from gqkva_convert.errors import GqkvaError as GqkvaError
+    from gqkva_convert.evaluation.evaluate import evaluate as evaluate
+    from gqkva_convert.evaluation.settings import EvaluationSettings as EvaluationSettings
     from gqkva_convert.heads import HeadLayout as HeadLayout
     from gqkva_convert.uptraining.precompute import teacher as teacher
     from gqkva_convert.uptraining.settings import TrainingSettings as TrainingSettings
@@ -41,16 +43,20 @@ _PUBLIC = {
     "pretrain": "gqkva_convert.uptraining.uptrain",
     "teacher": "gqkva_convert.uptraining.precompute",
     "TrainingSettings": "gqkva_convert.uptraining.settings",
+    "evaluate": "gqkva_convert.evaluation.evaluate",
+    "EvaluationSettings": "gqkva_convert.evaluation.settings",
     "GqkvaError": "gqkva_convert.errors",
     "HeadLayout": "gqkva_convert.heads",
 }
 
 __all__ = [
+    "EvaluationSettings",
     "GqkvaError",
     "HeadLayout",
     "TrainingSettings",
     "convert",
     "demo",
+    "evaluate",
     "export",
     "init",
     "inspect",

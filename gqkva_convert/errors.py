@@ -85,6 +85,18 @@ class TrainingError(GqkvaError):
     exit_code = 12
 
 
+class EvaluationError(GqkvaError):
+    """A measurement that cannot be made: of this model, with this other one, or on this machine."""
+
+    exit_code = 13
+
+
+class RecipeError(GqkvaError):
+    """A recipe that cannot be run: not YAML, no such step or setting, or steps that do not fit."""
+
+    exit_code = 14
+
+
 class Terminated(KeyboardInterrupt):
     """The process was asked to stop (SIGTERM); handled as Ctrl-C is, with its own exit code."""
 

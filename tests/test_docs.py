@@ -19,6 +19,7 @@ COMMANDS = (
     "inspect",
     "plan",
     "convert",
+    "evaluate",
     "uptrain",
     "teacher",
     "export",

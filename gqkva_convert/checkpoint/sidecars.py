@@ -8,6 +8,10 @@ from pathlib import Path
 from gqkva_convert.checkpoint.jsonfile import read_json, write_json
 
 REPORT = "gqkva_report.json"
+EVALUATION = "gqkva_evaluation.json"
+BENCH = "gqkva_bench.json"
+# What was measured of a folder's weights, and drawn of it: true of no others.
+MEASURED = frozenset({EVALUATION, BENCH, "gqkva_bench.png", "report.html", "README.md"})
 
 # Weights of every format, indexes to them, and training leftovers: stale once the weights change.
 _STALE_ENDINGS = (
@@ -28,7 +32,7 @@ _STALE_ENDINGS = (
     ".tflite",
     ".lock",
 )
-_STALE_NAMES = frozenset({"config.json", "README.md", REPORT, "trainer_state.json", "params.json"})
+_STALE_NAMES = frozenset({"config.json", REPORT, "trainer_state.json", "params.json"}) | MEASURED
 # Configurations that may name code, as config.json may.
 _NAMES_CODE = frozenset(
     {

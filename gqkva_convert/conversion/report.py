@@ -7,7 +7,7 @@ import importlib.metadata
 import json
 import math
 import platform
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -71,16 +71,6 @@ def tensors_sha256(checkpoint: Checkpoint, file: Path) -> str:
         if tensor.file == file
     ]
     return hashlib.sha256("".join(lines).encode()).hexdigest()
-
-
-def file_sha256(path: Path, progress: Callable[[int], None] = lambda _: None) -> str:
-    """SHA-256 of a whole file."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while chunk := file.read(4 << 20):
-            digest.update(chunk)
-            progress(len(chunk))
-    return digest.hexdigest()
 
 
 def count_parameters(shapes: Iterable[tuple[int, ...]]) -> int:

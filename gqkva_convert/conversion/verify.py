@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import gqkva_convert
+from gqkva_convert.checkpoint.digest import file_sha256
 from gqkva_convert.checkpoint.dtypes import FLOATS
 from gqkva_convert.checkpoint.folder import Checkpoint
 from gqkva_convert.checkpoint.hub import locate
@@ -23,7 +24,7 @@ from gqkva_convert.conversion.logits import check_logits
 from gqkva_convert.conversion.model import SourceModel, is_grouped, open_model
 from gqkva_convert.conversion.plan import Plan
 from gqkva_convert.conversion.proof import Proof
-from gqkva_convert.conversion.report import describe_files, file_sha256, read_report, versions
+from gqkva_convert.conversion.report import describe_files, read_report, versions
 from gqkva_convert.conversion.steps import Step, make_steps, tied_copies
 from gqkva_convert.errors import VerificationError
 from gqkva_convert.modeling.bundle import modeling_text

@@ -12,13 +12,18 @@ from gqkva_convert.errors import DataError
 
 Record = dict[str, Any]
 
-# Short names of data sets that people calibrate on: Hub id, configuration, split.
+# Short names of data sets that people calibrate and measure on: Hub id, configuration, what to measure on.
 KNOWN = {
-    "wikitext": ("Salesforce/wikitext", "wikitext-2-raw-v1", "train"),
-    "c4": ("allenai/c4", "en", "train"),
-    "stsb": ("sentence-transformers/stsb", None, "train"),
-    "cifar10": ("uoft-cs/cifar10", None, "train"),
+    "wikitext": ("Salesforce/wikitext", "wikitext-2-raw-v1", "test"),
+    "c4": ("allenai/c4", "en", "validation"),
+    "stsb": ("sentence-transformers/stsb", None, "test"),
+    "cifar10": ("uoft-cs/cifar10", None, "test"),
 }
+# The source files of Python's standard library, which need no download.
+LIBRARY = "python-library"
+TRAIN, TEST = "train", "test"
+# Parts of a data set that has several, best first.
+_PARTS = {TRAIN: ("train", "validation"), TEST: ("test", "validation", "dev")}
 _BUILDERS = {
     ".txt": "text",
     ".json": "json",
@@ -30,6 +35,9 @@ _BUILDERS = {
 _IMAGES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp"})
 TEXT_COLUMNS = ("text", "content", "sentence")
 PAIR_COLUMNS = (("sentence1", "sentence2"), ("sentence_A", "sentence_B"), ("premise", "hypothesis"))
+_SCORED_PAIR = ("sentence1", "sentence2", "score")
+SCORE_COLUMNS = ("score", "label", "similarity_score")
+LABEL_COLUMNS = ("label", "labels", "fine_label")
 TARGET_COLUMNS = (
     ("dialogue", "summary"),
     ("document", "summary"),
@@ -42,12 +50,14 @@ PICTURE_COLUMNS = ("image", "img", "pixel_values")
 _SHUFFLE_BUFFER = 10_000
 
 
-def load_records(data: str, *, streaming: bool) -> Any:
-    """A data set as `datasets` opens it, its training part where it has several.
+def load_records(data: str, *, streaming: bool, part: str = TRAIN, split: str | None = None) -> Any:
+    """A data set as `datasets` opens it.
 
     Args:
-        data: A file, a folder, a Hub id, or a short name of `KNOWN`.
+        data: A file, a folder, a Hub id, or a short name: of `KNOWN`, or `LIBRARY`.
         streaming: Whether records are read as they are asked for, or prepared on disk beforehand.
+        part: Which part of a data set that has several: `TRAIN`, or `TEST` (validation where there is none).
+        split: Its name for that part, where it is another.
 
     Raises:
         DataError: It cannot be found or read.
@@ -58,10 +68,23 @@ def load_records(data: str, *, streaming: bool) -> Any:
         raise DataError(f"data are read with the package datasets, which does not load: {error}") from error
     datasets.disable_progress_bars()
     with _one_line(data):
-        found: Any = datasets.load_dataset(**_where(data), streaming=streaming)
+        if data == LIBRARY and not Path(data).exists():
+            return _library(part, streaming=streaming)
+        found: Any = datasets.load_dataset(**_where(data, part, split), streaming=streaming)
         if not isinstance(found, (datasets.IterableDataset, datasets.Dataset)):
-            found = found[next(name for name in ("train", "validation", *found) if name in found)]
+            found = found[next(name for name in (*_PARTS[part], *found) if name in found)]
     return found
+
+
+def _library(part: str, *, streaming: bool) -> Any:
+    """Files of the standard library; those to measure on are the ones the built-in model has not seen."""
+    import datasets
+
+    from gqkva_convert.data.library import iter_texts
+
+    texts = [text for _, text in iter_texts(held_out=part == TEST)]
+    found = datasets.Dataset.from_dict({"text": texts})
+    return found.to_iterable_dataset() if streaming else found
 
 
 def read_records(data: str, seed: int) -> Iterator[Record]:
@@ -97,26 +120,45 @@ def is_running_text(data: str) -> bool:
     return data == "wikitext" or Path(data).suffix == ".txt"
 
 
-def _where(data: str) -> dict[str, Any]:
+def _where(data: str, part: str, split: str | None) -> dict[str, Any]:
     path = Path(data)
     if data in KNOWN and not path.exists():
-        name, configuration, split = KNOWN[data]
-        return {"path": name, "name": configuration, "split": split}
+        name, configuration, measured = KNOWN[data]
+        return {"path": name, "name": configuration, "split": split or (measured if part == TEST else part)}
     if path.is_file():
         if path.suffix not in _BUILDERS:
             raise DataError(f"{path}: a file of data ends in {', '.join(_BUILDERS)}")
         if path.stat().st_size == 0:
             raise DataError(f"{path} is empty")
-        return {"path": _BUILDERS[path.suffix], "data_files": str(path), "split": "train"}
+        if split is not None:
+            raise DataError(f"{path} is one file; a split is a part of a folder or of a data set on the Hub")
+        names = {"column_names": list(_SCORED_PAIR)} if _is_bare_pairs(path) else {}
+        return {"path": _BUILDERS[path.suffix], "data_files": str(path), "split": "train", **names}
+    part_of = {} if split is None else {"split": split}
     if path.is_dir():
         if any(file.suffix.lower() in _IMAGES for file in path.rglob("*")):
-            return {"path": "imagefolder", "data_dir": str(path)}
-        return {"path": str(path)}
+            return {"path": "imagefolder", "data_dir": str(path), **part_of}
+        return {"path": str(path), **part_of}
     if data in set(_BUILDERS.values()) or data == "imagefolder":
         raise DataError(f"{data!r} is a format, not data; give a file, a folder or the id of a data set")
     if path.suffix in _BUILDERS or data.startswith((".", "/", "~")):
         raise DataError(f"{data} does not exist")
-    return {"path": data}
+    return {"path": data, **part_of}
+
+
+def _is_bare_pairs(path: Path) -> bool:
+    """Whether a CSV file holds two texts and a number in every line, the first one too: no headings."""
+    if path.suffix != ".csv":
+        return False
+    import csv
+
+    with path.open(encoding="utf-8", newline="") as file:
+        first = next(csv.reader(file), [])
+    try:
+        float(first[2])
+    except (IndexError, ValueError):
+        return False
+    return len(first) == 3
 
 
 def find_columns(record: Record, choices: Iterable[tuple[str, ...]], what: str) -> tuple[str, ...]:

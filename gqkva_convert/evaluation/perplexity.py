@@ -1,4 +1,4 @@
-"""Cross-entropy and perplexity of causal language models."""
+"""Causal language models: cross-entropy of texts, and agreement with another model token by token."""
 
 from __future__ import annotations
 
@@ -7,8 +7,85 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from gqkva_convert.evaluation.agreement import AnswerScores, score_answers
+from gqkva_convert.evaluation.windows import Window
+
 if TYPE_CHECKING:
     from pathlib import Path
+
+Progress = Callable[[int], None]
+
+
+def score_windows(
+    model: Any,
+    against: Any,
+    windows: Sequence[Window],
+    *,
+    batch_tokens: int = 8192,
+    progress: Progress | None = None,
+) -> AnswerScores:
+    """Score the targets of windows.
+
+    Args:
+        model: A causal language model.
+        against: Another one with the same tokens; None for none.
+        windows: What it reads.
+        batch_tokens: Most tokens in one forward pass, padding included; at least one window is read.
+        progress: Called with the number of tokens just predicted.
+
+    Returns:
+        Sums within each window, in the windows' order.
+    """
+    import torch
+
+    order = sorted(range(len(windows)), key=lambda place: len(windows[place].inputs))
+    samples: list[dict[str, float]] = [{} for _ in windows]
+    start = 0
+    with torch.inference_mode():
+        while start < len(order):
+            end = start + 1
+            while end < len(order) and (end + 1 - start) * len(windows[order[end]].inputs) <= batch_tokens:
+                end += 1
+            places = order[start:end]
+            some = [windows[place] for place in places]
+            counts = [len(window.targets) for window in some]
+            scores = _scores(model, against, some)
+            ends = torch.tensor(counts).cumsum(0).tolist()
+            for place, count, stop in zip(places, counts, ends, strict=True):
+                sums = {name: float(values[stop - count : stop].sum()) for name, values in scores.items()}
+                samples[place] = {"answers": float(count), **sums}
+            start = end
+            if progress is not None:
+                progress(sum(counts))
+    found = AnswerScores("token")
+    for sample in samples:
+        found.add(sample)
+    return found
+
+
+def _scores(model: Any, against: Any, windows: Sequence[Window]) -> dict[str, Any]:
+    """Scores of all targets of a batch, window after window."""
+    import torch
+
+    length = max(len(window.inputs) for window in windows)
+    ids = torch.zeros(len(windows), length, dtype=torch.long)
+    wanted = torch.zeros_like(ids, dtype=torch.bool)
+    targets: list[int] = []
+    for row, window in enumerate(windows):
+        read = len(window.inputs)
+        ids[row, :read] = torch.tensor(window.inputs)
+        wanted[row, read - len(window.targets) : read] = True
+        targets += window.targets
+    # Padding stands on the right, where causal attention never looks: no mask is needed.
+    logits = [
+        network(input_ids=ids.to(network.device), use_cache=False).logits
+        for network in (model, against)
+        if network is not None
+    ]
+    # Most batches are full: their logits are taken as they are, not copied.
+    full = bool(wanted.all())
+    own, *other = (found.flatten(0, 1) if full else found[wanted.to(found.device)] for found in logits)
+    return score_answers(own, other[0] if other else None, torch.tensor(targets), accuracy=False)
 
 
 @dataclass(frozen=True)
@@ -33,7 +110,7 @@ def language_loss(
     sequences: Sequence[Sequence[int]],
     *,
     batch_tokens: int = 8192,
-    progress: Callable[[int], None] | None = None,
+    progress: Progress | None = None,
 ) -> LanguageLoss:
     """Cross-entropy of a causal language model over independent sequences.
 
@@ -46,33 +123,10 @@ def language_loss(
     Returns:
         The loss over all tokens but each sequence's first, from float32 logits.
     """
-    import torch
-    import torch.nn.functional as functional
-
-    ordered = sorted((sequence for sequence in sequences if len(sequence) > 1), key=len)
-    total, tokens, start = 0.0, 0, 0
-    with torch.inference_mode():
-        while start < len(ordered):
-            end = start + 1
-            while end < len(ordered) and (end + 1 - start) * len(ordered[end]) <= batch_tokens:
-                end += 1
-            length = len(ordered[end - 1])
-            ids = torch.zeros(end - start, length, dtype=torch.long)
-            mask = torch.zeros_like(ids)
-            for row, sequence in enumerate(ordered[start:end]):
-                ids[row, : len(sequence)] = torch.tensor(sequence)
-                mask[row, : len(sequence)] = 1
-            ids, mask = ids.to(model.device), mask.to(model.device)
-            # Padding stands on the right, where causal attention never looks: no mask is needed.
-            logits = model(input_ids=ids, use_cache=False).logits[:, :-1].float()
-            targets = ids[:, 1:].masked_fill(mask[:, 1:] == 0, -100)
-            total += functional.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="sum").item()
-            counted = int(mask[:, 1:].sum())
-            tokens += counted
-            start = end
-            if progress is not None:
-                progress(counted)
-    return LanguageLoss(total / max(tokens, 1), tokens)
+    windows = [Window(list(ids[:-1]), list(ids[1:])) for ids in sequences if len(ids) > 1]
+    scores = score_windows(model, None, windows, batch_tokens=batch_tokens, progress=progress)
+    nats = sum(scores.columns.get("nats", []))
+    return LanguageLoss(nats / max(scores.answers, 1), scores.answers)
 
 
 def load_causal_lm(folder: Path) -> Any:

@@ -12,10 +12,16 @@ import torch
 from torch import Tensor
 
 from gqkva_convert.data.processors import load_processor
-from gqkva_convert.data.records import PICTURE_COLUMNS, find_columns, load_records, picture_of
+from gqkva_convert.data.records import (
+    LABEL_COLUMNS,
+    PICTURE_COLUMNS,
+    find_columns,
+    load_records,
+    picture_of,
+)
+from gqkva_convert.data.tasks import CAUSAL, MASKED, TO_TARGET
 from gqkva_convert.errors import DataError
 from gqkva_convert.uptraining.rows import Row
-from gqkva_convert.uptraining.tasks import CAUSAL, MASKED, TO_TARGET
 
 Batch = dict[str, Any]
 # Labels that no loss looks at, as in transformers.
@@ -23,7 +29,6 @@ IGNORED = -100
 # Where a causal batch is no padding. Models are not told: padding stands behind all that matters.
 PRESENT = "present"
 _MASKED_SHARE = 0.15
-_LABEL_COLUMNS = ("label", "labels", "fine_label")
 
 
 @dataclass(frozen=True)
@@ -203,7 +208,7 @@ def image_records(data: str) -> tuple[Any, tuple[str, str]]:
     found = load_records(data, streaming=False)
     first = found[0] if len(found) else {}
     picture = find_columns(first, [(name,) for name in PICTURE_COLUMNS], "images")[0]
-    label = find_columns(first, [(name,) for name in _LABEL_COLUMNS], "labels")[0]
+    label = find_columns(first, [(name,) for name in LABEL_COLUMNS], "labels")[0]
     return found, (picture, label)
 
 

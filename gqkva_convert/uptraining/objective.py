@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from gqkva_convert.calibration.network import valid_positions
+from gqkva_convert.data.tasks import CAUSAL, EMBEDDING, MASKED, TO_TARGET
 from gqkva_convert.modeling.loading import main_output
 from gqkva_convert.uptraining.batches import IGNORED, PRESENT, Batch, Counts, present_positions
 from gqkva_convert.uptraining.losses import (
@@ -20,7 +21,6 @@ from gqkva_convert.uptraining.losses import (
     top_divergence,
 )
 from gqkva_convert.uptraining.running import Found, ModelRunner, Place
-from gqkva_convert.uptraining.tasks import CAUSAL, EMBEDDING, MASKED, TO_TARGET
 
 VOCABULARY_TASKS = (CAUSAL, MASKED, TO_TARGET)
 

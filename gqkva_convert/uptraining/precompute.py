@@ -51,17 +51,17 @@ def teacher(
         GqkvaError: With a message for the user; nothing stands under ``out`` then.
     """
     from gqkva_convert.calibration.network import load_network
+    from gqkva_convert.data.tasks import CAUSAL, trained_task
     from gqkva_convert.uptraining.reading import open_rows
     from gqkva_convert.uptraining.rows import StoredRows
     from gqkva_convert.uptraining.run import family_of
     from gqkva_convert.uptraining.running import ModelRunner
-    from gqkva_convert.uptraining.tasks import CAUSAL, find_task
     from gqkva_convert.uptraining.teacher import write_note
 
     located = locate(model, revision)
     nbytes = open_checkpoint(located.folder).nbytes
     network = load_network(located.folder, nbytes, family_of(located.folder).architecture)
-    task = find_task(network)
+    task = trained_task(network)
     rows, collator = open_rows(settings, located.folder, network, task)
     lengths = isinstance(rows, StoredRows) and {len(row["input_ids"]) for row in _some(rows.rows)}
     if task != CAUSAL or not isinstance(rows, StoredRows) or lengths != {int(rows.tokens_per_row)}:

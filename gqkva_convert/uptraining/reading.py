@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from gqkva_convert.data.processors import arguments, load_processor, sequence_length
+from gqkva_convert.data.tasks import CAUSAL, EMBEDDING, IMAGES
 from gqkva_convert.errors import DataError, TrainingError
 from gqkva_convert.uptraining.batches import Batch, ImageBatches, TextBatches, image_records
 from gqkva_convert.uptraining.rows import (
@@ -17,7 +18,6 @@ from gqkva_convert.uptraining.rows import (
     streamed_rows,
 )
 from gqkva_convert.uptraining.settings import TrainingSettings
-from gqkva_convert.uptraining.tasks import CAUSAL, EMBEDDING, IMAGES
 
 
 class Collator(Protocol):

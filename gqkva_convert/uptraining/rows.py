@@ -17,6 +17,7 @@ from typing import Any, Protocol
 from gqkva_convert.calibration.cache import make_cache
 from gqkva_convert.data.records import (
     PAIR_COLUMNS,
+    SCORE_COLUMNS,
     TARGET_COLUMNS,
     TEXT_COLUMNS,
     Record,
@@ -25,8 +26,8 @@ from gqkva_convert.data.records import (
     load_records,
     text_columns,
 )
+from gqkva_convert.data.tasks import CAUSAL, EMBEDDING, MASKED, TO_TARGET
 from gqkva_convert.errors import DataError
-from gqkva_convert.uptraining.tasks import CAUSAL, EMBEDDING, MASKED, TO_TARGET
 
 Row = dict[str, Any]
 # Changes when the same records would give other rows.
@@ -313,7 +314,7 @@ class RowMaker:
     def _add_pairs(self, records: Sequence[Record]) -> None:
         choices = [*PAIR_COLUMNS, *((name,) for name in TEXT_COLUMNS)]
         names = find_columns(records[0], choices, "sentence pairs or texts")
-        score = next((name for name in ("score", "label", "similarity_score") if name in records[0]), None)
+        score = next((name for name in SCORE_COLUMNS if name in records[0]), None)
         cut = {"truncation": True, "max_length": self.length}
         sides = [self.tokenizer([record[name] for record in records], **cut)["input_ids"] for name in names]
         for number, record in enumerate(records):

@@ -18,6 +18,7 @@ from gqkva_convert.checkpoint.jsonfile import read_json
 from gqkva_convert.checkpoint.sidecars import REPORT
 from gqkva_convert.conversion.plan import Plan
 from gqkva_convert.conversion.report import describe_files, read_report, versions
+from gqkva_convert.data.tasks import EMBEDDING, TO_TARGET, trained_task
 from gqkva_convert.errors import CheckpointError, TrainingError, first_line
 from gqkva_convert.heads import ROLES
 from gqkva_convert.modeling.families import MODEL_TYPE_PREFIX
@@ -33,7 +34,6 @@ from gqkva_convert.uptraining.run_folder import METRICS, RunFolder
 from gqkva_convert.uptraining.running import ModelRunner
 from gqkva_convert.uptraining.schedule import Schedule
 from gqkva_convert.uptraining.settings import TrainingSettings
-from gqkva_convert.uptraining.tasks import EMBEDDING, TO_TARGET, find_task
 from gqkva_convert.uptraining.teacher import StoredTeacher, is_stored, load_teacher
 from gqkva_convert.uptraining.trainable import (
     choose_trained,
@@ -143,7 +143,7 @@ class Run:
         settings = self.settings
         torch.manual_seed(settings.seed)
         model = load_student(self.folder)
-        self.task = task = find_task(model)
+        self.task = task = trained_task(model)
         weights = self._weights(task)
         plan = self._plan()
         with start_processes().local_main_process_first():  # it prepares rows, the others find them

@@ -12,12 +12,12 @@ from torch import Tensor
 from gqkva_convert.checkpoint.folder import open_checkpoint
 from gqkva_convert.checkpoint.hub import locate
 from gqkva_convert.checkpoint.jsonfile import read_json
+from gqkva_convert.data.tasks import trained_task
 from gqkva_convert.errors import TrainingError, first_line
 from gqkva_convert.modeling.families import MODEL_TYPE_PREFIX
 from gqkva_convert.modeling.loading import load_model
 from gqkva_convert.uptraining.rows import Row
 from gqkva_convert.uptraining.settings import TrainingSettings
-from gqkva_convert.uptraining.tasks import find_task
 
 NOTE = "gqkva_teacher.json"
 ROWS_PER_FILE = 256
@@ -56,7 +56,7 @@ def check_teacher(name: str, teacher: Any, student: Any, task: str) -> None:
     Raises:
         TrainingError: Its task, vocabulary, labels or layers are others.
     """
-    found = find_task(teacher)
+    found = trained_task(teacher)
     if found != task:
         raise TrainingError(f"the teacher {name} is a model for {found}, the student one for {task}")
     ours, theirs = (model.config.model_type.removeprefix(MODEL_TYPE_PREFIX) for model in (student, teacher))

@@ -10,10 +10,10 @@ import learners
 import pytest
 from transformers import AutoTokenizer
 
+from gqkva_convert.data.tasks import CAUSAL
 from gqkva_convert.demo_model.demo import MODEL
 from gqkva_convert.errors import DataError
 from gqkva_convert.uptraining.rows import RowMaker, make_maker, stored_rows, streamed_rows
-from gqkva_convert.uptraining.tasks import CAUSAL
 
 # Readers of datasets leave files open that are not read to their end.
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")

@@ -187,9 +187,9 @@ def test_a_fresh_model_trains_from_scratch(tmp_path: Path, lesson: Lesson) -> No
 
 
 def test_recordings_are_not_trained_on(tmp_path: Path) -> None:
+    from gqkva_convert.data.tasks import trained_task
     from gqkva_convert.errors import TrainingError
-    from gqkva_convert.uptraining.tasks import find_task
 
     model = tiny_models.build("whisper", "WhisperForConditionalGeneration")
     with pytest.raises(TrainingError, match="WhisperForConditionalGeneration cannot be trained here"):
-        find_task(model)
+        trained_task(model)

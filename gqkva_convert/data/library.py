@@ -1,6 +1,6 @@
-"""The demo's text: the source files of Python's standard library, split by file.
+"""Text that needs no download: the source files of Python's standard library, split by file.
 
-Every Python installation has these files, so the demo needs no download. A file is held out by the
+Every Python installation has these files; the demo's model was trained on them. A file is held out by the
 hash of its path inside the library, never by its position in a list: the same files are held out on
 every Python version and the model has seen none of them.
 """

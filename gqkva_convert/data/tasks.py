@@ -1,0 +1,52 @@
+"""What a model does, told from its class."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from gqkva_convert.data.processors import arguments, is_causal
+from gqkva_convert.errors import TrainingError
+
+CAUSAL, MASKED, TO_TARGET, IMAGES, EMBEDDING, TEXTS = (
+    "causal-lm",
+    "masked-lm",
+    "seq2seq-lm",
+    "image-classification",
+    "embedding",
+    "text-classification",
+)
+
+
+def find_task(model: Any) -> str | None:
+    """The task of a transformers model; None for one that none of the words above says."""
+    name = type(model).__name__
+    if model.main_input_name == "input_ids":
+        if name.endswith("ForMaskedLM"):
+            return MASKED
+        if model.config.is_encoder_decoder and name.endswith("ForConditionalGeneration"):
+            return TO_TARGET
+        if model.get_output_embeddings() is not None and is_causal(model):
+            return CAUSAL
+        if name.endswith("Model") and not model.config.is_encoder_decoder:
+            return EMBEDDING
+    if "pixel_values" in arguments(model) and name.endswith("ForImageClassification"):
+        return IMAGES
+    if model.main_input_name == "input_ids" and name.endswith("ForSequenceClassification"):
+        return TEXTS
+    return None
+
+
+def trained_task(model: Any) -> str:
+    """The task that a model is trained for.
+
+    Raises:
+        TrainingError: There is none that can be trained here.
+    """
+    task = find_task(model)
+    if task is None or task == TEXTS:
+        raise TrainingError(
+            f"{type(model).__name__} cannot be trained here; models with a head for causal, masked or "
+            "sequence-to-sequence language modelling or for image classification can, and text encoders "
+            "without a head"
+        )
+    return task

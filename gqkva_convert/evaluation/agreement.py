@@ -1,0 +1,156 @@
+"""How alike two models' answers are: divergence and agreement of their distributions."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from gqkva_convert.errors import EvaluationError
+from gqkva_convert.evaluation.metrics import Metric, perplexity, ratio
+
+# Distributions compared at once: the numbers of their logits.
+_NUMBERS = 1 << 24
+
+
+@dataclass
+class AnswerScores:
+    """What was measured of answers, summed within each sample; arrays grow by `add`.
+
+    Attributes:
+        unit: What is answered: a token, an image or a text.
+        columns: A list with a number a sample for each of: ``answers``, how many it holds; ``nats``,
+            cross-entropy of the right choices; ``right`` and ``right_five``, answers whose likeliest
+            choice, or one of whose five likeliest, is right; these three of the other model as
+            ``against_...``; ``divergence``, KL(other || this) in nats; ``first``, answers whose likeliest
+            choice is the other's; ``five``, the share of the other's five likeliest choices among this
+            one's.
+    """
+
+    unit: str
+    columns: dict[str, list[float]] = field(default_factory=dict)
+
+    def add(self, sample: dict[str, float]) -> None:
+        """Take the sums of one sample."""
+        for name, value in sample.items():
+            self.columns.setdefault(name, []).append(value)
+
+    def column(self, name: str) -> Any:
+        return np.asarray(self.columns[name], dtype=np.float64)
+
+    @property
+    def answers(self) -> int:
+        return int(sum(self.columns.get("answers", [])))
+
+    def gathered(self, owners: Sequence[int]) -> AnswerScores:
+        """Sums over the samples of each owner, such as a text cut into several."""
+        places = np.unique(owners, return_inverse=True)[1]
+        return AnswerScores(
+            self.unit,
+            {name: np.bincount(places, weights=values).tolist() for name, values in self.columns.items()},
+        )
+
+    def metric(self, name: str, better: str, column: str, statistic: Any = ratio) -> Metric:
+        """A metric over answers, beside the other model's where both were measured."""
+        count = self.column("answers")
+        other = f"against_{column}"
+        against = [self.column(other), count] if other in self.columns else None
+        return Metric(name, better, statistic, [self.column(column), count], against)
+
+    def likelihood(self) -> list[Metric]:
+        return [
+            self.metric("perplexity", "lower", "nats", perplexity),
+            self.metric(f"nats per {self.unit}", "lower", "nats"),
+        ]
+
+    def accuracy(self) -> list[Metric]:
+        found = [self.metric("top-1 accuracy", "higher", "right")]
+        if "right_five" in self.columns:
+            found.append(self.metric("top-5 accuracy", "higher", "right_five"))
+        return found
+
+    def agreement(self) -> list[Metric]:
+        """How near the answers are to the other model's."""
+        if "divergence" not in self.columns:
+            return []
+        found = [
+            self.metric("KL from the original", "lower", "divergence"),
+            self.metric("top-1 agreement", "higher", "first"),
+        ]
+        if "five" in self.columns:
+            found.append(self.metric("top-5 agreement", "higher", "five"))
+        return found
+
+
+def score_answers(logits: Any, against: Any, targets: Any, *, accuracy: bool) -> dict[str, Any]:
+    """Score answers one by one, in float32.
+
+    Args:
+        logits: Shape ``(answers, choices)``.
+        against: Logits of the other model, of the same shape; None for none.
+        targets: The right choices, shape ``(answers,)``.
+        accuracy: Whether likeliest choices are compared with the right ones.
+
+    Returns:
+        Float64 tensors of shape ``(answers,)`` by name, as `AnswerScores` lists them.
+
+    Raises:
+        EvaluationError: The models have other numbers of choices.
+    """
+    import torch
+
+    if against is not None and against.shape[-1] != logits.shape[-1]:
+        raise EvaluationError(
+            f"the models choose among {logits.shape[-1]} and {against.shape[-1]} answers; --against names "
+            "the model it was made from"
+        )
+    step = max(1, _NUMBERS // logits.shape[-1])
+    parts: list[dict[str, Any]] = []
+    for start in range(0, len(logits), step):
+        some = slice(start, start + step)
+        other = None if against is None else against[some].to(logits.device)
+        parts.append(_score(logits[some], other, targets[some].to(logits.device), accuracy))
+    return {name: torch.cat([part[name] for part in parts]).double().cpu() for name in parts[0]}
+
+
+def _score(logits: Any, against: Any, targets: Any, accuracy: bool) -> dict[str, Any]:
+    import torch.nn.functional as functional
+
+    own = logits.float()
+    found = {"nats": functional.cross_entropy(own, targets, reduction="none")}
+    if not accuracy and against is None:
+        return found
+    best, top = _likeliest(own)
+    if accuracy:
+        found |= _hits("", best, top, targets)
+    if against is None:
+        return found
+    other = against.float()
+    other_best, other_top = _likeliest(other)
+    ours, theirs = own.log_softmax(-1), other.log_softmax(-1)
+    divergence = functional.kl_div(ours, theirs, reduction="none", log_target=True).sum(-1)
+    found |= {
+        "against_nats": functional.nll_loss(theirs, targets, reduction="none"),
+        "divergence": divergence.clamp(min=0),  # rounding
+        "first": (best == other_best).float(),
+    }
+    if accuracy:
+        found |= _hits("against_", other_best, other_top, targets)
+    if top is not None and other_top is not None:
+        found["five"] = (top[:, :, None] == other_top[:, None, :]).any(-1).float().mean(-1)
+    return found
+
+
+def _likeliest(logits: Any) -> tuple[Any, Any]:
+    """The likeliest choice, and the five likeliest where there are more."""
+    top = logits.topk(5, dim=-1).indices if logits.shape[-1] > 5 else None
+    return logits.argmax(-1), top
+
+
+def _hits(prefix: str, best: Any, top: Any, targets: Any) -> dict[str, Any]:
+    found = {f"{prefix}right": (best == targets).float()}
+    if top is not None:
+        found[f"{prefix}right_five"] = (top == targets[:, None]).any(-1).float()
+    return found

@@ -1,0 +1,115 @@
+"""Models that choose a label of an image or a text: accuracy, and agreement with another model."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from gqkva_convert.data.processors import arguments, load_processor, sequence_length
+from gqkva_convert.data.records import (
+    LABEL_COLUMNS,
+    PAIR_COLUMNS,
+    PICTURE_COLUMNS,
+    TEXT_COLUMNS,
+    find_columns,
+    picture_of,
+)
+from gqkva_convert.data.tasks import IMAGES
+from gqkva_convert.errors import DataError
+from gqkva_convert.evaluation.agreement import AnswerScores, score_answers
+from gqkva_convert.evaluation.samples import draw, encode, records
+from gqkva_convert.evaluation.subject import Subject
+
+_BATCH = 32
+
+
+def score_labels(subject: Subject) -> AnswerScores:
+    """Score the labels of images or texts, each a sample.
+
+    Raises:
+        DataError: The data have no labels, or ones that the model does not know.
+    """
+    import torch
+
+    found = records(subject.settings)
+    label = find_columns(found[0], [(name,) for name in LABEL_COLUMNS], "labels")[0]
+    _check_labels(found, label, subject)
+    batch = _images(subject, found) if subject.task == IMAGES else _texts(subject, found)
+    places = draw(range(len(found)), subject.settings)
+    size = subject.settings.batch_size or _BATCH
+    progress = subject.begin(f"measuring {subject.settings.data}", len(places))
+    scores = AnswerScores("image" if subject.task == IMAGES else "text")
+    with torch.inference_mode():
+        for start in range(0, len(places), size):
+            some = [found[place] for place in places[start : start + size]]
+            inputs = batch(some)
+            own, *other = (_logits(model, inputs) for model in subject.models)
+            targets = torch.tensor([int(record[label]) for record in some])
+            values = score_answers(own, other[0] if other else None, targets, accuracy=True)
+            for row in range(len(some)):
+                scores.add({"answers": 1.0, **{name: float(each[row]) for name, each in values.items()}})
+            progress(len(some))
+    return scores
+
+
+def _logits(model: Any, inputs: dict[str, Any]) -> Any:
+    taken = arguments(model)
+    moved = {name: value.to(model.device) for name, value in inputs.items() if name in taken}
+    if "pixel_values" in moved:
+        moved["pixel_values"] = moved["pixel_values"].to(model.dtype)
+    return model(**moved).logits
+
+
+def _images(subject: Subject, found: Any) -> Any:
+    column = find_columns(found[0], [(name,) for name in PICTURE_COLUMNS], "images")[0]
+    processor = load_processor(subject.folder, "AutoImageProcessor")
+    mean = getattr(processor, "image_mean", None) or [0, 0, 0]
+    mode = "L" if len(mean) == 1 else "RGB"
+
+    def batch(some: list[Any]) -> dict[str, Any]:
+        pictures = [picture_of(record, column).convert(mode) for record in some]
+        pixels = processor(images=pictures, return_tensors="pt")["pixel_values"]
+        _check_size(pixels, subject)
+        return {"pixel_values": pixels}
+
+    return batch
+
+
+def _texts(subject: Subject, found: Any) -> Any:
+    names = find_columns(found[0], [*PAIR_COLUMNS, *((name,) for name in TEXT_COLUMNS)], "texts")
+    tokenizer = load_processor(subject.folder, "AutoTokenizer")
+    length = sequence_length(subject.settings.length, subject.model, tokenizer)
+
+    def batch(some: list[Any]) -> dict[str, Any]:
+        if len(names) == 1:
+            return encode(tokenizer, [record[names[0]] for record in some], length)
+        return encode(tokenizer, [(record[names[0]], record[names[1]]) for record in some], length)
+
+    return batch
+
+
+def _check_size(pixels: Any, subject: Subject) -> None:
+    """Refuse pictures of another size: the processors of some models do not change it."""
+    config = subject.model.config
+    size = getattr(config, "image_size", None)
+    wanted = (size, size) if isinstance(size, int) else size
+    found = tuple(pixels.shape[-2:])
+    if wanted is not None and found != tuple(wanted):
+        raise DataError(
+            f"{subject.settings.data}: pictures of {found[0]} x {found[1]} come out of the model's image "
+            f"processor, the model reads {wanted[0]} x {wanted[1]}; give pictures of that size"
+        )
+
+
+def _check_labels(found: Any, column: str, subject: Subject) -> None:
+    feature = found.features[column]
+    count = getattr(feature, "num_classes", None)
+    known = subject.model.config.num_labels
+    try:
+        labels = range(count) if count is not None else [int(value) for value in found[column]]
+    except (TypeError, ValueError) as error:
+        raise DataError(f"{subject.settings.data}: the labels in {column!r} are no whole numbers") from error
+    if max(labels) >= known or min(labels) < 0:
+        raise DataError(
+            f"{subject.settings.data} has labels from {min(labels)} to {max(labels)}, the model answers "
+            f"{known}; give data with its labels"
+        )

@@ -1,0 +1,122 @@
+"""Text encoders: how well cosines order pairs of texts, and how near embeddings are to another model's."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from gqkva_convert.checkpoint.jsonfile import read_json
+from gqkva_convert.data.processors import arguments, load_processor, sequence_length
+from gqkva_convert.data.records import (
+    PAIR_COLUMNS,
+    SCORE_COLUMNS,
+    TEXT_COLUMNS,
+    find_columns,
+)
+from gqkva_convert.errors import EvaluationError
+from gqkva_convert.evaluation.metrics import Metric, mean, spearman
+from gqkva_convert.evaluation.samples import draw, encode, is_text, records
+from gqkva_convert.evaluation.subject import Subject
+
+_BATCH = 32
+
+
+def measure_embeddings(subject: Subject) -> tuple[list[Metric], int, str, dict[str, Any]]:
+    """Spearman of cosine and score of scored pairs, mean cosine with the other model's embeddings.
+
+    Returns:
+        Metrics, samples, what a sample is, and how they were measured.
+
+    Raises:
+        DataError: The data are neither pairs of texts nor texts.
+        EvaluationError: They are texts without scores, and there is no other model.
+    """
+    found = records(subject.settings)
+    names = find_columns(
+        found[0], [*PAIR_COLUMNS, *((name,) for name in TEXT_COLUMNS)], "pairs of texts or texts"
+    )
+    score = next((name for name in SCORE_COLUMNS if name in found[0]), None)
+    is_scored = len(names) == 2 and score is not None
+    if not is_scored and subject.against is None:
+        raise EvaluationError(
+            f"{subject.settings.data} has no scored pairs, so an encoder is measured on it against another "
+            "model; give --against"
+        )
+    chosen = draw([place for place in range(len(found)) if is_text(found[place], *names)], subject.settings)
+    some = [found[place] for place in chosen]
+    tokenizer = load_processor(subject.folder, "AutoTokenizer")
+    length = sequence_length(subject.settings.length, subject.model, tokenizer)
+    pooling = pooling_of(subject.folder)
+    progress = subject.begin(f"measuring {subject.settings.data}", len(some) * len(names))
+    size = subject.settings.batch_size or _BATCH
+    sides = [
+        _embed(subject, [record[name] for record in some], tokenizer, length, pooling, size, progress)
+        for name in names
+    ]
+    metrics = []
+    if is_scored:
+        scores = np.asarray([float(record[score]) for record in some])
+        cosines = [(first * second).sum(-1) for first, second in zip(*sides, strict=True)]
+        against = [cosines[1], scores] if subject.against is not None else None
+        metrics.append(Metric("Spearman correlation", "higher", spearman, [cosines[0], scores], against))
+    if subject.against is not None:
+        likeness = np.mean([(side[0] * side[1]).sum(-1) for side in sides], axis=0)
+        metrics.append(Metric("cosine with the original", "higher", mean, [likeness]))
+    unit = "pairs" if len(names) == 2 else "texts"
+    return metrics, len(some), unit, {"pooling": pooling, "length": length}
+
+
+def pooling_of(folder: Path) -> str:
+    """How sentence-transformers makes one vector of a text's: "mean", or "cls" where the folder says so."""
+    path = folder / "1_Pooling" / "config.json"
+    if not path.is_file():
+        return "mean"
+    config = read_json(path)
+    if config.get("pooling_mode") in ("mean", "cls"):
+        return str(config["pooling_mode"])
+    wanted = [name for name in config if name.startswith("pooling_mode_") and config[name] is True]
+    if wanted == ["pooling_mode_cls_token"]:
+        return "cls"
+    if wanted in ([], ["pooling_mode_mean_tokens"]):
+        return "mean"
+    raise EvaluationError(f"{path}: {', '.join(wanted)} is not measured here, mean and cls are")
+
+
+def _embed(
+    subject: Subject,
+    sentences: list[str],
+    tokenizer: Any,
+    length: int,
+    pooling: str,
+    size: int,
+    progress: Any,
+) -> list[Any]:
+    """Embeddings of length 1 by every model, each float64 of shape ``(texts, width)``."""
+    import torch
+
+    rows: list[list[Any]] = [[] for _ in subject.models]
+    order = sorted(range(len(sentences)), key=lambda place: len(sentences[place]))
+    with torch.inference_mode():
+        for start in range(0, len(order), size):
+            batch = encode(tokenizer, [sentences[place] for place in order[start : start + size]], length)
+            for made, model in zip(rows, subject.models, strict=True):
+                taken = arguments(model)
+                inputs = {name: value.to(model.device) for name, value in batch.items() if name in taken}
+                states = model(**inputs).last_hidden_state.float()
+                made.append(_pool(states, inputs.get("attention_mask"), pooling).double().cpu().numpy())
+            progress(len(order[start : start + size]))
+    back = np.argsort(order)
+    return [np.concatenate(made)[back] for made in rows]
+
+
+def _pool(states: Any, mask: Any, pooling: str) -> Any:
+    import torch.nn.functional as functional
+
+    if pooling == "cls":
+        return functional.normalize(states[:, 0], dim=-1)
+    if mask is None:
+        return functional.normalize(states.mean(1), dim=-1)
+    weights = mask[..., None].to(states.dtype)
+    return functional.normalize((states * weights).sum(1) / weights.sum(1).clamp(min=1), dim=-1)

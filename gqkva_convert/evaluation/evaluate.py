@@ -1,0 +1,162 @@
+"""`gqkva evaluate`: how well a model answers, alone or beside the one it was made from."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from gqkva_convert.checkpoint.digest import files_sha256
+from gqkva_convert.checkpoint.folder import open_checkpoint
+from gqkva_convert.checkpoint.hub import locate
+from gqkva_convert.data.tasks import CAUSAL, EMBEDDING, IMAGES, MASKED, TEXTS, TO_TARGET
+from gqkva_convert.errors import EvaluationError
+from gqkva_convert.evaluation.classification import score_labels
+from gqkva_convert.evaluation.embeddings import measure_embeddings
+from gqkva_convert.evaluation.masked import score_masked
+from gqkva_convert.evaluation.metrics import Metric
+from gqkva_convert.evaluation.perplexity import score_windows
+from gqkva_convert.evaluation.results import add_results, describe_run
+from gqkva_convert.evaluation.samples import windows
+from gqkva_convert.evaluation.settings import EvaluationSettings
+from gqkva_convert.evaluation.subject import Begin, Subject, open_subject
+from gqkva_convert.evaluation.targets import measure_targets
+
+# What a user calls each task.
+TITLES = {
+    CAUSAL: "language modelling",
+    MASKED: "masked language modelling",
+    TO_TARGET: "sequence to sequence",
+    IMAGES: "image classification",
+    TEXTS: "text classification",
+    EMBEDDING: "sentence similarity",
+}
+HARNESS = "lm-eval"
+_BATCH_TOKENS = 8192
+# Windows are resampled where there are fewer texts than this.
+_FEW_DOCUMENTS = 30
+
+
+def evaluate(
+    model: str | Path,
+    settings: EvaluationSettings,
+    *,
+    against: str | Path | None = None,
+    save: bool = True,
+    stages: Begin | None = None,
+) -> list[dict[str, Any]]:
+    """Measure a model on data, on tasks of lm-evaluation-harness, or on both.
+
+    What is measured on data depends on the model: perplexity of causal and masked language models, top-1
+    and top-5 accuracy of classifiers, Spearman correlation of sentence encoders, perplexity, ROUGE and exact
+    match of sequence-to-sequence models. With ``against`` every metric is given for both, with the
+    difference, and the model's answers are compared with the other's: KL divergence and agreement, or the
+    cosine of embeddings. Each number has a 95 % bootstrap interval over samples; differences have paired
+    ones.
+
+    Args:
+        model: A checkpoint folder or Hub id.
+        settings: What to measure on, and how.
+        against: The model it was made from, or any other that reads the same; a folder or Hub id.
+        save: Whether results are kept in ``gqkva_evaluation.json`` in the model's folder, where it is one.
+        stages: Begins a stage of progress.
+
+    Returns:
+        JSON data, one entry a data set or task.
+
+    Raises:
+        EvaluationError: The models cannot be measured so.
+        DataError: The data cannot be used.
+        GqkvaError: A folder is not a checkpoint of a known family.
+    """
+    begin: Begin = stages or (lambda name, total: lambda count: None)
+    located = locate(str(model), None)
+    subject = open_subject(located.folder, None if against is None else str(against), settings, begin)
+    checkpoint = open_checkpoint(located.folder)
+    common = {
+        "against": None if against is None else str(against),
+        "model_sha256": files_sha256({file.name: file for file in checkpoint.files}),
+        **describe_run(),
+    }
+    results = []
+    if settings.data is not None:
+        results.append({**_on_data(subject), **common})
+    if settings.tasks:
+        from gqkva_convert.evaluation.harness import run_tasks
+
+        for result in run_tasks(subject):
+            own = {"task": HARNESS, "split": None, "unit": "questions", **result}
+            own["settings"] = {**own["settings"], **_chosen(settings, "samples", "seed", "dtype")}
+            results.append({**own, **common})
+    if save and Path(model).is_dir():
+        add_results(Path(model), results)
+    return results
+
+
+def _chosen(settings: EvaluationSettings, *names: str) -> dict[str, Any]:
+    return {name: getattr(settings, name) for name in names}
+
+
+def _on_data(subject: Subject) -> dict[str, Any]:
+    settings = subject.settings
+    with _fitting(subject):
+        metrics, samples, unit, found = _measure(subject)
+    return {
+        "task": TITLES[subject.task],
+        "data": settings.data,
+        "split": settings.split,
+        "samples": samples,
+        "unit": unit,
+        "metrics": [metric.to_dict(settings.seed) for metric in metrics],
+        "settings": {
+            **found,
+            **_chosen(settings, "samples", "seed"),
+            "dtype": str(subject.model.dtype).removeprefix("torch."),
+        },
+    }
+
+
+@contextmanager
+def _fitting(subject: Subject) -> Iterator[None]:
+    """Say what to do where a batch does not fit into memory."""
+    import torch
+
+    try:
+        yield
+    except (torch.OutOfMemoryError, MemoryError) as error:
+        raise EvaluationError(
+            f"a forward pass of {subject.settings.data} does not fit into memory; give a smaller "
+            "--batch-size or --length"
+        ) from error
+
+
+def _measure(subject: Subject) -> tuple[list[Metric], int, str, dict[str, Any]]:
+    if subject.task == CAUSAL:
+        return _measure_language(subject)
+    if subject.task == MASKED:
+        scores, found = score_masked(subject)
+        metrics = [*scores.likelihood(), scores.accuracy()[0], *scores.agreement()]
+        return metrics, scores.answers, "masked tokens", found
+    if subject.task == TO_TARGET:
+        metrics, samples, found = measure_targets(subject)
+        return metrics, samples, "texts", found
+    if subject.task == EMBEDDING:
+        return measure_embeddings(subject)
+    scores = score_labels(subject)
+    return [*scores.accuracy(), *scores.agreement()], scores.answers, f"{scores.unit}s", {}
+
+
+def _measure_language(subject: Subject) -> tuple[list[Metric], int, str, dict[str, Any]]:
+    settings = subject.settings
+    chosen, found = windows(settings, subject.folder, subject.model)
+    tokens = sum(len(window.targets) for window in chosen)
+    batch = _BATCH_TOKENS if settings.batch_size is None else settings.batch_size * found["length"]
+    progress = subject.begin(f"measuring {settings.data}", tokens)
+    scores = score_windows(subject.model, subject.against, chosen, batch_tokens=batch, progress=progress)
+    documents = [window.document for window in chosen]
+    is_by_text = len(set(documents)) >= _FEW_DOCUMENTS
+    if is_by_text:
+        scores = scores.gathered(documents)
+    found["resampled"] = "documents" if is_by_text else "windows"
+    return [*scores.likelihood(), *scores.agreement()], tokens, "tokens", found

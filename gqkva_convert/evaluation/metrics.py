@@ -1,0 +1,132 @@
+"""Metrics over samples, with bootstrap intervals; of two models on the same samples, paired ones."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+Column = np.ndarray[Any, np.dtype[np.float64]]
+Statistic = Callable[..., Any]
+Interval = tuple[float, float]
+
+RESAMPLES = 2000
+CONFIDENCE = 0.95
+# Numbers that a bootstrap holds at once.
+_HELD = 5_000_000
+
+
+@dataclass(frozen=True)
+class Metric:
+    """One number, and what it is computed from sample by sample.
+
+    Attributes:
+        name: What it is called in results.
+        better: ``"lower"`` or ``"higher"``.
+        statistic: From columns to the number; takes ``axis``, the samples'.
+        columns: Arrays of shape ``(samples,)``.
+        against: The same of the other model; None where the metric is of both together, or there is no other.
+    """
+
+    name: str
+    better: str
+    statistic: Statistic
+    columns: Sequence[Column]
+    against: Sequence[Column] | None = None
+
+    def to_dict(self, seed: int = 0) -> dict[str, Any]:
+        """The number with its interval, beside the other model's and the difference of both."""
+        found: dict[str, Any] = {
+            "metric": self.name,
+            "value": float(self.statistic(*self.columns, axis=-1)),
+            "interval": bootstrap(self.columns, self.statistic, seed),
+            "against": None,
+            "against_interval": None,
+            "difference": None,
+            "difference_interval": None,
+            "better": self.better,
+        }
+        if self.against is None:
+            return found
+        other = float(self.statistic(*self.against, axis=-1))
+        count = len(self.columns)
+
+        def difference(*columns: Column, axis: int) -> Any:
+            ours, theirs = columns[:count], columns[count:]
+            return self.statistic(*ours, axis=axis) - self.statistic(*theirs, axis=axis)
+
+        return found | {
+            "against": other,
+            "against_interval": bootstrap(self.against, self.statistic, seed),
+            "difference": found["value"] - other,
+            "difference_interval": bootstrap([*self.columns, *self.against], difference, seed),
+        }
+
+
+def bootstrap(columns: Sequence[Column], statistic: Statistic, seed: int = 0) -> Interval | None:
+    """A 95 % percentile interval from 2,000 resamples (Efron, 1979); None for fewer than two samples.
+
+    Args:
+        columns: Arrays of shape ``(samples,)`` that are resampled together.
+        statistic: Of the columns along ``axis``.
+        seed: Seed of the resampling.
+    """
+    import warnings
+
+    from scipy.stats import bootstrap as scipy_bootstrap
+
+    samples = len(columns[0])
+    if samples < 2:
+        return None
+    with np.errstate(invalid="ignore", divide="ignore"), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # where the statistic is not a number there is no interval
+        found = scipy_bootstrap(
+            tuple(columns),
+            statistic,
+            n_resamples=RESAMPLES,
+            batch=max(1, _HELD // samples),
+            vectorized=True,
+            paired=True,
+            confidence_level=CONFIDENCE,
+            method="percentile",
+            **_random_state(seed),
+        )
+    low, high = float(found.confidence_interval.low), float(found.confidence_interval.high)
+    return (low, high) if np.isfinite([low, high]).all() else None
+
+
+def _random_state(seed: int) -> dict[str, Any]:
+    """Scipy 1.15 calls it `rng`."""
+    import inspect
+
+    from scipy.stats import bootstrap as scipy_bootstrap
+
+    name = "rng" if "rng" in inspect.signature(scipy_bootstrap).parameters else "random_state"
+    return {name: np.random.default_rng(seed)}
+
+
+def ratio(numerator: Column, denominator: Column, *, axis: int) -> Any:
+    """A mean over what samples are made of: sums of a numerator over sums of a denominator."""
+    return numerator.sum(axis=axis) / denominator.sum(axis=axis)
+
+
+def perplexity(nats: Column, tokens: Column, *, axis: int) -> Any:
+    """Exp of the mean loss of a token."""
+    return np.exp(ratio(nats, tokens, axis=axis))
+
+
+def mean(values: Column, *, axis: int) -> Any:
+    """A mean over samples."""
+    return values.mean(axis=axis)
+
+
+def spearman(first: Column, second: Column, *, axis: int) -> Any:
+    """Correlation of ranks (Spearman, 1904)."""
+    from scipy.stats import rankdata
+
+    ranks = [rankdata(values, axis=axis) for values in (first, second)]
+    centred = [rank - rank.mean(axis=axis, keepdims=True) for rank in ranks]
+    norms = [np.sqrt((rank**2).sum(axis=axis)) for rank in centred]
+    return (centred[0] * centred[1]).sum(axis=axis) / (norms[0] * norms[1])

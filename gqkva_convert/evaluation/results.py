@@ -1,0 +1,84 @@
+"""Measurements kept beside the weights that they were made of."""
+
+from __future__ import annotations
+
+import datetime
+import os
+import platform
+from pathlib import Path
+from typing import Any
+
+from gqkva_convert.checkpoint.jsonfile import read_json, write_json
+from gqkva_convert.checkpoint.sidecars import EVALUATION
+from gqkva_convert.conversion.report import versions
+from gqkva_convert.errors import CheckpointError, OutputError
+
+FORMAT_VERSION = 1
+# What says that two results measure the same.
+_SUBJECT = ("task", "data", "split", "against", "settings")
+
+
+def describe_run() -> dict[str, Any]:
+    """When and where a measurement was made, and with what."""
+    return {
+        "versions": versions(),
+        "machine": machine(),
+        "date": datetime.datetime.now(datetime.timezone.utc).date().isoformat(),
+    }
+
+
+def machine() -> str:
+    """Processor and cores, and GPUs where torch sees some."""
+    import torch
+
+    name = platform.processor() or platform.machine()
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        name = next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration, IndexError):
+        pass
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    if not torch.cuda.is_available():
+        return f"{name}, {cores} cores"
+    count = torch.cuda.device_count()
+    return f"{f'{count} x ' if count > 1 else ''}{torch.cuda.get_device_name()}"
+
+
+def read_results(folder: Path) -> list[dict[str, Any]]:
+    """Measurements of a folder's weights; none where there are none.
+
+    Raises:
+        CheckpointError: The file is damaged.
+    """
+    path = folder / EVALUATION
+    if not path.is_file():
+        return []
+    data = read_json(path)
+    results = data.get("results") if isinstance(data, dict) else None
+    if data.get("format_version") != FORMAT_VERSION or not isinstance(results, list):
+        raise CheckpointError(f"{path} is damaged or of another version; remove it and measure again")
+    return [result for result in results if isinstance(result, dict)]
+
+
+def add_results(folder: Path, results: list[dict[str, Any]]) -> None:
+    """Keep measurements, in place of earlier ones of the same; the old file stays until they are written.
+
+    Raises:
+        OutputError: The folder cannot be written.
+    """
+    new = {repr([result.get(key) for key in _SUBJECT]) for result in results}
+    kept = [
+        result
+        for result in read_results(folder)
+        if repr([result.get(key) for key in _SUBJECT]) not in new
+        and result.get("model_sha256") == results[0]["model_sha256"]
+    ]
+    path = folder / EVALUATION
+    scratch = path.with_name(f".{EVALUATION}.partial")
+    try:
+        write_json(scratch, {"format_version": FORMAT_VERSION, "results": [*kept, *results]})
+        scratch.replace(path)
+    except OSError as error:
+        raise OutputError(f"cannot write {path}: {error.strerror}; use --no-save") from error
+    finally:
+        scratch.unlink(missing_ok=True)

@@ -1,0 +1,62 @@
+"""What is measured, and how; checked once."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from gqkva_convert.errors import DataError, EvaluationError
+
+DTYPES = ("auto", "float32", "bfloat16", "float16")
+DOCUMENTS = ("records", "joined")
+
+
+@dataclass(frozen=True)
+class EvaluationSettings:
+    """What a model is measured on.
+
+    Attributes:
+        data: A file, a folder, a Hub id or a short name; None where only `tasks` are run.
+        split: Part of the data; None for test, or validation where there is none.
+        tasks: Names of lm-evaluation-harness's tasks, or YAML files of such tasks.
+        samples: Most windows of text, texts, pairs or images, drawn evenly or by the seed; None for all.
+        length: Tokens read at once; None for 2,048 or as many as the model reads.
+        stride: Tokens predicted by one window; None for ``length``, where each sees one token before it.
+        documents: ``"records"``: each record is a text; ``"joined"``: all are one, line after line; None
+            for joined where the data are running text (wikitext, a ``.txt`` file), else records.
+        batch_size: Windows, texts, pairs or images in one forward pass; None for about 8,192 tokens or 32.
+        max_new_tokens: Longest text that a sequence-to-sequence model writes.
+        num_fewshot: Examples before each question of a task; None for the task's own number.
+        seed: Seed of what is drawn, intervals included.
+        dtype: Dtype to compute in; None for float32 on a processor, the stored one on a GPU.
+        device: ``"auto"``, ``"cpu"``, ``"cuda"`` or one such as ``"cuda:1"``.
+    """
+
+    data: str | None = None
+    split: str | None = None
+    tasks: tuple[str, ...] = ()
+    samples: int | None = None
+    length: int | None = None
+    stride: int | None = None
+    documents: str | None = None
+    batch_size: int | None = None
+    max_new_tokens: int = 128
+    num_fewshot: int | None = None
+    seed: int = 0
+    dtype: str | None = None
+    device: str = "auto"
+
+    def __post_init__(self) -> None:
+        if self.data is None and not self.tasks:
+            raise EvaluationError("nothing to measure on; give --data, --tasks or both")
+        for name, least in (("samples", 1), ("length", 2), ("stride", 1), ("batch_size", 1)):
+            number = getattr(self, name)
+            if number is not None and number < least:
+                raise EvaluationError(f"--{name.replace('_', '-')} {number}: at least {least}")
+        if self.num_fewshot is not None and self.num_fewshot < 0:
+            raise EvaluationError(f"--num-fewshot {self.num_fewshot}: at least 0")
+        if self.max_new_tokens < 1:
+            raise EvaluationError(f"--max-new-tokens {self.max_new_tokens}: at least 1")
+        if self.dtype not in (None, *DTYPES):
+            raise EvaluationError(f"no dtype {self.dtype!r} to measure in; choose {', '.join(DTYPES)}")
+        if self.documents not in (None, *DOCUMENTS):
+            raise DataError(f"--documents {self.documents!r}: choose {' or '.join(DOCUMENTS)}")

@@ -1,0 +1,107 @@
+"""The models that are measured, side by side on one device."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from gqkva_convert.checkpoint.hub import locate
+from gqkva_convert.conversion.model import open_model
+from gqkva_convert.data.tasks import find_task
+from gqkva_convert.errors import EvaluationError, first_line
+from gqkva_convert.evaluation.settings import EvaluationSettings
+from gqkva_convert.modeling.families import MODEL_TYPE_PREFIX
+from gqkva_convert.modeling.loading import load_model
+
+# From the name of a stage and its size to what is told of its progress.
+Begin = Callable[[str, int], Callable[[int], None]]
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A model and, maybe, the one it is measured against.
+
+    Attributes:
+        folder: Its folder, for tokenizer or image processor.
+        model: The loaded model.
+        against: The other one; None for none.
+        task: What both do, a name of `data.tasks`.
+        settings: How they are measured.
+        begin: Begins a stage of progress.
+    """
+
+    folder: Path
+    model: Any
+    against: Any
+    task: str
+    settings: EvaluationSettings
+    begin: Begin
+
+    @property
+    def models(self) -> list[Any]:
+        """The model, and the other one behind it where there is one."""
+        return [self.model] if self.against is None else [self.model, self.against]
+
+
+def open_subject(folder: Path, against: str | None, settings: EvaluationSettings, begin: Begin) -> Subject:
+    """Load the models.
+
+    Raises:
+        EvaluationError: A model does not load, does nothing that is measured here, or does not match the
+            other.
+        GqkvaError: A folder is not a checkpoint of a known family.
+    """
+    model = _load(folder, settings)
+    task = find_task(model)
+    if task is None:
+        raise EvaluationError(
+            f"{folder}: {type(model).__name__} is not measured here; models with a head for causal, masked "
+            "or sequence-to-sequence language modelling or for classifying images or texts are, and text "
+            "encoders without a head"
+        )
+    other = None
+    if against is not None:
+        other = _load(locate(against, None).folder, settings)
+        _check(against, other, model, task)
+    return Subject(folder, model, other, task, settings, begin)
+
+
+def _load(folder: Path, settings: EvaluationSettings) -> Any:
+    import torch
+    import transformers
+
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    family = open_model(folder).family
+    has_gpu = torch.cuda.is_available()
+    if settings.device.startswith("cuda") and not has_gpu:
+        raise EvaluationError(f"--device {settings.device}: torch sees no GPU here; leave it out or give cpu")
+    on_gpu = settings.device != "cpu" and has_gpu
+    dtype = settings.dtype or ("auto" if on_gpu else "float32")
+    try:
+        # A GPU's share is decided by accelerate, over several GPUs where the model needs them.
+        return load_model(folder, family.architecture, dtype, settings.device if on_gpu else None)
+    except torch.OutOfMemoryError as error:
+        raise EvaluationError(f"{folder} does not fit into the memory of {settings.device}") from error
+    except (OSError, ValueError, RuntimeError, KeyError) as error:
+        raise EvaluationError(f"{folder} does not load: {first_line(error)}") from error
+
+
+def _check(name: str, other: Any, model: Any, task: str) -> None:
+    if find_task(other) != task:
+        raise EvaluationError(
+            f"--against {name}: a {type(other).__name__} is measured otherwise than a "
+            f"{type(model).__name__}; name the model it was made from"
+        )
+    ours, theirs = (one.config.model_type.removeprefix(MODEL_TYPE_PREFIX) for one in (model, other))
+    for key, wanted, found in (
+        ("vocab_size", *(getattr(one.config, "vocab_size", None) for one in (model, other))),
+        ("num_labels", *(getattr(one.config, "num_labels", None) for one in (model, other))),
+    ):
+        if wanted != found:
+            raise EvaluationError(
+                f"--against {name} is a {theirs} with {key} {found}, the other a {ours} with {wanted}; name "
+                "the model it was made from"
+            )
