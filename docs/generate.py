@@ -17,6 +17,9 @@ from typer.testing import CliRunner
 from gqkva_convert import errors
 from gqkva_convert.architectures import FAMILIES, Attention, Family
 from gqkva_convert.cli import app
+from gqkva_convert.cli.run import commands
+from gqkva_convert.recipes.commands import NO_STEPS, RESERVED
+from gqkva_convert.recipes.schema import Assumed, Gpus, Recipe, Step
 from gqkva_convert.uptraining.settings import TrainingSettings
 
 DOCS = Path(__file__).parent
@@ -31,6 +34,7 @@ COMMANDS = {
     "init": "gqkva_convert.init",
     "pretrain": "gqkva_convert.pretrain",
     "verify": "gqkva_convert.verify",
+    "run": "gqkva_convert.run",
     "demo": "gqkva_convert.demo",
 }
 
@@ -145,9 +149,46 @@ def settings_page() -> str:
     return "\n".join(lines) + "\n"
 
 
+def schema_page() -> str:
+    """What a recipe may say, from the classes that check it."""
+    lines = [
+        "# Recipe schema\n",
+        "Generated from `gqkva_convert/recipes/schema.py` by `python docs/generate.py`. How recipes are",
+        "written and run: [recipes.md](recipes.md).\n",
+    ]
+    for title, model in (
+        ("A recipe", Recipe),
+        ("A step, `command: {option: value}` with these beside it", Step),
+        ("An entry of `assume`, by Hub id", Assumed),
+        ("`gpus`", Gpus),
+    ):
+        lines += [f"## {title}\n", "| key | needed | meaning |", "| --- | --- | --- |"]
+        for name, field in model.model_fields.items():
+            if model is Step and name in ("command", "options"):
+                continue
+            needed = "yes" if field.is_required() and model is not Step else "no"
+            lines.append(f"| `{name}` | {needed} | {field.description} |")
+        lines.append("")
+    lines += [
+        "## Commands and their options\n",
+        "Arguments and options of the command line ([cli.md](cli.md)), hyphens or underscores. Lists stand",
+        "for repeated or comma-separated values, mappings for `NAME=VALUE`, `null` for leaving an option",
+        "out.\n",
+        "| command | options |",
+        "| --- | --- |",
+    ]
+    for name, command in commands().items():
+        if name in NO_STEPS:
+            continue
+        options = [parameter.name for parameter in command.params if parameter.name not in RESERVED]
+        lines.append(f"| `{name}` | {', '.join(f'`{option}`' for option in options)} |")
+    return "\n".join(lines) + "\n"
+
+
 PAGES: dict[str, Callable[[], str]] = {
     "cli.md": cli_page,
     "training-settings.md": settings_page,
+    "recipe-schema.md": schema_page,
     "families.md": families_page,
     "errors.md": errors_page,
 }

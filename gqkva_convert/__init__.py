@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from gqkva_convert.modeling.registration import register_when_loaded
 
 if TYPE_CHECKING:
+    from gqkva_convert.cli.run import run as run
     from gqkva_convert.conversion.convert import convert as convert
     from gqkva_convert.conversion.export import export as export
     from gqkva_convert.conversion.init import init as init
@@ -39,6 +40,7 @@ _PUBLIC = {
     "plan": "gqkva_convert.conversion.planning.command",
     "verify": "gqkva_convert.conversion.verify",
     "demo": "gqkva_convert.demo_model.demo",
+    "run": "gqkva_convert.cli.run",
     "uptrain": "gqkva_convert.uptraining.uptrain",
     "pretrain": "gqkva_convert.uptraining.uptrain",
     "teacher": "gqkva_convert.uptraining.precompute",
@@ -62,6 +64,7 @@ __all__ = [
     "inspect",
     "plan",
     "pretrain",
+    "run",
     "teacher",
     "uptrain",
     "verify",

@@ -26,6 +26,7 @@ COMMANDS = (
     "init",
     "pretrain",
     "verify",
+    "run",
     "demo",
 )
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]

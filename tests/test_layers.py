@@ -21,7 +21,7 @@ ORDER = [
     {"calibration", "grouping"},
     {"conversion"},
     {"evaluation", "uptraining"},
-    {"demo_model"},
+    {"demo_model", "recipes"},
     {"cli"},
 ]
 HEAVY = ("torch", "transformers", "accelerate", "huggingface_hub")

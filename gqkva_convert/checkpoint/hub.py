@@ -18,6 +18,9 @@ Answer = TypeVar("Answer")
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+# The small language model that the package brings along, by the name it has on the command line.
+BUILT_IN = "built-in"
+_BUILT_IN_FOLDER = Path(__file__).parents[1] / "demo_model" / "checkpoint"
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 
 # What huggingface_hub talks through, depending on its version; their errors have no common base with ours.
@@ -60,14 +63,14 @@ class Located:
 
 def is_hub_id(model: str) -> bool:
     """Whether a name is no local path but could be a Hub id (``owner/name``)."""
-    return not Path(model).exists() and _HUB_ID.fullmatch(model) is not None
+    return not Path(model).exists() and model != BUILT_IN and _HUB_ID.fullmatch(model) is not None
 
 
 def locate(model: str, revision: str | None = None) -> Located:
     """Find a model's files, downloading a Hub model's configuration, weights and small files if needed.
 
     Args:
-        model: A folder, or a Hub id.
+        model: A folder, a Hub id, or `BUILT_IN`.
         revision: Branch, tag or commit of a Hub id.
 
     Raises:
@@ -77,7 +80,7 @@ def locate(model: str, revision: str | None = None) -> Located:
     if not is_hub_id(model):
         if revision is not None:
             raise CheckpointError(f"--revision goes with a Hub id; {model} is a path")
-        folder = Path(model)
+        folder = _BUILT_IN_FOLDER if model == BUILT_IN and not Path(model).exists() else Path(model)
         if not folder.is_dir():
             raise CheckpointError(f"{model} is not a folder; give a checkpoint folder or a Hub model id")
         return Located(folder, model, None, {})

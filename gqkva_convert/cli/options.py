@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 Model = Annotated[
-    str, typer.Argument(metavar="MODEL", help="Checkpoint folder or Hub id.", show_default=False)
+    str, typer.Argument(metavar="MODEL", help="Checkpoint folder, Hub id, or built-in.", show_default=False)
 ]
 Revision = Annotated[str | None, typer.Option(help="Branch, tag or commit of a Hub id.", show_default=False)]
 KeyValueHeads = Annotated[

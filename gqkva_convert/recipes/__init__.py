@@ -1,0 +1,1 @@
+"""Recipes: several commands, written down once, run as often as needed."""

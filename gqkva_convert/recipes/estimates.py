@@ -1,0 +1,204 @@
+"""What a recipe would take: sizes from headers, time and memory from what was measured elsewhere.
+
+An estimate is there to tell minutes from days. It names what it rests on; what cannot be known before a run
+is left open rather than guessed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from gqkva_convert.conversion.inspect import inspect
+from gqkva_convert.errors import GqkvaError, RecipeError
+from gqkva_convert.recipes.commands import CommandLine
+from gqkva_convert.recipes.schema import Assumed, Gpus
+from gqkva_convert.recipes.state import WRITES
+
+# Bytes a second that a conversion from weights alone copies and merges at (docs/benchmarks.md).
+_CONVERT_RATE = 1.5e9
+# Share of a GPU's peak that forward passes and training reach.
+_UTILISATION = 0.4
+# Bytes a parameter in training: float32 weights, gradients and two moments of AdamW.
+_TRAINED_BYTES = 16
+_UNITS = {"K": 1e3, "M": 1e6, "B": 1e9, "G": 1e9, "T": 1e12}
+
+
+@dataclass(frozen=True)
+class Speed:
+    """Operations a second, and how they are known."""
+
+    operations: float
+    source: str
+
+
+@dataclass(frozen=True)
+class Size:
+    """A model's size; ``assumed`` where its headers could not be read."""
+
+    parameters: int
+    nbytes: int
+    assumed: bool = False
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What a step would take; None for what is not known.
+
+    Attributes:
+        seconds: On the machine that `speed_of` describes.
+        memory_bytes: Weights, and what training keeps beside them; not activations.
+        disk_bytes: What it writes.
+        note: What is not known, or what the numbers rest on.
+    """
+
+    seconds: float | None = None
+    memory_bytes: float | None = None
+    disk_bytes: float | None = None
+    note: str = ""
+
+
+def speed_of(gpus: Gpus | None) -> Speed:
+    """Of this machine's GPUs, or those that a recipe asks for, by their makers' figures; else measured here.
+
+    Raises:
+        RecipeError: The recipe asks for GPUs whose speed is not known.
+    """
+    import time
+
+    import torch
+
+    from gqkva_convert.uptraining.hardware import peak_flops, peak_of
+
+    if torch.cuda.is_available():
+        peak, count = peak_flops(torch.device("cuda")), torch.cuda.device_count()
+        if peak is not None:
+            return _share(peak, count, torch.cuda.get_device_name())
+    elif gpus is not None:
+        peak = peak_of(gpus.name)
+        if peak is None:
+            raise RecipeError(f"gpus.name {gpus.name!r}: its speed is not known here; name another or none")
+        return _share(peak, gpus.count, f"{gpus.name}, which the recipe asks for,")
+    side = 1024
+    matrix = torch.randn(side, side)
+    matrix @ matrix
+    start, rounds = time.perf_counter(), 0
+    while time.perf_counter() - start < 0.1:
+        matrix @ matrix
+        rounds += 1
+    rate = 2 * side**3 * rounds / (time.perf_counter() - start)
+    return Speed(rate * _UTILISATION, f"this processor at {_UTILISATION:.0%} of {rate / 1e9:.0f} GFLOP/s")
+
+
+def _share(peak: float, count: int, name: str) -> Speed:
+    return Speed(peak * count * _UTILISATION, f"{count} x {name} at {_UTILISATION:.0%} of its peak")
+
+
+def estimate_recipe(
+    lines: tuple[CommandLine, ...], assume: Mapping[str, Assumed], speed: Speed
+) -> list[Estimate]:
+    """What each step would take; nothing is downloaded but headers of Hub models.
+
+    Args:
+        lines: The steps.
+        assume: Sizes of Hub models by id, for where the Hub cannot be reached.
+        speed: Of the machine.
+    """
+    sizes: dict[str, Size | None] = {}
+
+    def size_of(name: Any) -> Size | None:
+        if not isinstance(name, str):
+            return None
+        if name not in sizes:
+            sizes[name] = _size(name, assume)
+        return sizes[name]
+
+    found = []
+    for line in lines:
+        options = line.step.options
+        model = size_of(_subject(line))
+        written = options.get(WRITES.get(line.step.command, ""))
+        if written is not None and line.step.command != "plan":
+            sizes[str(written)] = model  # an upper bound: conversions only get smaller
+        others = [size_of(options[name]) for name in ("against", "teacher") if name in options]
+        found.append(_estimate(line, model, [size for size in others if size is not None], speed))
+    return found
+
+
+def _subject(line: CommandLine) -> Any:
+    """The model that a step is about: its first argument."""
+    names = [p.name for p in line.command.params if p.param_type_name == "argument"]
+    return line.step.options.get(names[0]) if names else None
+
+
+def _size(name: str, assume: Mapping[str, Assumed]) -> Size | None:
+    try:
+        facts = inspect(name)
+    except GqkvaError:
+        if name in assume:
+            return Size(assume[name].parameters, assume[name].bytes, assumed=True)
+        return None
+    return Size(facts["parameters"]["total"], facts["bytes"])
+
+
+def _estimate(line: CommandLine, model: Size | None, others: list[Size], speed: Speed) -> Estimate:
+    command, options = line.step.command, line.step.options
+    if command in ("inspect", "report", "push", "demo", "init", "teacher", "bench", "run"):
+        return Estimate(seconds=None, note="short" if command in ("inspect", "report") else "not estimated")
+    if model is None:
+        return Estimate(note="the model's size is not known here")
+    note = "size as the recipe assumes" if model.assumed else ""
+    if command in ("convert", "plan", "export", "verify"):
+        return _conversion(command, options, model, speed, note)
+    if command == "evaluate":
+        return _evaluation(options, model, others, speed, note)
+    return _training(options, model, others, speed, note)
+
+
+def _conversion(command: str, options: dict[str, Any], model: Size, speed: Speed, note: str) -> Estimate:
+    seconds = model.nbytes / _CONVERT_RATE
+    disk = 0 if command in ("plan", "verify") else model.nbytes
+    if "calibration" not in options:
+        return Estimate(seconds, 0.2e9, disk, note)
+    tokens = int(options.get("calibration_samples", 128)) * int(options.get("calibration_length", 2048))
+    # One pass for moments, one for calls of blocks, one over candidates.
+    seconds += 3 * 2 * model.parameters * tokens / speed.operations
+    if "layerwise" in str(options.get("refine", "")):
+        note = ", ".join(filter(None, (note, "without the layer-wise fit: minutes a layer")))
+        return Estimate(seconds, model.nbytes, disk, note)
+    return Estimate(seconds, model.nbytes, disk, note)
+
+
+def _evaluation(
+    options: dict[str, Any], model: Size, others: list[Size], speed: Speed, note: str
+) -> Estimate:
+    memory = sum(size.nbytes for size in (model, *others))
+    samples = options.get("samples")
+    if not isinstance(samples, int) or "data" not in options:
+        return Estimate(None, memory, None, ", ".join(filter(None, (note, "as long as its data"))))
+    tokens = samples * int(options.get("length", 2048))
+    operations = sum(2 * size.parameters * tokens for size in (model, *others))
+    return Estimate(operations / speed.operations, memory, None, note)
+
+
+def _training(options: dict[str, Any], model: Size, others: list[Size], speed: Speed, note: str) -> Estimate:
+    memory = _TRAINED_BYTES * model.parameters + sum(size.nbytes for size in others)
+    tokens = _count(options.get("tokens"))
+    if tokens is None:
+        return Estimate(None, memory, model.nbytes, ", ".join(filter(None, (note, "as long as its budget"))))
+    each = 6 * model.parameters + sum(2 * size.parameters for size in others)
+    return Estimate(each * tokens / speed.operations, memory, model.nbytes, note)
+
+
+def _count(value: Any) -> float | None:
+    """A number of tokens such as 20M."""
+    if isinstance(value, (int, float)):
+        return float(value)
+    if not isinstance(value, str) or not value:
+        return None
+    unit = _UNITS.get(value[-1].upper(), 1.0)
+    try:
+        return float(value.rstrip("kKmMbBgGtT").replace("_", "")) * unit
+    except ValueError:
+        return None

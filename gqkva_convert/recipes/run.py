@@ -1,0 +1,187 @@
+"""Running a recipe: step by step, what is done already left out."""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import subprocess
+import time
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from gqkva_convert.checkpoint.publish import locked
+from gqkva_convert.conversion.report import versions
+from gqkva_convert.errors import OutputError, RecipeError
+from gqkva_convert.recipes.commands import NO_STEPS, CommandLine, command_line
+from gqkva_convert.recipes.schema import Recipe, override, read_recipe, resolve
+from gqkva_convert.recipes.state import WRITES, State, content, key_of, outputs_of, paths_of
+
+LOG = "commands.sh"
+# What is told of a step: its line, its number, how many there are, and whether it was done before.
+Watch = Callable[[CommandLine, int, int, bool], None]
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A recipe, checked.
+
+    Attributes:
+        path: Its file.
+        recipe: With variables in their places.
+        lines: Its steps as command lines.
+        work: The folder of its results.
+    """
+
+    path: Path
+    recipe: Recipe
+    lines: tuple[CommandLine, ...]
+    work: Path
+
+
+def prepare(path: Path, commands: Mapping[str, Any], changes: Iterable[str], work: Path | None) -> Prepared:
+    """Read and check a recipe; nothing runs.
+
+    Raises:
+        RecipeError: It is wrong; says where.
+    """
+    usable = {name: command for name, command in commands.items() if name not in NO_STEPS}
+    folder = work or Path("runs") / path.stem
+    recipe = resolve(override(read_recipe(path, usable), changes), folder)
+    lines = tuple(command_line(step, usable) for step in recipe.steps)
+    for line in lines:
+        outputs_of(line)
+    return Prepared(path, recipe, lines, folder)
+
+
+def run_recipe(
+    prepared: Prepared, *, begin_at: str | None = None, watch: Watch | None = None
+) -> dict[str, Any]:
+    """Run the steps that are not done.
+
+    A step is left out where its options, the contents of all files and folders that it reads, and what it
+    wrote are as when it last ran. One that was interrupted goes on where it can.
+
+    Args:
+        prepared: The recipe.
+        begin_at: Name of a step that runs again, with all behind it.
+        watch: Told of each step before it runs.
+
+    Returns:
+        JSON data: what each step ran, how long it took, and whether it was left out.
+
+    Raises:
+        GqkvaError: As the step that failed; what was done before it stays done.
+    """
+    forced = False
+    if begin_at is not None:
+        prepared.recipe.step(begin_at)
+    try:
+        prepared.work.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputError(f"cannot make {prepared.work}: {error.strerror}; give --work") from error
+    results: list[dict[str, Any]] = []
+    written: set[Path] = set()
+    with locked(prepared.work):
+        state = State.read(prepared.work)
+        for number, line in enumerate(prepared.lines, 1):
+            forced = forced or line.step.name == begin_at
+            key = key_of(line)
+            done = not (forced or paths_of(line) & written) and state.is_done(line, key)
+            if watch is not None:
+                watch(line, number, len(prepared.lines), done)
+            if not done:
+                _run_step(prepared, state, line, key, forced)
+                written |= {path for path in outputs_of(line) if line.step.command in WRITES}
+            results.append({**state.steps[line.step.name], "name": line.step.name, "left_out": done})
+    return {"recipe": str(prepared.path), "work": str(prepared.work), "steps": results}
+
+
+def _run_step(prepared: Prepared, state: State, line: CommandLine, key: str, forced: bool) -> None:
+    outputs = outputs_of(line)
+    actual = _continued(state, line, key, outputs, forced)
+    entry: dict[str, Any] = {
+        "command": str(actual),
+        "key": key,
+        "done": False,
+        "outputs": {str(path): None for path in outputs},
+    }
+    state.steps[line.step.name] = entry
+    state.write()
+    started = datetime.datetime.now(datetime.timezone.utc)
+    clock = time.monotonic()
+    if line.step.accelerate is None:
+        _in_process(actual)
+    else:
+        _launched(actual)
+    entry["seconds"] = round(time.monotonic() - clock, 2)
+    entry["started"] = started.isoformat(timespec="seconds")
+    entry["versions"] = versions()
+    for path in outputs:
+        if not path.exists():
+            raise RecipeError(f"step {line.step.name} did not write {path}")
+        if line.step.command in WRITES:
+            entry["outputs"][str(path)] = content(path)
+    # Running it may have changed what it reads: a folder it measures gets files beside the weights.
+    state.steps[line.step.name] = {**entry, "done": True, "key": key_of(line)}
+    state.write()
+    _log(prepared, line, entry)
+
+
+def _continued(state: State, line: CommandLine, key: str, outputs: list[Path], forced: bool) -> CommandLine:
+    """The line with what it needs to go on, or to replace what this recipe made before."""
+    if line.step.command not in WRITES:
+        return line
+    out = outputs[0]
+    run_folder = out.with_name(f"{out.name}-run")
+    has_run = line.step.command in ("uptrain", "pretrain") and (run_folder / "settings.json").is_file()
+    if has_run and not forced and not out.exists() and state.has_begun(line, key):
+        return _resumed(line)
+    if state.made(str(out)) and (out.exists() or run_folder.exists()):
+        return line.with_flag("--overwrite")
+    return line
+
+
+def _resumed(line: CommandLine) -> CommandLine:
+    """A training run goes on with the settings it began with."""
+    kept = [word for word in line.words[:2] if not word.startswith("-")]
+    return CommandLine(line.step, line.command, (*kept, "--resume"))
+
+
+def _in_process(line: CommandLine) -> None:
+    import gc
+    import sys
+
+    line.run()
+    gc.collect()
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
+def _launched(line: CommandLine) -> None:
+    """Run a step under `accelerate launch`; an interrupt reaches it as well, and it is waited for."""
+    process = subprocess.Popen(line.launched())
+    try:
+        code = process.wait()
+    except BaseException:
+        with contextlib.suppress(KeyboardInterrupt):
+            process.wait(timeout=60)
+        process.kill()
+        raise
+    if code:
+        raise RecipeError(f"step {line.step.name} ended with exit code {code}; what it said stands above")
+
+
+def _log(prepared: Prepared, line: CommandLine, entry: dict[str, Any]) -> None:
+    """Append to a shell script that makes the same again."""
+    path = prepared.work / LOG
+    if not path.exists():
+        path.write_text(f"# {prepared.recipe.description}\nset -e\n", encoding="utf-8")
+    with path.open("a", encoding="utf-8") as file:
+        ran = ", ".join(f"{name} {version}" for name, version in entry["versions"].items())
+        file.write(f"\n# {line.step.name}: {entry['started']}, {entry['seconds']} s; {ran}\n{line}\n")
+        for name, checksum in entry["outputs"].items():
+            if checksum is not None:
+                file.write(f"# {name}: contents {checksum}\n")

@@ -1,0 +1,244 @@
+"""What a recipe says: a YAML file of variables and steps."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from gqkva_convert.errors import RecipeError
+
+# Variables that every recipe has: the folder that its results go to.
+WORK = "work"
+_REFERENCE = re.compile(r"\$\{([a-z][a-z0-9_]*)\}")
+_NAME = r"^[a-z][a-z0-9_-]*$"
+
+
+class Assumed(BaseModel):
+    """What a dry run takes a model to be where its headers cannot be read."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    parameters: int = Field(gt=0, description="Parameters of the model.")
+    bytes: int = Field(gt=0, description="Bytes of its weight files.")
+
+
+class Gpus(BaseModel):
+    """The GPUs that a dry run reckons with on a machine without any."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    name: str = Field(description="A part of their name, such as H100.")
+    count: int = Field(1, gt=0, description="How many.")
+
+
+class Step(BaseModel):
+    """One command with its arguments and options.
+
+    In YAML a step is written as ``command: {option: value}``, with ``name`` and ``accelerate`` beside it.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    name: str = Field(
+        pattern=_NAME, description="What the step is called; by default its command, numbered if repeated."
+    )
+    command: str = Field(description="A command of gqkva.")
+    options: dict[str, Any] = Field(description="Its arguments and options, with underscores for hyphens.")
+    accelerate: str | int | None = Field(
+        None, description="A configuration file for `accelerate launch`, or a number of processes."
+    )
+
+
+class Recipe(BaseModel):
+    """A recipe.
+
+    Variables are written as ``${name}`` in options; one that is the whole value keeps its type.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    description: str = Field(description="What it makes, in a sentence.")
+    needs: str = Field(description="The machine and time it needs, and how that is known.")
+    expect: str | None = Field(None, description="What comes out, and how that is known.")
+    gpus: Gpus | None = Field(None, description="GPUs for the estimates of a dry run elsewhere.")
+    variables: dict[str, Any] = Field(default_factory=dict, description="Values that steps share.")
+    assume: dict[str, Assumed] = Field(
+        default_factory=dict, description="Sizes of Hub models for a dry run without network, by id."
+    )
+    steps: tuple[Step, ...] = Field(min_length=1, description="Commands, in order.")
+
+    def step(self, name: str) -> Step:
+        """The step of a name.
+
+        Raises:
+            RecipeError: There is none.
+        """
+        for step in self.steps:
+            if step.name == name:
+                return step
+        raise RecipeError(unknown("step", name, [step.name for step in self.steps]))
+
+
+def unknown(what: str, name: str, known: Iterable[str]) -> str:
+    """The message for a name that does not exist, with the nearest one that does."""
+    names = list(known)
+    near = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
+    remedy = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(names) or 'none'}"
+    return f"no {what} {name!r}; {remedy}"
+
+
+def read_recipe(path: Path, commands: Iterable[str]) -> Recipe:
+    """Read a recipe.
+
+    Args:
+        path: The YAML file.
+        commands: Names of commands that a step can be.
+
+    Raises:
+        RecipeError: It cannot be read, or does not say what a recipe says; names the place.
+    """
+    try:
+        data = yaml.load(path.read_text(encoding="utf-8"), _NoRepeats)
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
+        raise RecipeError(f"{path}: cannot be read: {reason}") from error
+    except (yaml.YAMLError, RecursionError) as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f" line {mark.line + 1}" if mark is not None else ""
+        raise RecipeError(f"{path}{where}: not YAML: {getattr(error, 'problem', None) or error}") from error
+    if not isinstance(data, dict):
+        raise RecipeError(f"{path} is no recipe: it holds no mapping with description, needs and steps")
+    for key in data:
+        if key not in Recipe.model_fields:
+            raise RecipeError(f"{path}: {unknown('key', str(key), Recipe.model_fields)}")
+    try:
+        return Recipe(**{**data, "steps": _steps(data.get("steps"), list(commands), path)})
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"]))
+        raise RecipeError(f"{path}: {where}: {first['msg'].lower()}") from error
+
+
+class _NoRepeats(yaml.SafeLoader):  # type: ignore[misc]
+    """YAML in which no mapping names a key twice."""
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
+        keys = [self.construct_object(key, deep=deep) for key, _ in node.value]
+        for key in keys:
+            if keys.count(key) > 1:
+                raise yaml.MarkedYAMLError(
+                    problem=f"{key!r} stands there twice", problem_mark=node.start_mark
+                )
+        found: dict[Any, Any] = super().construct_mapping(node, deep=deep)
+        return found
+
+
+def _steps(data: Any, commands: list[str], path: Path) -> list[Step]:
+    """Steps from ``command: options`` mappings; each gets a name of its own."""
+    if not isinstance(data, list) or not data:
+        raise RecipeError(f"{path}: steps are a list of commands, such as - convert: {{gkv: 8}}")
+    steps: list[Step] = []
+    for number, entry in enumerate(data, 1):
+        where = f"{path}: step {number}"
+        if isinstance(entry, str):
+            entry = {entry: {}}
+        if not isinstance(entry, dict):
+            raise RecipeError(f"{where}: a step is a command with its options, found {entry!r}")
+        extra = {key: entry[key] for key in ("name", "accelerate") if key in entry}
+        given = [str(key) for key in entry if key not in extra]
+        for command in given:
+            if command not in commands:
+                raise RecipeError(f"{where}: {unknown('command', command, commands)}")
+        if len(given) != 1:
+            raise RecipeError(f"{where}: a step is one command, found {', '.join(given) or 'none'}")
+        options = entry[given[0]] or {}
+        if not isinstance(options, dict):
+            raise RecipeError(f"{where}: the options of {given[0]} are a mapping, found {options!r}")
+        used = {step.name for step in steps}
+        name = str(extra.pop("name", None) or _free_name(given[0], used))
+        if name in used:
+            raise RecipeError(f"{where}: two steps are called {name!r}; names are for telling them apart")
+        options = {str(key).replace("-", "_"): value for key, value in options.items()}
+        try:
+            steps.append(Step(name=name, command=given[0], options=options, **extra))
+        except ValidationError as error:
+            first = error.errors()[0]
+            raise RecipeError(
+                f"{where}: {'.'.join(map(str, first['loc']))}: {first['msg'].lower()}"
+            ) from error
+    return steps
+
+
+def _free_name(command: str, used: set[str]) -> str:
+    return next(
+        name
+        for name in (command, *(f"{command}-{number}" for number in range(2, len(used) + 3)))
+        if name not in used
+    )
+
+
+def override(recipe: Recipe, changes: Iterable[str]) -> Recipe:
+    """Apply ``variable=value`` and ``step.option=value``; values are YAML.
+
+    Raises:
+        RecipeError: A change is not of that form, or names what does not exist.
+    """
+    variables = dict(recipe.variables)
+    steps = {step.name: step for step in recipe.steps}
+    for change in changes:
+        name, equals, text = change.partition("=")
+        if not equals:
+            raise RecipeError(f"--set {change!r}: write variable=value or step.option=value")
+        try:
+            value = yaml.safe_load(text)
+        except yaml.YAMLError as error:
+            raise RecipeError(f"--set {change!r}: the value is not YAML") from error
+        step, dot, option = name.strip().partition(".")
+        if not dot:
+            if step not in variables:
+                raise RecipeError(f"--set {change}: {unknown('variable', step, variables)}")
+            variables[step] = value
+            continue
+        if step not in steps:
+            raise RecipeError(f"--set {change}: {unknown('step', step, steps)}")
+        options = {**steps[step].options, option.replace("-", "_"): value}
+        steps[step] = steps[step].model_copy(update={"options": options})
+    return recipe.model_copy(update={"variables": variables, "steps": tuple(steps.values())})
+
+
+def resolve(recipe: Recipe, work: Path) -> Recipe:
+    """Put variables in their places.
+
+    Raises:
+        RecipeError: A step uses a variable that does not exist.
+    """
+    variables = {**recipe.variables, WORK: str(work)}
+
+    def fill(value: Any, step: str) -> Any:
+        if isinstance(value, list):
+            return [fill(part, step) for part in value]
+        if isinstance(value, dict):
+            return {key: fill(part, step) for key, part in value.items()}
+        if not isinstance(value, str):
+            return value
+        for name in _REFERENCE.findall(value):
+            if name not in variables:
+                raise RecipeError(f"step {step}: {unknown('variable', name, variables)}")
+        whole = _REFERENCE.fullmatch(value)
+        if whole:
+            return variables[whole[1]]
+        return _REFERENCE.sub(lambda match: str(variables[match[1]]), value)
+
+    steps = tuple(
+        step.model_copy(
+            update={"options": fill(step.options, step.name), "accelerate": fill(step.accelerate, step.name)}
+        )
+        for step in recipe.steps
+    )
+    return recipe.model_copy(update={"steps": steps})

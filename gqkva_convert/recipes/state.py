@@ -1,0 +1,131 @@
+"""What a recipe has done already: a step is known by what it reads and what it wrote, not by its name."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from gqkva_convert.checkpoint.digest import files_sha256
+from gqkva_convert.checkpoint.jsonfile import read_json, write_json
+from gqkva_convert.checkpoint.sidecars import MEASURED, REPORT
+from gqkva_convert.errors import CheckpointError, RecipeError
+from gqkva_convert.recipes.commands import CommandLine
+
+STATE = "run.json"
+FORMAT_VERSION = 1
+# The option that names what a command writes.
+WRITES = dict.fromkeys(("plan", "convert", "export", "init", "uptrain", "pretrain", "teacher"), "out")
+# Commands that write beside the weights they read.
+_BESIDE = {"evaluate": "gqkva_evaluation.json", "bench": "gqkva_bench.json", "report": "report.html"}
+# Commands that read what others measured, too, and files that do not count as read.
+_READS_MEASURED = {"report": {"report.html", "README.md"}, "push": set[str]()}
+
+
+@dataclass
+class State:
+    """Steps done, kept in a file of the recipe's folder.
+
+    Attributes:
+        folder: The recipe's folder.
+        steps: By name what was run, the key of what it read, and checksums of what it wrote.
+    """
+
+    folder: Path
+    steps: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+    @classmethod
+    def read(cls, folder: Path) -> State:
+        """What was done in a folder; nothing where it is new.
+
+        Raises:
+            RecipeError: The file is damaged.
+        """
+        path = folder / STATE
+        if not path.is_file():
+            return cls(folder)
+        try:
+            data = read_json(path)
+        except CheckpointError as error:
+            raise RecipeError(f"{path} is damaged; remove it, and every step runs again") from error
+        if not isinstance(data, dict) or data.get("format_version") != FORMAT_VERSION:
+            raise RecipeError(f"{path} is of another version; use another --work folder")
+        return cls(folder, data["steps"])
+
+    def write(self) -> None:
+        """Keep it; the old file stays until the new one is complete."""
+        scratch = self.folder / f".{STATE}.partial"
+        write_json(scratch, {"format_version": FORMAT_VERSION, "steps": self.steps})
+        scratch.replace(self.folder / STATE)
+
+    def is_done(self, line: CommandLine, key: str) -> bool:
+        """Whether a step has run on what it would read now, and what it wrote is still there."""
+        known = self.steps.get(line.step.name)
+        if known is None or known["key"] != key or not known["done"]:
+            return False
+        return all(
+            Path(path).exists() and (checksum is None or content(Path(path)) == checksum)
+            for path, checksum in known["outputs"].items()
+        )
+
+    def has_begun(self, line: CommandLine, key: str) -> bool:
+        """Whether a step began on what it would read now and did not end."""
+        known = self.steps.get(line.step.name)
+        return known is not None and known["key"] == key and not known["done"]
+
+    def made(self, path: str) -> bool:
+        """Whether a step of this recipe began to write a path."""
+        return any(path in known["outputs"] for known in self.steps.values())
+
+
+def key_of(line: CommandLine) -> str:
+    """What a step does and reads, as one checksum: its words, and the contents of every path among them."""
+    step = line.step
+    written = step.options.get(WRITES.get(step.command, ""))
+    read: dict[str, str] = {}
+    for name, value in step.options.items():
+        if value is not written and isinstance(value, str) and value and Path(value).exists():
+            read[name] = content(Path(value), step.command)
+    data = [step.command, list(line.words), step.accelerate, read]
+    return hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()
+
+
+def outputs_of(line: CommandLine) -> list[Path]:
+    """What a step writes.
+
+    Raises:
+        RecipeError: It does not say where.
+    """
+    step = line.step
+    if step.command in WRITES:
+        written = step.options.get(WRITES[step.command])
+        if written is None:
+            raise RecipeError(f"step {step.name}: give out, the folder or file it writes")
+        return [Path(str(written))]
+    if step.command in _BESIDE:
+        folder = Path(str(next(iter(line.words), "")))
+        saves = step.options.get("save", True)
+        return [folder / _BESIDE[step.command]] if saves and folder.parts else []
+    return []
+
+
+def paths_of(line: CommandLine) -> set[Path]:
+    """Every path among a step's options, whether it is there or not."""
+    return {Path(value) for value in line.step.options.values() if isinstance(value, str) and value}
+
+
+def content(path: Path, command: str = "") -> str:
+    """Checksum of a file, or of what a folder holds: without hidden files, reports and measurements."""
+    if path.is_file():
+        return files_sha256({"": path})
+    ignored = _READS_MEASURED.get(command, MEASURED | {REPORT})
+    files = {
+        name.as_posix(): file
+        for file in sorted(path.rglob("*"))
+        if file.is_file()
+        for name in [file.relative_to(path)]
+        if not any(part.startswith(".") for part in name.parts) and name.as_posix() not in ignored
+    }
+    return files_sha256(files)

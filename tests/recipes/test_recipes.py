@@ -1,0 +1,289 @@
+"""Recipes: checked before anything runs, run once, gone on with, made again by their log."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import learners
+import pytest
+from typer.testing import Result
+
+import gqkva_convert
+from gqkva_convert.cli.run import commands
+from gqkva_convert.errors import LayoutError
+from gqkva_convert.recipes.run import prepare
+from gqkva_convert.recipes.schema import Recipe
+
+Run = Callable[..., Result]
+ROOT = Path(__file__).parents[2]
+RECIPES = sorted(path for path in (ROOT / "recipes").rglob("*.yaml") if path.parent.name != "accelerate")
+
+pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    return learners.make_decoder(tmp_path / "mha")
+
+
+@pytest.fixture
+def recipe(source: Path, tmp_path: Path) -> Path:
+    """Convert and measure."""
+    data = learners.write_texts(tmp_path / "texts.jsonl", 12)
+    file = tmp_path / "recipe.yaml"
+    file.write_text(
+        f"description: half the heads\nneeds: nothing\nvariables: {{gkv: 2, model: {source}}}\nsteps:\n"
+        "  - convert: {model: '${model}', out: '${work}/gqa', gkv: '${gkv}'}\n"
+        f"  - evaluate: {{model: '${{work}}/gqa', data: {data}, length: 32}}\n"
+    )
+    return file
+
+
+def left_out(gqkva: Run, *arguments: Any) -> list[bool]:
+    result = gqkva("run", *arguments, "--json")
+    assert result.exit_code == 0, result.stderr
+    return [step["left_out"] for step in json.loads(result.stdout)["steps"]]
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_every_recipe_is_valid_and_dry_runs(
+    path: Path, gqkva: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Without network: sizes are then those that the recipe assumes; nothing is written."""
+    import huggingface_hub
+
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.chdir(ROOT)
+    work = tmp_path / "work"
+    result = gqkva("run", path, "--dry-run", "--json", "--work", work)
+    assert result.exit_code == 0, result.stderr
+    found = json.loads(result.stdout)
+    known = [step for step in found["steps"] if step["memory_bytes"] or step["seconds"]]
+    assert known
+    assert all("not known" not in step["note"] for step in found["steps"])
+    assert not work.exists()
+    assert gqkva("run", path, "--dry-run", "--work", work).exit_code == 0
+
+
+@pytest.mark.slow
+def test_the_demo_recipe_runs_from_a_model_to_its_measurements(gqkva: Run, tmp_path: Path) -> None:
+    """The whole path, as a newcomer runs it; training makes the conversion better."""
+    small = ("--set", "tokens=8k", "--set", "samples=24")
+    result = gqkva("run", ROOT / "recipes" / "demo.yaml", "--work", tmp_path / "work", *small, "--json")
+    assert result.exit_code == 0, result.stderr
+    losses = []
+    for name in ("gqa", "uptrained"):
+        (measured,) = json.loads((tmp_path / "work" / name / "gqkva_evaluation.json").read_text())["results"]
+        losses.append(next(m for m in measured["metrics"] if m["metric"] == "nats per token"))
+    assert losses[1]["difference"] < 0.8 * losses[0]["difference"]
+    assert losses[1]["difference_interval"][1] < losses[0]["difference_interval"][0]
+    log = (tmp_path / "work" / "commands.sh").read_text()
+    assert log.count("\ngqkva ") == len(json.loads(result.stdout)["steps"])
+
+
+def test_what_is_done_is_left_out_by_content(gqkva: Run, recipe: Path, source: Path, tmp_path: Path) -> None:
+    """Neither names nor times of files decide, but what they hold."""
+    work = ("--work", tmp_path / "work")
+    assert left_out(gqkva, recipe, *work) == [False, False]
+    assert left_out(gqkva, recipe, *work) == [True, True]
+    os.utime(source / "model.safetensors")
+    assert left_out(gqkva, recipe, *work) == [True, True]
+    (tmp_path / "work" / "gqa" / "gqkva_evaluation.json").unlink()
+    assert left_out(gqkva, recipe, *work) == [True, False]
+    shutil.rmtree(tmp_path / "work" / "gqa")
+    assert left_out(gqkva, recipe, *work) == [False, False]
+    assert left_out(gqkva, recipe, *work, "--set", "gkv=1") == [False, False]
+    assert left_out(gqkva, recipe, *work, "--set", "gkv=1", "--set", "evaluate.length=16") == [True, False]
+    other = learners.make_decoder(tmp_path / "other", hidden_size=64)
+    for name in ("model.safetensors", "config.json"):
+        shutil.copy(other / name, source / name)
+    assert left_out(gqkva, recipe, *work, "--set", "gkv=1", "--set", "evaluate.length=16") == [False, False]
+    assert left_out(gqkva, recipe, *work, "--from", "evaluate") == [False, False]
+    assert left_out(gqkva, recipe, *work, "--from", "evaluate") == [True, False]
+
+
+def test_the_log_makes_the_same_again(gqkva: Run, recipe: Path, tmp_path: Path) -> None:
+    """The commands, run by a shell elsewhere, write the same bytes."""
+    assert left_out(gqkva, recipe, "--work", tmp_path / "work") == [False, False]
+    script = (tmp_path / "work" / "commands.sh").read_text()
+    again = script.replace(str(tmp_path / "work"), str(tmp_path / "again"))
+    assert again != script
+    line = next(line for line in again.splitlines() if line.startswith("gqkva convert"))
+    result = gqkva(*line.split()[1:])
+    assert result.exit_code == 0, result.stderr
+    first, second = (
+        (tmp_path / name / "gqa" / "model.safetensors").read_bytes() for name in ("work", "again")
+    )
+    assert first == second
+    assert subprocess.run(["bash", "-n", tmp_path / "work" / "commands.sh"], check=False).returncode == 0
+
+
+def test_a_step_that_fails_keeps_what_was_done(gqkva: Run, recipe: Path, tmp_path: Path) -> None:
+    work = ("--work", tmp_path / "work")
+    result = gqkva("run", recipe, *work, "--set", "evaluate.data=no.jsonl")
+    assert result.exit_code == 11
+    assert "no.jsonl does not exist" in result.stderr
+    assert left_out(gqkva, recipe, *work) == [True, False]
+
+
+def test_nothing_that_others_made_is_replaced(gqkva: Run, recipe: Path, tmp_path: Path) -> None:
+    """A recipe writes over its own results alone."""
+    folder = tmp_path / "work" / "gqa"
+    folder.mkdir(parents=True)
+    (folder / "config.json").write_text("{}")
+    result = gqkva("run", recipe, "--work", tmp_path / "work")
+    assert result.exit_code == 7
+    assert "already exists" in result.stderr
+    assert (folder / "config.json").read_text() == "{}"
+
+
+@pytest.mark.slow
+def test_an_interrupted_training_step_goes_on(recipe: Path, source: Path, tmp_path: Path) -> None:
+    """SIGINT in the middle, then the same command: training goes on from its checkpoint."""
+    data = learners.write_texts(tmp_path / "more.jsonl", 400)
+    with recipe.open("a") as file:
+        file.write(
+            f"  - uptrain: {{folder: '${{work}}/gqa', out: '${{work}}/out', data: {data}, teacher: {source}, "
+            "tokens: 200k, length: 32, batch_size: 8, others: {evaluation_steps: 20}}\n"
+        )
+    command = [sys.executable, "-m", "gqkva_convert", "run", str(recipe), "--work", str(tmp_path / "work")]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    metrics = tmp_path / "work" / "out-run" / "metrics.jsonl"
+    for _ in range(1200):
+        if metrics.is_file() and len(metrics.read_text().splitlines()) > 5:
+            break
+        time.sleep(0.1)
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate(timeout=120)
+    assert process.returncode != 0, said
+    assert not (tmp_path / "work" / "out").exists()
+    again = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert again.returncode == 0, again.stderr
+    state = json.loads((tmp_path / "work" / "run.json").read_text())["steps"]
+    assert state["uptrain"]["command"].endswith("--resume")
+    assert (tmp_path / "work" / "out" / "config.json").is_file()
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "is no recipe: it holds no mapping"),
+        ("- a\n- b\n", "is no recipe: it holds no mapping"),
+        ("steps: [", "not YAML"),
+        ("a: 1\na: 2\n", "'a' stands there twice"),
+        ("!!python/object/apply:os.system ['true']\n", "not YAML"),
+        ("descripton: x\nneeds: y\nsteps: [inspect]\n", "no key 'descripton'; did you mean 'description'?"),
+        ("needs: y\nsteps: [{inspect: {model: m}}]\n", "description: field required"),
+        ("description: x\nneeds: y\n", "steps are a list of commands"),
+        (
+            "description: x\nneeds: y\nsteps: [{convrt: {}}]\n",
+            "step 1: no command 'convrt'; did you mean 'convert'?",
+        ),
+        ("description: x\nneeds: y\nsteps: [{run: {}}]\n", "no command 'run'"),
+        (
+            "description: x\nneeds: y\nsteps: [{convert: {}, verify: {}}]\n",
+            "a step is one command, found convert, verify",
+        ),
+        ("description: x\nneeds: y\nsteps: [{convert: 5}]\n", "the options of convert are a mapping"),
+        (
+            "description: x\nneeds: y\nsteps: [{convert: {model: m, out: o, gvk: 2}}]\n",
+            "step convert: convert has no option 'gvk'; did you mean 'gkv'?",
+        ),
+        ("description: x\nneeds: y\nsteps: [{convert: {model: m, out: o, gkv: two}}]\n", "step convert: "),
+        ("description: x\nneeds: y\nsteps: [{convert: {out: o, gkv: 2}}]\n", "convert needs model"),
+        ("description: x\nneeds: y\nsteps: [{convert: {model: m, gkv: 2}}]\n", "step convert: give out"),
+        (
+            "description: x\nneeds: y\nsteps: [{convert: {model: m, out: o, overwrite: true}}]\n",
+            "overwrite is not set in recipes; a recipe replaces what it made itself",
+        ),
+        ("description: x\nneeds: y\nsteps: [{inspect: {model: '${mode}'}}]\n", "no variable 'mode'"),
+        (
+            "description: x\nneeds: y\nsteps: [{name: a, inspect: {model: m}}, {name: a, demo: {}}]\n",
+            "two steps are called 'a'",
+        ),
+        ("description: x\nneeds: y\nsteps: [{name: A b, inspect: {model: m}}]\n", "step 1: name: "),
+    ],
+)
+def test_a_wrong_recipe_is_refused_in_one_line(text: str, message: str, gqkva: Run, tmp_path: Path) -> None:
+    """Before anything runs, with the place and the nearest name."""
+    (tmp_path / "r.yaml").write_text(text)
+    result = gqkva("run", tmp_path / "r.yaml", "--work", tmp_path / "work")
+    assert result.exit_code == 14, (result.stderr, result.exception)
+    assert message in result.stderr
+    assert len(result.stderr.strip().splitlines()) == 1
+    assert not (tmp_path / "work").exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ("gkv", "write variable=value or step.option=value"),
+        ("gvk=2", "no variable 'gvk'; did you mean 'gkv'?"),
+        ("convrt.gkv=2", "no step 'convrt'; did you mean 'convert'?"),
+        ("convert.gvk=2", "convert has no option 'gvk'"),
+        ("convert.gkv=[", "the value is not YAML"),
+    ],
+)
+def test_a_wrong_change_is_refused(change: str, message: str, gqkva: Run, recipe: Path) -> None:
+    result = gqkva("run", recipe, "--dry-run", "--set", change)
+    assert result.exit_code == 14
+    assert message in result.stderr
+
+
+def test_a_missing_file_and_a_missing_step(gqkva: Run, recipe: Path, tmp_path: Path) -> None:
+    missing = gqkva("run", tmp_path / "no.yaml")
+    assert (missing.exit_code, "cannot be read: No such file" in missing.stderr) == (14, True)
+    wrong = gqkva("run", recipe, "--work", tmp_path / "work", "--from", "evalute")
+    assert wrong.exit_code == 14
+    assert "no step 'evalute'; did you mean 'evaluate'?" in wrong.stderr
+
+
+def test_a_damaged_state_is_named(gqkva: Run, recipe: Path, tmp_path: Path) -> None:
+    (tmp_path / "work").mkdir()
+    (tmp_path / "work" / "run.json").write_text("{")
+    result = gqkva("run", recipe, "--work", tmp_path / "work")
+    assert result.exit_code == 14
+    assert "run.json is damaged; remove it, and every step runs again" in result.stderr
+
+
+def test_options_of_every_kind_become_words(tmp_path: Path) -> None:
+    """Flags, lists, mappings, numbers; hyphens and underscores."""
+    text = "description: x\nneeds: y\nsteps:\n"
+    steps = {
+        "inspect": "{model: m}",
+        "plan": "{model: m, out: p.json, gkv: 2, pictures: false}",
+        "convert": "{model: m, out: o, kv-budget: 25%, dry_run: true}",
+        "demo": "{gkv: [2, 1], merge: [mean]}",
+        "uptrain": "{folder: o, out: u, data: d, others: {streaming: true}}",
+    }
+    lines = {}
+    for name, options in steps.items():
+        text += f"  - {name}: {options}\n"
+    (tmp_path / "r.yaml").write_text(text)
+    for line in prepare(tmp_path / "r.yaml", commands(), (), None).lines:
+        lines[line.step.command] = str(line)
+    assert lines["plan"] == "gqkva plan m --out p.json --gkv 2 --no-pictures"
+    assert lines["convert"] == "gqkva convert m o --kv-budget 25% --dry-run"
+    assert lines["demo"] == "gqkva demo --gkv 2 --gkv 1 --merge mean"
+    assert lines["uptrain"] == "gqkva uptrain o u --data d --set streaming=True"
+
+
+def test_from_python(recipe: Path, tmp_path: Path) -> None:
+    result = gqkva_convert.run(recipe, ["gkv=1"], work=tmp_path / "work")
+    assert [step["name"] for step in result["steps"]] == ["convert", "evaluate"]
+    with pytest.raises(LayoutError):
+        gqkva_convert.run(recipe, ["gkv=3"], work=tmp_path / "other")
+
+
+def test_the_schema_is_documented() -> None:
+    page = (ROOT / "docs" / "recipe-schema.md").read_text()
+    assert all(f"| `{name}` |" in page for name in Recipe.model_fields)
