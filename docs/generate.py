@@ -30,6 +30,7 @@ COMMANDS = {
     "init": "gqkva_convert.init",
     "pretrain": "gqkva_convert.pretrain",
     "verify": "gqkva_convert.verify",
+    "push": "gqkva_convert.push",
     "demo": "gqkva_convert.demo",
 }
 

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from gqkva_convert.demo_model.demo import demo as demo
     from gqkva_convert.errors import GqkvaError as GqkvaError
     from gqkva_convert.heads import HeadLayout as HeadLayout
+    from gqkva_convert.hub.push import push as push
     from gqkva_convert.uptraining.precompute import teacher as teacher
     from gqkva_convert.uptraining.settings import TrainingSettings as TrainingSettings
     from gqkva_convert.uptraining.uptrain import pretrain as pretrain
@@ -37,6 +38,7 @@ _PUBLIC = {
     "plan": "gqkva_convert.conversion.planning.command",
     "verify": "gqkva_convert.conversion.verify",
     "demo": "gqkva_convert.demo_model.demo",
+    "push": "gqkva_convert.hub.push",
     "uptrain": "gqkva_convert.uptraining.uptrain",
     "pretrain": "gqkva_convert.uptraining.uptrain",
     "teacher": "gqkva_convert.uptraining.precompute",
@@ -56,6 +58,7 @@ __all__ = [
     "inspect",
     "plan",
     "pretrain",
+    "push",
     "teacher",
     "uptrain",
     "verify",

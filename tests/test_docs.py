@@ -25,6 +25,7 @@ COMMANDS = (
     "init",
     "pretrain",
     "verify",
+    "push",
     "demo",
 )
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]

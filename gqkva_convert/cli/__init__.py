@@ -10,7 +10,19 @@ import typer
 from typer.core import TyperGroup
 
 from gqkva_convert import __version__
-from gqkva_convert.cli import convert, demo, export, init, inspect, plan, pretrain, teacher, uptrain, verify
+from gqkva_convert.cli import (
+    convert,
+    demo,
+    export,
+    init,
+    inspect,
+    plan,
+    pretrain,
+    push,
+    teacher,
+    uptrain,
+    verify,
+)
 from gqkva_convert.errors import GqkvaError, Terminated
 
 
@@ -63,4 +75,5 @@ app.command(name="export")(export.export_command)
 app.command(name="init")(init.init_command)
 app.command(name="pretrain")(pretrain.pretrain_command)
 app.command(name="verify")(verify.verify_command)
+app.command(name="push")(push.push_command)
 app.command(name="demo")(demo.demo_command)
