@@ -14,7 +14,7 @@ import sys
 import time
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -172,7 +172,7 @@ def prepare_push(
     licence_checked: bool = False,
     progress: Progress | None = None,
 ) -> Push:
-    """Check everything that can be checked here, and write the card into the push; asks nothing of the Hub."""
+    """Check all that can be checked here, and make the card; takes the arguments of `push`."""
     folder = Path(folder)
     _check_name(repo_id)
     checkpoint = _open_ours(folder)
@@ -209,7 +209,7 @@ def _check_name(repo_id: str) -> None:
 
     kind = repo_id.partition("/")[0]
     if kind in ("datasets", "spaces") and repo_id.count("/") == 2:
-        raise HubError(f"{repo_id} is one of the Hub's {kind}; a model goes to a model repository, USER/NAME")
+        raise HubError(f"{repo_id} is among the Hub's {kind}; give a model repository, USER/NAME")
     try:
         validate_repo_id(repo_id)
     except HFValidationError as error:
@@ -251,9 +251,19 @@ def send(
     if create_pr and revision is not None:
         raise HubError("a pull request goes to the main branch; leave out --revision or --create-pr")
     require_token()
+    _write_card(prepared)
     return _Sending(prepared, revision, create_pr, say or (lambda _: None)).run(
         private, message or f"Upload {prepared.folder.resolve().name} with gqkva", new_card
     )
+
+
+def _write_card(prepared: Push) -> None:
+    """Leave the card in the folder, where it can be edited; one that is edited is kept the next time."""
+    if prepared.card != "kept":
+        path, scratch = prepared.folder / CARD, prepared.folder / f".{CARD}.new"
+        with suppress(OSError):  # the folder may be read-only; the card goes out all the same
+            scratch.write_text(prepared.card_text, encoding="utf-8")
+            scratch.replace(path)
 
 
 class _Sending:
@@ -425,8 +435,8 @@ class _Sending:
         wrong = [file.name for file in files if not _is_same(there.get(file.name), file)]
         if wrong:
             raise HubError(
-                f"{self.repo} at {commit[:12]} does not hold what was sent: {', '.join(wrong[:3])}; push again, "
-                "and see whether its .gitignore names them"
+                f"{self.repo} at {commit[:12]} does not hold what was sent: {', '.join(wrong[:3])}; push "
+                "again, and see whether its .gitignore names them"
             )
 
 
