@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,12 +23,13 @@ from gqkva_convert.modeling.families import GROUPED_FAMILIES
 if TYPE_CHECKING:
     from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
-# What a class that an Auto class gives is for, as the Hub calls it. First match wins.
-_PIPELINES = {
+# What the classes that an Auto class gives are for, as the Hub calls it, where that is one thing. The first
+# Auto class that gives a folder's class is the one to load it with.
+_PIPELINES: dict[str, str | None] = {
     "AutoModelForCausalLM": "text-generation",
     "AutoModelForMaskedLM": "fill-mask",
     "AutoModelForSpeechSeq2Seq": "automatic-speech-recognition",
-    "AutoModelForSeq2SeqLM": "text2text-generation",
+    "AutoModelForSeq2SeqLM": None,
     "AutoModelForImageClassification": "image-classification",
     "AutoModelForZeroShotImageClassification": "zero-shot-image-classification",
     "AutoModelForSequenceClassification": "text-classification",
@@ -103,6 +105,9 @@ def read_card(path: Path) -> str:
     from huggingface_hub import ModelCard
     from yaml import YAMLError
 
+    logging.getLogger("huggingface_hub").setLevel(
+        logging.ERROR
+    )  # or it speaks of a card without front matter
     try:
         text = path.read_text(encoding="utf-8-sig")
         ModelCard(text)
@@ -154,9 +159,9 @@ class _Card:
         kept = [tag for tag in ([tags] if isinstance(tags, str) else tags) if ":" not in tag]
         return ModelCardData(
             language=self.stated.get("language"),
-            license=self._license(),
-            license_name=self.stated.get("license_name") or (self.licence.name if self.licence.ids else None),
-            license_link=self.stated.get("license_link") or (self.licence.link if self.licence.ids else None),
+            license=self.stated.get("license") or next(iter(self.licence.ids), None),
+            license_name=self.licence.name,
+            license_link=self.licence.link,
             library_name="transformers",
             pipeline_tag=self.pipeline(),
             base_model=base,
@@ -165,10 +170,6 @@ class _Card:
             eval_results=results or None,
             **more,
         )
-
-    def _license(self) -> Any:
-        stated = self.stated.get("license")
-        return stated or (self.licence.ids[0] if self.licence.ids else None)
 
     def base(self) -> tuple[str | None, str | None]:
         """Hub id and commit of the model that this was made from, as far as recorded."""
@@ -253,7 +254,7 @@ class _Card:
             how = "its attention rewritten for a stock architecture"
         lines = [
             f"# {_cell(self.name)}",
-            f"{_cell(made_from) if base is None else made_from} with {how} ({variants}), by "
+            f"Made from {_cell(made_from) if base is None else made_from}: {how} ({variants}), by "
             f"[gqkva]({_REPOSITORY}) {_cell(self._versions().get('gqkva-convert', '?'))}.",
         ]
         lines += [f"**{notice}**" for notice in notices(self.licence)]
@@ -475,7 +476,7 @@ def _with_interval(value: float | None, interval: tuple[float, float] | None) ->
 def _value(value: Any) -> str:
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         return str(value)
-    return f"{value:,}" if isinstance(value, int) else f"{value:.4g}" if abs(value) < 1e4 else f"{value:,.0f}"
+    return f"{value:,}" if isinstance(value, int) else f"{value:.4g}" if abs(value) < 1e3 else f"{value:,.0f}"
 
 
 def _measured_with(found: Result | Bench, before: str = "Measured on ") -> str:

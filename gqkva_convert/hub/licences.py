@@ -156,7 +156,8 @@ def find_licence(card: dict[str, Any] | None, folder: Path) -> FoundLicence:
                 # A kind of licences is no identifier; its file is named instead.
                 exact = "*" not in licence.ids[0]
                 name = None if exact else ("no-derivatives" if licence.forbids else path.name)
-                return FoundLicence((licence.ids[0] if exact else "other",), name, path.name, path.name)
+                link = None if exact else path.name
+                return FoundLicence((licence.ids[0] if exact else "other",), name, link, path.name)
         return FoundLicence(("other",), path.name, path.name, path.name)
     return FoundLicence()
 

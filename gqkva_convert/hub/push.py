@@ -24,6 +24,7 @@ import gqkva_convert
 from gqkva_convert.checkpoint.folder import Checkpoint, open_checkpoint
 from gqkva_convert.checkpoint.sidecars import REPORT
 from gqkva_convert.conversion.report import file_sha256, read_report
+from gqkva_convert.conversion.source_card import front_matter
 from gqkva_convert.conversion.verify import require_verified
 from gqkva_convert.errors import HubError, VerificationError
 from gqkva_convert.hub.answers import Say, ask, redact, require_token
@@ -34,7 +35,7 @@ from gqkva_convert.hub.licences import duties, find_licence, obstacle
 Progress = Callable[[int], None]
 
 # Files below this together are sent side by side, larger ones alone, so that an interrupt loses little.
-GROUP_BYTES = 64 << 20
+GROUP_BYTES = 8 << 20
 _REPO_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 
@@ -192,6 +193,9 @@ def prepare_push(
     if unverified:
         remarks.append(f"{folder} goes out without `gqkva verify` having proven it as it is")
     how, text = _card(folder, repo_id, new_card)
+    if how == "kept" and licence.ids and not front_matter(folder / CARD).get("license"):
+        stated = licence.name or ", ".join(licence.ids)
+        remarks.append(f"{folder / CARD} names no licence in its front matter; the source's is {stated}")
     sent, left = choose_files(checkpoint, text)
     files = [
         PushFile(name, path, path.stat().st_size, checksums.get(path.name) or file_sha256(path))
@@ -394,6 +398,7 @@ class _Sending:
         if not missing and not stale:
             self.say("everything is there already")
             return *self._head(), None
+        self.say(f"making one commit of {len(missing) + len(stale)} changes")
         tried: list[bool] = []
 
         def commit() -> tuple[str, str, str | None]:

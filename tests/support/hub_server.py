@@ -54,11 +54,12 @@ class Fault:
     """What goes wrong at requests whose method and path match, and how often."""
 
     where: str
-    status: int | None = None  # None breaks the connection
+    status: int | None = None  # None breaks the connection, after the event if there is one
     times: int = 1
     headers: dict[str, str] = field(default_factory=dict)
     body: dict[str, Any] = field(default_factory=dict)
     after_bytes: int = 0
+    until: threading.Event | None = None
 
 
 @dataclass
@@ -144,6 +145,8 @@ class Handler(BaseHTTPRequestHandler):
                 fault.times -= 1
         if fault is not None and fault.status is None:
             self.read_body(fault.after_bytes)
+            if fault.until is not None:
+                fault.until.wait(60)
             self.connection.close()
             return
         body = self.read_body()
