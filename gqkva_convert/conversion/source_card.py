@@ -23,10 +23,19 @@ def source_card(folder: Path) -> dict[str, Any] | None:
     found: dict[str, Any] = {}
     earlier = _source_of(folder)
     if earlier is not None:
-        found = {name: value for name, value in (earlier.get("card") or {}).items() if _is_plain(value)}
+        found = stated_card(earlier)
         found.setdefault("origin", {"name": earlier.get("name"), "revision": earlier.get("revision")})
     found.update(front_matter(folder / "README.md"))
     return found or None
+
+
+def stated_card(source: dict[str, Any]) -> dict[str, Any]:
+    """What a report's description of a source holds of its card, as far as it has the form it should."""
+    card = source.get("card")
+    if not isinstance(card, dict):
+        return {}
+    origin = card.get("origin")
+    return {**_fields(card), **({"origin": origin} if isinstance(origin, dict) else {})}
 
 
 def front_matter(path: Path) -> dict[str, Any]:
@@ -40,8 +49,10 @@ def front_matter(path: Path) -> dict[str, Any]:
         data = yaml.safe_load(block[1]) if block else None
     except (OSError, yaml.YAMLError, ValueError, RecursionError):
         return {}
-    if not isinstance(data, dict):
-        return {}
+    return _fields(data) if isinstance(data, dict) else {}
+
+
+def _fields(data: dict[str, Any]) -> dict[str, Any]:
     return {name: kept for name in FIELDS if (kept := _text(data.get(name))) is not None}
 
 
@@ -49,10 +60,6 @@ def _text(value: Any) -> str | list[str] | None:
     if isinstance(value, list):
         return [entry[:_LONGEST] for entry in value[:_MOST_ENTRIES] if isinstance(entry, str)] or None
     return value.strip()[:_LONGEST] if isinstance(value, str) and value.strip() else None
-
-
-def _is_plain(value: Any) -> bool:
-    return _text(value) is not None or isinstance(value, dict)
 
 
 def _source_of(folder: Path) -> dict[str, Any] | None:

@@ -14,6 +14,7 @@ from gqkva_convert.conversion.inspect import cache_bytes
 from gqkva_convert.conversion.model import SourceModel, is_grouped, open_model
 from gqkva_convert.conversion.plan import BlockPlan, Plan
 from gqkva_convert.conversion.report import read_report
+from gqkva_convert.conversion.source_card import stated_card
 from gqkva_convert.errors import CheckpointError
 from gqkva_convert.heads import HeadLayout
 from gqkva_convert.hub.licences import FoundLicence, find_licence, notices
@@ -138,8 +139,7 @@ class _Card:
         self.source: dict[str, Any] = self.report["source"]
         self.evaluation: Evaluation | None = read_evaluation(folder)
         self.bench: Bench | None = read_bench(folder)
-        stated = self.source.get("card")
-        self.stated: dict[str, Any] = stated if isinstance(stated, dict) else {}
+        self.stated = stated_card(self.source)
         self.licence: FoundLicence = find_licence(self.stated, folder)
         training = self.report.get("uptraining")
         self.training: dict[str, Any] | None = training if isinstance(training, dict) else None

@@ -7,16 +7,15 @@ from fnmatch import fnmatch
 from pathlib import Path
 
 from gqkva_convert.checkpoint.folder import PICKLED, SAFETENSORS, Checkpoint
-from gqkva_convert.checkpoint.sidecars import FOLDERS, is_inside
+from gqkva_convert.checkpoint.sidecars import FOLDERS, MEASURED, REPORT, is_inside
 from gqkva_convert.errors import CheckpointError
 
 CARD = "README.md"
 # What transformers, sentence-transformers and gqkva read or write beside the weights.
 _BELONGS = (
     "config.json",
-    "gqkva_report.json",
-    "gqkva_evaluation.json",
-    "gqkva_bench.json",
+    REPORT,
+    *MEASURED,
     "modeling_gqkva_*.py",
     "generation_config.json",
     "preprocessor_config.json",

@@ -8,9 +8,8 @@ from typing import Any, Literal, TypeVar
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from gqkva_convert.checkpoint.jsonfile import read_json
+from gqkva_convert.checkpoint.sidecars import BENCH, EVALUATION
 from gqkva_convert.errors import CheckpointError
-
-EVALUATION, BENCH = "gqkva_evaluation.json", "gqkva_bench.json"
 
 Interval = tuple[float, float]
 

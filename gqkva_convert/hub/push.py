@@ -24,7 +24,7 @@ import gqkva_convert
 from gqkva_convert.checkpoint.folder import Checkpoint, open_checkpoint
 from gqkva_convert.checkpoint.sidecars import REPORT
 from gqkva_convert.conversion.report import file_sha256, read_report
-from gqkva_convert.conversion.source_card import front_matter
+from gqkva_convert.conversion.source_card import front_matter, stated_card
 from gqkva_convert.conversion.verify import require_verified
 from gqkva_convert.errors import HubError, VerificationError
 from gqkva_convert.hub.answers import Say, ask, redact, require_token
@@ -182,8 +182,7 @@ def prepare_push(
         checksums = {file.name: file_sha256(file, progress or (lambda _: None)) for file in checkpoint.files}
     else:
         checksums = require_verified(folder, progress)
-    card = report["source"].get("card")
-    licence = find_licence(card if isinstance(card, dict) else None, folder)
+    licence = find_licence(stated_card(report["source"]), folder)
     remarks = duties(licence, repo_id.rpartition("/")[2])
     forbids = obstacle(licence)
     if forbids is not None and not licence_checked:

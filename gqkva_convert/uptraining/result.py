@@ -11,7 +11,7 @@ from torch import Tensor
 from gqkva_convert.checkpoint.folder import open_checkpoint
 from gqkva_convert.checkpoint.jsonfile import read_json, write_json
 from gqkva_convert.checkpoint.publish import published_folder
-from gqkva_convert.checkpoint.sidecars import REPORT
+from gqkva_convert.checkpoint.sidecars import MEASURED, REPORT
 from gqkva_convert.conversion.report import describe_files
 from gqkva_convert.errors import TrainingError
 from gqkva_convert.uptraining.settings import TrainingSettings
@@ -66,7 +66,8 @@ def write_result(
         for path in sorted(source.rglob("*")):
             name = path.relative_to(source)
             hidden = any(part.startswith(".") for part in name.parts)
-            if path.is_file() and not path.name.endswith(_WEIGHTS) and not hidden:
+            stale = path.name.endswith(_WEIGHTS) or path.name in MEASURED
+            if path.is_file() and not stale and not hidden:
                 (folder / name).parent.mkdir(parents=True, exist_ok=True)
                 shutil.copyfile(path, folder / name)
         _report(folder, training)

@@ -15,6 +15,7 @@ from hub_server import READ_TOKEN, TOKEN, HubState
 from typer.testing import Result
 
 from gqkva_convert import push
+from gqkva_convert.hub.push import PushFile, _describe, _groups
 
 Run = Callable[..., Result]
 REPO = "owner/tiny-llama-gqa"
@@ -67,6 +68,7 @@ def test_a_push_arrives_whole_in_one_commit_with_its_card(hub: HubState, stock: 
     }
     assert hub.received == {hashlib.sha256(data).hexdigest(): len(data) for data in large(stock).values()}
     assert TOKEN not in result.output + "".join(map(repr, files.values()))
+    assert "POST /api/validate-yaml" in hub.requests
     assert "sending" in result.stderr
 
 
@@ -326,6 +328,21 @@ def test_a_dry_run_asks_nothing_and_writes_nothing(hub: HubState, stock: Path, g
     assert found["bytes"] == sum(file["bytes"] for file in found["files"])
     assert {path.name for path in stock.iterdir()} == before
     assert hub.requests == []
+
+
+def test_what_is_left_is_estimated(tmp_path: Path) -> None:
+    """140 GB take hours; one wants to know how many."""
+    files = [PushFile(f"{n}.safetensors", b"", n * 10**9, "") for n in (1, 2, 5)]
+    line = _describe(files[1:2], files, 10**9, 8 * 10**9, 60)
+    assert line == "sending 2.safetensors: 1.00 GB of 8.00 GB in 3 files are through, about 7 min left"
+    assert [len(group) for group in _groups(files)] == [1, 1, 1]
+
+
+def test_measurements_of_a_source_do_not_travel(stock: Path, tmp_path: Path, gqkva: Run) -> None:
+    """They say nothing of what is made from it."""
+    (stock / "gqkva_evaluation.json").write_text("{}")
+    assert gqkva("convert", stock, tmp_path / "next", "--gkv", "1").exit_code == 0
+    assert not (tmp_path / "next" / "gqkva_evaluation.json").exists()
 
 
 def test_a_read_only_folder_can_be_pushed(
