@@ -136,7 +136,7 @@ def _what_happened(error: BaseException) -> str:
     status = _status(error)
     if status is not None:
         return f"the Hub answered {status}"
-    return f"the connection to the Hub broke ({type(list(_causes(error))[-1]).__name__})"
+    return f"the connection to the Hub broke ({_own_words(error)})"
 
 
 def explain(repo: str, error: BaseException) -> str:
@@ -181,8 +181,17 @@ def explain(repo: str, error: BaseException) -> str:
     if status is not None:
         return f"the Hub refused {repo} ({status}){_said(words)}"
     if _passes(error):
-        return "the Hub cannot be reached; check the network and push again, it goes on from what was sent"
-    return f"{repo} cannot be pushed: {first_line(causes[-1])}"
+        return (
+            f"the Hub cannot be reached ({_own_words(error)}); check the network and push again, it goes on "
+            "from what was sent"
+        )
+    return f"{repo} cannot be pushed: {_own_words(error)}"
+
+
+def _own_words(error: BaseException) -> str:
+    """What the first cause of an error says, without the signatures that addresses of storage carry."""
+    *_, first = _causes(error)
+    return re.sub(r"\?\S+", "", first_line(first))[:200]
 
 
 def _server_words(causes: list[BaseException]) -> str:

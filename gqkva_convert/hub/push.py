@@ -285,13 +285,12 @@ class _Sending:
         there = self._tree(self.revision)
         remarks = list(self.prepared.remarks)
         files = list(self.prepared.files)
-        if self._is_edited_there(there) and self.prepared.card != "kept" and not new_card:
+        if self.prepared.card == "kept":
+            own = self.prepared.folder / CARD
+            remarks.append(f"{own} is your own and goes as it is (--card writes ours)")
+        elif not new_card and self._is_edited_there(there):
             files = [file for file in files if file.name != CARD]
             remarks.append(f"{self.repo} has a card that somebody edited; it stays (--card writes a new one)")
-        elif self.prepared.card == "kept":
-            remarks.append(
-                f"{self.prepared.folder / CARD} is your own and goes as it is (--card writes ours)"
-            )
         missing = [file for file in files if not _is_same(there.get(file.name), file)]
         stale = stale_weights(set(there), {file.name for file in files})
         for remark in remarks:

@@ -263,6 +263,8 @@ class Handler(BaseHTTPRequestHandler):
                 entry = {"type": "file", "path": name, "size": len(content), "oid": git_id(content)}
                 tree.append(entry | self.large_facts(name, content))
             self.reply(200, tree)
+        elif kind not in ("", "revision"):
+            self.reply(404, {"error": "no such page"})
         else:
             siblings = []
             for name, content in sorted(files.items()):
