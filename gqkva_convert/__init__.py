@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from gqkva_convert.evaluation.evaluate import evaluate as evaluate
     from gqkva_convert.evaluation.settings import EvaluationSettings as EvaluationSettings
     from gqkva_convert.heads import HeadLayout as HeadLayout
+    from gqkva_convert.hub.push import push as push
     from gqkva_convert.uptraining.precompute import teacher as teacher
     from gqkva_convert.uptraining.settings import TrainingSettings as TrainingSettings
     from gqkva_convert.uptraining.uptrain import pretrain as pretrain
@@ -41,6 +42,7 @@ _PUBLIC = {
     "verify": "gqkva_convert.conversion.verify",
     "demo": "gqkva_convert.demo_model.demo",
     "run": "gqkva_convert.cli.run",
+    "push": "gqkva_convert.hub.push",
     "uptrain": "gqkva_convert.uptraining.uptrain",
     "pretrain": "gqkva_convert.uptraining.uptrain",
     "teacher": "gqkva_convert.uptraining.precompute",
@@ -64,6 +66,7 @@ __all__ = [
     "inspect",
     "plan",
     "pretrain",
+    "push",
     "run",
     "teacher",
     "uptrain",

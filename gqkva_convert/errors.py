@@ -56,7 +56,7 @@ class OutputError(GqkvaError):
 
 
 class HubError(GqkvaError):
-    """A model that the Hugging Face Hub does not give us."""
+    """A model that the Hugging Face Hub does not give us, or one that it does not or should not get."""
 
     exit_code = 8
 

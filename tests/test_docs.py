@@ -27,6 +27,7 @@ COMMANDS = (
     "pretrain",
     "verify",
     "run",
+    "push",
     "demo",
 )
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]

@@ -21,6 +21,7 @@ ORDER = [
     {"calibration", "grouping"},
     {"conversion"},
     {"evaluation", "uptraining"},
+    {"hub"},
     {"demo_model", "recipes"},
     {"cli"},
 ]

@@ -24,7 +24,7 @@ _BUILT_IN_FOLDER = Path(__file__).parents[1] / "demo_model" / "checkpoint"
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 
 # What huggingface_hub talks through, depending on its version; their errors have no common base with ours.
-_HTTP_LIBRARIES = {"httpx", "httpx2", "httpcore", "httpcore2", "requests"}
+HTTP_LIBRARIES = {"httpx", "httpx2", "httpcore", "httpcore2", "requests"}
 # Code, and weights in formats or folders that are not read; weights that are read are fetched by name.
 _NOT_FETCHED = [
     "*.safetensors",
@@ -216,7 +216,7 @@ def ask_hub(model: str, request: Callable[[], Answer]) -> Answer:
             raise OutputError(
                 f"{model} cannot be stored in the Hub cache: {error.strerror}; set HF_HOME"
             ) from error
-        if not isinstance(error, OSError) and type(error).__module__.partition(".")[0] not in _HTTP_LIBRARIES:
+        if not isinstance(error, OSError) and type(error).__module__.partition(".")[0] not in HTTP_LIBRARIES:
             raise
         raise _unreachable(model) from error
 

@@ -43,7 +43,7 @@ _NAMES_CODE = frozenset(
     }
 )
 # Folders that transformers or sentence-transformers read beside the weights.
-_FOLDERS = ("additional_chat_templates", "[0-9]_*")
+FOLDERS = ("additional_chat_templates", "[0-9]_*")
 
 
 def carried_files(folder: Path) -> tuple[dict[str, Path], dict[str, str]]:
@@ -56,7 +56,7 @@ def carried_files(folder: Path) -> tuple[dict[str, Path], dict[str, str]]:
     carried: dict[str, Path] = {}
     left: dict[str, str] = {}
     nested = [
-        path for pattern in _FOLDERS for sub in folder.glob(pattern) if sub.is_dir() for path in sub.iterdir()
+        path for pattern in FOLDERS for sub in folder.glob(pattern) if sub.is_dir() for path in sub.iterdir()
     ]
     for path in sorted([*folder.iterdir(), *nested]):
         name = path.relative_to(folder).as_posix()
@@ -77,12 +77,12 @@ def _left_behind(path: Path, folder: Path) -> str | None:
         return "describes the source"
     if path.name.endswith(_STALE_ENDINGS):
         return "weights or training state of the source"
-    if not _is_inside(path, folder):
+    if not is_inside(path, folder):
         return "a link that leads out of the folder"
     return None
 
 
-def _is_inside(path: Path, folder: Path) -> bool:
+def is_inside(path: Path, folder: Path) -> bool:
     """Whether a file lies in the folder, or among the blobs of the Hub cache it is a snapshot of."""
     resolved = path.resolve()
     allowed = [folder]

@@ -19,6 +19,7 @@ from gqkva_convert.cli import (
     inspect,
     plan,
     pretrain,
+    push,
     run,
     teacher,
     uptrain,
@@ -78,4 +79,5 @@ app.command(name="init")(init.init_command)
 app.command(name="pretrain")(pretrain.pretrain_command)
 app.command(name="verify")(verify.verify_command)
 app.command(name="run")(run.run_command)
+app.command(name="push")(push.push_command)
 app.command(name="demo")(demo.demo_command)

@@ -16,6 +16,7 @@ from gqkva_convert.checkpoint.hub import Located
 from gqkva_convert.checkpoint.jsonfile import read_json
 from gqkva_convert.checkpoint.sidecars import REPORT
 from gqkva_convert.conversion.plan import Plan
+from gqkva_convert.conversion.source_card import source_card
 from gqkva_convert.conversion.steps import Steps, describe
 from gqkva_convert.errors import VerificationError
 
@@ -34,10 +35,11 @@ def versions() -> dict[str, str]:
 
 
 def describe_source(located: Located, checkpoint: Checkpoint) -> dict[str, Any]:
-    """A source's name, revision, sizes, and what identifies its files without reading them whole."""
+    """A source's name, revision, sizes, card, and what identifies its files without reading them whole."""
     return {
         "name": located.name,
         "revision": located.revision,
+        "card": source_card(located.folder),
         "config": checkpoint.config,
         "bytes": checkpoint.nbytes,
         "parameters": count_parameters(tensor.shape for tensor in checkpoint.tensors.values()),

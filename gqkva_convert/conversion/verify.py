@@ -97,6 +97,37 @@ def verify(
     return {**result, "stored": _store(folder, report, result)}
 
 
+def require_verified(folder: str | Path, progress: Progress | None = None) -> dict[str, str]:
+    """SHA-256 of a folder's weight files, all of which are as `verify` proved them.
+
+    Args:
+        folder: Output of `convert`.
+        progress: Called with the number of bytes just read.
+
+    Raises:
+        VerificationError: It was never verified, did not pass, or has changed since; says what to do.
+    """
+    folder = Path(folder)
+    report = read_report(folder)
+    proven = report.get("verification")
+    if not isinstance(proven, dict) or not isinstance(proven.get("sha256"), dict):
+        raise VerificationError(f"{folder} is not verified; run `gqkva verify {folder}` first")
+    if proven.get("passed") is not True:
+        raise VerificationError(f"{folder} did not pass its verification; see `gqkva verify {folder}`")
+    model, proof = open_model(folder), Proof()
+    _check_files(proof, model, Plan.from_dict(report["plan"]), report)
+    if is_grouped(model.config):
+        _check_modeling_file(proof, model)
+    checksums: dict[str, str] = {}
+    if proof.passed:
+        checksums = _check_checksums(proof, model.checkpoint, proven["sha256"], progress or (lambda _: None))
+    failed = next((check for check in proof.checks if not check["passed"]), None)
+    if failed is not None or checksums != proven["sha256"]:
+        found = f"{failed['check']}: {failed['detail']}" if failed else "other files than were verified"
+        raise VerificationError(f"{folder} is not what was verified ({found}); run `gqkva verify {folder}`")
+    return checksums
+
+
 def verify_bytes(folder: str | Path, against: str | Path | None) -> int:
     """How many bytes `verify` will report to ``progress``, for a progress bar."""
     output = open_model(Path(folder)).checkpoint.nbytes

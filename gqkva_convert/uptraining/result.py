@@ -66,12 +66,8 @@ def write_result(
         for path in sorted(source.rglob("*")):
             name = path.relative_to(source)
             hidden = any(part.startswith(".") for part in name.parts)
-            if (
-                path.is_file()
-                and not path.name.endswith(_WEIGHTS)
-                and not hidden
-                and str(name) not in MEASURED
-            ):
+            stale = path.name.endswith(_WEIGHTS) or str(name) in MEASURED
+            if path.is_file() and not stale and not hidden:
                 (folder / name).parent.mkdir(parents=True, exist_ok=True)
                 shutil.copyfile(path, folder / name)
         _report(folder, training)

@@ -1,0 +1,74 @@
+"""What a source's own model card says of licence and kind, kept because the card itself stays behind."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+from gqkva_convert.checkpoint.jsonfile import read_json
+from gqkva_convert.checkpoint.sidecars import REPORT
+from gqkva_convert.errors import CheckpointError
+
+FIELDS = ("license", "license_name", "license_link", "language", "tags", "pipeline_tag")
+_FRONT_MATTER = re.compile(r"\A\ufeff?\s*---[ \t]*\r?\n(.*?)\r?\n---[ \t]*(?:\r?\n|\Z)", re.DOTALL)
+_MOST_BYTES, _MOST_ENTRIES, _LONGEST = 1 << 20, 200, 500
+
+
+def source_card(folder: Path) -> dict[str, Any] | None:
+    """Licence, language, tags and task that a checkpoint's card names; None where nothing is named.
+
+    A card that cannot be read says nothing. Of our own outputs, ``origin`` names what they were made from.
+    """
+    found: dict[str, Any] = {}
+    earlier = _source_of(folder)
+    if earlier is not None:
+        found = stated_card(earlier)
+        found.setdefault("origin", {"name": earlier.get("name"), "revision": earlier.get("revision")})
+    found.update(front_matter(folder / "README.md"))
+    return found or None
+
+
+def stated_card(source: dict[str, Any]) -> dict[str, Any]:
+    """What a report's description of a source holds of its card, as far as it has the form it should."""
+    card = source.get("card")
+    if not isinstance(card, dict):
+        return {}
+    origin = card.get("origin")
+    return {**_fields(card), **({"origin": origin} if isinstance(origin, dict) else {})}
+
+
+def front_matter(path: Path) -> dict[str, Any]:
+    """The `FIELDS` of a card's front matter that hold text or lists of text."""
+    import yaml
+
+    try:
+        with path.open("rb") as file:
+            text = file.read(_MOST_BYTES).decode("utf-8", errors="replace")
+        block = _FRONT_MATTER.match(text)
+        data = yaml.safe_load(block[1]) if block else None
+    except (OSError, yaml.YAMLError, ValueError, RecursionError):
+        return {}
+    return _fields(data) if isinstance(data, dict) else {}
+
+
+def _fields(data: dict[str, Any]) -> dict[str, Any]:
+    return {name: kept for name in FIELDS if (kept := _text(data.get(name))) is not None}
+
+
+def _text(value: Any) -> str | list[str] | None:
+    if isinstance(value, list):
+        return [entry[:_LONGEST] for entry in value[:_MOST_ENTRIES] if isinstance(entry, str)] or None
+    return value.strip()[:_LONGEST] if isinstance(value, str) and value.strip() else None
+
+
+def _source_of(folder: Path) -> dict[str, Any] | None:
+    """The source that a folder of ours names in its report."""
+    if not (folder / REPORT).is_file():
+        return None
+    try:
+        report = read_json(folder / REPORT)
+    except CheckpointError:
+        return None
+    source = report.get("source") if isinstance(report, dict) else None
+    return source if isinstance(source, dict) else None

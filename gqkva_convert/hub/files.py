@@ -1,0 +1,128 @@
+"""Which files of a folder are the model; everything else stays here."""
+
+from __future__ import annotations
+
+import re
+from fnmatch import fnmatch
+from pathlib import Path
+
+from gqkva_convert.checkpoint.folder import PICKLED, SAFETENSORS, Checkpoint
+from gqkva_convert.checkpoint.sidecars import FOLDERS, MEASURED, REPORT, is_inside
+from gqkva_convert.errors import CheckpointError
+
+CARD = "README.md"
+# What transformers, sentence-transformers and gqkva read or write beside the weights.
+_BELONGS = (
+    "config.json",
+    REPORT,
+    *MEASURED,
+    "modeling_gqkva_*.py",
+    "generation_config.json",
+    "preprocessor_config.json",
+    "processor_config.json",
+    "video_preprocessor_config.json",
+    "feature_extractor_config.json",
+    "image_processor_config.json",
+    "tokenizer_config.json",
+    "tokenizer.json",
+    "tokenizer.model",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.*",
+    "vocab-*.json",
+    "merges.txt",
+    "spiece.model",
+    "sentencepiece.bpe.model",
+    "*.spm",
+    "*.tiktoken",
+    "normalizer.json",
+    "chat_template.*",
+    "modules.json",
+    "config_sentence_transformers.json",
+    "sentence_*_config.json",
+    "LICENSE*",
+    "LICENCE*",
+    "COPYING*",
+    "NOTICE*",
+    "Notice*",
+    "USE_POLICY*",
+)
+_IN_FOLDERS = ("*.jinja", "config.json", "model.safetensors", "vocab.txt", "wordembedding_config.json")
+_PICTURES = (".png", ".jpg", ".jpeg", ".svg", ".gif", ".webp")
+# Weights that transformers would read instead of, or mix up with, those that are sent.
+_OTHER_WEIGHTS = re.compile(r"(model|pytorch_model)(-\d+-of-\d+)?\.(safetensors|bin)(\.index\.json)?")
+_TOKEN = re.compile(rb"\bhf_[A-Za-z0-9]{30,}\b")
+
+
+def choose_files(checkpoint: Checkpoint, card: str) -> tuple[dict[str, Path], dict[str, str]]:
+    """The files that are the model, and why the others are not sent.
+
+    Args:
+        checkpoint: The opened folder.
+        card: Text of its card, which may show pictures that lie in the folder.
+
+    Returns:
+        Relative name to file for those sent, the card left out, and relative name to reason for the others.
+
+    Raises:
+        CheckpointError: A file that is needed is a link that leads out of the folder, or one holds a token.
+    """
+    folder = checkpoint.folder.resolve()
+    weights = {path.name for path in checkpoint.files}
+    single = PICKLED if checkpoint.pickled else SAFETENSORS
+    sent: dict[str, Path] = {}
+    left: dict[str, str] = {}
+    for path in sorted(folder.iterdir()):
+        if path.is_dir() and any(fnmatch(path.name, pattern) for pattern in FOLDERS):
+            for inner in sorted(path.iterdir()):
+                belongs = inner.is_file() and any(fnmatch(inner.name, pattern) for pattern in _IN_FOLDERS)
+                _place(inner, folder, belongs, False, sent, left)
+            continue
+        needed = path.name in weights or path.name == "config.json"
+        needed = needed or (path.name == f"{single}.index.json" and single not in weights)
+        belongs = path.is_file() and (
+            needed
+            or any(fnmatch(path.name, pattern) for pattern in _BELONGS)
+            or (path.suffix.lower() in _PICTURES and path.name in card)
+        )
+        if path.name != CARD:
+            _place(path, folder, belongs, needed, sent, left)
+    for name, path in sent.items():
+        if name not in weights:
+            refuse_tokens(path.read_bytes(), str(path))
+    return sent, left
+
+
+def _place(
+    path: Path, folder: Path, belongs: bool, needed: bool, sent: dict[str, Path], left: dict[str, str]
+) -> None:
+    name = path.relative_to(folder).as_posix()
+    outside = not is_inside(path, folder)
+    if needed and outside:
+        raise CheckpointError(f"{path} is a link that leads out of the folder; put the file itself there")
+    if path.name.startswith("."):
+        left[name] = "hidden"
+    elif not belongs:
+        left[name] = "a folder that no model reads" if path.is_dir() else "no file that a model is made of"
+    elif outside:
+        left[name] = "a link that leads out of the folder"
+    else:
+        sent[name] = path
+
+
+def refuse_tokens(content: bytes, where: str) -> None:
+    """Refuse to send text that holds a Hub token.
+
+    Raises:
+        CheckpointError: It does.
+    """
+    if _TOKEN.search(content):
+        raise CheckpointError(
+            f"{where} holds what looks like a Hub token (hf_...); remove it there, and revoke the token if "
+            "others may have seen it"
+        )
+
+
+def stale_weights(there: set[str], sent: set[str]) -> list[str]:
+    """Weight files of an earlier push that would be read in place of those sent."""
+    return sorted(name for name in there - sent if _OTHER_WEIGHTS.fullmatch(name))
