@@ -35,6 +35,7 @@ COMMANDS = {
     "pretrain": "gqkva_convert.pretrain",
     "verify": "gqkva_convert.verify",
     "run": "gqkva_convert.run",
+    "report": "gqkva_convert.report",
     "push": "gqkva_convert.push",
     "demo": "gqkva_convert.demo",
 }

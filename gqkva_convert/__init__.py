@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from gqkva_convert.evaluation.settings import EvaluationSettings as EvaluationSettings
     from gqkva_convert.heads import HeadLayout as HeadLayout
     from gqkva_convert.hub.push import push as push
+    from gqkva_convert.hub.report import report as report
     from gqkva_convert.uptraining.precompute import teacher as teacher
     from gqkva_convert.uptraining.settings import TrainingSettings as TrainingSettings
     from gqkva_convert.uptraining.uptrain import pretrain as pretrain
@@ -43,6 +44,7 @@ _PUBLIC = {
     "demo": "gqkva_convert.demo_model.demo",
     "run": "gqkva_convert.cli.run",
     "push": "gqkva_convert.hub.push",
+    "report": "gqkva_convert.hub.report",
     "uptrain": "gqkva_convert.uptraining.uptrain",
     "pretrain": "gqkva_convert.uptraining.uptrain",
     "teacher": "gqkva_convert.uptraining.precompute",
@@ -67,6 +69,7 @@ __all__ = [
     "plan",
     "pretrain",
     "push",
+    "report",
     "run",
     "teacher",
     "uptrain",

@@ -27,6 +27,7 @@ COMMANDS = (
     "pretrain",
     "verify",
     "run",
+    "report",
     "push",
     "demo",
 )

@@ -63,10 +63,20 @@ def published_folder(target: Path, *, overwrite: bool) -> Iterator[Path]:
                 if not any(scratch.glob("*.safetensors")):
                     shutil.rmtree(scratch, ignore_errors=True)
                 raise
+            _let_others_read(scratch)
             _put_in_place(scratch, target, previous)
     except OSError as error:
         where = f" ({error.filename})" if error.filename else ""
         raise OutputError(f"cannot write {target}: {error.strerror or error}{where}") from error
+
+
+def _let_others_read(folder: Path) -> None:
+    """Give files the rights that new files get here: safetensors makes its own for their owner alone."""
+    mask = os.umask(0)
+    os.umask(mask)
+    for path in folder.rglob("*.safetensors"):
+        if path.stat().st_mode & 0o777 == 0o600:
+            path.chmod(0o666 & ~mask)
 
 
 def _put_in_place(scratch: Path, target: Path, previous: Path) -> None:

@@ -11,7 +11,10 @@ REPORT = "gqkva_report.json"
 EVALUATION = "gqkva_evaluation.json"
 BENCH = "gqkva_bench.json"
 # What was measured of a folder's weights, and drawn of it: true of no others.
-MEASURED = frozenset({EVALUATION, BENCH, "gqkva_bench.png", "report.html", "README.md"})
+BENCH_PICTURE = "gqkva_bench.png"
+PAGE = "report.html"
+PICTURES = ("report-heads.png", "report-sizes.png", "report-quality.png", "report-loss.png")
+MEASURED = frozenset({EVALUATION, BENCH, BENCH_PICTURE, PAGE, *PICTURES, "README.md"})
 
 # Weights of every format, indexes to them, and training leftovers: stale once the weights change.
 _STALE_ENDINGS = (

@@ -20,6 +20,7 @@ from gqkva_convert.cli import (
     plan,
     pretrain,
     push,
+    report,
     run,
     teacher,
     uptrain,
@@ -79,5 +80,6 @@ app.command(name="init")(init.init_command)
 app.command(name="pretrain")(pretrain.pretrain_command)
 app.command(name="verify")(verify.verify_command)
 app.command(name="run")(run.run_command)
+app.command(name="report")(report.report_command)
 app.command(name="push")(push.push_command)
 app.command(name="demo")(demo.demo_command)

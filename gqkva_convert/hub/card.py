@@ -1,73 +1,31 @@
-"""The model card: what was done, measured and recorded, and nothing else."""
+"""The model card: metadata for the Hub, and the folder in words."""
 
 from __future__ import annotations
 
 import hashlib
 import logging
 import re
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import gqkva_convert
-from gqkva_convert.conversion.inspect import cache_bytes
-from gqkva_convert.conversion.model import SourceModel, is_grouped, open_model
-from gqkva_convert.conversion.plan import BlockPlan, Plan
-from gqkva_convert.conversion.report import read_report
-from gqkva_convert.conversion.source_card import stated_card
 from gqkva_convert.errors import CheckpointError
-from gqkva_convert.heads import HeadLayout
-from gqkva_convert.hub.licences import FoundLicence, find_licence, notices
-from gqkva_convert.hub.measured import Bench, Evaluation, Metric, Result, Row, read_bench, read_evaluation
-from gqkva_convert.modeling.families import GROUPED_FAMILIES
+from gqkva_convert.hub.facts import Facts, short_name
+from gqkva_convert.hub.prose import Prose
 
 if TYPE_CHECKING:
     from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
-# What the classes that an Auto class gives are for, as the Hub calls it, where that is one thing. The first
-# Auto class that gives a folder's class is the one to load it with.
-_PIPELINES: dict[str, str | None] = {
-    "AutoModelForCausalLM": "text-generation",
-    "AutoModelForMaskedLM": "fill-mask",
-    "AutoModelForSpeechSeq2Seq": "automatic-speech-recognition",
-    "AutoModelForSeq2SeqLM": None,
-    "AutoModelForImageClassification": "image-classification",
-    "AutoModelForZeroShotImageClassification": "zero-shot-image-classification",
-    "AutoModelForSequenceClassification": "text-classification",
-    "AutoModelForTokenClassification": "token-classification",
-    "AutoModelForQuestionAnswering": "question-answering",
-    "AutoModelForAudioClassification": "audio-classification",
-}
 _TASKS = {
     "language modelling": "text-generation",
     "image classification": "image-classification",
     "sentence similarity": "sentence-similarity",
-    "summarisation": "summarization",
+    "masked language modelling": "fill-mask",
+    "sequence to sequence": "text2text-generation",
+    "text classification": "text-classification",
     "lm-eval": "text-generation",
 }
-# Runtimes that results of these types were run in with equal logits, and the test that did it.
-RUNTIMES = {
-    "llama": ("llama.cpp, CTranslate2 and ONNX Runtime", "tests/conversion/test_runtimes.py"),
-    "mistral": ("llama.cpp, CTranslate2 and ONNX Runtime", "tests/conversion/test_runtimes.py"),
-    "deci": ("llama.cpp", "tests/conversion/test_runtimes.py"),
-}
-CITATIONS = """```bibtex
-@misc{javadi2023gqkva,
-  title={GQKVA: Efficient Pre-training of Transformers by Grouping Queries, Keys, and Values},
-  author={Farnoosh Javadi and others}, year={2023}, eprint={2311.03426}, archivePrefix={arXiv}
-}
-@misc{ainslie2023gqa,
-  title={GQA: Training Generalized Multi-Query Transformer Models from Multi-Head Checkpoints},
-  author={Joshua Ainslie and others}, year={2023}, eprint={2305.13245}, archivePrefix={arXiv}
-}
-@misc{chen2024asymgqa,
-  title={Optimised Grouped-Query Attention Mechanism for Transformers},
-  author={Yuang Chen and others}, year={2024}, eprint={2406.14963}, archivePrefix={arXiv}
-}
-```"""
 _MARK = re.compile(r"\n<!-- Written by gqkva (\S+), sha256 ([0-9a-f]{64}) -->\s*\Z")
-_CACHED = re.compile(r"models--([\w.-]+?)--([\w.-]+)/snapshots/([0-9a-f]{40})(?:/|$)")
-_REPOSITORY = "https://pypi.org/project/gqkva-convert"
 
 
 def model_card(folder: str | Path, *, repo_id: str | None = None) -> ModelCard:
@@ -85,8 +43,8 @@ def model_card(folder: str | Path, *, repo_id: str | None = None) -> ModelCard:
     """
     from huggingface_hub import ModelCard
 
-    card = _Card(Path(folder), repo_id)
-    content = f"---\n{card.metadata().to_yaml(line_break=None)}\n---\n\n{card.text()}\n"
+    card = Prose(Path(folder), repo_id)
+    content = f"---\n{_metadata(card).to_yaml(line_break=None)}\n---\n\n{card.text()}\n"
     return ModelCard(f"{content}{_mark(content)}")
 
 
@@ -126,388 +84,51 @@ def _digest(content: str) -> str:
     return hashlib.sha256(content.strip().encode()).hexdigest()
 
 
-class _Card:
-    """Everything a card is made of, read once."""
+def _metadata(facts: Facts) -> ModelCardData:
+    from huggingface_hub import ModelCardData
 
-    def __init__(self, folder: Path, repo_id: str | None) -> None:
-        self.folder = folder
-        self.address = repo_id or folder.resolve().name
-        self.name = self.address.rpartition("/")[2]
-        self.report = read_report(folder)
-        self.model: SourceModel = open_model(folder)
-        self.plan = Plan.from_dict(self.report["plan"])
-        self.source: dict[str, Any] = self.report["source"]
-        self.evaluation: Evaluation | None = read_evaluation(folder)
-        self.bench: Bench | None = read_bench(folder)
-        self.stated = stated_card(self.source)
-        self.licence: FoundLicence = find_licence(self.stated, folder)
-        training = self.report.get("uptraining")
-        self.training: dict[str, Any] | None = training if isinstance(training, dict) else None
-        self.is_grouped = is_grouped(self.model.config)
+    base, _ = facts.base()
+    results = _eval_results(facts)
+    more: dict[str, Any] = {}
+    if base is not None and facts.training is not None:
+        more["base_model_relation"] = "finetune"
+    tags = facts.stated.get("tags") or []
+    kept = [tag for tag in ([tags] if isinstance(tags, str) else tags) if ":" not in tag]
+    return ModelCardData(
+        language=facts.stated.get("language"),
+        license=facts.stated.get("license") or next(iter(facts.licence.ids), None),
+        license_name=facts.licence.name,
+        license_link=facts.licence.link,
+        library_name="transformers",
+        pipeline_tag=facts.pipeline(),
+        base_model=base,
+        tags=[*kept, "gqkva", "grouped-attention", *(["custom_code"] if facts.is_grouped else [])],
+        model_name=facts.name if results else None,
+        eval_results=results or None,
+        **more,
+    )
 
-    # ------------------------------------------------------------- metadata
 
-    def metadata(self) -> ModelCardData:
-        from huggingface_hub import ModelCardData
+def _eval_results(facts: Facts) -> list[EvalResult]:
+    from huggingface_hub import EvalResult
 
-        base, _ = self.base()
-        results = self.eval_results()
-        more: dict[str, Any] = {}
-        if base is not None and self.training is not None:
-            more["base_model_relation"] = "finetune"
-        tags = self.stated.get("tags") or []
-        kept = [tag for tag in ([tags] if isinstance(tags, str) else tags) if ":" not in tag]
-        return ModelCardData(
-            language=self.stated.get("language"),
-            license=self.stated.get("license") or next(iter(self.licence.ids), None),
-            license_name=self.licence.name,
-            license_link=self.licence.link,
-            library_name="transformers",
-            pipeline_tag=self.pipeline(),
-            base_model=base,
-            tags=[*kept, "gqkva", "grouped-attention", *(["custom_code"] if self.is_grouped else [])],
-            model_name=self.name if results else None,
-            eval_results=results or None,
-            **more,
-        )
-
-    def base(self) -> tuple[str | None, str | None]:
-        """Hub id and commit of the model that this was made from, as far as recorded."""
-        for source in (self.source, self.stated.get("origin")):
-            if not isinstance(source, dict):
-                continue
-            name, revision = str(source.get("name") or ""), source.get("revision")
-            cached = _CACHED.search(name)
-            if cached is not None:
-                return f"{cached[1]}/{cached[2]}", cached[3]
-            if revision:
-                return name, str(revision)
-        return None, None
-
-    def auto_class(self) -> str | None:
-        """The Auto class that loads the folder as the class it was saved as."""
-        named = self.model.config.get("architectures") or [self.model.family.architecture]
-        family = GROUPED_FAMILIES.get(self.plan.architecture or self.model.family.model_type)
-        if self.model.config["model_type"] == "deci" or family is None or not isinstance(named, list):
-            return None
-        stock = str(named[0]).removeprefix("Gqkva")
-        found = [auto for auto, names in family.auto_classes.items() if stock in names]
-        usual = [auto for auto in _PIPELINES if auto in found]
-        return next(iter(usual or found), None)
-
-    def pipeline(self) -> str | None:
-        stated = self.stated.get("pipeline_tag")
-        if isinstance(stated, str):
-            return stated
-        if (self.folder / "modules.json").is_file():
-            return "sentence-similarity"
-        auto = self.auto_class()
-        return _PIPELINES.get(auto or "", "feature-extraction" if auto == "AutoModel" else None)
-
-    def eval_results(self) -> list[EvalResult]:
-        from huggingface_hub import EvalResult
-
-        found = []
-        for result in self.evaluation.results if self.evaluation else ():
-            data = short_name(result.data)
-            found += [
-                EvalResult(
-                    task_type=_TASKS.get(result.task, _slug(result.task)),
-                    task_name=result.task,
-                    dataset_type=_slug(data),
-                    dataset_name=data,
-                    dataset_split=result.split,
-                    metric_type=_slug(metric.metric),
-                    metric_name=metric.metric,
-                    metric_value=metric.value,
-                )
-                for metric in result.metrics
-            ]
-        return found
-
-    # ----------------------------------------------------------------- text
-
-    def text(self) -> str:
-        parts = [
-            self._head(),
-            self._heads(),
-            self._quality(),
-            self._speed(),
-            self._loading(),
-            self._training(),
-            self._making(),
-            self._limitations(),
-            f"## Citations\n\n{CITATIONS}",
-        ]
-        return "\n\n".join(part for part in parts if part)
-
-    def _head(self) -> str:
-        base, revision = self.base()
-        made_from = short_name(str(self.source.get("name") or "a checkpoint"))
-        if base is not None:
-            made_from = f"[{base}](https://huggingface.co/{base}) at commit `{str(revision)[:12]}`"
-        variants = " and ".join(dict.fromkeys(block.target.name for block in self.plan.blocks))
-        how = "its attention heads merged into fewer stored heads"
-        if all(block.target.name == "MHA" for block in self.plan.blocks):
-            how = "its attention heads written as a stock architecture holds them"
-        elif self.plan.variant in ("stock", "deci"):
-            how = "its attention rewritten for a stock architecture"
-        lines = [
-            f"# {_cell(self.name)}",
-            f"Made from {_cell(made_from) if base is None else made_from}: {how} ({variants}), by "
-            f"[gqkva]({_REPOSITORY}) {_cell(self._versions().get('gqkva-convert', '?'))}.",
-        ]
-        lines += [f"**{notice}**" for notice in notices(self.licence)]
-        proof = self.report.get("verification")
-        if not isinstance(proof, dict) or proof.get("passed") is not True:
-            lines.append(
-                "**Not verified**: `gqkva verify` has not proven that these files are what they say."
+    found = []
+    for result in facts.evaluation.results if facts.evaluation else ():
+        data = short_name(result.data)
+        found += [
+            EvalResult(
+                task_type=_TASKS.get(result.task, _slug(result.task)),
+                task_name=result.task,
+                dataset_type=_slug(data),
+                dataset_name=data,
+                dataset_split=result.split,
+                metric_type=_slug(metric.metric),
+                metric_name=metric.metric,
+                metric_value=metric.value,
             )
-        return "\n\n".join(lines)
-
-    def _heads(self) -> str:
-        rows = []
-        for first, last, block in _runs(self.plan.blocks):
-            layers = str(first) if first == last else f"{first}-{last}"
-            rows.append((block.kind, layers, _layout(block.source), _layout(block.target)))
-        parts = ["## Heads and size", _table(("attention", "layers", "before", "after"), rows)]
-        sizes = [("parameters", self.source.get("parameters"), self.report.get("parameters"))]
-        sizes.append(("bytes of weights", self.source.get("bytes"), self.report.get("bytes")))
-        layouts = [[b.source for b in self.plan.blocks], [b.target for b in self.plan.blocks]]
-        for cache, what in (
-            ("self", "KV-cache bytes a token"),
-            ("cross", "cross-cache bytes a source token"),
-        ):
-            before, after = (cache_bytes(self.model, layout, cache) for layout in layouts)
-            if before:
-                sizes.append((f"{what}, in the dtype of this model", before, after))
-        table = [
-            (what, f"{before:,}", f"{after:,}", f"{after / before:.1%}" if before else "-")
-            for what, before, after in sizes
-            if isinstance(before, int) and isinstance(after, int)
-        ]
-        parts.append(_table(("", "before", "after", "after / before"), table))
-        return "\n\n".join(parts)
-
-    def _quality(self) -> str:
-        if self.evaluation is None or not self.evaluation.results:
-            return "## Quality\n\nNot measured."
-        rows = [
-            (
-                result.task,
-                short_name(result.data) + (f", {result.split}" if result.split else ""),
-                f"{result.samples:,} {result.unit or ''}".strip() if result.samples is not None else "-",
-                metric.metric + (f" ({metric.better} is better)" if metric.better else ""),
-                _with_interval(metric.value, metric.interval),
-                _with_interval(metric.against, metric.against_interval),
-                _with_interval(_difference(metric), metric.difference_interval),
-            )
-            for result in self.evaluation.results
             for metric in result.metrics
         ]
-        heading = ("task", "data", "samples", "metric", "this model", "original", "difference")
-        lines = ["## Quality", _table(heading, rows)]
-        lines += dict.fromkeys(_measured_with(result) for result in self.evaluation.results)
-        return "\n\n".join(line for line in lines if line)
-
-    def _speed(self) -> str:
-        if self.bench is None or not self.bench.rows:
-            return ""
-        rows = sorted(self.bench.rows, key=lambda row: (row.context, row.batch, row.model))
-        heading = (
-            "context",
-            "batch",
-            "model",
-            "prefill tokens/s",
-            "first token, s",
-            "decode tokens/s",
-            "KV cache, MB",
-            "peak memory, MB",
-        )
-        where = f"{self.bench.device}, {self.bench.dtype}"
-        return "\n\n".join(
-            part
-            for part in (
-                "## Speed",
-                _table(heading, [_speed_row(row) for row in rows]),
-                f"Measured on {_cell(where)}" + _measured_with(self.bench, ", ") + ".",
-            )
-        )
-
-    def _loading(self) -> str:
-        model_type = self.plan.architecture or self.model.family.model_type
-        auto, lines = self.auto_class(), ["## Loading"]
-        tested = RUNTIMES.get(model_type)
-        if auto is not None and self.is_grouped:
-            lines.append(
-                "No stock architecture holds these heads; the folder carries its own modelling file.\n\n"
-                f"```python\nfrom transformers import {auto}\n\n"
-                f'model = {auto}.from_pretrained("{self.address}", trust_remote_code=True)\n```\n\n'
-                "Without remote code, after `pip install gqkva-convert`:\n\n"
-                f"```python\nimport gqkva_convert\nfrom transformers import {auto}\n\n"
-                f'model = {auto}.from_pretrained("{self.address}")\n```\n\n'
-                "`gqkva export` writes a stock checkpoint of it that computes the same."
-            )
-        elif auto is not None:
-            lines.append(
-                f"A stock `{model_type}` model:\n\n```python\nfrom transformers import {auto}\n\n"
-                f'model = {auto}.from_pretrained("{self.address}")\n```'
-            )
-        if tested is not None and not self.is_grouped:
-            lines.append(
-                f"gqkva runs models of this kind (`{model_type}`) in {tested[0]} and compares their logits "
-                f"(`{tested[1]}` in its sources, on its built-in model)."
-            )
-        return "\n\n".join(lines) if len(lines) > 1 else ""
-
-    def _training(self) -> str:
-        if self.training is None:
-            return ""
-        settings = self.training.get("settings")
-        settings = settings if isinstance(settings, dict) else {}
-        facts: list[tuple[str, Any]] = [
-            ("task", self.training.get("task")),
-            ("data", short_name(str(settings["data"])) if settings.get("data") else None),
-            ("teacher", short_name(str(settings["teacher"])) if settings.get("teacher") else None),
-            ("trained weights", settings.get("train")),
-            ("steps", self.training.get("steps")),
-            ("of them matching attention blocks", self.training.get("matching_steps")),
-            ("tokens", self.training.get("tokens")),
-            ("learning rate", self.training.get("learning_rate")),
-            ("seed", settings.get("seed")),
-            ("held-out loss before", self.training.get("held_out_loss_before")),
-            ("held-out loss after", self.training.get("held_out_loss")),
-            ("held-out loss of the teacher", self.training.get("teacher_held_out_loss")),
-            ("date", self.training.get("date")),
-        ]
-        rows = [(what, _value(value)) for what, value in facts if value is not None]
-        return f"## Training after the conversion\n\n{_table(('', ''), rows)}"
-
-    def _making(self) -> str:
-        plan, data = self.plan, self.plan.calibration
-        rows: list[tuple[str, str]] = [
-            ("variant", plan.variant),
-            ("grouping", plan.grouping),
-            ("merge", plan.merge),
-            ("refinement", ", ".join(plan.refine) or "none"),
-        ]
-        if data is not None:
-            size = f", {data.length} tokens each" if data.length else ""
-            rows.append(
-                ("calibration", f"{short_name(data.data)}: {data.samples} samples{size}, seed {data.seed}")
-            )
-        rows.append(("seed", str(plan.seed)))
-        if plan.dtype:
-            rows.append(("dtype", plan.dtype))
-        rows.append(("versions", ", ".join(f"{name} {value}" for name, value in self._versions().items())))
-        lines = ["## How it was made", _table(("", ""), rows)]
-        proof = self.report.get("verification")
-        if isinstance(proof, dict) and proof.get("passed") is True:
-            against = proof.get("against")
-            lines.append(
-                f"`gqkva verify` passed {len(proof.get('checks') or ())} checks on {_cell(proof.get('date'))}"
-                + (f", against {_cell(short_name(str(against)))}" if against else "")
-                + "; what each found is in `gqkva_report.json`."
-            )
-            hashes = proof.get("sha256")
-            hashes = hashes if isinstance(hashes, dict) else {}
-            lines.append(_table(("file", "SHA-256"), [(n, f"`{value}`") for n, value in hashes.items()]))
-        return "\n\n".join(line for line in lines if line)
-
-    def _limitations(self) -> str:
-        lines = ["Whatever holds for the original holds here: its uses, its biases, its licence."]
-        if self.plan.variant not in ("stock", "deci"):
-            lines.append("Merging changes what a model computes wherever the merged heads were not alike.")
-        if self.evaluation is None or not self.evaluation.results:
-            lines.append("Its quality was not measured; measure it on your task before you use it.")
-        else:
-            lines.append("Its quality is known on the data above only.")
-        if self.is_grouped:
-            lines.append("Runtimes other than transformers do not know this architecture.")
-        return "## Limitations\n\n" + "\n".join(f"- {line}" for line in lines)
-
-    def _versions(self) -> dict[str, str]:
-        found = self.report.get("versions")
-        return {str(k): str(v) for k, v in found.items()} if isinstance(found, dict) else {}
-
-
-def short_name(name: str) -> str:
-    """A Hub id or a short name as it is; of a path its last part, since folders are nobody's business."""
-    path = Path(name)
-    is_path = path.is_absolute() or name.startswith((".", "~")) or path.suffix != "" or path.exists()
-    return path.name if is_path and path.name else name
-
-
-def _runs(blocks: Sequence[BlockPlan]) -> list[tuple[int, int, BlockPlan]]:
-    """Neighbouring layers of a kind with the same layouts: first layer, last layer, one of them."""
-    runs: list[tuple[int, int, BlockPlan]] = []
-    for block in sorted(blocks, key=lambda block: (block.kind, block.layer)):
-        if runs:
-            first, last, other = runs[-1]
-            same = (other.kind, other.source, other.target) == (block.kind, block.source, block.target)
-            if same and last + 1 == block.layer:
-                runs[-1] = first, block.layer, other
-                continue
-        runs.append((block.layer, block.layer, block))
-    return runs
-
-
-def _layout(layout: HeadLayout) -> str:
-    stored = [f"{layout.num_query_heads} query"]
-    if layout.num_key_heads == layout.num_value_heads:
-        stored.append(f"{layout.num_key_heads} key/value")
-    else:
-        stored += [f"{layout.num_key_heads} key", f"{layout.num_value_heads} value"]
-    return f"{layout.name}: {', '.join(stored)} heads of {layout.head_dim}"
-
-
-def _difference(metric: Metric) -> float | None:
-    if metric.difference is None and metric.against is not None:
-        return metric.value - metric.against
-    return metric.difference
-
-
-def _with_interval(value: float | None, interval: tuple[float, float] | None) -> str:
-    if value is None:
-        return "-"
-    return _value(value) + (f" ({_value(interval[0])} to {_value(interval[1])})" if interval else "")
-
-
-def _value(value: Any) -> str:
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        return str(value)
-    return f"{value:,}" if isinstance(value, int) else f"{value:.4g}" if abs(value) < 1e3 else f"{value:,.0f}"
-
-
-def _measured_with(found: Result | Bench, before: str = "Measured on ") -> str:
-    parts = [found.machine, found.date]
-    parts += [f"{name} {version}" for name, version in (found.versions or {}).items()]
-    stated = ", ".join(_cell(part) for part in parts if part)
-    return (before + stated + ("." if before.startswith("M") else "")) if stated else ""
-
-
-def _speed_row(row: Row) -> tuple[str, ...]:
-    sizes = [None if size is None else size / 1e6 for size in (row.kv_cache_bytes, row.peak_memory_bytes)]
-    numbers = (
-        row.prefill_tokens_per_second,
-        row.time_to_first_token_seconds,
-        row.decode_tokens_per_second,
-        *sizes,
-    )
-    shown = ("-" if number is None else _value(float(number)) for number in numbers)
-    return (f"{row.context:,}", str(row.batch), row.model, *shown)
-
-
-def _table(heading: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> str:
-    if not rows:
-        return ""
-    lines = [heading, ("---",) * len(heading), *rows]
-    return "\n".join("| " + " | ".join(_cell(cell) for cell in line) + " |" for line in lines)
-
-
-def _cell(text: Any) -> str:
-    """Text that cannot break out of its place in a table or become markup of its own."""
-    return re.sub(r"\s+", " ", str(text)).replace("|", "\\|").replace("<", "&lt;").strip()
+    return found
 
 
 def _slug(text: str) -> str:

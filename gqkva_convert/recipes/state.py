@@ -10,7 +10,7 @@ from typing import Any
 
 from gqkva_convert.checkpoint.digest import files_sha256
 from gqkva_convert.checkpoint.jsonfile import read_json, write_json
-from gqkva_convert.checkpoint.sidecars import MEASURED, REPORT
+from gqkva_convert.checkpoint.sidecars import BENCH, EVALUATION, MEASURED, PAGE, PICTURES, REPORT
 from gqkva_convert.errors import CheckpointError, RecipeError
 from gqkva_convert.recipes.commands import CommandLine
 
@@ -19,9 +19,9 @@ FORMAT_VERSION = 1
 # The option that names what a command writes.
 WRITES = dict.fromkeys(("plan", "convert", "export", "init", "uptrain", "pretrain", "teacher"), "out")
 # Commands that write beside the weights they read.
-_BESIDE = {"evaluate": "gqkva_evaluation.json", "bench": "gqkva_bench.json", "report": "report.html"}
+_BESIDE = {"evaluate": EVALUATION, "bench": BENCH, "report": PAGE}
 # Commands that read what others measured, too, and files that do not count as read.
-_READS_MEASURED = {"report": {"report.html", "README.md"}, "push": set[str]()}
+_READS_MEASURED = {"report": frozenset({PAGE, *PICTURES, "README.md"}), "push": frozenset[str]()}
 
 
 @dataclass

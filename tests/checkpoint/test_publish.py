@@ -349,3 +349,17 @@ def test_after_a_kill_before_the_last_cleaning_the_old_one_goes(old: Path) -> No
         (scratch / "config.json").write_text("new")
     assert contents(old.parent) == {"out/config.json": "new"}
     assert names(old.parent) == ["out"]
+
+
+def test_weights_can_be_read_by_whom_the_umask_lets(tmp_path: Path) -> None:
+    """Safetensors writes files for their owner alone; a server often runs as somebody else."""
+    import torch
+    from safetensors.torch import save_file
+
+    mask = os.umask(0o022)
+    try:
+        with published_folder(tmp_path / "out", overwrite=False) as folder:
+            save_file({"a": torch.zeros(1)}, folder / "model.safetensors")
+    finally:
+        os.umask(mask)
+    assert (tmp_path / "out" / "model.safetensors").stat().st_mode & 0o777 == 0o644

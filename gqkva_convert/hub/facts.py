@@ -1,0 +1,118 @@
+"""What is known of a converted folder: recorded by its report, measured, or stated of its source."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+from gqkva_convert.conversion.inspect import cache_bytes
+from gqkva_convert.conversion.model import SourceModel, is_grouped, open_model
+from gqkva_convert.conversion.plan import Plan
+from gqkva_convert.conversion.report import read_report
+from gqkva_convert.conversion.source_card import stated_card
+from gqkva_convert.hub.licences import FoundLicence, find_licence
+from gqkva_convert.hub.measured import Bench, Evaluation, read_bench, read_evaluation
+from gqkva_convert.modeling.families import GROUPED_FAMILIES
+
+# What the classes that an Auto class gives are for, as the Hub calls it, where that is one thing. The first
+# Auto class that gives a folder's class is the one to load it with.
+_PIPELINES: dict[str, str | None] = {
+    "AutoModelForCausalLM": "text-generation",
+    "AutoModelForMaskedLM": "fill-mask",
+    "AutoModelForSpeechSeq2Seq": "automatic-speech-recognition",
+    "AutoModelForSeq2SeqLM": None,
+    "AutoModelForImageClassification": "image-classification",
+    "AutoModelForZeroShotImageClassification": "zero-shot-image-classification",
+    "AutoModelForSequenceClassification": "text-classification",
+    "AutoModelForTokenClassification": "token-classification",
+    "AutoModelForQuestionAnswering": "question-answering",
+    "AutoModelForAudioClassification": "audio-classification",
+}
+_CACHED = re.compile(r"models--([\w.-]+?)--([\w.-]+)/snapshots/([0-9a-f]{40})(?:/|$)")
+
+
+class Facts:
+    """Everything that is told of a folder, read once.
+
+    Args:
+        folder: Output of `convert`, `export` or `uptrain`.
+        repo_id: Where it will be published; by default it is called by its folder's name.
+
+    Raises:
+        GqkvaError: The folder or one of its files cannot be read; says which.
+    """
+
+    def __init__(self, folder: Path, repo_id: str | None) -> None:
+        self.folder = folder
+        self.address = repo_id or folder.resolve().name
+        self.name = self.address.rpartition("/")[2]
+        self.report = read_report(folder)
+        self.model: SourceModel = open_model(folder)
+        self.plan = Plan.from_dict(self.report["plan"])
+        self.source: dict[str, Any] = self.report["source"]
+        self.evaluation: Evaluation | None = read_evaluation(folder)
+        self.bench: Bench | None = read_bench(folder)
+        self.stated = stated_card(self.source)
+        self.licence: FoundLicence = find_licence(self.stated, folder)
+        training = self.report.get("uptraining")
+        self.training: dict[str, Any] | None = training if isinstance(training, dict) else None
+        self.is_grouped = is_grouped(self.model.config)
+
+    def base(self) -> tuple[str | None, str | None]:
+        """Hub id and commit of the model that this was made from, as far as recorded."""
+        for source in (self.source, self.stated.get("origin")):
+            if not isinstance(source, dict):
+                continue
+            name, revision = str(source.get("name") or ""), source.get("revision")
+            cached = _CACHED.search(name)
+            if cached is not None:
+                return f"{cached[1]}/{cached[2]}", cached[3]
+            if revision:
+                return name, str(revision)
+        return None, None
+
+    def auto_class(self) -> str | None:
+        """The Auto class that loads the folder as the class it was saved as."""
+        named = self.model.config.get("architectures") or [self.model.family.architecture]
+        family = GROUPED_FAMILIES.get(self.plan.architecture or self.model.family.model_type)
+        if self.model.config["model_type"] == "deci" or family is None or not isinstance(named, list):
+            return None
+        stock = str(named[0]).removeprefix("Gqkva")
+        found = [auto for auto, names in family.auto_classes.items() if stock in names]
+        usual = [auto for auto in _PIPELINES if auto in found]
+        return next(iter(usual or found), None)
+
+    def pipeline(self) -> str | None:
+        stated = self.stated.get("pipeline_tag")
+        if isinstance(stated, str):
+            return stated
+        if (self.folder / "modules.json").is_file():
+            return "sentence-similarity"
+        auto = self.auto_class()
+        return _PIPELINES.get(auto or "", "feature-extraction" if auto == "AutoModel" else None)
+
+    def sizes(self) -> list[tuple[str, int, int]]:
+        """Parameters, bytes and caches: what, before and after; those that are known."""
+        sizes = [("parameters", self.source.get("parameters"), self.report.get("parameters"))]
+        sizes.append(("bytes of weights", self.source.get("bytes"), self.report.get("bytes")))
+        layouts = [[b.source for b in self.plan.blocks], [b.target for b in self.plan.blocks]]
+        for cache, what in (
+            ("self", "KV-cache bytes a token"),
+            ("cross", "cross-cache bytes a source token"),
+        ):
+            before, after = (cache_bytes(self.model, layout, cache) for layout in layouts)
+            if before:
+                sizes.append((f"{what}, in the dtype of this model", before, after))
+        return [
+            (what, before, after)
+            for what, before, after in sizes
+            if isinstance(before, int) and isinstance(after, int) and before > 0
+        ]
+
+
+def short_name(name: str) -> str:
+    """A Hub id or a short name as it is; of a path its last part, since folders are nobody's business."""
+    path = Path(name)
+    is_path = path.is_absolute() or name.startswith((".", "~")) or path.suffix != "" or path.exists()
+    return path.name if is_path and path.name else name

@@ -1,0 +1,86 @@
+"""`gqkva report`: a page about a converted folder, with pictures."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from gqkva_convert.checkpoint.sidecars import BENCH_PICTURE, PAGE, PICTURES
+from gqkva_convert.errors import OutputError
+from gqkva_convert.hub.page import render_page
+from gqkva_convert.hub.pictures import draw_heads, draw_quality, draw_sizes
+from gqkva_convert.hub.prose import Prose
+
+HEADS, SIZES, QUALITY, LOSS = PICTURES
+
+
+def report(folder: str | Path) -> list[Path]:
+    """Write a page about a converted folder: what was done, what it costs, what it gains.
+
+    The page is one file that needs no network and runs nothing. It says what the conversion's report and the
+    measurements beside it say; what was not measured is not on it.
+
+    Args:
+        folder: Output of `convert`, `export` or `uptrain`, maybe measured by `evaluate` and `bench`.
+
+    Returns:
+        The files written into the folder: ``report.html``, and the pictures on it.
+
+    Raises:
+        GqkvaError: The folder or one of its files cannot be read; says which.
+        OutputError: The folder cannot be written.
+    """
+    target = Path(folder)
+    prose = Prose(target, None)
+    try:
+        with TemporaryDirectory(prefix=".gqkva-report-", dir=target) as name:
+            scratch = Path(name)
+            pictures = _draw(prose, scratch)
+            page = render_page(prose.name, prose.text(), pictures)
+            (scratch / PAGE).write_text(page, encoding="utf-8")
+            for old in PICTURES:
+                (target / old).unlink(missing_ok=True)
+            written = sorted(path.name for path in scratch.iterdir())
+            for file in written:
+                (scratch / file).replace(target / file)
+    except OSError as error:
+        raise OutputError(f"cannot write into {target}: {error.strerror or error}") from error
+    return [target / file for file in [PAGE, *(file for file in written if file != PAGE)]]
+
+
+def _draw(prose: Prose, scratch: Path) -> dict[str, list[tuple[Path, str]]]:
+    """Pictures by the heading that they stand under, with what they show."""
+    sizes = [(name.partition(",")[0], before, after) for name, before, after in prose.sizes()]
+    pictures = {
+        "Heads and size": [
+            (
+                draw_heads(prose.plan.blocks, scratch / HEADS),
+                "Attention heads by layer; those of one colour share a key and a value head.",
+            ),
+            (
+                draw_sizes(sizes, scratch / SIZES),
+                "What is left of the original's parameters and cache.",
+            ),
+        ]
+    }
+    quality = None if prose.evaluation is None else draw_quality(prose.evaluation, scratch / QUALITY)
+    if quality is not None:
+        pictures["Quality"] = [(quality, "This model and the original, with 95 % intervals.")]
+    speed = prose.folder / BENCH_PICTURE
+    if prose.bench is not None and speed.is_file():
+        pictures["Speed"] = [(speed, "Speed and cache, this model and the original.")]
+    curve = _training_curve(prose)
+    if curve is not None:
+        shutil.copyfile(curve, scratch / LOSS)
+        pictures["Training after the conversion"] = [(scratch / LOSS, "Loss over tokens of training.")]
+    return pictures
+
+
+def _training_curve(prose: Prose) -> Path | None:
+    """The picture that training drew, where its folder is still there."""
+    recorded = (prose.training or {}).get("metrics")
+    if not isinstance(recorded, str):
+        return None
+    curve = Path(recorded).with_name("loss.png")
+    return curve if curve.is_file() else None
