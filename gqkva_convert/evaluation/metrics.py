@@ -47,8 +47,8 @@ class Metric:
         for columns, whose in ((self.columns, "the model"), (self.against or (), "that of --against")):
             if not all(np.isfinite(column).all() for column in columns):
                 raise EvaluationError(
-                    f"{self.name}: {whose} gives answers that are not finite; its weights or --dtype overflow "
-                    "(gqkva verify looks for such weights)"
+                    f"{self.name}: {whose} gives answers that are not finite; its weights or the dtype "
+                    "overflow (gqkva verify looks for such weights)"
                 )
         found: dict[str, Any] = {
             "metric": self.name,
