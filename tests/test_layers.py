@@ -20,7 +20,7 @@ ORDER = [
     {"data"},
     {"calibration", "grouping"},
     {"conversion"},
-    {"evaluation", "uptraining"},
+    {"evaluation", "runtimes", "uptraining"},
     {"demo_model"},
     {"cli"},
 ]

@@ -8,6 +8,8 @@ from pathlib import Path
 from gqkva_convert.checkpoint.jsonfile import read_json, write_json
 
 REPORT = "gqkva_report.json"
+# The report beside a GGUF file.
+GGUF_REPORT = "gguf_report.json"
 
 # Weights of every format, indexes to them, and training leftovers: stale once the weights change.
 _STALE_ENDINGS = (
@@ -28,7 +30,9 @@ _STALE_ENDINGS = (
     ".tflite",
     ".lock",
 )
-_STALE_NAMES = frozenset({"config.json", "README.md", REPORT, "trainer_state.json", "params.json"})
+_STALE_NAMES = frozenset(
+    {"config.json", "README.md", REPORT, GGUF_REPORT, "trainer_state.json", "params.json"}
+)
 # Configurations that may name code, as config.json may.
 _NAMES_CODE = frozenset(
     {
