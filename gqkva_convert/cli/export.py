@@ -94,7 +94,7 @@ def _export_gguf(
         print_json(result)
         return
     variants = " and ".join(dict.fromkeys(block.target.name for block in prepared.conversion.plan.blocks))
-    tokenizer = ", ".join(filter(None, result["tokenizer"].values()))
+    tokenizer = "/".join(result["tokenizer"].values())
     typer.echo(
         f"{out / prepared.file_name}: {result['architecture']}, {variants}, {result['dtype']}, "
         f"tokenizer {tokenizer}, {_sizes(result)}"

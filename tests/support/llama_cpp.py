@@ -89,6 +89,28 @@ class Answer:
     vocabulary: str = ""
 
 
+def write_tokenizer(folder: Path, size: int) -> None:
+    """Give a folder a tokenizer of the given number of tokens: some bytes, merged to pairs and on."""
+    letters = ["\u010a", *(chr(number) for number in range(97, 123))]  # the first is the end of a line
+    merges = [[left, right] for left in letters for right in letters][: max(0, size - len(letters))]
+    words = [*letters, *(left + right for left, right in merges)][:size]
+    tokenizer = {
+        "version": "1.0",
+        "added_tokens": [],
+        "normalizer": None,
+        "pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": False, "use_regex": True},
+        "post_processor": None,
+        "decoder": {"type": "ByteLevel"},
+        "model": {
+            "type": "BPE",
+            "vocab": {word: place for place, word in enumerate(words)},
+            "merges": merges,
+        },
+    }
+    (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
+    (folder / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "TokenizersBackend"}))
+
+
 def require_llama_cpp() -> tuple[str, Path]:
     """The commands' place; skips a test where llama.cpp is absent."""
     home, node = os.environ.get("NODE_LLAMA_CPP"), shutil.which("node")

@@ -67,9 +67,11 @@ class RuntimeFamily:
             they are stored twice.
         has_output: Whether it can have an output of its own.
         rope_types: Kinds of rotary positions that it computes as transformers does.
-        windows: When ``sliding_window`` counts: ``always``, ``asked`` (by ``use_sliding_window``) or ``never``.
+        windows: When ``sliding_window`` counts: ``always``, ``asked`` (``use_sliding_window``) or ``never``.
         default_window: ``sliding_window`` where the configuration does not say.
         head_norms: Configuration key of norms of each head, whose tensors become one.
+        has_own_width: Whether heads together may be wider or narrower than the hidden states.
+        instead: What else holds the model where they are and the architecture does not allow it.
     """
 
     architecture: str
@@ -87,6 +89,8 @@ class RuntimeFamily:
     windows: Literal["always", "asked", "never"] = "never"
     default_window: int | None = None
     head_norms: str | None = None
+    has_own_width: bool = True
+    instead: RuntimeFamily | None = None
 
 
 def _without(*names: str, **more: Shape) -> dict[str, Shape]:
@@ -101,7 +105,14 @@ LLAMA = RuntimeFamily(
     is_interleaved=True,
     rope_types=("default", "linear", "yarn", "llama3"),
 )
-QWEN2 = RuntimeFamily("qwen2", biases=(Biases(_ATTENTION[:3]),), windows="asked")
+QWEN2 = RuntimeFamily(
+    "qwen2",
+    biases=(Biases(_ATTENTION[:3]),),
+    windows="asked",
+    has_own_width=False,
+    # A Llama may have the same biases, and differs in nothing else.
+    instead=replace(LLAMA, biases=(Biases(_ATTENTION[:3]),), windows="asked"),
+)
 
 RUNTIME_FAMILIES: dict[str, RuntimeFamily] = {
     "llama": LLAMA,
@@ -126,6 +137,7 @@ RUNTIME_FAMILIES: dict[str, RuntimeFamily] = {
             ffn_up=("2inner", "width"),
         ),
         windows="always",
+        has_own_width=False,
     ),
     "starcoder2": RuntimeFamily(
         "starcoder2",
@@ -133,9 +145,10 @@ RUNTIME_FAMILIES: dict[str, RuntimeFamily] = {
         norm_key="norm_epsilon",
         activation="gelu_pytorch_tanh",
         tensors=_without("ffn_gate"),
-        biases=(_NORM_BIASES, Biases((*_ATTENTION, "ffn_up", "ffn_down"), "use_bias")),
+        biases=(_NORM_BIASES, Biases((*_ATTENTION, "ffn_up", "ffn_down"))),
         is_tied=True,
         windows="always",
+        has_own_width=False,
     ),
     "stablelm": RuntimeFamily(
         "stablelm",

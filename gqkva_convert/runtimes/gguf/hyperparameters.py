@@ -12,6 +12,8 @@ from gqkva_convert.conversion.rotary import rotary_features
 from gqkva_convert.errors import FamilyError, NotExpressibleError
 from gqkva_convert.runtimes.gguf.families import RuntimeFamily
 
+# Beyond it a number does not fit GGUF's float32.
+_LARGEST = 3e38
 # Parts of a kind of rotary positions that are written down; another one would be lost.
 _YARN_KEYS = {
     "rope_theta",
@@ -55,7 +57,7 @@ def number(config: dict[str, Any], key: str) -> float:
 
 
 def _positive(value: object, key: str) -> float:
-    if not isinstance(value, (int, float)) or isinstance(value, bool) or not 0 < value < math.inf:
+    if not isinstance(value, (int, float)) or isinstance(value, bool) or not 0 < value < _LARGEST:
         raise FamilyError(f"config.json: {key} must be a number above 0, found {value!r}")
     return float(value)
 
@@ -112,11 +114,11 @@ def context_length(family: RuntimeFamily, config: dict[str, Any]) -> tuple[int, 
     llama.cpp attends to all positions in these architectures, which is the same as long as none lies outside
     the window.
     """
-    positions = int(number(config, "max_position_embeddings"))
+    positions = min(int(number(config, "max_position_embeddings")), 2**31 - 1)
     window = config.get("sliding_window", family.default_window)
     if family.windows == "never" or (family.windows == "asked" and not config.get("use_sliding_window")):
         window = None
-    if not window or window >= positions:
+    if not window or _positive(window, "sliding_window") >= positions:
         return positions, None
     return int(window), int(window)
 

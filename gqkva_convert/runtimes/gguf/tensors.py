@@ -30,7 +30,7 @@ _KEPT = {"F32": "F32", "F16": "F16", "BF16": "BF16", "F64": "F32"}
 # Source bytes of the rows that are handled at once.
 BLOCK_BYTES = 4 << 20
 # Norms that a family keeps a tensor a head of.
-_OF_A_HEAD = re.compile(r"\.norms\.\d+(?=\.)")
+_OF_A_HEAD = re.compile(r"\.norms\.(\d+)(?=\.)")
 
 
 @dataclass(frozen=True)
@@ -131,9 +131,16 @@ def make_tensors(
             made["token_embd.weight"] = made.pop("output.weight")
         if "output.weight" not in made and not family.shares_embeddings:
             made["output.weight"] = made.get("token_embd.weight", [])
+    for parts in made.values():
+        parts.sort(key=_head_number)  # a source's head may have become several, which follow each other there
     tensors = tuple(_tensor(name, tuple(parts), family, plan, dtype) for name, parts in made.items())
     _check_expected(tensors, family, config, plan)
     return tensors
+
+
+def _head_number(step: Step) -> int:
+    found = _OF_A_HEAD.search(step.name)
+    return int(found[1]) if found else 0
 
 
 def _is_outside(name: str, model: SourceModel) -> bool:
@@ -218,7 +225,7 @@ def _check_expected(
         if name not in found:
             raise FamilyError(
                 f"llama.cpp's {family.architecture} needs {name!r}, which no tensor of the checkpoint gives; "
-                "it is incomplete"
+                "it is incomplete, or has a form that llama.cpp does not know"
             )
         if found[name].shape != shape:
             raise FamilyError(

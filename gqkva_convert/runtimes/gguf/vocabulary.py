@@ -32,7 +32,8 @@ _FILES = (
     "chat_template.json",
 )
 _OTHER_TOKENIZERS = ("vocab.json", "vocab.txt", "spiece.model", "merges.txt", "tekken.json")
-_WITHOUT = "take the tokenizer files out of the folder to export the model without a vocabulary"
+# That converter knows tokenizers by name, many of which cut texts in ways of their own.
+_WITHOUT = "export without --runtime and try llama.cpp's convert_hf_to_gguf.py on the result"
 
 _SPACE = "\u2581"
 _BYTE = re.compile(r"<0x[0-9A-F]{2}>")
@@ -45,18 +46,37 @@ _GPT2 = (
 )
 _CONTRACTIONS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|"
 _ENDING = r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+_UPPER, _LOWER = r"[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]", r"[\p{Ll}\p{Lm}\p{Lo}\p{M}]"
+_TEKKEN = (
+    rf"[^\r\n\p{{L}}\p{{N}}]?{_UPPER}*{_LOWER}+|[^\r\n\p{{L}}\p{{N}}]?{_UPPER}+{_LOWER}*|"
+    r"\p{N}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
 _LLAMA3 = _CONTRACTIONS + r"\p{N}{1,3}" + _ENDING
 _QWEN2 = _CONTRACTIONS + r"\p{N}" + _ENDING
-# How text is cut before merging, as tokenizer.json says it, and llama.cpp's name for it.
-_CUTS: dict[tuple[str, ...], str] = {
-    ("gpt-2",): "gpt-2",
-    ("digits", "gpt-2"): "starcoder",
-    (f"split {_LLAMA3}", "bytes"): "llama-bpe",
-    (f"split {_QWEN2}", "bytes"): "qwen2",
-    **{(f"split {pattern}", "bytes"): "gpt-2" for pattern in _GPT2},
+
+
+@dataclass(frozen=True)
+class _Cut:
+    """llama.cpp's names for one way to cut texts before merging.
+
+    Attributes:
+        merging: Where words are always merged from bytes; None where it has no such name.
+        whole: Where words that are tokens are taken as they are (``ignore_merges``).
+    """
+
+    merging: str | None
+    whole: str | None = None
+
+
+# As tokenizer.json says it.
+_CUTS: dict[tuple[str, ...], _Cut] = {
+    ("gpt-2",): _Cut("gpt-2"),
+    ("digits", "gpt-2"): _Cut("starcoder"),
+    (f"split {_LLAMA3}", "bytes"): _Cut("dbrx", "llama-bpe"),
+    (f"split {_QWEN2}", "bytes"): _Cut("qwen2"),
+    (f"split {_TEKKEN}", "bytes"): _Cut(None, "tekken"),
+    **{(f"split {pattern}", "bytes"): _Cut("gpt-2") for pattern in _GPT2},
 }
-# llama.cpp takes words that are tokens as they are under the first name, and merges them under the second.
-_WITHOUT_IGNORE_MERGES = {"llama-bpe": "dbrx"}
 
 
 @dataclass(frozen=True)
@@ -64,34 +84,29 @@ class Vocabulary:
     """What a GGUF file says of a tokenizer.
 
     Attributes:
-        model: llama.cpp's kind: ``gpt2`` (BPE of bytes), ``llama`` (SentencePiece) or ``none``.
-        pre: How text is cut before merging; None where it is not.
+        model: llama.cpp's kind: ``gpt2`` (BPE of bytes) or ``llama`` (SentencePiece).
+        pre: How text is cut before merging.
         tokens: Text of each token, as many as the model has.
         types: Their `gguf.TokenType`.
         scores: Merged first where highest; nothing where merges are listed.
         special: Merges, special tokens and chat template: a `gguf.SpecialVocab`.
-        adds: Which tokens stand around a text: ``bos``, ``eos``.
         adds_space: Whether a text begins with a space; None where llama.cpp does not ask.
         notes: What a user should know.
     """
 
     model: str
-    pre: str | None = None
-    tokens: tuple[bytes, ...] = ()
-    types: tuple[int, ...] = ()
+    pre: str
+    tokens: tuple[bytes, ...]
+    types: tuple[int, ...]
     scores: tuple[float, ...] = ()
     special: Any = None
-    adds: dict[str, bool] | None = None
     adds_space: bool | None = None
     notes: tuple[str, ...] = ()
 
     def add_to(self, writer: Any) -> None:
         """Give it to a `GGUFWriter`."""
         writer.add_tokenizer_model(self.model)
-        if self.model == "none":
-            return
-        if self.pre is not None:
-            writer.add_tokenizer_pre(self.pre)
+        writer.add_tokenizer_pre(self.pre)
         writer.add_token_list(self.tokens)
         writer.add_token_types(self.types)
         if self.scores:
@@ -126,8 +141,10 @@ def read_vocabulary(folder: Path, config: dict[str, Any]) -> Vocabulary:
                 f"{folder}: the tokenizer is stored as {other} without tokenizer.json; load it in "
                 "transformers and save it again there"
             )
-        note = "no tokenizer in the folder: the file has no vocabulary, and llama.cpp takes token ids alone"
-        return Vocabulary("none", notes=(note,))
+        # llama.cpp loads a file without a vocabulary, and ends with an assertion at the first text.
+        raise CheckpointError(
+            f"{folder} has no tokenizer, which a GGUF file contains; put tokenizer.json there"
+        )
     with _copied(files, config) as copy, _quiet():
         try:
             read = _read_json if "tokenizer.json" in files else _read_sentencepiece
@@ -174,11 +191,16 @@ def _read_json(copy: Path, folder: Path, size: int) -> Vocabulary:
     model = data["model"]
     if model.get("type") != "BPE":
         raise _refused(folder, f"holds a {model.get('type')} model, llama.cpp has its kind of BPE alone")
+    if not model.get("merges"):
+        raise _refused(folder, "has no merges, without which llama.cpp takes no BPE")
     for name in ("dropout", "continuing_subword_prefix", "end_of_word_suffix"):
         if model.get(name):
             raise _refused(folder, f"sets {name}, which llama.cpp does not know")
-    read = _read_pieces if model.get("byte_fallback") else _read_bytes
-    return _with_special(read(data, folder, size), data, copy, size)
+    path = copy / "tokenizer_config.json"
+    config = read_json(path) if path.is_file() else {}
+    if model.get("byte_fallback"):
+        return _with_special(_read_pieces(data, config, folder, size), data, copy, size)
+    return _with_special(_read_bytes(data, folder, size), data, copy, size)
 
 
 def _tokens(data: dict[str, Any], folder: Path, size: int) -> tuple[list[bytes], list[int]]:
@@ -216,7 +238,15 @@ def _with_special(vocabulary: Vocabulary, data: dict[str, Any], copy: Path, size
                 vocabulary,
                 notes=(*vocabulary.notes, f"the tokenizer puts {note} around texts, llama.cpp will not"),
             )
-    return replace(vocabulary, special=special, adds=dict(special.add_special_token))
+    _require_template(special.chat_template)
+    return replace(vocabulary, special=special)
+
+
+def _require_template(template: Any) -> None:
+    """One chat template, or several with names; anything else is damage."""
+    several = template if isinstance(template, list) else []
+    if not all(isinstance(one.get("name"), str) and isinstance(one.get("template"), str) for one in several):
+        raise ValueError("chat_template has parts without a name or a text")
 
 
 def _around(processor: Any) -> dict[str, int]:
@@ -245,20 +275,21 @@ def _read_bytes(data: dict[str, Any], folder: Path, size: int) -> Vocabulary:
         notes.append("the tokenizer composes accents (NFC), llama.cpp takes texts as they are")
     elif normalizer is not None:
         raise _refused(folder, f"changes texts by {normalizer}, llama.cpp takes them as they are")
-    model = data["model"]
     cut = _CUTS.get(_cut(data.get("pre_tokenizer")))
     if cut is None:
+        known = {name for cut in _CUTS.values() for name in (cut.merging, cut.whole) if name}
         raise _refused(
             folder,
-            "cuts texts in a way that is not known to be one of llama.cpp's "
-            f"({', '.join(sorted(set(_CUTS.values())))}): {json.dumps(data.get('pre_tokenizer'))}",
+            f"cuts texts in a way that is not known to be one of llama.cpp's ({', '.join(sorted(known))}): "
+            f"{json.dumps(data.get('pre_tokenizer'))}",
         )
-    if not model.get("ignore_merges"):
-        cut = _WITHOUT_IGNORE_MERGES.get(cut, cut)
-    elif cut not in _WITHOUT_IGNORE_MERGES:
-        raise _refused(folder, f"sets ignore_merges, which llama.cpp's {cut} does not")
+    ignores = bool(data["model"].get("ignore_merges"))
+    name = cut.whole if ignores else cut.merging
+    if name is None:
+        other = cut.merging or cut.whole
+        raise _refused(folder, f"has ignore_merges {json.dumps(ignores)}, llama.cpp's {other} not")
     tokens, types = _tokens(data, folder, size)
-    return Vocabulary("gpt2", cut, tuple(tokens), tuple(types), notes=tuple(notes))
+    return Vocabulary("gpt2", name, tuple(tokens), tuple(types), notes=tuple(notes))
 
 
 def _cut(pre_tokenizer: Any) -> tuple[str, ...]:
@@ -278,7 +309,7 @@ def _cut(pre_tokenizer: Any) -> tuple[str, ...]:
     return (f"unknown {kind}",)
 
 
-def _read_pieces(data: dict[str, Any], folder: Path, size: int) -> Vocabulary:
+def _read_pieces(data: dict[str, Any], config: dict[str, Any], folder: Path, size: int) -> Vocabulary:
     """SentencePiece's BPE: merges become scores, which llama.cpp merges by."""
     kinds = load_gguf().TokenType
     adds_space = _adds_space(data)
@@ -314,6 +345,14 @@ def _read_pieces(data: dict[str, Any], folder: Path, size: int) -> Vocabulary:
             f"{missing} pairs that make a token are no merges" if missing else "merges of a token stand apart"
         )
         notes.append(f"llama.cpp may divide some words differently: {what} in tokenizer.json")
+    lost = 256 - types.count(int(kinds.BYTE))
+    if lost:
+        notes.append(
+            f"the vocabulary lacks {lost} of 256 bytes: llama.cpp ends with an error at a character that is "
+            "no token"
+        )
+    if adds_space and _spares_spaces(data, config):
+        notes.append("llama.cpp puts a space before texts that begin with one, too, as SentencePiece does")
     return Vocabulary(
         "llama",
         "default",
@@ -323,6 +362,12 @@ def _read_pieces(data: dict[str, Any], folder: Path, size: int) -> Vocabulary:
         adds_space=adds_space,
         notes=tuple(notes),
     )
+
+
+def _spares_spaces(data: dict[str, Any], config: dict[str, Any]) -> bool:
+    """Whether a text that begins with a space gets no other, as under Metaspace and so in transformers' Llamas."""
+    is_metaspace = (data.get("pre_tokenizer") or {}).get("type") == "Metaspace"
+    return is_metaspace or str(config.get("tokenizer_class")).startswith("LlamaTokenizer")
 
 
 def _unlisted(vocab: dict[str, int], types: list[int], pairs: set[tuple[str, str]]) -> int:

@@ -24,6 +24,7 @@ from gqkva_convert.conversion.deci import DECI, require_deci_form
 from gqkva_convert.conversion.export import key_value_counts, prepare_export
 from gqkva_convert.conversion.joint import JointMerges
 from gqkva_convert.conversion.model import SourceModel
+from gqkva_convert.conversion.plan import Plan
 from gqkva_convert.conversion.report import count_parameters, describe_source, file_sha256, versions
 from gqkva_convert.errors import LayoutError, NotExpressibleError, OutputError, VerificationError
 from gqkva_convert.runtimes.gguf.families import RUNTIME_FAMILIES, RuntimeFamily
@@ -144,7 +145,7 @@ def prepare_gguf(
     source, plan = conversion.model, conversion.plan
     config = converted_config(source, plan)
     model_type = config["model_type"]
-    family = RUNTIME_FAMILIES[model_type]
+    family = _family(model_type, config, plan)
     names = config.get("architectures") or [_ARCHITECTURES[model_type]]
     if names != [_ARCHITECTURES[model_type]]:
         raise NotExpressibleError(
@@ -170,6 +171,21 @@ def prepare_gguf(
     return RuntimeExport(
         conversion, family, config, rope, tensors, vocabulary, found, (*notes, *vocabulary.notes)
     )
+
+
+def _family(model_type: str, config: dict[str, Any], plan: Plan) -> RuntimeFamily:
+    """What llama.cpp expects of a model, by its family and the width of its heads together."""
+    family = RUNTIME_FAMILIES[model_type]
+    target = plan.blocks[0].target
+    query = target.num_attention_heads * target.head_dim
+    if family.has_own_width or query == config.get("hidden_size"):
+        return family
+    if family.instead is None:
+        raise NotExpressibleError(
+            f"{target.num_attention_heads} heads of {target.head_dim} features are {query} wide, llama.cpp's "
+            f"{family.architecture} takes hidden_size {config.get('hidden_size')} alone; choose equal groups"
+        )
+    return family.instead
 
 
 def _require_known(source: SourceModel) -> None:
