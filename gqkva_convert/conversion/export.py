@@ -31,14 +31,24 @@ def prepare_export(
 
     ``architecture`` may also be a function that chooses one when it sees the source.
     """
-    if not callable(architecture) and architecture not in (None, DECI):
-        raise LayoutError(f"no architecture {architecture!r} to export to; leave it out or choose {DECI}")
+    if isinstance(architecture, str):
+        require_architecture(architecture)
     located = locate(str(model), None)
     source = open_model(located.folder)
     max_shard_bytes = parse_size(max_shard_size) if max_shard_size else None
     chosen = architecture(source) if callable(architecture) else architecture
     plan = export_plan(source) if chosen is None else deci_plan(source)
     return planned_conversion(located, source, plan, Path(out), max_shard_bytes)
+
+
+def require_architecture(name: str) -> None:
+    """Refuse the name of an architecture that is not one of ours.
+
+    Raises:
+        LayoutError: Names those that are.
+    """
+    if name != DECI:
+        raise LayoutError(f"no architecture {name!r} to export to; leave it out or choose {DECI}")
 
 
 def key_value_counts(model: SourceModel) -> list[int]:

@@ -56,7 +56,8 @@ class RuntimeFamily:
         architecture: llama.cpp's name.
         norm_key: Configuration key of the norms' epsilon; None for OLMo, whose norms have a fixed one.
         norm: Root-mean-square norms or layer norms.
-        activation: The feed-forward part's, the only one that the architecture has.
+        activations: Names that transformers has for the feed-forward part's, of which the architecture has
+            one.
         tensors: Weights that every model has, with their shapes.
         biases: Biases, by the key that turns them on.
         is_interleaved: Whether its rotary positions turn neighbouring features, so that rows of queries
@@ -77,7 +78,7 @@ class RuntimeFamily:
     architecture: str
     norm_key: str | None = "rms_norm_eps"
     norm: Literal["rms", "layer"] = "rms"
-    activation: str = "silu"
+    activations: tuple[str, ...] = ("silu",)
     tensors: Mapping[str, Shape] = field(default_factory=lambda: SHAPES)
     biases: tuple[Biases, ...] = ()
     is_interleaved: bool = False
@@ -124,7 +125,11 @@ RUNTIME_FAMILIES: dict[str, RuntimeFamily] = {
         "qwen3", tensors=_without(attn_q_norm=("head",), attn_k_norm=("head",)), windows="asked"
     ),
     "gemma": RuntimeFamily(
-        "gemma", activation="gelu_pytorch_tanh", gain_offset=1.0, is_tied=True, has_output=False
+        "gemma",
+        activations=("gelu_pytorch_tanh", "gelu"),  # transformers takes the second for the first
+        gain_offset=1.0,
+        is_tied=True,
+        has_output=False,
     ),
     "phi3": RuntimeFamily(
         "phi3",
@@ -143,7 +148,7 @@ RUNTIME_FAMILIES: dict[str, RuntimeFamily] = {
         "starcoder2",
         norm="layer",
         norm_key="norm_epsilon",
-        activation="gelu_pytorch_tanh",
+        activations=("gelu_pytorch_tanh",),
         tensors=_without("ffn_gate"),
         biases=(_NORM_BIASES, Biases((*_ATTENTION, "ffn_up", "ffn_down"))),
         is_tied=True,

@@ -131,10 +131,10 @@ def check_config(family: RuntimeFamily, config: dict[str, Any]) -> None:
     """
     keys = [key for key in ("hidden_activation", "hidden_act") if config.get(key) is not None]
     for key in keys:
-        if config[key] != family.activation:
+        if config[key] not in family.activations:
             raise NotExpressibleError(
                 f"config.json: {key} is {config[key]!r}, llama.cpp's {family.architecture} computes "
-                f"{family.activation} alone"
+                f"{family.activations[0]} alone"
             )
     if config.get("use_bidirectional_attention"):
         raise NotExpressibleError(

@@ -145,17 +145,14 @@ def read_vocabulary(folder: Path, config: dict[str, Any]) -> Vocabulary:
         raise CheckpointError(
             f"{folder} has no tokenizer, which a GGUF file contains; put tokenizer.json there"
         )
-    with _copied(files, config) as copy, _quiet():
-        try:
-            read = _read_json if "tokenizer.json" in files else _read_sentencepiece
-            vocabulary = read(copy, folder, size)
-        except (CheckpointError, NotExpressibleError):
-            raise
-        except (ValueError, TypeError, KeyError, AttributeError, IndexError, OSError, RuntimeError) as error:
-            raise CheckpointError(
-                f"{folder}: the tokenizer's files are damaged: {first_line(error)}; download them again"
-            ) from error
-    return vocabulary
+    read = _read_json if "tokenizer.json" in files else _read_sentencepiece
+    try:
+        with _copied(files, config) as copy, _quiet():
+            return read(copy, folder, size)
+    except (ValueError, TypeError, KeyError, AttributeError, IndexError, OSError, RuntimeError) as error:
+        raise CheckpointError(
+            f"{folder}: the tokenizer's files are damaged: {first_line(error)}; download them again"
+        ) from error
 
 
 @contextmanager
@@ -365,7 +362,7 @@ def _read_pieces(data: dict[str, Any], config: dict[str, Any], folder: Path, siz
 
 
 def _spares_spaces(data: dict[str, Any], config: dict[str, Any]) -> bool:
-    """Whether a text that begins with a space gets no other, as under Metaspace and so in transformers' Llamas."""
+    """Whether texts that begin with a space get no other, as under Metaspace and in transformers' Llamas."""
     is_metaspace = (data.get("pre_tokenizer") or {}).get("type") == "Metaspace"
     return is_metaspace or str(config.get("tokenizer_class")).startswith("LlamaTokenizer")
 

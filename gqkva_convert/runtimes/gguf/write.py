@@ -21,7 +21,7 @@ from gqkva_convert.checkpoint.sidecars import GGUF_REPORT
 from gqkva_convert.conversion.config import converted_config
 from gqkva_convert.conversion.convert import Conversion
 from gqkva_convert.conversion.deci import DECI, require_deci_form
-from gqkva_convert.conversion.export import key_value_counts, prepare_export
+from gqkva_convert.conversion.export import key_value_counts, prepare_export, require_architecture
 from gqkva_convert.conversion.joint import JointMerges
 from gqkva_convert.conversion.model import SourceModel
 from gqkva_convert.conversion.plan import Plan
@@ -135,6 +135,8 @@ def prepare_gguf(
     load_gguf()
     if dtype is not None and dtype not in DTYPES:
         raise LayoutError(f"no dtype {dtype!r} in a GGUF file of ours; choose one of {', '.join(DTYPES)}")
+    if architecture is not None:
+        require_architecture(architecture)
     notes: list[str] = []
 
     def choose(source: SourceModel) -> str | None:
