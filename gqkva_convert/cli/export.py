@@ -88,7 +88,7 @@ def _export_gguf(
 
     prepared = prepare_gguf(model, out, architecture=architecture, dtype=dtype)
     result = prepared.to_dict()
-    with byte_progress(f"writing {out / prepared.file_name}", prepared.nbytes) as progress:
+    with byte_progress(f"writing {out / prepared.file_name}", prepared.work_bytes) as progress:
         write_gguf(prepared, overwrite=overwrite, progress=progress)
     if as_json:
         print_json(result)

@@ -46,7 +46,8 @@ def export(
             scale) for matrices; vectors are float32. None keeps what the checkpoint has.
         max_shard_size: Largest output file, such as ``"2GB"``; None keeps the source's division.
         overwrite: Replace an existing folder that was written here.
-        progress: Called with the number of output bytes just written.
+        progress: Called with the number of output bytes just written; a GGUF file's count a second time when
+            they are read for their checksum.
 
     Returns:
         The folder written.

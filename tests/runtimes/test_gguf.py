@@ -116,7 +116,7 @@ def test_a_llama_is_its_export_under_other_names(
 @pytest.mark.parametrize("family", sorted(RUNTIME_FAMILIES.keys() - {"deci"}))
 def test_every_family_keeps_every_element(family: str, tmp_path: Path) -> None:
     """Nothing is left out or read twice; Gemma's gains get their 1."""
-    source = grouped(tmp_path, "GQA", family)
+    source = grouped(tmp_path, "GQA", family, **({"qk_layernorm": False} if family == "phi" else {}))
     stored = [
         tensor + 1 if family == "gemma" and name.endswith("norm.weight") else tensor
         for name, tensor in load_file(source / "model.safetensors").items()
@@ -375,6 +375,21 @@ def test_the_command_and_its_report(tmp_path: Path, gqkva: Run) -> None:
     assert refused.exit_code == 7
 
 
+def test_progress_ends_where_it_was_said_to(tmp_path: Path) -> None:
+    """A bar that stops short, or goes on, tells nobody when the file is ready."""
+    prepared = write.prepare_gguf(grouped(tmp_path, "GQA"), tmp_path / "out")
+    counts: list[int] = []
+    write.write_gguf(prepared, progress=counts.append)
+    head = next((tmp_path / "out").glob("*.gguf")).stat().st_size - prepared.nbytes
+    assert sum(counts) == prepared.work_bytes + head  # keys and names are read for the checksum, too
+
+
+def test_the_page_names_every_family() -> None:
+    """What is refused and what is not."""
+    page = (Path(__file__).parents[2] / "docs" / "serving.md").read_text()
+    assert all(f"| {family}" in page for family in RUNTIME_FAMILIES)
+
+
 @pytest.mark.parametrize("error", [KeyboardInterrupt(), OSError(28, "No space left on device")])
 def test_an_interrupt_leaves_nothing(
     error: BaseException, tmp_path: Path, gqkva: Run, monkeypatch: pytest.MonkeyPatch
@@ -440,7 +455,7 @@ def test_options_that_cannot_be(
 @pytest.mark.parametrize(
     ("family", "changes", "message"),
     [
-        ("bert", {}, "it writes deci, gemma, llama, mistral, olmo, olmo2, phi3, qwen2, qwen3, stablelm"),
+        ("bert", {}, "it writes deci, gemma, llama, mistral, olmo, olmo2, phi, phi3, qwen2, qwen3"),
         ("llama", {"hidden_act": "gelu"}, "llama computes silu alone"),
         ("starcoder2", {"hidden_act": "gelu"}, "computes gelu_pytorch_tanh alone"),
         (
@@ -456,6 +471,7 @@ def test_options_that_cannot_be(
             },
             "'longrope' are not written",
         ),
+        ("phi", {"qk_layernorm": True}, "phi2 has no place for"),
         ("qwen3", {"attention_bias": True}, "has no place for"),
         ("gemma", {"tie_word_embeddings": False}, "no place for 'lm_head.weight'"),
         ("starcoder2", {"use_bias": False}, "needs 'blk.0.attn_q.bias'"),
@@ -540,12 +556,21 @@ def test_tokenizers_that_it_cannot_hold(
     assert not (tmp_path / "out").exists()
 
 
-def test_a_composing_normalizer_is_said(tmp_path: Path, gqkva: Run) -> None:
-    """Qwen's; it changes few texts, and llama.cpp changes none."""
+def test_small_differences_are_said(tmp_path: Path, gqkva: Run) -> None:
+    """Qwen's normalizer, Phi-3's chat tokens, an end that llama.cpp does not add: few texts, but some."""
     source = grouped(tmp_path, "GQA")
-    change_tokenizer(source, normalizer={"type": "NFC"})
+    template = {
+        "type": "TemplateProcessing",
+        "single": [{"Sequence": {"id": "A", "type_id": 0}}, {"SpecialToken": {"id": "a", "type_id": 0}}],
+        "special_tokens": {"a": {"id": "a", "ids": [1], "tokens": ["a"]}},
+    }
+    added = [{"id": 36, "content": "<|end|>", "special": True, "rstrip": True}]
+    change_tokenizer(source, normalizer={"type": "NFC"}, added_tokens=added, post_processor=template)
     result = gqkva("export", source, tmp_path / "out", "--runtime", "gguf")
+    assert result.exit_code == 0, result.output
     assert "note: the tokenizer composes accents (NFC)" in result.stdout
+    assert "note: 1 added tokens take spaces beside them" in result.stdout
+    assert "note: the tokenizer puts token 1 as eos around texts, llama.cpp will not" in result.stdout
 
 
 def test_a_folder_without_a_tokenizer(tmp_path: Path, gqkva: Run) -> None:

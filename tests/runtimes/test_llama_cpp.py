@@ -68,6 +68,9 @@ CASES: list[tuple[str, str, dict[str, Any]]] = [
     ("qwen3", "GQKVA", {"rope_parameters": LINEAR}),
     ("gemma", "GQA", {}),
     ("gemma", "unequal", {}),
+    ("phi", "GQA", {"qk_layernorm": False}),
+    ("phi", "GQKVA", {"qk_layernorm": False, "rope_parameters": {**YARN, "partial_rotary_factor": 0.5}}),
+    ("phi", "GQA", {"qk_layernorm": False, "tie_word_embeddings": True}),
     ("phi3", "GQA", {}),
     ("phi3", "GQKVA", {"rope_parameters": PARTIAL}),
     ("starcoder2", "GQA", {}),
@@ -82,7 +85,7 @@ CASES: list[tuple[str, str, dict[str, Any]]] = [
     ("olmo2", "GQKVA", {"rope_parameters": YARN}),
 ]
 # llama.cpp looks the GELU up in a table of float16.
-TOLERANCES = {"gemma": 1e-3, "starcoder2": 1e-3}
+TOLERANCES = {"gemma": 1e-3, "phi": 1e-3, "starcoder2": 1e-3}
 
 
 def test_every_family_is_among_the_cases() -> None:

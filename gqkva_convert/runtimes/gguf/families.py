@@ -131,6 +131,16 @@ RUNTIME_FAMILIES: dict[str, RuntimeFamily] = {
         is_tied=True,
         has_output=False,
     ),
+    "phi": RuntimeFamily(
+        "phi2",
+        norm="layer",
+        norm_key="layer_norm_eps",
+        activations=("gelu_new", "gelu_pytorch_tanh"),
+        tensors=_without("ffn_gate", "ffn_norm"),
+        biases=(Biases(("output", "output_norm", "attn_norm", *_ATTENTION, "ffn_up", "ffn_down")),),
+        shares_embeddings=False,
+        has_own_width=False,
+    ),
     "phi3": RuntimeFamily(
         "phi3",
         tensors=_without(

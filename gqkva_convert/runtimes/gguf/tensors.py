@@ -116,8 +116,7 @@ def make_tensors(
         found = names.get_name(_OF_A_HEAD.sub("", name), try_suffixes=(".weight", ".bias"))
         if found is None:
             raise NotExpressibleError(
-                f"{step.source.file}: llama.cpp's {family.architecture} has no place for {step.name!r}; "
-                "only language models can be exported to it"
+                f"{step.source.file}: llama.cpp's {family.architecture} has no place for {step.name!r}"
             )
         if step.dtype not in FLOATS:
             raise WeightError(

@@ -37,6 +37,8 @@ _WITHOUT = "export without --runtime and try llama.cpp's convert_hf_to_gguf.py o
 
 _SPACE = "\u2581"
 _BYTE = re.compile(r"<0x[0-9A-F]{2}>")
+# What an added token of tokenizer.json may do to the text beside it.
+_GREEDY = ("lstrip", "rstrip", "single_word")
 # Of tokens that no merge makes: after all that one makes.
 _UNMERGED = -1e6
 
@@ -221,6 +223,10 @@ def _tokens(data: dict[str, Any], folder: Path, size: int) -> tuple[list[bytes],
 
 def _with_special(vocabulary: Vocabulary, data: dict[str, Any], copy: Path, size: int) -> Vocabulary:
     """The vocabulary with its special tokens, what stands around a text, and its chat template."""
+    greedy = [token for token in data.get("added_tokens") or () if any(map(token.get, _GREEDY))]
+    if greedy:
+        note = f"{len(greedy)} added tokens take spaces beside them or whole words alone, llama.cpp's do not"
+        vocabulary = replace(vocabulary, notes=(*vocabulary.notes, note))
     special = load_gguf().SpecialVocab(copy, load_merges=vocabulary.model == "gpt2", n_vocab=size)
     if data:
         around = _around(data.get("post_processor"))

@@ -87,8 +87,13 @@ class RuntimeExport:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of all tensors, to be written and read again."""
+        """Bytes of all tensors."""
         return sum(tensor.nbytes for tensor in self.tensors)
+
+    @property
+    def work_bytes(self) -> int:
+        """Bytes that `write_gguf` reports to ``progress``: written, and read again for the checksum."""
+        return 2 * self.nbytes
 
     def to_dict(self) -> dict[str, Any]:
         """The file in words, as JSON data."""
@@ -231,6 +236,7 @@ def write_gguf(export: RuntimeExport, *, overwrite: bool = False, progress: Prog
     """Write a prepared file, check it, and publish its folder.
 
     Memory is a few rows of a tensor, whatever the model's size. An error or an interrupt leaves nothing.
+    ``progress`` is called with the number of bytes just written or read again, `work_bytes` in all.
 
     Raises:
         WeightError: A weight is not finite, or does not fit the dtype.
@@ -249,9 +255,12 @@ def write_gguf(export: RuntimeExport, *, overwrite: bool = False, progress: Prog
                 "there; free some or choose another folder"
             )
         path = folder / export.file_name
-        _write_file(export, path, progress or (lambda _: None))
+        advance = progress or (lambda _: None)
+        _write_file(export, path, advance)
         check_file(path, export)
-        write_json(folder / GGUF_REPORT, _report(export, path, time.perf_counter() - started))
+        sha256 = file_sha256(path, advance)
+        report = _report(export, path.stat().st_size, sha256, time.perf_counter() - started)
+        write_json(folder / GGUF_REPORT, report)
 
 
 def _write_file(export: RuntimeExport, path: Path, progress: Progress) -> None:
@@ -323,7 +332,7 @@ def check_file(path: Path, export: RuntimeExport) -> None:
         raise VerificationError(f"{path}: not the {len(export.vocabulary.tokens)} tokens of the tokenizer")
 
 
-def _report(export: RuntimeExport, path: Path, seconds: float) -> dict[str, Any]:
+def _report(export: RuntimeExport, size: int, sha256: str, seconds: float) -> dict[str, Any]:
     """Where a file comes from and what it is."""
     conversion = export.conversion
     words = export.to_dict()
@@ -334,6 +343,6 @@ def _report(export: RuntimeExport, path: Path, seconds: float) -> dict[str, Any]
         "source": describe_source(conversion.located, conversion.model.checkpoint),
         "plan": conversion.plan.to_dict(),
         **{name: words[name] for name in words if name not in ("folder", "file")},
-        "files": {path.name: {"bytes": path.stat().st_size, "sha256": file_sha256(path)}},
+        "files": {export.file_name: {"bytes": size, "sha256": sha256}},
         "seconds": round(seconds, 3),
     }
