@@ -104,7 +104,9 @@ def deci_plan(model: SourceModel) -> Plan:
 def _architecture(model: SourceModel, plans: tuple[BlockPlan, ...]) -> str | None:
     """Mistral in place of a Llama whose heads do not divide its width; None for the family's own."""
     heads = plans[0].target.num_attention_heads
-    is_refused = model.family.model_type == "llama" and model.config["hidden_size"] % heads != 0
+    is_refused = (
+        model.family.model_type == "llama" and config_number(model.config, Key("hidden_size")) % heads != 0
+    )
     return "mistral" if is_refused else None
 
 
@@ -119,7 +121,7 @@ def _can_be_mistral(model: SourceModel) -> bool:
 
 def _dividing_size(config: dict[str, Any], groups: int, size: int) -> int:
     """The smallest group size from ``size`` on whose head count divides the width, as stock Llama demands."""
-    width = config["hidden_size"]
+    width = config_number(config, Key("hidden_size"))
     for wider in range(size, width // groups + 1):
         if width % (groups * wider) == 0:
             return wider

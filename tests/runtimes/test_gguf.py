@@ -496,6 +496,27 @@ def test_models_that_it_cannot_hold(
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("hidden_size", "wide"),
+        ("max_position_embeddings", 0),
+        ("partial_rotary_factor", 1e400),
+        ("rope_parameters", {"rope_type": "linear", "factor": "2"}),
+        ("rope_parameters", [1]),
+    ],
+)
+def test_configurations_edited_by_hand(key: str, value: object, tmp_path: Path, gqkva: Run) -> None:
+    """One line, whatever stands there."""
+    source = grouped(tmp_path, "GQA")
+    path = source / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "rope_parameters": None, key: value}))
+    result = gqkva("export", source, tmp_path / "out", "--runtime", "gguf")
+    assert result.exit_code == 4, result.output
+    assert key in result.stderr or "factor" in result.stderr
+    assert result.stderr.count("\n") == 1
+
+
 def test_heads_of_another_width_than_the_model(tmp_path: Path, gqkva: Run) -> None:
     """Unequal groups are filled up, which llama.cpp's Phi-3 has no key for; a Qwen2 becomes a Llama."""
     result = gqkva(
@@ -540,6 +561,7 @@ def change_tokenizer(folder: Path, **changes: Any) -> None:
         ),
         ({"added_tokens": [{"content": "<x>"}]}, 3, "files are damaged"),
         ({"model": {"vocab": []}}, 3, "files are damaged"),
+        ({"model": {"merges": ["a b", "abc"]}}, 3, "a merge is not a pair of tokens"),
         ({"model": {"vocab": {"\ud800": 1}}}, 3, "files are damaged"),
     ],
 )

@@ -8,7 +8,7 @@ from typing import Any
 
 from gqkva_convert.conversion.model import SourceModel
 from gqkva_convert.conversion.plan import Plan
-from gqkva_convert.conversion.rotary import rotary_features
+from gqkva_convert.conversion.rotary import rotary_features, rotary_fraction
 from gqkva_convert.errors import FamilyError, NotExpressibleError
 from gqkva_convert.runtimes.gguf.families import RuntimeFamily
 
@@ -78,6 +78,12 @@ def read_rope(model: SourceModel, family: RuntimeFamily, config: dict[str, Any])
             f"{family.architecture}; those that are: {', '.join(family.rope_types)}"
         )
     theta = settings.get("rope_theta") or config.get("rope_theta") or 10000.0
+    rotary = model.blocks[0].attention.rotary
+    fraction = rotary_fraction(model, rotary.fraction if rotary else 1.0)
+    if not 0 < fraction <= 1:
+        raise FamilyError(
+            f"config.json: partial_rotary_factor must be above 0 and at most 1, found {fraction}"
+        )
     dimensions = 2 * len(rotary_features(model, model.blocks[0])[0])
     rope = Rope(_positive(theta, "rope_theta"), dimensions, kind, settings)
     if kind in ("linear", "yarn", "llama3"):

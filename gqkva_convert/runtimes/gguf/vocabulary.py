@@ -241,6 +241,8 @@ def _with_special(vocabulary: Vocabulary, data: dict[str, Any], copy: Path, size
                 vocabulary,
                 notes=(*vocabulary.notes, f"the tokenizer puts {note} around texts, llama.cpp will not"),
             )
+    if not all(isinstance(merge, str) and merge.count(" ") == 1 for merge in special.merges):
+        raise ValueError("a merge is not a pair of tokens")
     _require_template(special.chat_template)
     return replace(vocabulary, special=special)
 
