@@ -108,9 +108,19 @@ def read_model(checkpoint: Checkpoint) -> SourceModel:
             prefix,
         )
         for attention in family.attention
-        for layer in range(config_number(checkpoint.config, attention.num_layers))
+        for layer in range(_layers(checkpoint, attention))
     )
     return SourceModel(checkpoint, family, prefix, blocks)
+
+
+def _layers(checkpoint: Checkpoint, attention: Attention) -> int:
+    """How many layers there are of a kind of attention; each stores tensors of its own."""
+    layers = config_number(checkpoint.config, attention.num_layers)
+    if layers > len(checkpoint.tensors):
+        raise FamilyError(
+            f"config.json: {layers} layers, the weight files hold {len(checkpoint.tensors)} tensors in all"
+        )
+    return layers
 
 
 def _named_layouts(config: dict[str, Any], family: Family) -> dict[tuple[str, int], HeadLayout]:

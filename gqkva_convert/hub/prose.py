@@ -6,18 +6,16 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
+from gqkva_convert.conversion.deci import DECI
 from gqkva_convert.conversion.plan import BlockPlan
 from gqkva_convert.heads import HeadLayout
 from gqkva_convert.hub.facts import Facts, short_name
 from gqkva_convert.hub.licences import notices
 from gqkva_convert.hub.measured import Bench, Metric, Result, Row
+from gqkva_convert.runtimes.gguf.families import RUNTIME_FAMILIES
 
-# Runtimes that results of these types were run in with equal logits, and the test that did it.
-RUNTIMES = {
-    "llama": ("llama.cpp, CTranslate2 and ONNX Runtime", "tests/conversion/test_runtimes.py"),
-    "mistral": ("llama.cpp, CTranslate2 and ONNX Runtime", "tests/conversion/test_runtimes.py"),
-    "deci": ("llama.cpp", "tests/conversion/test_runtimes.py"),
-}
+# Runtimes besides llama.cpp that tests run stock results of these types in, with equal logits.
+OTHER_RUNTIMES = dict.fromkeys(("llama", "mistral"), "CTranslate2 and ONNX Runtime")
 CITATIONS = """```bibtex
 @misc{javadi2023gqkva,
   title={GQKVA: Efficient Pre-training of Transformers by Grouping Queries, Keys, and Values},
@@ -137,7 +135,6 @@ class Prose(Facts):
     def _loading(self) -> str:
         model_type = self.plan.architecture or self.model.family.model_type
         auto, lines = self.auto_class(), ["## Loading"]
-        tested = RUNTIMES.get(model_type)
         if auto is not None and self.is_grouped:
             lines.append(
                 "No stock architecture holds these heads; the folder carries its own modelling file.\n\n"
@@ -153,10 +150,18 @@ class Prose(Facts):
                 f"A stock `{model_type}` model:\n\n```python\nfrom transformers import {auto}\n\n"
                 f'model = {auto}.from_pretrained("{self.address}")\n```'
             )
-        if tested is not None and not self.is_grouped:
+        if self.is_grouped:
+            return "\n\n".join(lines) if len(lines) > 1 else ""
+        if model_type in RUNTIME_FAMILIES or model_type == DECI:
             lines.append(
-                f"gqkva runs models of this kind (`{model_type}`) in {tested[0]} and compares their logits "
-                f"(`{tested[1]}` in its sources, on its built-in model)."
+                f"`gqkva export --runtime gguf` writes `{model_type}` models as a file for llama.cpp, whose "
+                "logits gqkva compares with those of transformers (`tests/runtimes/test_llama_cpp.py` in its "
+                "sources)."
+            )
+        if model_type in OTHER_RUNTIMES:
+            lines.append(
+                f"gqkva runs stock `{model_type}` models in {OTHER_RUNTIMES[model_type]}, too, and compares "
+                "their logits (`tests/conversion/test_runtimes.py`)."
             )
         return "\n\n".join(lines) if len(lines) > 1 else ""
 

@@ -125,6 +125,22 @@ def test_a_key_that_may_change_attention_is_named(key: str, value: Any, llama: P
     assert gqkva("convert", llama, llama.parent / "out", "--gkv", "2").exit_code == 0
 
 
+@pytest.mark.parametrize(
+    ("key", "value", "code", "words"),
+    [
+        ("num_hidden_layers", 10**30, 4, ["layers, the weight files hold"]),
+        ("architectures", "LlamaForCausalLM", 3, ["architectures is a list of class names"]),
+        ("architectures", [3], 3, ["architectures is a list of class names", "[3]"]),
+    ],
+)
+def test_a_configuration_edited_by_hand_is_named(
+    key: str, value: Any, code: int, words: list[str], llama: Path, gqkva: Run
+) -> None:
+    """Not a traceback, and not a loop over more layers than there are atoms."""
+    edit_config(llama, **{key: value})
+    refused(gqkva("inspect", llama), code, *words)
+
+
 def test_bert_with_relative_positions_is_refused(
     tiny: Callable[[str], Path], tmp_path: Path, gqkva: Run
 ) -> None:
