@@ -26,6 +26,7 @@ COMMANDS = {
     "convert": "gqkva_convert.convert",
     "uptrain": "gqkva_convert.uptrain",
     "teacher": "gqkva_convert.teacher",
+    "bench": "gqkva_convert.bench",
     "export": "gqkva_convert.export",
     "init": "gqkva_convert.init",
     "pretrain": "gqkva_convert.pretrain",

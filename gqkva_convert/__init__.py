@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from gqkva_convert.conversion.verify import verify as verify
     from gqkva_convert.demo_model.demo import demo as demo
     from gqkva_convert.errors import GqkvaError as GqkvaError
+    from gqkva_convert.evaluation.speed.bench import bench as bench
     from gqkva_convert.heads import HeadLayout as HeadLayout
     from gqkva_convert.uptraining.precompute import teacher as teacher
     from gqkva_convert.uptraining.settings import TrainingSettings as TrainingSettings
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _PUBLIC = {
+    "bench": "gqkva_convert.evaluation.speed.bench",
     "convert": "gqkva_convert.conversion.convert",
     "export": "gqkva_convert.conversion.export",
     "init": "gqkva_convert.conversion.init",
@@ -49,6 +51,7 @@ __all__ = [
     "GqkvaError",
     "HeadLayout",
     "TrainingSettings",
+    "bench",
     "convert",
     "demo",
     "export",

@@ -85,6 +85,12 @@ class TrainingError(GqkvaError):
     exit_code = 12
 
 
+class SpeedError(GqkvaError):
+    """A measurement that cannot be: its settings, its device, or a context that the model does not have."""
+
+    exit_code = 14
+
+
 class Terminated(KeyboardInterrupt):
     """The process was asked to stop (SIGTERM); handled as Ctrl-C is, with its own exit code."""
 

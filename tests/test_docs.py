@@ -21,6 +21,7 @@ COMMANDS = (
     "convert",
     "uptrain",
     "teacher",
+    "bench",
     "export",
     "init",
     "pretrain",

@@ -8,6 +8,7 @@ from pathlib import Path
 from gqkva_convert.checkpoint.jsonfile import read_json, write_json
 
 REPORT = "gqkva_report.json"
+BENCH, BENCH_PICTURE = "gqkva_bench.json", "gqkva_bench.png"
 
 # Weights of every format, indexes to them, and training leftovers: stale once the weights change.
 _STALE_ENDINGS = (
@@ -28,7 +29,9 @@ _STALE_ENDINGS = (
     ".tflite",
     ".lock",
 )
-_STALE_NAMES = frozenset({"config.json", "README.md", REPORT, "trainer_state.json", "params.json"})
+_STALE_NAMES = frozenset(
+    {"config.json", "README.md", REPORT, BENCH, BENCH_PICTURE, "trainer_state.json", "params.json"}
+)
 # Configurations that may name code, as config.json may.
 _NAMES_CODE = frozenset(
     {

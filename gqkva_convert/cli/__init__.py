@@ -10,7 +10,19 @@ import typer
 from typer.core import TyperGroup
 
 from gqkva_convert import __version__
-from gqkva_convert.cli import convert, demo, export, init, inspect, plan, pretrain, teacher, uptrain, verify
+from gqkva_convert.cli import (
+    bench,
+    convert,
+    demo,
+    export,
+    init,
+    inspect,
+    plan,
+    pretrain,
+    teacher,
+    uptrain,
+    verify,
+)
 from gqkva_convert.errors import GqkvaError, Terminated
 
 
@@ -59,6 +71,7 @@ app.command(name="plan")(plan.plan_command)
 app.command(name="convert")(convert.convert_command)
 app.command(name="uptrain")(uptrain.uptrain_command)
 app.command(name="teacher")(teacher.teacher_command)
+app.command(name="bench")(bench.bench_command)
 app.command(name="export")(export.export_command)
 app.command(name="init")(init.init_command)
 app.command(name="pretrain")(pretrain.pretrain_command)

@@ -15,13 +15,16 @@ _MAIN_OUTPUTS = (
 )
 
 
-def load_model(folder: Path, fallback: str, dtype: str = "float32") -> Any:
+def load_model(
+    folder: Path, fallback: str, dtype: str = "float32", attn_implementation: str | None = None
+) -> Any:
     """Load the class that a folder's configuration names; runs no code from the folder.
 
     Args:
         folder: Checkpoint folder.
         fallback: Class for a configuration that names none.
         dtype: Dtype to load into.
+        attn_implementation: As transformers calls it; by default what it chooses.
 
     Returns:
         The model, in eval mode.
@@ -37,7 +40,9 @@ def load_model(folder: Path, fallback: str, dtype: str = "float32") -> Any:
     name = (config.architectures or [fallback])[0]
     home = classes if name.startswith("Gqkva") else transformers
     loader = getattr(home, name, None) or getattr(transformers, fallback)
-    model, info = loader.from_pretrained(folder, dtype=dtype, output_loading_info=True)
+    model, info = loader.from_pretrained(
+        folder, dtype=dtype, attn_implementation=attn_implementation, output_loading_info=True
+    )
     for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"):
         if info[kind]:
             raise ValueError(f"{kind.replace('_', ' ')}: {', '.join(map(str, sorted(info[kind])[:3]))}")
