@@ -112,11 +112,12 @@ def main() -> None:
                     *("--cache", arguments.cache, "--rounds", arguments.rounds, "--seed", arguments.seed),
                 )
                 result = json.loads(text)
+                versions = result["versions"]
                 lines += [
                     f"\n{name}, {dtype}, {result['settings']['cache']} cache: {result['device']}, "
                     f"{result['machine']}, {result['settings']['threads']} threads, "
                     f"{result['bandwidth_bytes_per_second'] / 1e9:.1f} GB/s, "
-                    f"torch {result['versions']['torch']}, transformers {result['versions']['transformers']}, "
+                    f"torch {versions['torch']}, transformers {versions['transformers']}, "
                     f"seed {arguments.seed}, {result['date']}, load {load:.2f} before\n",
                     "| batch | context | model | prefill, tokens/s | moved, GB | KV cache, MB | peak, GB | "
                     "ms a step (quartiles) | of the limit | faster | expected | share |",

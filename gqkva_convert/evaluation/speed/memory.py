@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import gc
 import re
 import sys
 from collections.abc import Callable, Iterable
@@ -69,7 +68,6 @@ class PeakMemory:
         self.base: int | None = 0
 
     def begin(self) -> None:
-        gc.collect()
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
             torch.cuda.reset_peak_memory_stats(self.device)

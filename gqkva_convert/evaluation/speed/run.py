@@ -153,13 +153,14 @@ class Run:
             raise SpeedError(f"--context {max(wanted)}: the model has {most} positions")
         if self.kind == DECODER and min(wanted) <= new_tokens:
             raise SpeedError(
-                f"--new-tokens {new_tokens} are the last of a context, so --context {min(wanted)} is too short"
+                f"--context {min(wanted)} is too short: its last positions are the {new_tokens} --new-tokens"
             )
         return wanted
 
     def _place(self, context: int, batch: int) -> list[dict[str, Any]]:
         """A row for each model at one context and batch, or why there is none."""
-        self._free_memory()
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
         needs = {name: self._needs(name, context, batch) for name in self.models}
         placed = fit(needs, context, available_bytes(self.device), self.kind == DECODER)
         rows = {
@@ -167,14 +168,12 @@ class Run:
         }
         self.advance(len(rows) * 2 * self.settings.rounds * context * batch)
         for names in placed.together:
-            try:
-                rows |= self._measure(names, context, batch, placed)
-            except (RuntimeError, MemoryError) as error:
-                if not is_out_of_memory(error):
-                    raise
+            measured = self._try_to_measure(names, context, batch, placed)
+            if measured is None:
+                gc.collect()  # what the failed work held
                 why = "ran out of memory though the estimate fitted"
-                rows |= {name: empty_row(name, context, batch) | {"skipped": why} for name in names}
-            self._free_memory()
+                measured = {name: empty_row(name, context, batch) | {"skipped": why} for name in names}
+            rows |= measured
         return [rows[name] for name in self.models]
 
     def _needs(self, name: str, context: int, batch: int) -> Needs:
@@ -196,6 +195,17 @@ class Run:
             dynamic=self.settings.cache == "dynamic",
         )
         return Needs(batch * cache * self.dtype.itemsize, working)
+
+    def _try_to_measure(
+        self, names: tuple[str, ...], context: int, batch: int, placed: Fit
+    ) -> dict[str, Any] | None:
+        """As `_measure`; None if memory runs out."""
+        try:
+            return self._measure(names, context, batch, placed)
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            return None
 
     def _measure(self, names: tuple[str, ...], context: int, batch: int, placed: Fit) -> dict[str, Any]:
         """Rows of models that are in memory together, their rounds taking turns."""
@@ -297,11 +307,6 @@ class Run:
             if work.cache is not None:
                 work.rewind()
                 work.step()
-
-    def _free_memory(self) -> None:
-        gc.collect()
-        if self.device.type == "cuda":
-            torch.cuda.empty_cache()
 
 
 def numbers_per_position(source: SourceModel, cache: str) -> int:
