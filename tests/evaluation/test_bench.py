@@ -219,8 +219,9 @@ def test_refusals_say_what_to_do(
     refused = gqkva("bench", *(places.get(word, word) for word in arguments))
     assert refused.exit_code == code, refused.output
     assert message in refused.stderr
-    assert refused.stderr.startswith("error: ")
-    assert refused.stderr.count("\n") == 1
+    said = refused.stderr.strip()  # old versions of rich end a progress bar with an empty line
+    assert said.startswith("error: ")
+    assert "\n" not in said
     assert not list(llama.glob("gqkva_bench*"))
 
 
