@@ -39,7 +39,7 @@ from gqkva_convert.modeling.loading import load_model
 
 _CONTEXTS, _INPUTS = (4096, 32768), (512,)
 # No more rounds of reading prompts in a row once they have taken so long for each model.
-_PREFILL_SECONDS = 60.0
+_PREFILL_SECONDS = 20.0
 
 # Begins a stage of so many units of work and gives what counts them.
 Progress = Callable[[str, int], Callable[[int], None]]
