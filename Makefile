@@ -21,7 +21,10 @@ format: ## format the code and write the generated docs
 gpu: ## tests and benchmarks that need a CUDA device
 	pytest -m gpu tests
 	python benchmarks/attention.py --device cuda --json attention-cuda.json --markdown attention-cuda.md
-	python benchmarks/decoding.py --device cuda --layers 32 --markdown decoding-cuda.md
+	python benchmarks/decoding.py --device cuda --dtype bfloat16 --layers 4 --heads 32 --intermediate 11008 --gkv 8 \
+		--context 4096 32768 --batch 1 16 --markdown decoding-cuda.md
+	python benchmarks/decoding.py --device cuda --dtype bfloat16 --layers 32 --heads 32 --intermediate 11008 --gkv 8 \
+		--context 4096 32768 --batch 1 --markdown decoding-7b-cuda.md
 
 bench: ## conversion speed and memory; make bench FOLDER=/a/disk/with/40GB MERGEKIT=/venv/bin/python
 	python benchmarks/conversion.py --folder $(FOLDER) $(if $(MERGEKIT),--mergekit $(MERGEKIT)) \

@@ -1,133 +1,132 @@
 """How much faster a whole model decodes with fewer stored heads, beside what it moves through memory.
 
-    python benchmarks/decoding.py [--device cuda] [--layers 4] [--markdown FILE]
+    python benchmarks/decoding.py [--device cuda] [--layers 2] [--cache dynamic] [--markdown FILE]
 
-A Llama of Llama-2-7B's width (hidden 4,096, 32 heads of 128, feed-forward 11,008) with a few layers and a
-small vocabulary, bfloat16, random weights; one token after a static cache of the given length. Expected: the
-ratio of bytes moved, weights and cache, since decoding is bound by memory.
+Writes a Llama-shaped checkpoint with random weights and long positions, converts it with `gqkva convert` to a
+stock GQA model and to a grouped GQKVA one, and runs `gqkva bench` on each beside the original. By default
+keys and values outweigh the weights. Expected: the ratio of bytes moved, weights and cache.
 """
 
 from __future__ import annotations
 
 import argparse
-import gc
-import statistics
-import time
+import json
+import os
+import subprocess
+import sys
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM, StaticCache
+from transformers import LlamaConfig, LlamaForCausalLM
 
-from gqkva_convert.heads import HeadLayout
-from gqkva_convert.modeling.classes import config_class, model_classes
-from gqkva_convert.modeling.families import GROUPED_FAMILIES
-from gqkva_convert.modeling.layouts import layouts_to_config
-
-HEADS, HEAD_DIM = 32, 128
-# Positions for the tokens decoded here.
-ROOM = 32
-LAYOUTS = {
-    "stock MHA": None,
-    "stock GQA-8": None,
-    "GQKVA-4.8": HeadLayout.gqkva(4, 8, HEAD_DIM),
-    "unequal 1+1+2+2+4+6+8+8": HeadLayout.unequal((1, 1, 2, 2, 4, 6, 8, 8), HEAD_DIM),
-}
+HEAD_DIM = 128
 
 
-def build(name: str, layers: int, device: str) -> Any:
-    """A model of the benchmark's shape with random weights."""
-    settings: dict[str, Any] = {
-        "vocab_size": 1024,
-        "hidden_size": HEADS * HEAD_DIM,
-        "intermediate_size": 11_008,
-        "num_attention_heads": HEADS,
-        "num_key_value_heads": 8 if name == "stock GQA-8" else HEADS,
-        "num_hidden_layers": layers,
-        "max_position_embeddings": 65_536,
-    }
-    layout = LAYOUTS[name]
-    torch.manual_seed(0)
-    with torch.device(device):
-        if layout is None:
-            return LlamaForCausalLM._from_config(LlamaConfig(**settings), dtype=torch.bfloat16).eval()
-        layouts = layouts_to_config({("self", layer): layout for layer in range(layers)})
-        family = GROUPED_FAMILIES["llama"]
-        config = config_class(family)(**settings, attention_layouts=layouts)
-        return (
-            model_classes(family)["GqkvaLlamaForCausalLM"]._from_config(config, dtype=torch.bfloat16).eval()
-        )
+def write_checkpoint(folder: Path, arguments: argparse.Namespace) -> None:
+    """A Llama of the benchmark's shape in bfloat16."""
+    config = LlamaConfig(
+        vocab_size=1024,
+        hidden_size=arguments.heads * HEAD_DIM,
+        intermediate_size=arguments.intermediate,
+        num_attention_heads=arguments.heads,
+        num_hidden_layers=arguments.layers,
+        max_position_embeddings=max(arguments.context),
+    )
+    torch.manual_seed(arguments.seed)
+    LlamaForCausalLM._from_config(config, dtype=torch.bfloat16).save_pretrained(folder)
 
 
-def cache_of(model: Any, name: str, batch: int, length: int) -> StaticCache:
-    """A filled cache of the model's stored heads."""
-    layout = LAYOUTS[name]
-    heads = layout.num_key_heads if layout else model.config.num_key_value_heads
-    cache = StaticCache(config=model.config, max_cache_len=length + ROOM)
-    for layer in range(model.config.num_hidden_layers):
-        keys, values = (
-            torch.randn(batch, heads, length, HEAD_DIM, device=model.device, dtype=torch.bfloat16)
-            for _ in range(2)
-        )
-        cache.update(keys, values, layer)
-    return cache
+def gqkva(*words: object) -> str:
+    """What a command prints."""
+    command = [sys.executable, "-m", "gqkva_convert", *map(str, words)]
+    return subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout
 
 
-def step_seconds(model: Any, cache: StaticCache, batch: int) -> float:
-    """Time of one decoding step."""
-    token = torch.zeros(batch, 1, dtype=torch.long, device=model.device)
-    synchronise = torch.cuda.synchronize if model.device.type == "cuda" else lambda: None
-    with torch.inference_mode():
-        synchronise()
-        began = time.perf_counter()
-        model(token, past_key_values=cache, use_cache=True)
-        synchronise()
-        return time.perf_counter() - began
+def lines_of(name: str, result: dict[str, Any]) -> list[str]:
+    """A conversion's rows of the table, each below the original's."""
+    found = []
+    speedup = {(entry["context"], entry["batch"]): entry for entry in result["speedup"]}
+    for row in result["rows"]:
+        title = name if row["model"] == "converted" else "original"
+        cells = [str(row["batch"]), f"{row['context']:,}", title]
+        if row["skipped"] is not None:
+            found.append(f"| {' | '.join(cells)} | {row['skipped']} |" + " |" * 8)
+            continue
+        first, third = (1e3 * seconds for seconds in row["decode_seconds_spread"])
+        cells += [
+            f"{row['prefill_tokens_per_second']:,.0f}",
+            f"{row['bytes_per_step'] / 1e9:.3f}",
+            f"{row['kv_cache_bytes'] / 1e6:,.0f}",
+            f"{(row['peak_memory_bytes'] or 0) / 1e9:.2f}",
+            f"{1e3 * row['decode_seconds']:.1f} ({first:.1f}-{third:.1f})",
+            f"{row['of_limit']:.0%}",
+        ]
+        entry = speedup.get((row["context"], row["batch"]))
+        if row["model"] == "converted" and entry is not None:
+            cells += [f"{entry['decode']:.2f} x", f"{entry['ideal']:.2f} x", f"{entry['of_ideal']:.2f}"]
+        else:
+            cells += ["", "", ""]
+        found.append(f"| {' | '.join(cells)} |")
+    return found
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
-    parser.add_argument("--layers", type=int, default=4)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--layers", type=int, default=2)
+    parser.add_argument("--heads", type=int, default=16)
+    parser.add_argument("--intermediate", type=int, default=1024)
+    parser.add_argument("--gkv", type=int, default=4, help="key/value heads to keep")
+    parser.add_argument("--context", type=int, nargs="*", default=[16_384, 32_768])
+    parser.add_argument("--batch", type=int, nargs="*", default=[1])
+    parser.add_argument("--dtype", nargs="*", default=["bfloat16", "float32"])
+    parser.add_argument("--cache", default="static")
     parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--batch", type=int, nargs="*", default=[1, 4])
-    parser.add_argument("--length", type=int, nargs="*", default=[4096, 16_384])
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--folder", type=Path, help="where to put checkpoints; by default a temporary folder")
     parser.add_argument("--markdown", type=Path)
     arguments = parser.parse_args()
-    found: dict[tuple[int, int, str], tuple[float, float, float]] = {}
-    models = {name: build(name, arguments.layers, arguments.device) for name in LAYOUTS}
-    for batch in arguments.batch:
-        for length in arguments.length:
-            caches = {name: cache_of(model, name, batch, length) for name, model in models.items()}
-            times: dict[str, list[float]] = {name: [] for name in models}
-            for number in range(arguments.rounds + 2):  # the first two are not counted
-                for name, model in models.items():
-                    seconds = step_seconds(model, caches[name], batch)
-                    if number >= 2:
-                        times[name].append(seconds)
-            for name, model in models.items():
-                weights = sum(p.nbytes for key, p in model.named_parameters() if "embed_tokens" not in key)
-                moved = weights + sum(x.keys.nbytes + x.values.nbytes for x in caches[name].layers)
-                middle = statistics.median(times[name])
-                spread = (max(times[name]) - min(times[name])) / middle
-                found[batch, length, name] = moved / 1e9, 1e3 * middle, spread
-            del caches
-            gc.collect()
-    lines = [
-        "| batch | length | model | moved, GB | ms a token | spread | faster than MHA | expected | share |",
-        "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
-    ]
-    for (batch, length, name), (moved, milliseconds, spread) in sorted(found.items(), key=lambda x: x[0][:2]):
-        base = found[batch, length, "stock MHA"]
-        faster, expected = base[1] / milliseconds, base[0] / moved
-        lines.append(
-            f"| {batch} | {length:,} | {name} | {moved:.2f} | {milliseconds:.1f} | {spread:.0%} | "
-            f"{faster:.2f} x | {expected:.2f} x | {faster / expected:.0%} |"
-        )
-    text = "\n".join(lines)
-    print(text)
+    layouts = {
+        f"GQA-{arguments.gkv}": ["--gkv", arguments.gkv],
+        f"GQKVA-{arguments.heads // arguments.gkv}.{arguments.gkv}": [
+            *("--gq", arguments.heads // arguments.gkv),
+            *("--gkv", arguments.gkv),
+        ],
+    }
+    lines = []
+    with TemporaryDirectory(dir=arguments.folder) as scratch:
+        source = Path(scratch) / "mha"
+        write_checkpoint(source, arguments)
+        for name, options in layouts.items():
+            gqkva("convert", source, Path(scratch) / name, *options, "--merge", "mean")
+        for dtype in arguments.dtype:
+            for name in layouts:
+                load = os.getloadavg()[0]
+                text = gqkva(
+                    *("bench", Path(scratch) / name, "--against", source, "--json"),
+                    *("--context", ",".join(map(str, arguments.context))),
+                    *("--batch", ",".join(map(str, arguments.batch))),
+                    *("--device", arguments.device, "--dtype", dtype),
+                    *("--cache", arguments.cache, "--rounds", arguments.rounds, "--seed", arguments.seed),
+                )
+                result = json.loads(text)
+                versions = result["versions"]
+                lines += [
+                    f"\n{name}, {dtype}, {result['settings']['cache']} cache: {result['device']}, "
+                    f"{result['machine']}, {result['settings']['threads']} threads, "
+                    f"{result['bandwidth_bytes_per_second'] / 1e9:.1f} GB/s, "
+                    f"torch {versions['torch']}, transformers {versions['transformers']}, "
+                    f"seed {arguments.seed}, {result['date']}, load {load:.2f} before\n",
+                    "| batch | context | model | prefill, tokens/s | moved, GB | KV cache, MB | peak, GB | "
+                    "ms a step (quartiles) | of the limit | faster | expected | share |",
+                    "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |",
+                    *lines_of(name, result),
+                ]
+                print("\n".join(lines[-len(lines_of(name, result)) - 3 :]), flush=True)
     if arguments.markdown:
-        arguments.markdown.write_text(text + "\n")
+        arguments.markdown.write_text("\n".join(lines) + "\n")
 
 
 if __name__ == "__main__":

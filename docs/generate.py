@@ -30,6 +30,7 @@ COMMANDS = {
     "evaluate": "gqkva_convert.evaluate",
     "uptrain": "gqkva_convert.uptrain",
     "teacher": "gqkva_convert.teacher",
+    "bench": "gqkva_convert.bench",
     "export": "gqkva_convert.export",
     "init": "gqkva_convert.init",
     "pretrain": "gqkva_convert.pretrain",

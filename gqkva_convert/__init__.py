@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from gqkva_convert.errors import GqkvaError as GqkvaError
     from gqkva_convert.evaluation.evaluate import evaluate as evaluate
     from gqkva_convert.evaluation.settings import EvaluationSettings as EvaluationSettings
+    from gqkva_convert.evaluation.speed.bench import bench as bench
     from gqkva_convert.heads import HeadLayout as HeadLayout
     from gqkva_convert.hub.push import push as push
     from gqkva_convert.hub.report import report as report
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _PUBLIC = {
+    "bench": "gqkva_convert.evaluation.speed.bench",
     "convert": "gqkva_convert.conversion.convert",
     "export": "gqkva_convert.runtimes.export",
     "init": "gqkva_convert.conversion.init",
@@ -60,6 +62,7 @@ __all__ = [
     "GqkvaError",
     "HeadLayout",
     "TrainingSettings",
+    "bench",
     "convert",
     "demo",
     "evaluate",

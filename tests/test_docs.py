@@ -22,6 +22,7 @@ COMMANDS = (
     "evaluate",
     "uptrain",
     "teacher",
+    "bench",
     "export",
     "init",
     "pretrain",

@@ -11,6 +11,7 @@ from typer.core import TyperGroup
 
 from gqkva_convert import __version__
 from gqkva_convert.cli import (
+    bench,
     convert,
     demo,
     evaluate,
@@ -75,6 +76,7 @@ app.command(name="convert")(convert.convert_command)
 app.command(name="evaluate")(evaluate.evaluate_command)
 app.command(name="uptrain")(uptrain.uptrain_command)
 app.command(name="teacher")(teacher.teacher_command)
+app.command(name="bench")(bench.bench_command)
 app.command(name="export")(export.export_command)
 app.command(name="init")(init.init_command)
 app.command(name="pretrain")(pretrain.pretrain_command)

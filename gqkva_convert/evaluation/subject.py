@@ -82,7 +82,7 @@ def _load(folder: Path, settings: EvaluationSettings) -> Any:
     dtype = settings.dtype or ("auto" if on_gpu else "float32")
     try:
         # A GPU's share is decided by accelerate, over several GPUs where the model needs them.
-        return load_model(folder, family.architecture, dtype, settings.device if on_gpu else None)
+        return load_model(folder, family.architecture, dtype, device_map=settings.device if on_gpu else None)
     except torch.OutOfMemoryError as error:
         raise EvaluationError(f"{folder} does not fit into the memory of {settings.device}") from error
     except (OSError, ValueError, RuntimeError, KeyError) as error:

@@ -15,7 +15,14 @@ _MAIN_OUTPUTS = (
 )
 
 
-def load_model(folder: Path, fallback: str, dtype: str = "float32", device_map: Any = None) -> Any:
+def load_model(
+    folder: Path,
+    fallback: str,
+    dtype: str = "float32",
+    *,
+    device_map: Any = None,
+    attn_implementation: str | None = None,
+) -> Any:
     """Load the class that a folder's configuration names; runs no code from the folder.
 
     Args:
@@ -23,6 +30,7 @@ def load_model(folder: Path, fallback: str, dtype: str = "float32", device_map: 
         fallback: Class for a configuration that names none.
         dtype: Dtype to load into; "auto" for the one it is stored in.
         device_map: As transformers takes it; None for the processor.
+        attn_implementation: As transformers calls it; by default what it chooses.
 
     Returns:
         The model, in eval mode.
@@ -38,7 +46,13 @@ def load_model(folder: Path, fallback: str, dtype: str = "float32", device_map: 
     name = (config.architectures or [fallback])[0]
     home = classes if name.startswith("Gqkva") else transformers
     loader = getattr(home, name, None) or getattr(transformers, fallback)
-    model, info = loader.from_pretrained(folder, dtype=dtype, device_map=device_map, output_loading_info=True)
+    model, info = loader.from_pretrained(
+        folder,
+        dtype=dtype,
+        device_map=device_map,
+        attn_implementation=attn_implementation,
+        output_loading_info=True,
+    )
     for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"):
         if info[kind]:
             raise ValueError(f"{kind.replace('_', ' ')}: {', '.join(map(str, sorted(info[kind])[:3]))}")

@@ -1,0 +1,144 @@
+"""`gqkva bench`: prefill and decoding speed, KV cache and peak memory, beside the limit of the device."""
+
+from __future__ import annotations
+
+import datetime
+import importlib.metadata
+import os
+import platform
+import re
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from gqkva_convert.checkpoint.hub import locate
+from gqkva_convert.conversion.model import open_model
+from gqkva_convert.errors import OutputError
+from gqkva_convert.evaluation.speed.results import save_results
+from gqkva_convert.evaluation.speed.rows import CONVERTED, ORIGINAL, speedups
+from gqkva_convert.evaluation.speed.settings import BenchSettings
+
+if TYPE_CHECKING:
+    from gqkva_convert.evaluation.speed.run import Progress, Run
+
+FORMAT_VERSION = 1
+
+
+def bench(
+    model: str | Path,
+    *,
+    against: str | Path | None = None,
+    context: tuple[int, ...] | None = None,
+    batch: tuple[int, ...] = (1, 16),
+    new_tokens: int = 32,
+    dtype: str = "bfloat16",
+    device: str = "auto",
+    attn_implementation: str = "sdpa",
+    rounds: int = 5,
+    cache: str = "static",
+    seed: int = 0,
+    save: bool = True,
+    progress: Progress | None = None,
+) -> dict[str, Any]:
+    """Measure how fast a model reads and generates, and what memory it takes.
+
+    A language model reads prompts of random tokens (prefill) and generates the last ``new_tokens`` of each
+    context, greedily, from a cache that is filled once. An encoder-decoder's context is the encoder's. A
+    model that generates nothing makes forward passes. Nothing depends on what weights say.
+
+    Args:
+        model: Checkpoint folder, stock or grouped.
+        against: Folder or Hub id of a model to measure beside it, as a rule the one it was made from.
+        context: Positions in the cache, or in the input; by default 4,096 and 32,768, and 512 in inputs of
+            encoders, or as many as the model has.
+        batch: Sequences at once.
+        new_tokens: Tokens that are generated in each round.
+        dtype: ``bfloat16``, ``float16`` or ``float32``.
+        device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
+        attn_implementation: As transformers calls it.
+        rounds: Measurements of each number; the two models take turns.
+        cache: ``static``, allocated once, or ``dynamic``, which `generate` uses by default and which grows
+            by a copy at each token.
+        seed: Seed of the tokens.
+        save: Whether to leave ``gqkva_bench.json`` and ``gqkva_bench.png`` in the folder.
+        progress: Begins a stage of so many units of work and gives what counts them.
+
+    Returns:
+        JSON data, described in docs/bench.md.
+
+    Raises:
+        EvaluationError: A setting that cannot be, or models that do not load or cannot be compared.
+        OutputError: The folder cannot be written.
+        GqkvaError: A folder is not a checkpoint of a known family.
+    """
+    settings = BenchSettings(
+        None if context is None else tuple(context),
+        tuple(batch),
+        new_tokens,
+        dtype,
+        device,
+        attn_implementation,
+        rounds,
+        cache,
+        seed,
+    )
+    names = {CONVERTED: str(model)} | ({} if against is None else {ORIGINAL: str(against)})
+    sources = {name: open_model(locate(where).folder) for name, where in names.items()}
+    folder = Path(model)
+    if save and not os.access(folder, os.W_OK):
+        raise OutputError(f"{folder} cannot be written; --no-save leaves it alone")
+    import transformers
+
+    from gqkva_convert.evaluation.speed.run import Run
+
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    run = Run(settings, sources, progress or (lambda name, total: lambda count: None))
+    rows = run.rows()
+    result = {
+        "format_version": FORMAT_VERSION,
+        **_circumstances(run),
+        "model": names[CONVERTED],
+        "against": names.get(ORIGINAL),
+        "rows": rows,
+        "speedup": speedups(rows),
+    }
+    if save:
+        save_results(folder, result)
+    return result
+
+
+def _circumstances(run: Run) -> dict[str, Any]:
+    """What the numbers depend on."""
+    import torch
+
+    is_gpu = run.device.type == "cuda"
+    packages = ("gqkva-convert", "torch", "transformers")
+    counted = "PyTorch's allocator held" if is_gpu else "the process's resident memory grew by"
+    return {
+        "device": torch.cuda.get_device_name(run.device) if is_gpu else "cpu",
+        "dtype": run.settings.dtype,
+        "machine": f"{_processor()}, {os.cpu_count()} cores, {platform.system()} {platform.machine()}",
+        "date": datetime.datetime.now(datetime.timezone.utc).date().isoformat(),
+        "versions": {
+            "python": platform.python_version(),
+            **{name: importlib.metadata.version(name) for name in packages},
+        },
+        "settings": {
+            **asdict(run.settings),
+            "context": run.contexts,
+            "kind": run.kind,
+            "threads": torch.get_num_threads(),
+            "peak_memory": f"weights and the most that {counted} beside them",
+        },
+        "bandwidth_bytes_per_second": max(run.bandwidths.values()),
+        "bandwidths": run.bandwidths,
+    }
+
+
+def _processor() -> str:
+    try:
+        found = re.search(r"^model name\s*:\s*(.+)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
+    except OSError:
+        found = None
+    return found[1] if found else platform.processor() or platform.machine()

@@ -1,0 +1,68 @@
+"""A picture of a measurement: speed and cache over the context, a line for each model and batch."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+# Value, what the axis says, and what it is divided by.
+_PANELS = (
+    ("decode_tokens_per_second", "decoding, tokens/s", 1.0),
+    ("prefill_tokens_per_second", "prefill, tokens/s", 1.0),
+    ("kv_cache_bytes", "KV cache, MB", 1e6),
+)
+_STYLES = {"original": ("--", "s"), "converted": ("-", "o")}
+
+
+def draw(result: dict[str, Any], file: Path) -> None:
+    """Draw what was measured as a PNG; over batches where there is one context.
+
+    Args:
+        result: As `bench` returns it.
+        file: Where to write, whatever its ending.
+    """
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    rows = [row for row in result["rows"] if row["skipped"] is None]
+    panels = [panel for panel in _PANELS if any(row[panel[0]] for row in rows)] or list(_PANELS[:1])
+    across, by = ("context", "batch") if len({row["context"] for row in rows}) > 1 else ("batch", "context")
+    figure, axes = plt.subplots(
+        1, len(panels), figsize=(4.4 * len(panels), 3.8), squeeze=False, layout="constrained"
+    )
+    for axis, (value, title, unit) in zip(axes.flat, panels, strict=True):
+        _draw_lines(axis, rows, value, unit, across, by)
+        axis.set_xlabel("positions" if across == "context" else "batch")
+        axis.set_title(title, fontsize=10)
+        axis.grid(alpha=0.3)
+    if rows:
+        axes.flat[0].legend(fontsize=8)
+    name, device = Path(result["model"]).name, result["device"]
+    figure.suptitle(f"{name}: {device}, {result['dtype']}, {result['date']}", fontsize=11)
+    figure.savefig(file, dpi=130, format="png")
+    plt.close(figure)
+
+
+def _draw_lines(axis: Any, rows: list[dict[str, Any]], value: str, unit: float, across: str, by: str) -> None:
+    """A line for each model and number of ``by``, dashed for the original."""
+    numbers = list(dict.fromkeys(row[by] for row in rows))
+    drawn: list[float] = []
+    for model, (line, marker) in _STYLES.items():
+        for number in numbers:
+            chosen = [row for row in rows if (row["model"], row[by]) == (model, number)]
+            points = sorted((row[across], row[value] / unit) for row in chosen)
+            if points:
+                label = f"{model}, {by} {number:,}"
+                style = {"linestyle": line, "marker": marker, "color": f"C{numbers.index(number)}"}
+                axis.plot(*zip(*points, strict=True), markersize=4, label=label, **style)
+                drawn += [height for _, height in points]
+    places = sorted({row[across] for row in rows})
+    axis.set_xscale("log", base=2)
+    axis.set_xticks(places, [f"{place:,}" for place in places], fontsize=8)
+    axis.minorticks_off()
+    if drawn and max(drawn) > 10 * min(drawn):
+        axis.set_yscale("log")
+    else:
+        axis.set_ylim(bottom=0)

@@ -1,0 +1,36 @@
+"""Where results stay: a JSON file and a picture beside the weights, put in place whole."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+from gqkva_convert.checkpoint.jsonfile import write_json
+from gqkva_convert.checkpoint.sidecars import BENCH, BENCH_PICTURE
+from gqkva_convert.errors import OutputError
+from gqkva_convert.evaluation.speed.pictures import draw
+
+
+def save_results(folder: Path, result: dict[str, Any]) -> None:
+    """Write results into a checkpoint folder, over older ones.
+
+    Args:
+        folder: The folder.
+        result: As `bench` returns it.
+
+    Raises:
+        OutputError: The folder cannot be written.
+    """
+    pairs = [(folder / f".{name}.{os.getpid()}.partial", folder / name) for name in (BENCH_PICTURE, BENCH)]
+    (picture, _), (data, _) = pairs
+    try:
+        draw(result, picture)
+        write_json(data, result)
+        for scratch, target in pairs:
+            scratch.replace(target)
+    except OSError as error:
+        raise OutputError(f"{folder} cannot be written: {error.strerror or error}") from error
+    finally:
+        for scratch, _ in pairs:
+            scratch.unlink(missing_ok=True)

@@ -1,0 +1,327 @@
+"""One run: models put in place, contexts chosen, and a row for each model, context and batch."""
+
+from __future__ import annotations
+
+import gc
+import math
+import re
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from gqkva_convert.conversion.model import SourceModel
+from gqkva_convert.errors import EvaluationError, first_line
+from gqkva_convert.evaluation.speed.fit import Fit, Needs, fit, working_bytes
+from gqkva_convert.evaluation.speed.memory import (
+    PeakMemory,
+    available_bytes,
+    bytes_read,
+    is_out_of_memory,
+    storage_bytes,
+    weight_bytes,
+)
+from gqkva_convert.evaluation.speed.rows import empty_row
+from gqkva_convert.evaluation.speed.settings import BenchSettings
+from gqkva_convert.evaluation.speed.timing import Clock, measure_bandwidth, quartiles
+from gqkva_convert.evaluation.speed.workloads import (
+    DECODER,
+    ENCODER_DECODER,
+    FORWARD,
+    Work,
+    fixed_positions,
+    keeps_logits,
+    kind_of,
+    make_work,
+    positions_of,
+)
+from gqkva_convert.modeling.loading import load_model
+
+_CONTEXTS, _INPUTS = (4096, 32768), (512,)
+# No more rounds of reading prompts in a row once they have taken so long for each model.
+_PREFILL_SECONDS = 20.0
+
+# Begins a stage of so many units of work and gives what counts them.
+Progress = Callable[[str, int], Callable[[int], None]]
+
+
+def find_device(name: str) -> torch.device:
+    """A device by its name.
+
+    Raises:
+        EvaluationError: There is no such device here.
+    """
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    found = re.fullmatch(r"cpu|cuda(?::(\d+))?", name)
+    if found is None:
+        raise EvaluationError(f"--device {name}: choose auto, cpu, cuda or cuda:N")
+    if name.startswith("cuda") and int(found[1] or 0) >= torch.cuda.device_count():
+        raise EvaluationError(f"--device {name}: no such GPU here; --device cpu measures on the processor")
+    return torch.device("cuda:0" if name == "cuda" else name)
+
+
+class Run:
+    """Measures models side by side on one device.
+
+    Args:
+        settings: What to measure, and how.
+        sources: The models' checkpoints, by what they are in the results.
+        progress: Begins a stage of so many units of work and gives what counts them.
+
+    Attributes:
+        device: Where.
+        kind: What the models do (`workloads.kind_of`).
+        bandwidths: Bytes a second that the device moves (`timing.measure_bandwidth`).
+
+    Raises:
+        EvaluationError: There is no such device, or the models do not load, or cannot be compared.
+    """
+
+    def __init__(self, settings: BenchSettings, sources: dict[str, SourceModel], progress: Progress) -> None:
+        self.settings, self.sources, self.progress = settings, sources, progress
+        self.dtype: torch.dtype = getattr(torch, settings.dtype)
+        self.device = find_device(settings.device)
+        self.clock = Clock(self.device)
+        self.meter = PeakMemory(self.device)
+        self.models = self._load()
+        kinds = {name: kind_of(model) for name, model in self.models.items()}
+        if len(set(kinds.values())) > 1:
+            said = (f"{sources[name].checkpoint.folder}: {kind}" for name, kind in kinds.items())
+            raise EvaluationError(f"the two do different things ({', '.join(said)}); name the source model")
+        self.kind = next(iter(kinds.values()))
+        self.contexts = self._choose_contexts()
+        self.bandwidths = measure_bandwidth(self.clock, self.dtype)
+
+    def rows(self) -> list[dict[str, Any]]:
+        """A row for each context, batch and model."""
+        units = len(self.models) * sum(self.contexts) * sum(self.settings.batch) * 2 * self.settings.rounds
+        self.advance = self.progress(f"measuring on {self.device}", units)
+        with torch.inference_mode():
+            return [
+                row
+                for context in self.contexts
+                for batch in self.settings.batch
+                for row in self._place(context, batch)
+            ]
+
+    def _load(self) -> dict[str, Any]:
+        """The models, on the device."""
+        shapes = [
+            tensor.shape for source in self.sources.values() for tensor in source.checkpoint.tensors.values()
+        ]
+        wanted, free = sum(map(math.prod, shapes)) * self.dtype.itemsize, available_bytes(self.device)
+        if free is not None and wanted > free:
+            raise EvaluationError(
+                f"the weights take {wanted / 1e9:,.2f} GB in {self.settings.dtype}, and {free / 1e9:,.2f} GB "
+                f"are free on {self.device}; leave --against out, or choose another --device or --dtype"
+            )
+        advance, models = self.progress("loading", len(self.sources)), {}
+        for name, source in self.sources.items():
+            folder, family = source.checkpoint.folder, source.family
+            try:
+                model = load_model(
+                    folder,
+                    family.architecture,
+                    self.settings.dtype,
+                    attn_implementation=self.settings.attn_implementation,
+                )
+            except (OSError, ValueError, RuntimeError, KeyError, ImportError) as error:
+                raise EvaluationError(f"{folder} does not load: {first_line(error)}") from error
+            models[name] = model.requires_grad_(False).to(self.device)
+            advance(1)
+        return models
+
+    def _choose_contexts(self) -> tuple[int, ...]:
+        """The contexts to measure.
+
+        Raises:
+            EvaluationError: A model does not have so many positions, or too few for the new tokens.
+        """
+        wanted, new_tokens = self.settings.context, self.settings.new_tokens
+        limits = [limit for limit in map(positions_of, self.models.values()) if limit is not None]
+        most = min(limits, default=None)
+        if self.kind == ENCODER_DECODER and most is not None and new_tokens >= most:
+            raise EvaluationError(f"--new-tokens {new_tokens}: the decoder has {most} positions")
+        fixed = fixed_positions(next(iter(self.models.values())))
+        if fixed is not None:
+            if wanted not in (None, (fixed,)):
+                raise EvaluationError(f"every input of this model has {fixed} positions; leave --context out")
+            return (fixed,)
+        if wanted is None:
+            usual = _CONTEXTS if self.kind == DECODER else _INPUTS
+            wanted = tuple(context for context in usual if most is None or context <= most)
+            wanted = wanted or (most or usual[0],)
+        if most is not None and max(wanted) > most:
+            raise EvaluationError(f"--context {max(wanted)}: the model has {most} positions")
+        if self.kind == DECODER and min(wanted) <= new_tokens:
+            raise EvaluationError(
+                f"--context {min(wanted)} is too short: its last positions are the {new_tokens} --new-tokens"
+            )
+        return wanted
+
+    def _place(self, context: int, batch: int) -> list[dict[str, Any]]:
+        """A row for each model at one context and batch, or why there is none."""
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+        needs = {name: self._needs(name, context, batch) for name in self.models}
+        placed = fit(needs, context, available_bytes(self.device), self.kind == DECODER)
+        rows = {
+            name: empty_row(name, context, batch) | {"skipped": why} for name, why in placed.skipped.items()
+        }
+        self.advance(len(rows) * 2 * self.settings.rounds * context * batch)
+        for names in placed.together:
+            measured = self._try_to_measure(names, context, batch, placed)
+            if measured is None:
+                gc.collect()  # what the failed work held
+                why = "ran out of memory though the estimate fitted"
+                measured = {name: empty_row(name, context, batch) | {"skipped": why} for name in names}
+            rows |= measured
+        return [rows[name] for name in self.models]
+
+    def _needs(self, name: str, context: int, batch: int) -> Needs:
+        """What a model will take."""
+        source, model = self.sources[name], self.models[name]
+        cache = 0
+        if self.kind == DECODER:
+            cache = context * numbers_per_position(source, "self")
+        elif self.kind == ENCODER_DECODER:
+            cache = context * numbers_per_position(source, "cross")
+            cache += (1 + self.settings.new_tokens) * numbers_per_position(source, "self")
+        working = working_bytes(
+            model.config,
+            batch,
+            context,
+            self.dtype.itemsize,
+            keeps_logits=keeps_logits(model),
+            eager=self.settings.attn_implementation == "eager",
+            dynamic=self.settings.cache == "dynamic",
+        )
+        return Needs(batch * cache * self.dtype.itemsize, working)
+
+    def _try_to_measure(
+        self, names: tuple[str, ...], context: int, batch: int, placed: Fit
+    ) -> dict[str, Any] | None:
+        """As `_measure`; None if memory runs out."""
+        try:
+            return self._measure(names, context, batch, placed)
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            return None
+
+    def _measure(self, names: tuple[str, ...], context: int, batch: int, placed: Fit) -> dict[str, Any]:
+        """Rows of models that are in memory together, their rounds taking turns."""
+        works = {name: self._work(name, context, batch) for name in names}
+        self._warm_up(names, context)
+        rows = {
+            name: empty_row(name, context, batch) | {"interleaved": len(names) == len(self.models)}
+            for name in names
+        }
+        peaks = self._read_prompts(works, placed.chunk, rows)
+        if self.kind == FORWARD:
+            self.advance(self.settings.rounds * context * batch * len(names))
+        else:
+            for name, peak in self._generate(works, rows).items():
+                peaks[name].append(peak)
+        for name in names:
+            grown = [peak for peak in peaks[name] if peak is not None]
+            if len(grown) == len(peaks[name]):
+                rows[name]["peak_memory_bytes"] = weight_bytes(self.models[name]) + max(grown)
+        return rows
+
+    def _read_prompts(
+        self, works: dict[str, Work], chunk: int, rows: dict[str, dict[str, Any]]
+    ) -> dict[str, list[int | None]]:
+        """Time prefill, or forward passes; caches stay filled. Returns what it took of memory at most."""
+        names, rounds = tuple(works), self.settings.rounds
+        peaks: dict[str, list[int | None]] = {name: [] for name in names}
+        seconds: dict[str, list[float]] = {name: [] for name in names}
+        for number in range(rounds):
+            for name in _turned(names, number):
+                work = works[name]
+                work.release()
+                if number == 0:
+                    self.meter.begin()
+                seconds[name].append(self.clock.seconds(lambda: work.prefill(chunk)))  # noqa: B023
+                if number == 0:
+                    peaks[name].append(self.meter.growth())
+                self.advance(work.context * work.batch)
+            if sum(map(sum, seconds.values())) > _PREFILL_SECONDS * len(names):
+                break
+        for name, work in works.items():
+            self.advance(work.context * work.batch * (rounds - len(seconds[name])))
+            first, middle, third = quartiles(seconds[name])
+            rows[name] |= {
+                "prefill_tokens_per_second": work.context * work.batch / middle,
+                "samples_per_second": work.batch / middle,
+                "time_to_first_token_seconds": middle,
+                "prefill_seconds_spread": [first, third],
+                "prefill_rounds": len(seconds[name]),
+                "prefill_chunk": chunk,
+                "kv_cache_bytes": storage_bytes(work.cache_tensors()) if work.cache is not None else None,
+            }
+        return peaks
+
+    def _generate(self, works: dict[str, Work], rows: dict[str, dict[str, Any]]) -> dict[str, int | None]:
+        """Time decoding from filled caches. Returns what it took of memory at most, caches included."""
+        names = tuple(works)
+        peaks: dict[str, int | None] = {}
+        seconds: dict[str, list[float]] = {name: [] for name in names}
+        for name, work in works.items():  # warms up, too
+            work.rewind()
+            held = storage_bytes(work.cache_tensors())
+            self.meter.begin()
+            work.decode()
+            grown = self.meter.growth()
+            peaks[name] = None if grown is None else held + grown
+        for number in range(self.settings.rounds):
+            for name in _turned(names, number):
+                works[name].rewind()
+                seconds[name].append(self.clock.seconds(works[name].decode) / self.settings.new_tokens)
+                self.advance(works[name].context * works[name].batch)
+        for name, work in works.items():
+            work.rewind()
+            first, middle, third = quartiles(seconds[name])
+            moved = bytes_read(self.models[name], work.step) + rows[name]["kv_cache_bytes"]
+            floor = moved / max(self.bandwidths.values())
+            rows[name] |= {
+                "decode_tokens_per_second": work.batch / middle,
+                "decode_seconds": middle,
+                "decode_seconds_spread": [first, third],
+                "decode_floor_seconds": floor,
+                "of_limit": floor / middle,
+                "bytes_per_step": moved,
+            }
+        return peaks
+
+    def _work(self, name: str, context: int, batch: int) -> Work:
+        settings = self.settings
+        return make_work(
+            self.models[name], context, batch, settings.new_tokens, settings.cache, settings.seed
+        )
+
+    def _warm_up(self, names: tuple[str, ...], context: int) -> None:
+        """Let libraries choose their kernels, and weights come into memory."""
+        length = min(context, self.settings.new_tokens + 128) if self.kind == DECODER else context
+        for name in names:
+            work = self._work(name, length, 1)
+            work.prefill(length)
+            if work.cache is not None:
+                work.rewind()
+                work.step()
+
+
+def numbers_per_position(source: SourceModel, cache: str) -> int:
+    """Numbers of keys and values that a position takes in the cache of ``self`` or of ``cross`` attention."""
+    return sum(
+        (block.layout.num_key_heads + block.layout.num_value_heads) * block.layout.head_dim
+        for block in source.blocks
+        if block.attention.cache == cache
+    )
+
+
+def _turned(names: tuple[str, ...], number: int) -> tuple[str, ...]:
+    """Names in another order each round, so that none always runs first."""
+    place = number % len(names)
+    return names[place:] + names[:place]

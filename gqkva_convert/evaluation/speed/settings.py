@@ -1,0 +1,54 @@
+"""What is asked of a measurement."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from gqkva_convert.errors import EvaluationError
+
+DTYPES = ("bfloat16", "float16", "float32")
+CACHES = ("static", "dynamic")
+
+
+@dataclass(frozen=True)
+class BenchSettings:
+    """What to measure, and how.
+
+    Attributes:
+        context: Positions in the cache, or in the input where a model keeps none or reads it with an encoder;
+            by default 4,096 and 32,768, and 512 of an input, or as many as the model has.
+        batch: Sequences at once.
+        new_tokens: Tokens that are generated in each round, the last of the context.
+        dtype: Of weights and cache.
+        device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
+        attn_implementation: As transformers calls it.
+        rounds: Measurements of each number.
+        cache: ``static``, allocated once, or ``dynamic``, which grows by a copy at each token.
+        seed: Seed of the tokens that are read.
+
+    Raises:
+        EvaluationError: A value that cannot be.
+    """
+
+    context: tuple[int, ...] | None = None
+    batch: tuple[int, ...] = (1, 16)
+    new_tokens: int = 32
+    dtype: str = "bfloat16"
+    device: str = "auto"
+    attn_implementation: str = "sdpa"
+    rounds: int = 5
+    cache: str = "static"
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name, counts in (("context", self.context), ("batch", self.batch)):
+            if counts is not None and (not counts or min(counts) < 1 or len(set(counts)) < len(counts)):
+                raise EvaluationError(
+                    f"--{name} {','.join(map(str, counts))}: give different numbers of at least 1"
+                )
+        for name in ("new_tokens", "rounds"):
+            if getattr(self, name) < 1:
+                raise EvaluationError(f"--{name.replace('_', '-')} {getattr(self, name)}: give at least 1")
+        for name, value, choices in (("dtype", self.dtype, DTYPES), ("cache", self.cache, CACHES)):
+            if value not in choices:
+                raise EvaluationError(f"--{name} {value}: choose one of {', '.join(choices)}")

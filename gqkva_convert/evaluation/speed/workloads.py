@@ -1,0 +1,210 @@
+"""What a model does while it is measured: reading a prompt and generating, or one forward pass."""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gqkva_convert.evaluation.speed.caches import cache_tensors, make_cache, rewind
+from gqkva_convert.modeling.families import MODEL_TYPE_PREFIX
+from gqkva_convert.modeling.loading import example_inputs
+
+DECODER, ENCODER_DECODER, FORWARD = "decoder", "encoder-decoder", "forward"
+
+
+def kind_of(model: Any) -> str:
+    """How a model is measured: generating, generating from an encoder's output, or by forward passes."""
+    if not model.can_generate():
+        return FORWARD
+    return ENCODER_DECODER if model.config.is_encoder_decoder else DECODER
+
+
+def positions_of(model: Any) -> int | None:
+    """Positions a model reads; None where its table has no end."""
+    config = getattr(model.config, "text_config", model.config)
+    for name in ("max_source_positions", "max_position_embeddings"):
+        limit = getattr(config, name, None)
+        if isinstance(limit, int):
+            # RoBERTa counts from 2.
+            is_roberta = config.model_type.removeprefix(MODEL_TYPE_PREFIX) == "roberta"
+            return limit - 2 if is_roberta else limit
+    return None
+
+
+def fixed_positions(model: Any) -> int | None:
+    """Positions of every input, where a model takes inputs of one size: images, recordings.
+
+    Of models that take an image and a text, those of the text.
+    """
+    if hasattr(model.config, "num_mel_bins"):
+        return int(model.config.max_source_positions)
+    inputs = example_inputs(model)
+    if "pixel_values" not in inputs:
+        return None
+    if "input_ids" in inputs:
+        return int(inputs["input_ids"].shape[-1])
+    with torch.inference_mode():
+        moved = {key: _moved(value, model) for key, value in inputs.items()}
+        return int(model(**moved, output_hidden_states=True).hidden_states[0].shape[1])
+
+
+def make_work(model: Any, context: int, batch: int, new_tokens: int, cache: str, seed: int) -> Work:
+    """The work of a model at one context and batch.
+
+    Args:
+        model: The model, in place on its device.
+        context: Positions of the cache, or of the input where a model keeps none.
+        batch: Sequences at once.
+        new_tokens: Tokens that are generated, the last of the context.
+        cache: ``static`` or ``dynamic``.
+        seed: Seed of the inputs.
+    """
+    kinds = {DECODER: Generating, ENCODER_DECODER: Translating, FORWARD: Work}
+    return kinds[kind_of(model)](model, context, batch, new_tokens, cache, seed)
+
+
+class Work:
+    """Forward passes of a model that generates nothing.
+
+    Args:
+        model: The model.
+        context: Positions of the input.
+        batch: Inputs at once.
+        new_tokens: Tokens that are generated in a round.
+        cache_kind: ``static`` or ``dynamic``.
+        seed: Seed of the inputs.
+    """
+
+    def __init__(
+        self, model: Any, context: int, batch: int, new_tokens: int, cache_kind: str, seed: int
+    ) -> None:
+        self.model, self.context, self.batch = model, context, batch
+        self.new_tokens, self.cache_kind = new_tokens, cache_kind
+        self.cache: Any = None
+        self.token: Any = None
+        self.encoded: Any = None
+        self.inputs = {
+            key: _moved(value, model)
+            for key, value in self._inputs(example_inputs(model, seed), seed).items()
+        }
+
+    def _inputs(self, examples: dict[str, Any], seed: int) -> dict[str, Any]:
+        """Inputs of the wanted sizes, made of one example."""
+        shape = (
+            (self.batch, *examples["input_ids"].shape[1:-1], self.context) if "input_ids" in examples else ()
+        )
+        made = {
+            key: value.repeat_interleave(self.batch, 0) if isinstance(value, Tensor) else value
+            for key, value in examples.items()
+        }
+        if shape and "pixel_values" not in examples and not self.model.config.is_encoder_decoder:
+            made["input_ids"] = _tokens(self.model, shape, seed)
+        return made
+
+    def prefill(self, chunk: int) -> None:
+        """Read the whole input; up to the first new token where a model generates.
+
+        Args:
+            chunk: Positions in one forward pass, where the input is read with a cache.
+        """
+        self.model(**self.inputs)
+
+    def decode(self) -> None:
+        """Generate the new tokens, greedily."""
+        for _ in range(self.new_tokens):
+            self.step()
+
+    def step(self) -> None:
+        """Generate one token."""
+        self.token = self._next(self.token)
+
+    def rewind(self) -> None:
+        """Go back to where the new tokens begin."""
+
+    def cache_tensors(self) -> list[Tensor]:
+        """Keys and values in the cache."""
+        return [] if self.cache is None else cache_tensors(self.cache)
+
+    def release(self) -> None:
+        """Let go of the cache."""
+        self.cache = None
+
+    def _next(self, token: Tensor) -> Tensor:
+        raise NotImplementedError
+
+
+class Generating(Work):
+    """A language model with a prompt; the new tokens are the last of the context."""
+
+    def _inputs(self, examples: dict[str, Any], seed: int) -> dict[str, Any]:
+        return {"input_ids": _tokens(self.model, (self.batch, self.context), seed)}
+
+    def prefill(self, chunk: int) -> None:
+        self.cache = None  # before there is another
+        self.cache = make_cache(self.model, self.cache_kind, self.context)
+        options = {"logits_to_keep": 1} if keeps_logits(self.model) else {}
+        for piece in self.inputs["input_ids"].split(chunk, 1):
+            output = self.model(piece, past_key_values=self.cache, use_cache=True, **options)
+        self.token = output.logits[:, -1:].argmax(-1)
+
+    def rewind(self) -> None:
+        rewind(self.cache, self.context - self.new_tokens)
+
+    def _next(self, token: Tensor) -> Tensor:
+        output = self.model(token, past_key_values=self.cache, use_cache=True)
+        return output.logits[:, -1:].argmax(-1)  # type: ignore[no-any-return]
+
+
+class Translating(Work):
+    """An encoder-decoder model; the context is the encoder's, and the new tokens follow a start token."""
+
+    def _inputs(self, examples: dict[str, Any], seed: int) -> dict[str, Any]:
+        if "input_features" in examples:
+            return {"input_features": examples["input_features"].repeat_interleave(self.batch, 0)}
+        return {"input_ids": _tokens(self.model, (self.batch, self.context), seed)}
+
+    def prefill(self, chunk: int) -> None:
+        self.cache = None
+        self.cache = make_cache(self.model, self.cache_kind, 1 + self.new_tokens)
+        start = torch.zeros(self.batch, 1, dtype=torch.long, device=self.model.device)
+        output = self.model(
+            **self.inputs, decoder_input_ids=start, past_key_values=self.cache, use_cache=True
+        )
+        self.encoded = (output.encoder_last_hidden_state,)
+        self.token = output.logits[:, -1:].argmax(-1)
+
+    def rewind(self) -> None:
+        rewind(self.cache, 1)
+
+    def release(self) -> None:
+        super().release()
+        self.encoded = None
+
+    def _next(self, token: Tensor) -> Tensor:
+        output = self.model(
+            encoder_outputs=self.encoded,
+            decoder_input_ids=token,
+            past_key_values=self.cache,
+            use_cache=True,
+        )
+        return output.logits[:, -1:].argmax(-1)  # type: ignore[no-any-return]
+
+
+def keeps_logits(model: Any) -> bool:
+    """Whether a model can be asked for the last position's logits alone."""
+    return "logits_to_keep" in inspect.signature(model.forward).parameters
+
+
+def _tokens(model: Any, shape: tuple[int, ...], seed: int) -> Tensor:
+    vocabulary = getattr(model.config, "text_config", model.config).vocab_size
+    return torch.randint(vocabulary, shape, generator=torch.Generator().manual_seed(seed))
+
+
+def _moved(value: Any, model: Any) -> Any:
+    """An input on the model's device, numbers in its dtype."""
+    if not isinstance(value, Tensor):
+        return value
+    return value.to(model.device, model.dtype if value.is_floating_point() else None)
