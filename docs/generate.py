@@ -82,7 +82,7 @@ def families_page() -> str:
 
 
 # Programs that logits of exports were compared in, by family, and the test that does it.
-RUNTIMES = {"llama": "CTranslate2, ONNX Runtime, llama.cpp"}
+RUNTIMES = {"llama": "CTranslate2, ONNX Runtime"}
 
 
 def _loading_lines() -> list[str]:
@@ -91,17 +91,17 @@ def _loading_lines() -> list[str]:
         "",
         "## What loads where",
         "",
-        "MQA, GQA: whether the conversion itself is a stock checkpoint of transformers. Where it is not, and for GKVA, MKVA,",
-        "GQKVA and unequal groups in all families, the result is a grouped model, which transformers loads with",
-        "`trust_remote_code=True` or beside `import gqkva_convert`. Exported: whether [`gqkva export`](grouped-models.md#exporting)",
-        "makes a stock checkpoint of it that computes the same, and what its KV cache then keeps. Compared in: programs in which",
-        "tests compare the logits of exports with the grouped model's.",
+        "- *MQA, GQA*: whether the conversion itself is a stock checkpoint of transformers. Where it is not,",
+        "  and for GKVA, MKVA, GQKVA and unequal groups in all families, the result is a grouped model,",
+        "  which transformers loads with `trust_remote_code=True` or beside `import gqkva_convert`.",
+        "- *exported*: whether [`gqkva export`](grouped-models.md#exporting) makes a stock checkpoint of",
+        "  it that computes the same, and what its KV cache then keeps. A test in every family",
+        "  (`tests/conversion/test_export.py`; phi with `qk_layernorm`).",
+        "- *compared in*: other programs in which a test compares an export's logits with the grouped",
+        "  model's (`tests/conversion/test_runtimes.py`). Families that llama.cpp was tried with:",
+        "  [serving.md](serving.md). Others: [serve elsewhere](guides/serve-elsewhere.md).",
         "",
-        "Each cell on transformers is a test in every family (`tests/conversion/test_export.py`, `tests/modeling`; phi with",
-        "`qk_layernorm`); the last column is `tests/conversion/test_runtimes.py`. Families that `--runtime gguf` writes for llama.cpp:",
-        "[serving.md](serving.md). What the sources of other programs say: [serve elsewhere](guides/serve-elsewhere.md).",
-        "",
-        "| family | MQA, GQA | GKVA, MKVA, GQKVA exported | unequal groups exported | KV cache of an export | compared in |",
+        "| family | MQA, GQA | MKVA, GKVA, GQKVA exported | unequal exported | its KV cache | compared in |",
         "| --- | --- | --- | --- | --- | --- |",
     ]
     for name in sorted(FAMILIES):
@@ -115,8 +115,9 @@ def _loading_lines() -> list[str]:
         )
     lines += [
         "",
-        "Where layers keep different numbers of key/value heads, an export gives all of them the largest number;",
-        "`--architecture deci` keeps each layer's, for Llama and for Mistral without a window, in llama.cpp alone.",
+        "Where layers keep different numbers of key/value heads, an export gives all of them the largest",
+        "number; `--architecture deci` keeps each layer's, for Llama and for Mistral without a window, which",
+        "llama.cpp alone loads.",
     ]
     return lines
 
@@ -250,8 +251,9 @@ def python_page() -> str:
     """Signature and docstring of everything in `gqkva_convert.__all__`."""
     parts = [
         "# Python\n",
-        "Generated from the docstrings of `gqkva_convert.__all__` by `python docs/generate.py`. Functions are",
-        "those of the command line ([cli.md](cli.md)); importing the package loads neither torch nor transformers.\n",
+        "Generated from the docstrings of `gqkva_convert.__all__` by `python docs/generate.py`. Functions",
+        "are those of the command line ([cli.md](cli.md)); importing the package loads neither torch nor",
+        "transformers.\n",
     ]
     found = {name: getattr(gqkva_convert, name) for name in gqkva_convert.__all__}
     ordered = [name for name in (*COMMANDS, *found) if name in found]

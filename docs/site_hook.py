@@ -27,7 +27,7 @@ TAKEN = (
 )
 
 _LINK = re.compile(r"(\]\()(?!https?:|mailto:|#)([^)#\s]+)")
-_FOREIGN = re.compile(r"<(?:script|img|iframe)[^>]*\ssrc=.?(?:https?:)?//|<link[^>]*stylesheet[^>]*(?:https?:)?//")
+_FOREIGN = re.compile(r"<(?:script|img|iframe)[^>]*\ssrc=.?(?:https?:)?//|<link[^>]*stylesheet[^>]*//")
 
 
 def on_files(files: Any, config: Any) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -31,7 +32,11 @@ COMMANDS = (
     "push",
     "demo",
 )
-PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [
+    *sorted(ROOT.glob("*.md")),
+    *sorted((ROOT / "docs").rglob("*.md")),
+    *(ROOT / folder / "README.md" for folder in ("recipes", "benchmarks")),
+]
 
 
 def test_every_command_has_help_and_a_section(gqkva: Callable[..., Result]) -> None:
@@ -54,11 +59,41 @@ def test_the_readme_shows_commands_that_parse(gqkva: Callable[..., Result]) -> N
             assert option in help_text, f"{command} {option}"
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def prose(page: Path) -> str:
+    """A page without its code."""
+    text = re.sub(r"^ *```.*?^ *```$", "", page.read_text(), flags=re.MULTILINE | re.DOTALL)
+    return re.sub(r"(?<!`)`[^`\n]*`(?!`)", lambda code: code[0].replace("[", "").replace("]", ""), text)
+
+
+@functools.cache
+def anchors(page: Path) -> set[str]:
+    """Names of a page's headings, as GitHub makes them."""
+    found: set[str] = set()
+    for heading in re.findall(r"^#+ (.*)$", prose(page), re.MULTILINE):
+        slug = re.sub(r"[^\w\- ]", "", re.sub(r"\]\([^)]*\)", "", heading).lower()).strip().replace(" ", "-")
+        number = sum(
+            name == slug or re.fullmatch(rf"{re.escape(slug)}-\d+", name) is not None for name in found
+        )
+        found.add(f"{slug}-{number}" if slug in found else slug)
+    return found
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_links_lead_somewhere(page: Path) -> None:
     """A dead link is the first thing a newcomer meets."""
-    for target in re.findall(r"\]\((?!http)([^)#]+)", page.read_text()):
-        assert (page.parent / target).exists(), target
+    for target, anchor in re.findall(r"\]\((?!https?:)([^)#\s]*)(?:#([^)\s]+))?\)", prose(page)):
+        wanted = (page.parent / target).resolve() if target else page
+        assert wanted.exists(), target
+        assert wanted.is_relative_to(ROOT), target
+        if anchor:
+            assert anchor in anchors(wanted), f"{target}#{anchor}"
+
+
+def test_every_page_is_in_the_navigation() -> None:
+    """A page that nothing leads to is not read."""
+    listed = (ROOT / "mkdocs.yml").read_text()
+    for page in sorted((ROOT / "docs").rglob("*.md")):
+        assert f": {page.relative_to(ROOT / 'docs')}\n" in listed
 
 
 def test_every_method_is_described() -> None:

@@ -10,12 +10,19 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 PAGES = (ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md")))
+# Pages whose blocks all need the same.
+NEEDS = {
+    ROOT / "docs" / "bench.md": "converted models and their originals",
+    ROOT / "docs" / "serving.md": "a model of 1B, llama.cpp",
+}
 PROGRAMS = ("gqkva", "pip", "accelerate", "python")
 
 _BLOCK = re.compile(
-    r"(?:^<!-- needs: (?P<needs>[^\n]+) -->\n+)?^(?P<fence>`{3,})(?P<language>[^\n`]*)\n(?P<text>.*?)^(?P=fence)$",
+    r"(?:^ *<!-- needs: (?P<needs>[^\n]+) -->\n+)?"
+    r"^(?P<indent> *)(?P<fence>`{3,})(?P<language>[^\n`]*)\n(?P<text>.*?)^(?P=indent)(?P=fence)$",
     re.MULTILINE | re.DOTALL,
 )
+_INLINE = re.compile(r"(?<!`)`(gqkva [a-z][^`\n]*)`(?!`)")
 
 
 @dataclass(frozen=True)
@@ -40,8 +47,7 @@ class ShownBlock:
     def commands(self) -> tuple[tuple[str, ...], ...]:
         """Words of its lines that begin with one of `PROGRAMS`; what follows `&&` is one more."""
         lines = self.text.replace("\\\n", " ").splitlines()
-        found = [part.split() for line in lines for part in _parts(line)]
-        return tuple(tuple(words) for words in (_words(" ".join(part)) for part in found) if words)
+        return tuple(tuple(shlex.split(part, comments=True)) for line in lines for part in _parts(line))
 
     @property
     def is_python(self) -> bool:
@@ -51,11 +57,7 @@ class ShownBlock:
 def _parts(line: str) -> list[str]:
     if not line.startswith(tuple(f"{program} " for program in PROGRAMS)):
         return []
-    return [part.strip() for part in line.split("&&")]
-
-
-def _words(line: str) -> list[str]:
-    return shlex.split(line, comments=True)
+    return line.split("&&")
 
 
 def shown_blocks(page: Path) -> Iterator[ShownBlock]:
@@ -63,6 +65,13 @@ def shown_blocks(page: Path) -> Iterator[ShownBlock]:
     text = page.read_text(encoding="utf-8")
     for found in _BLOCK.finditer(text):
         line = text.count("\n", 0, found.start("fence")) + 1
-        block = ShownBlock(page, line, found["language"], found["text"], found["needs"])
+        inside = re.sub(rf"^{found['indent']}", "", found["text"], flags=re.MULTILINE)
+        block = ShownBlock(page, line, found["language"], inside, found["needs"] or NEEDS.get(page))
         if block.is_python or block.commands:
             yield block
+
+
+def mentioned_commands(page: Path) -> list[tuple[str, ...]]:
+    """Words of commands that stand in the text: `gqkva` and what follows it, values maybe left out."""
+    text = _BLOCK.sub("", page.read_text(encoding="utf-8"))
+    return [tuple(shlex.split(found)) for found in _INLINE.findall(text)]
