@@ -22,11 +22,9 @@ from shown_commands import PAGES, ROOT, ShownBlock, mentioned_commands, shown_bl
 from gqkva_convert.cli import app
 from gqkva_convert.cli.run import commands
 
-# Pages of commands that this version may lack.
-LATER = {
-    "bench.md": "bench" in commands(),
-    "serving.md": "runtime" in {p.name for p in commands()["export"].params},
-}
+# Pages of what this version may lack.
+HAS_RUNTIMES = any(parameter.name == "runtime" for parameter in commands()["export"].params)
+LATER = {"bench.md": "bench" in commands(), "serving.md": HAS_RUNTIMES, "benchmarks.md": HAS_RUNTIMES}
 CHECKED = [page for page in PAGES if LATER.get(page.name, True)]
 BLOCKS = [block for page in CHECKED for block in shown_blocks(page)]
 RUNNABLE = sorted({block.page for block in BLOCKS if block.needs is None})
