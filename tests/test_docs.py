@@ -10,12 +10,14 @@ from pathlib import Path
 import pytest
 from typer.testing import Result
 
+import gqkva_convert
 from gqkva_convert import errors
 from gqkva_convert.architectures import FAMILIES
 from gqkva_convert.heads import GROUPINGS
 from gqkva_convert.transforms.merge import RULES
 
 ROOT = Path(__file__).parents[1]
+FAMILIES_PAGE = ROOT / "docs" / "families.md"
 COMMANDS = (
     "inspect",
     "plan",
@@ -104,8 +106,23 @@ def test_every_method_is_described() -> None:
 
 def test_every_family_is_listed() -> None:
     """Users look for their model first."""
-    page = (ROOT / "docs" / "families.md").read_text()
+    page = FAMILIES_PAGE.read_text()
     assert all(f"| {name} |" in page for name in FAMILIES)
+
+
+def test_families_without_a_stock_form_of_unequal_groups_are_told() -> None:
+    """The page must say what `tests/conversion/test_export.py` finds to be refused."""
+    rows = re.findall(
+        r"^\| (\w+) \| (?:stock|grouped) \| yes \| (\w+)", FAMILIES_PAGE.read_text(), re.MULTILINE
+    )
+    assert {name for name, _ in rows} == set(FAMILIES)
+    assert {name for name, exported in rows if exported != "yes"} == {"olmo2", "phi", "stablelm"}
+
+
+def test_every_public_name_is_described() -> None:
+    """Whoever works from Python looks here first."""
+    page = (ROOT / "docs" / "python.md").read_text()
+    assert all(f"## {name}\n" in page for name in gqkva_convert.__all__)
 
 
 def test_every_error_has_its_own_documented_exit_code() -> None:
