@@ -23,6 +23,7 @@ from gqkva_convert.cli import app
 from gqkva_convert.cli.run import commands
 from gqkva_convert.recipes.commands import NO_STEPS, RESERVED
 from gqkva_convert.recipes.schema import Assumed, Gpus, Recipe, Step
+from gqkva_convert.runtimes.gguf.families import RUNTIME_FAMILIES
 from gqkva_convert.uptraining.settings import TrainingSettings
 
 DOCS = Path(__file__).parent
@@ -81,8 +82,8 @@ def families_page() -> str:
     return "\n".join([*lines, *_loading_lines()]) + "\n"
 
 
-# Programs that logits of exports were compared in, by family, and the test that does it.
-RUNTIMES = {"llama": "CTranslate2, ONNX Runtime"}
+# Programs other than llama.cpp that logits of exports are compared in, by family, in `test_runtimes.py`.
+RUNTIMES = {"llama": ("CTranslate2", "ONNX Runtime")}
 
 
 def _loading_lines() -> list[str]:
@@ -98,8 +99,8 @@ def _loading_lines() -> list[str]:
         "  it that computes the same, and what its KV cache then keeps. A test in every family",
         "  (`tests/conversion/test_export.py`; phi with `qk_layernorm`).",
         "- *compared in*: other programs in which a test compares an export's logits with the grouped",
-        "  model's (`tests/conversion/test_runtimes.py`). Families that llama.cpp was tried with:",
-        "  [serving.md](serving.md). Others: [serve elsewhere](guides/serve-elsewhere.md).",
+        "  model's (`tests/conversion/test_runtimes.py`; llama.cpp, by `--runtime gguf` and with the limits in",
+        "  [serving.md](serving.md): `tests/runtimes`). Others: [serve elsewhere](guides/serve-elsewhere.md).",
         "",
         "| family | MQA, GQA | MKVA, GKVA, GQKVA exported | unequal exported | its KV cache | compared in |",
         "| --- | --- | --- | --- | --- | --- |",
@@ -109,7 +110,8 @@ def _loading_lines() -> list[str]:
         stock = "stock" if family.is_native else "grouped"
         has_cache = any(attention.cache != "none" for attention in family.attention)
         cache = "keeps its heads" if family.is_native else "as the original model's"
-        runtimes = RUNTIMES.get(name, "-")
+        llama_cpp = ("llama.cpp",) if name in RUNTIME_FAMILIES else ()
+        runtimes = ", ".join((*llama_cpp, *RUNTIMES.get(name, ()))) or "-"
         lines.append(
             f"| {name} | {stock} | yes | {_unequal(family)} | {cache if has_cache else 'none'} | {runtimes} |"
         )

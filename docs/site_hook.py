@@ -22,7 +22,7 @@ TAKEN = (
     "benchmarks/README.md",
     "recipes/README.md",
     "recipes/*.yaml",
-    "recipes/accelerate/*.yaml",
+    "recipes/*/*.yaml",
     "recipes/demo/train.py",
 )
 

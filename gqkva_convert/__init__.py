@@ -15,7 +15,6 @@ from gqkva_convert.modeling.registration import register_when_loaded
 if TYPE_CHECKING:
     from gqkva_convert.cli.run import run as run
     from gqkva_convert.conversion.convert import convert as convert
-    from gqkva_convert.conversion.export import export as export
     from gqkva_convert.conversion.init import init as init
     from gqkva_convert.conversion.inspect import inspect as inspect
     from gqkva_convert.conversion.planning.command import plan as plan
@@ -27,6 +26,7 @@ if TYPE_CHECKING:
     from gqkva_convert.heads import HeadLayout as HeadLayout
     from gqkva_convert.hub.push import push as push
     from gqkva_convert.hub.report import report as report
+    from gqkva_convert.runtimes.export import export as export
     from gqkva_convert.uptraining.precompute import teacher as teacher
     from gqkva_convert.uptraining.settings import TrainingSettings as TrainingSettings
     from gqkva_convert.uptraining.uptrain import pretrain as pretrain
@@ -36,7 +36,7 @@ __version__ = "0.1.0"
 
 _PUBLIC = {
     "convert": "gqkva_convert.conversion.convert",
-    "export": "gqkva_convert.conversion.export",
+    "export": "gqkva_convert.runtimes.export",
     "init": "gqkva_convert.conversion.init",
     "inspect": "gqkva_convert.conversion.inspect",
     "plan": "gqkva_convert.conversion.planning.command",

@@ -22,9 +22,8 @@ from shown_commands import PAGES, ROOT, ShownBlock, mentioned_commands, shown_bl
 from gqkva_convert.cli import app
 from gqkva_convert.cli.run import commands
 
-# Pages of what this version may lack.
-HAS_RUNTIMES = any(parameter.name == "runtime" for parameter in commands()["export"].params)
-LATER = {"bench.md": "bench" in commands(), "serving.md": HAS_RUNTIMES, "benchmarks.md": HAS_RUNTIMES}
+# Pages of commands that this version may lack.
+LATER = {"bench.md": "bench" in commands()}
 CHECKED = [page for page in PAGES if LATER.get(page.name, True)]
 BLOCKS = [block for page in CHECKED for block in shown_blocks(page)]
 RUNNABLE = sorted({block.page for block in BLOCKS if block.needs is None})

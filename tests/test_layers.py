@@ -20,7 +20,7 @@ ORDER = [
     {"data"},
     {"calibration", "grouping"},
     {"conversion"},
-    {"evaluation", "uptraining"},
+    {"evaluation", "runtimes", "uptraining"},
     {"hub"},
     {"demo_model", "recipes"},
     {"cli"},

@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from gqkva_convert.checkpoint.sidecars import GGUF_REPORT
 from gqkva_convert.errors import OutputError
 
 
@@ -99,7 +100,8 @@ def _check_target(target: Path, overwrite: bool) -> None:
         return
     if not overwrite:
         raise OutputError(f"{target} already exists; choose another folder or give --overwrite")
-    is_checkpoint = target.is_dir() and not target.is_symlink() and (target / "config.json").is_file()
+    is_ours = any((target / name).is_file() for name in ("config.json", GGUF_REPORT))
+    is_checkpoint = target.is_dir() and not target.is_symlink() and is_ours
     if not is_checkpoint and not (target.is_dir() and not any(target.iterdir())):
         raise OutputError(f"{target} is not a checkpoint folder, so --overwrite does not replace it")
 

@@ -15,6 +15,8 @@ BENCH_PICTURE = "gqkva_bench.png"
 PAGE = "report.html"
 PICTURES = ("report-heads.png", "report-sizes.png", "report-quality.png", "report-loss.png")
 MEASURED = frozenset({EVALUATION, BENCH, BENCH_PICTURE, PAGE, *PICTURES, "README.md"})
+# The report beside a GGUF file.
+GGUF_REPORT = "gguf_report.json"
 
 # Weights of every format, indexes to them, and training leftovers: stale once the weights change.
 _STALE_ENDINGS = (
@@ -35,7 +37,7 @@ _STALE_ENDINGS = (
     ".tflite",
     ".lock",
 )
-_STALE_NAMES = frozenset({"config.json", REPORT, "trainer_state.json", "params.json"}) | MEASURED
+_STALE_NAMES = frozenset({"config.json", REPORT, GGUF_REPORT, "trainer_state.json", "params.json"}) | MEASURED
 # Configurations that may name code, as config.json may.
 _NAMES_CODE = frozenset(
     {

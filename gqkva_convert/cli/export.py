@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -22,19 +22,39 @@ def export_command(
             show_default=False,
         ),
     ] = None,
+    runtime: Annotated[
+        str | None,
+        typer.Option(
+            help="gguf: one file for llama.cpp, with the tokenizer; by default a checkpoint.",
+            show_default=False,
+        ),
+    ] = None,
+    dtype: Annotated[
+        str | None,
+        typer.Option(
+            help="With --runtime gguf: f32, f16, bf16 or q8_0; by default as the source.",
+            show_default=False,
+        ),
+    ] = None,
     max_shard_size: Annotated[
         str | None,
         typer.Option(help="Largest output file, such as 2GB; by default as the source.", show_default=False),
     ] = None,
     overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Replace OUT once the new checkpoint is complete.")
+        bool, typer.Option("--overwrite", help="Replace OUT once the new one is complete.")
     ] = False,
     as_json: Json = False,
 ) -> None:
-    """Rewrite a grouped checkpoint as a stock one that computes the same."""
+    """Rewrite a grouped checkpoint as a stock one, or as a GGUF file, that computes the same."""
+    from gqkva_convert.conversion.inspect import cache_bytes
+    from gqkva_convert.runtimes.export import require_options
+
+    require_options(runtime, dtype, max_shard_size)
+    if runtime is not None:
+        _export_gguf(model, out, architecture, dtype, overwrite, as_json)
+        return
     from gqkva_convert.conversion.convert import write
     from gqkva_convert.conversion.export import prepare_export
-    from gqkva_convert.conversion.inspect import cache_bytes
 
     conversion = prepare_export(model, out, architecture=architecture, max_shard_size=max_shard_size)
     with byte_progress(f"writing {conversion.target}", conversion.steps.nbytes) as progress:
@@ -57,10 +77,39 @@ def export_command(
         print_json(result)
         return
     variants = " and ".join(dict.fromkeys(block.target.name for block in blocks))
-    parameters, sizes = result["parameters"], result["bytes"]
+    what = architecture or f"stock {model_type}"
+    typer.echo(f"{conversion.target}: {what}, {variants}, {_sizes(result)}")
+
+
+def _export_gguf(
+    model: str, out: Path, architecture: str | None, dtype: str | None, overwrite: bool, as_json: bool
+) -> None:
+    from gqkva_convert.runtimes.gguf.write import prepare_gguf, write_gguf
+
+    prepared = prepare_gguf(model, out, architecture=architecture, dtype=dtype)
+    result = prepared.to_dict()
+    with byte_progress(f"writing {out / prepared.file_name}", prepared.work_bytes) as progress:
+        write_gguf(prepared, overwrite=overwrite, progress=progress)
+    if as_json:
+        print_json(result)
+        return
+    variants = " and ".join(dict.fromkeys(block.target.name for block in prepared.conversion.plan.blocks))
+    tokenizer = "/".join(result["tokenizer"].values())
     typer.echo(
-        f"{conversion.target}: {architecture or f'stock {model_type}'}, {variants}, "
-        f"parameters {human_count(parameters[0])} -> {human_count(parameters[1])}, "
-        f"weights {human_bytes(sizes[0])} -> {human_bytes(sizes[1])}, "
-        f"KV cache {human_bytes(cache[0])} -> {human_bytes(cache[1])} a token"
+        f"{out / prepared.file_name}: {result['architecture']}, {variants}, {result['dtype']}, "
+        f"tokenizer {tokenizer}, {_sizes(result)}"
     )
+    for note in result["notes"]:
+        typer.echo(f"note: {note}")
+
+
+def _sizes(result: dict[str, Any]) -> str:
+    """Parameters, weights and cache before and after."""
+    parts = []
+    for name, words, human in (
+        ("parameters", "parameters {} -> {}", human_count),
+        ("bytes", "weights {} -> {}", human_bytes),
+        ("kv_cache_bytes_per_token", "KV cache {} -> {} a token", human_bytes),
+    ):
+        parts.append(words.format(*map(human, result[name])))
+    return ", ".join(parts)

@@ -1,15 +1,15 @@
-"""`gqkva export`: the same function as a stock architecture."""
+"""The same function as a stock architecture: what `gqkva export` writes."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from gqkva_convert.architectures import Attention, Key
 from gqkva_convert.checkpoint.hub import locate
-from gqkva_convert.conversion.convert import Conversion, Progress, planned_conversion, write
+from gqkva_convert.conversion.convert import Conversion, planned_conversion
 from gqkva_convert.conversion.deci import DECI, require_deci_form
 from gqkva_convert.conversion.model import Block, SourceModel, active_norms, config_number, open_model
 from gqkva_convert.conversion.plan import BlockPlan, Plan
@@ -21,54 +21,39 @@ Slots = tuple[tuple[int | None, ...], ...]
 
 
 def prepare_export(
-    model: str | Path, out: str | Path, *, architecture: str | None = None, max_shard_size: str | None = None
-) -> Conversion:
-    """Plan an export without writing anything; takes the arguments of `export`."""
-    if architecture not in (None, DECI):
-        raise LayoutError(f"no architecture {architecture!r} to export to; leave it out or choose {DECI}")
-    located = locate(str(model), None)
-    source = open_model(located.folder)
-    max_shard_bytes = parse_size(max_shard_size) if max_shard_size else None
-    plan = export_plan(source) if architecture is None else deci_plan(source)
-    return planned_conversion(located, source, plan, Path(out), max_shard_bytes)
-
-
-def export(
     model: str | Path,
     out: str | Path,
     *,
-    architecture: str | None = None,
+    architecture: str | Callable[[SourceModel], str | None] | None = None,
     max_shard_size: str | None = None,
-    overwrite: bool = False,
-    progress: Progress | None = None,
-) -> Path:
-    """Rewrite a grouped checkpoint as a stock one that computes the same.
+) -> Conversion:
+    """Plan an export without writing anything; takes the arguments of `gqkva_convert.export`.
 
-    Query heads that attention heads share are repeated. Where the family reads ``num_key_value_heads``, keys
-    and values keep their number: heads that share them stand together, and groups of unequal size are filled
-    up with query heads whose output counts for nothing. Layers with fewer key/value heads than others
-    get copies, except under ``architecture="deci"``. Other families hold one head for each attention head, so
-    that theirs are repeated.
+    ``architecture`` may also be a function that chooses one when it sees the source.
+    """
+    if isinstance(architecture, str):
+        require_architecture(architecture)
+    located = locate(str(model), None)
+    source = open_model(located.folder)
+    max_shard_bytes = parse_size(max_shard_size) if max_shard_size else None
+    chosen = architecture(source) if callable(architecture) else architecture
+    plan = export_plan(source) if chosen is None else deci_plan(source)
+    return planned_conversion(located, source, plan, Path(out), max_shard_bytes)
 
-    Args:
-        model: Folder written by `convert`, or any checkpoint.
-        out: Folder to write.
-        architecture: ``"deci"`` for a Llama whose layers keep key/value heads of their own number, which
-            llama.cpp converts and runs and transformers has no class for; None for a stock architecture.
-        max_shard_size: Largest output file, such as ``"2GB"``; None keeps the source's division.
-        overwrite: Replace an existing checkpoint folder.
-        progress: Called with the number of output bytes just written.
 
-    Returns:
-        The folder written.
+def require_architecture(name: str) -> None:
+    """Refuse the name of an architecture that is not one of ours.
 
     Raises:
-        NotExpressibleError: No stock architecture of the family can hold the function; says why.
-        GqkvaError: With a message for the user; nothing stands under ``out`` then.
+        LayoutError: Names those that are.
     """
-    conversion = prepare_export(model, out, architecture=architecture, max_shard_size=max_shard_size)
-    write(conversion, overwrite=overwrite, progress=progress)
-    return conversion.target
+    if name != DECI:
+        raise LayoutError(f"no architecture {name!r} to export to; leave it out or choose {DECI}")
+
+
+def key_value_counts(model: SourceModel) -> list[int]:
+    """How many key/value heads each block needs."""
+    return [len(_readers(block.layout)) for block in model.blocks]
 
 
 def export_plan(model: SourceModel) -> Plan:
@@ -119,7 +104,9 @@ def deci_plan(model: SourceModel) -> Plan:
 def _architecture(model: SourceModel, plans: tuple[BlockPlan, ...]) -> str | None:
     """Mistral in place of a Llama whose heads do not divide its width; None for the family's own."""
     heads = plans[0].target.num_attention_heads
-    is_refused = model.family.model_type == "llama" and model.config["hidden_size"] % heads != 0
+    is_refused = (
+        model.family.model_type == "llama" and config_number(model.config, Key("hidden_size")) % heads != 0
+    )
     return "mistral" if is_refused else None
 
 
@@ -134,7 +121,7 @@ def _can_be_mistral(model: SourceModel) -> bool:
 
 def _dividing_size(config: dict[str, Any], groups: int, size: int) -> int:
     """The smallest group size from ``size`` on whose head count divides the width, as stock Llama demands."""
-    width = config["hidden_size"]
+    width = config_number(config, Key("hidden_size"))
     for wider in range(size, width // groups + 1):
         if width % (groups * wider) == 0:
             return wider

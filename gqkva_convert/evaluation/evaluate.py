@@ -17,7 +17,7 @@ from gqkva_convert.evaluation.embeddings import measure_embeddings
 from gqkva_convert.evaluation.masked import score_masked
 from gqkva_convert.evaluation.metrics import Metric
 from gqkva_convert.evaluation.perplexity import score_windows
-from gqkva_convert.evaluation.results import add_results, describe_run
+from gqkva_convert.evaluation.results import add_results, describe_run, require_writable
 from gqkva_convert.evaluation.samples import windows
 from gqkva_convert.evaluation.settings import EvaluationSettings
 from gqkva_convert.evaluation.subject import Begin, Subject, open_subject
@@ -72,6 +72,9 @@ def evaluate(
     """
     begin: Begin = stages or (lambda name, total: lambda count: None)
     located = locate(str(model), None)
+    kept = Path(model) if save and Path(model).is_dir() else None
+    if kept is not None:
+        require_writable(kept)
     subject = open_subject(located.folder, None if against is None else str(against), settings, begin)
     checkpoint = open_checkpoint(located.folder)
     common = {
@@ -79,18 +82,13 @@ def evaluate(
         "model_sha256": files_sha256({file.name: file for file in checkpoint.files}),
         **describe_run(),
     }
-    results = []
-    if settings.data is not None:
-        results.append({**_on_data(subject), **common})
-    if settings.tasks:
-        from gqkva_convert.evaluation.harness import run_tasks
-
-        for result in run_tasks(subject):
-            own = {"task": HARNESS, "split": None, "unit": "questions", **result}
-            own["settings"] = {**own["settings"], **_chosen(settings, "samples", "seed", "dtype")}
-            results.append({**own, **common})
-    if save and Path(model).is_dir():
-        add_results(Path(model), results)
+    parts = [part for part, asked in ((_on_data, settings.data), (_on_tasks, settings.tasks)) if asked]
+    results: list[dict[str, Any]] = []
+    for part in parts:
+        found = [{**result, **common} for result in part(subject)]
+        if kept is not None:
+            add_results(kept, found)  # before the next part, which may fail
+        results += found
     return results
 
 
@@ -98,23 +96,38 @@ def _chosen(settings: EvaluationSettings, *names: str) -> dict[str, Any]:
     return {name: getattr(settings, name) for name in names}
 
 
-def _on_data(subject: Subject) -> dict[str, Any]:
+def _on_tasks(subject: Subject) -> list[dict[str, Any]]:
+    from gqkva_convert.evaluation.harness import run_tasks
+
+    settings = _chosen(subject.settings, "samples", "seed", "dtype")
+    return [
+        {
+            "task": HARNESS,
+            "split": None,
+            "unit": "questions",
+            **result,
+            "settings": {**result["settings"], **settings},
+        }
+        for result in run_tasks(subject)
+    ]
+
+
+def _on_data(subject: Subject) -> list[dict[str, Any]]:
     settings = subject.settings
     with _fitting(subject):
         metrics, samples, unit, found = _measure(subject)
-    return {
-        "task": TITLES[subject.task],
-        "data": settings.data,
-        "split": settings.split,
-        "samples": samples,
-        "unit": unit,
-        "metrics": [metric.to_dict(settings.seed) for metric in metrics],
-        "settings": {
-            **found,
-            **_chosen(settings, "samples", "seed"),
-            "dtype": str(subject.model.dtype).removeprefix("torch."),
-        },
-    }
+    dtype = str(subject.model.dtype).removeprefix("torch.")
+    return [
+        {
+            "task": TITLES[subject.task],
+            "data": settings.data,
+            "split": settings.split,
+            "samples": samples,
+            "unit": unit,
+            "metrics": [metric.to_dict(settings.seed) for metric in metrics],
+            "settings": {**found, **_chosen(settings, "samples", "seed"), "dtype": dtype},
+        }
+    ]
 
 
 @contextmanager

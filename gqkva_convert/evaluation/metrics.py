@@ -8,6 +8,8 @@ from typing import Any
 
 import numpy as np
 
+from gqkva_convert.errors import EvaluationError
+
 Column = np.ndarray[Any, np.dtype[np.float64]]
 Statistic = Callable[..., Any]
 Interval = tuple[float, float]
@@ -37,7 +39,17 @@ class Metric:
     against: Sequence[Column] | None = None
 
     def to_dict(self, seed: int = 0) -> dict[str, Any]:
-        """The number with its interval, beside the other model's and the difference of both."""
+        """The number with its interval, beside the other model's and the difference of both.
+
+        Raises:
+            EvaluationError: It is not finite.
+        """
+        for columns, whose in ((self.columns, "the model"), (self.against or (), "that of --against")):
+            if not all(np.isfinite(column).all() for column in columns):
+                raise EvaluationError(
+                    f"{self.name}: {whose} gives answers that are not finite; its weights or the dtype "
+                    "overflow (gqkva verify looks for such weights)"
+                )
         found: dict[str, Any] = {
             "metric": self.name,
             "value": float(self.statistic(*self.columns, axis=-1)),

@@ -55,9 +55,25 @@ def read_results(folder: Path) -> list[dict[str, Any]]:
         return []
     data = read_json(path)
     results = data.get("results") if isinstance(data, dict) else None
-    if data.get("format_version") != FORMAT_VERSION or not isinstance(results, list):
+    if not isinstance(results, list) or data.get("format_version") != FORMAT_VERSION:
         raise CheckpointError(f"{path} is damaged or of another version; remove it and measure again")
     return [result for result in results if isinstance(result, dict)]
+
+
+def require_writable(folder: Path) -> None:
+    """Refuse a folder that results cannot be kept in, before hours of measuring.
+
+    Raises:
+        OutputError: It cannot be written.
+        CheckpointError: Its earlier results are damaged.
+    """
+    read_results(folder)
+    scratch = folder / f".{EVALUATION}.partial"
+    try:
+        scratch.touch()
+        scratch.unlink()
+    except OSError as error:
+        raise OutputError(f"cannot write into {folder}: {error.strerror}; use --no-save") from error
 
 
 def add_results(folder: Path, results: list[dict[str, Any]]) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from gqkva_convert.conversion.inspect import inspect
@@ -116,13 +117,14 @@ def estimate_recipe(
 
     found = []
     for line in lines:
-        options = line.step.options
+        options = _all_options(line)
         model = size_of(_subject(line))
         written = options.get(WRITES.get(line.step.command, ""))
         if written is not None and line.step.command != "plan":
             sizes[str(written)] = model  # an upper bound: conversions only get smaller
         others = [size_of(options[name]) for name in ("against", "teacher") if name in options]
-        found.append(_estimate(line, model, [size for size in others if size is not None], speed))
+        known = [size for size in others if size is not None]
+        found.append(_estimate(line.step.command, options, model, known, speed))
     return found
 
 
@@ -142,8 +144,19 @@ def _size(name: str, assume: Mapping[str, Assumed]) -> Size | None:
     return Size(facts["parameters"]["total"], facts["bytes"])
 
 
-def _estimate(line: CommandLine, model: Size | None, others: list[Size], speed: Speed) -> Estimate:
-    command, options = line.step.command, line.step.options
+def _all_options(line: CommandLine) -> dict[str, Any]:
+    """A step's options, and those of the file of settings that it names."""
+    options = dict(line.step.options)
+    if line.step.command in ("uptrain", "pretrain", "teacher") and "recipe" in options:
+        from gqkva_convert.uptraining.settings import read_recipe
+
+        options = {**read_recipe(Path(str(options["recipe"]))), **options}
+    return options
+
+
+def _estimate(
+    command: str, options: dict[str, Any], model: Size | None, others: list[Size], speed: Speed
+) -> Estimate:
     if command in ("inspect", "report", "push", "demo", "init", "teacher", "bench", "run"):
         return Estimate(seconds=None, note="short" if command in ("inspect", "report") else "not estimated")
     if model is None:

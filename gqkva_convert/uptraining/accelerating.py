@@ -99,9 +99,12 @@ def use_liger(model: Any) -> None:
     """
     try:
         from liger_kernel.transformers import _apply_liger_kernel_to_instance
+        from liger_kernel.transformers.monkey_patch import MODEL_TYPE_TO_APPLY_LIGER_FN
     except ImportError as error:
         raise TrainingError(
             "liger needs the package liger-kernel; pip install liger-kernel, or leave liger out"
         ) from error
+    if model.config.model_type not in MODEL_TYPE_TO_APPLY_LIGER_FN:
+        raise TrainingError(f"liger has no kernels for a {model.config.model_type}; leave liger out")
     # Losses over the vocabulary are computed in chunks here already.
     _apply_liger_kernel_to_instance(model=model, cross_entropy=False, fused_linear_cross_entropy=False)

@@ -30,6 +30,8 @@ from gqkva_convert.uptraining.weights import Average
 # Makes a batch of rows; without numbers nothing is drawn at random.
 Collate = Callable[[list[Row], list[int]], Batch]
 Watch = Callable[[dict[str, Any]], None]
+# Steps in a row that fp16's scaler leaves out before a run stops: from 65,536 it is then far below 1.
+OVERFLOW_LIMIT = 32
 STATE, ROWS_STATE = "trainer.json", "rows.pt"
 
 
@@ -91,6 +93,7 @@ class Trainer:
         self.folder = folder
         self.watch = watch
         self.progress = Progress()
+        self.overflows = 0
         self.parameters = sum(parameter.numel() for parameter in objective.student.parameters())
         self.plain = objective
         self.objective, self.optimizer = accelerator.prepare(objective, optimizer)
@@ -172,8 +175,12 @@ class Trainer:
         self.progress.tokens += counts.positions
         seconds = time.perf_counter() - started
         self.progress.seconds += seconds
-        if not finite and not (self.accelerator.mixed_precision == "fp16" and math.isfinite(found["loss"])):
+        if not finite and self.accelerator.mixed_precision == "fp16" and math.isfinite(found["loss"]):
+            self._overflowed()
+        elif not finite:
             self._leave_out(found["loss"], norm)
+        else:
+            self.overflows = 0
         self._report(found, counts, rate, norm, seconds, finite)
 
     def _batch(self, step: int, number: int) -> Batch:
@@ -186,6 +193,15 @@ class Trainer:
         if norm is None:
             return None
         return float(norm.full_tensor() if hasattr(norm, "full_tensor") else norm)
+
+    def _overflowed(self) -> None:
+        """Now and then fp16's gradients overflow, and its scaler halves their scale; not for ever."""
+        self.overflows += 1
+        if self.overflows >= OVERFLOW_LIMIT:
+            raise TrainingError(
+                f"fp16 gradients overflowed in {self.overflows} steps one after the other, up to step "
+                f"{self.progress.step}; use mixed_precision bf16 or a smaller learning_rate"
+            )
 
     def _leave_out(self, loss: float, norm: float | None) -> None:
         self.progress.left_out += 1

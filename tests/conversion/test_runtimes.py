@@ -1,7 +1,7 @@
-"""Exports answer the same in runtimes that know nothing of us: CTranslate2, ONNX Runtime and llama.cpp.
+"""Exports answer the same in runtimes that know nothing of us: CTranslate2 and ONNX Runtime.
 
 ``pip install -c constraints.txt -e '.[test,runtimes]' && pytest -m slow tests/conversion/test_runtimes.py``;
-`gguf_files.py` says how llama.cpp is found.
+llama.cpp has ``tests/runtimes/test_llama_cpp.py``.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from gguf_files import llama_cpp_logits, write_gguf
 from grouped_pairs import write_pair
 
 import gqkva_convert
@@ -78,17 +77,3 @@ def test_onnx_runtime(exported: Path, tmp_path: Path) -> None:
     session = onnxruntime.InferenceSession(str(tmp_path / "model.onnx"))
     (found,) = session.run(None, {session.get_inputs()[0].name: tokens.numpy()})
     assert np.abs(found - logits.numpy()).max() < 1e-4 * np.abs(logits.numpy()).max()
-
-
-@pytest.mark.parametrize("architecture", [None, "deci"])
-def test_llama_cpp(architecture: str | None, exported: Path, tmp_path: Path) -> None:
-    """Stock exports as ``llama``; layers with key/value heads of their own number as ``deci``."""
-    folder = exported
-    if architecture is not None:
-        folder = export(exported.parent / "grouped", tmp_path / "deci", architecture=architecture)
-    tokens, logits = tokens_and_logits(exported)
-    write_gguf(folder, tmp_path / "model.gguf")
-    found = llama_cpp_logits(tmp_path / "model.gguf", tokens[0].tolist())
-    assert found.shape == logits[0].shape
-    assert (found - logits[0]).abs().max() < 1e-4 * logits.abs().max()
-    assert found.argmax(-1).tolist() == logits[0].argmax(-1).tolist()

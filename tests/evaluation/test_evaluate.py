@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import shutil
 from collections.abc import Callable
 from io import BytesIO
 from pathlib import Path
@@ -84,8 +85,6 @@ def test_a_model_agrees_with_itself(gqkva: Run, decoder: Path, tmp_path: Path) -
 
 def test_results_of_other_weights_are_dropped(gqkva: Run, decoder: Path, tmp_path: Path) -> None:
     """Numbers beside weights must be of these weights; the same measurement again replaces its own."""
-    import shutil
-
     folder = Path(shutil.copytree(decoder, tmp_path / "model"))
     data = learners.write_texts(tmp_path / "texts.jsonl", 10)
     for arguments in ((), (), ("--stride", 16)):
@@ -283,6 +282,40 @@ def test_refusals_are_one_line(
     assert message in result.stderr
     assert len(result.stderr.strip().splitlines()) == 1
     assert not (decoder / "gqkva_evaluation.json").exists()
+
+
+def test_answers_that_are_not_finite_are_no_result(gqkva: Run, decoder: Path, tmp_path: Path) -> None:
+    """NaN in a file of results would be worse than none."""
+    from safetensors.torch import load_file, save_file
+
+    folder = Path(shutil.copytree(decoder, tmp_path / "broken"))
+    weights = load_file(folder / "model.safetensors")
+    weights["model.norm.weight"][0] = float("nan")
+    save_file(weights, folder / "model.safetensors", {"format": "pt"})
+    data = learners.write_texts(tmp_path / "texts.jsonl", 4)
+    result = gqkva("evaluate", folder, "--data", data)
+    assert result.exit_code == 13
+    assert "perplexity: the model gives answers that are not finite" in result.stderr
+    against = gqkva("evaluate", decoder, "--against", folder, "--data", data, "--no-save")
+    assert "that of --against gives answers that are not finite" in against.stderr
+
+
+def test_a_folder_that_cannot_be_written_is_refused_first(
+    gqkva: Run, decoder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not after hours of measuring; damaged results are named as early."""
+    (tmp_path / "texts.jsonl").write_text("")  # would be refused next
+    folder = Path(shutil.copytree(decoder, tmp_path / "model"))
+    (folder / "gqkva_evaluation.json").write_text("[]")
+    result = gqkva("evaluate", folder, "--data", tmp_path / "texts.jsonl")
+    assert (result.exit_code, "is damaged or of another version" in result.stderr) == (3, True)
+
+    def refuse(self: Path, *_: object, **__: object) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "touch", refuse)
+    result = gqkva("evaluate", decoder, "--data", tmp_path / "texts.jsonl")
+    assert (result.exit_code, "Permission denied; use --no-save" in result.stderr) == (7, True)
 
 
 def test_a_model_that_nothing_is_measured_of(gqkva: Run, tiny: Callable[[str], Path], tmp_path: Path) -> None:

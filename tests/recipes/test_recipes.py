@@ -25,7 +25,9 @@ from gqkva_convert.recipes.schema import Recipe
 
 Run = Callable[..., Result]
 ROOT = Path(__file__).parents[2]
-RECIPES = sorted(path for path in (ROOT / "recipes").rglob("*.yaml") if path.parent.name != "accelerate")
+RECIPES = sorted(
+    path for path in (ROOT / "recipes").rglob("*.yaml") if path.parent.name not in ("accelerate", "uptrain")
+)
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
 

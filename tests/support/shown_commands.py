@@ -11,10 +11,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[2]
 PAGES = (ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md")))
 # Pages whose blocks all need the same.
-NEEDS = {
-    ROOT / "docs" / "bench.md": "converted models and their originals",
-    ROOT / "docs" / "serving.md": "a model of 1B, llama.cpp",
-}
+NEEDS = {ROOT / "docs" / "bench.md": "converted models and their originals"}
 PROGRAMS = ("gqkva", "pip", "accelerate", "python")
 
 _BLOCK = re.compile(

@@ -310,6 +310,21 @@ def test_losses_that_are_not_finite_are_left_out_and_end_the_run(
     assert not (tmp_path / "other").exists()
 
 
+def test_endless_overflow_of_fp16_stops_a_run(
+    lesson: Lesson, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A night of steps that are all left out would be wasted; single ones are how its scaler works."""
+    from accelerate import Accelerator
+
+    from gqkva_convert.uptraining.engine import OVERFLOW_LIMIT, Trainer
+
+    norms = iter([*[1.0, float("inf")] * 5, *[float("inf")] * 1000])
+    monkeypatch.setattr(Accelerator, "mixed_precision", "fp16")
+    monkeypatch.setattr(Trainer, "_clipped", lambda self: next(norms))
+    with pytest.raises(TrainingError, match=f"overflowed in {OVERFLOW_LIMIT} steps one after the other"):
+        train(lesson, tmp_path / "out", tokens=400 * 8 * 16, matching=0.0, evaluation_steps=1000)
+
+
 def test_a_run_stops_when_it_is_close_enough(lesson: Lesson, tmp_path: Path) -> None:
     result = train(lesson, tmp_path / "out", tokens=400 * 8 * 16, stop_within="50%")
     assert result["steps"] <= 3

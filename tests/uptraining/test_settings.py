@@ -58,6 +58,11 @@ def test_recipes_that_are_none_are_refused(text: str | None, message: str, tmp_p
         read_recipe(tmp_path / "r.yaml")
 
 
+@pytest.mark.parametrize("recipe", sorted(Path(__file__).parents[2].glob("recipes/uptrain/*.yaml")), ids=str)
+def test_shipped_recipes_are_settings(recipe: Path) -> None:
+    make_settings(read_recipe(recipe), recipe.name)
+
+
 @pytest.mark.parametrize("kind", ["cosine", "linear", "wsd", "constant"])
 def test_rates_rise_hold_and_fall(kind: str) -> None:
     """Matching falls to its end; then never above the highest rate, and low at the end."""

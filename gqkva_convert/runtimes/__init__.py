@@ -1,0 +1,1 @@
+"""What runtimes other than transformers read: a GGUF file for llama.cpp."""
