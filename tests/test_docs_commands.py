@@ -123,7 +123,7 @@ def test_what_runs_elsewhere_says_what_it_needs() -> None:
     unmarked = [
         place(block)
         for block in BLOCKS
-        if block.needs is None and any(words[0] in ("pip", "pytest") for words in block.commands)
+        if block.needs is None and any(is_elsewhere(words) for words in block.commands)
     ]
     assert unmarked == []
 

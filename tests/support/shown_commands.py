@@ -11,7 +11,10 @@ from pathlib import Path
 ROOT = Path(__file__).parents[2]
 PAGES = (ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md")))
 # Pages whose blocks all need the same.
-NEEDS = {ROOT / "docs" / "bench.md": "converted models and their originals"}
+NEEDS = {
+    ROOT / "docs" / "bench.md": "converted models and their originals",
+    ROOT / "docs" / "benchmarks.md": "a checkout, disks and hours",
+}
 PROGRAMS = ("gqkva", "pip", "accelerate", "python")
 
 _BLOCK = re.compile(
@@ -19,6 +22,7 @@ _BLOCK = re.compile(
     r"^(?P<indent> *)(?P<fence>`{3,})(?P<language>[^\n`]*)\n(?P<text>.*?)^(?P=indent)(?P=fence)$",
     re.MULTILINE | re.DOTALL,
 )
+_SETTINGS = re.compile(r"^(?:[A-Z_]+=\S* )+")
 _INLINE = re.compile(r"(?<!`)`(gqkva [a-z][^`\n]*)`(?!`)")
 
 
@@ -52,6 +56,7 @@ class ShownBlock:
 
 
 def _parts(line: str) -> list[str]:
+    line = _SETTINGS.sub("", line)
     if not line.startswith(tuple(f"{program} " for program in PROGRAMS)):
         return []
     return line.split("&&")
