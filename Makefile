@@ -1,4 +1,4 @@
-.PHONY: check test slow format gpu bench
+.PHONY: check test slow format docs gpu bench
 
 check: ## everything CI checks, in this environment
 	ruff format --check .
@@ -17,6 +17,9 @@ format: ## format the code and write the generated docs
 	ruff format .
 	ruff check --fix .
 	python docs/generate.py
+
+docs: ## the documentation as a site in site/; wants '.[docs]'
+	NO_MKDOCS_2_WARNING=1 mkdocs build --strict
 
 gpu: ## tests and benchmarks that need a CUDA device
 	pytest -m gpu tests

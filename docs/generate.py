@@ -1,4 +1,4 @@
-"""Write the generated pages: docs/cli.md from help texts, docs/families.md and docs/errors.md from tables.
+"""Write the generated pages: from help texts, tables, docstrings and the classes that check settings.
 
 python docs/generate.py            # write them
 python docs/generate.py --check    # fail if one is out of date
@@ -8,18 +8,22 @@ from __future__ import annotations
 
 import inspect
 import os
+import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from typer.testing import CliRunner
 
+import gqkva_convert
 from gqkva_convert import errors
-from gqkva_convert.architectures import FAMILIES, Attention, Family
+from gqkva_convert.architectures import FAMILIES, Attention, Family, Key
 from gqkva_convert.cli import app
 from gqkva_convert.cli.run import commands
 from gqkva_convert.recipes.commands import NO_STEPS, RESERVED
 from gqkva_convert.recipes.schema import Assumed, Gpus, Recipe, Step
+from gqkva_convert.runtimes.gguf.families import RUNTIME_FAMILIES
 from gqkva_convert.uptraining.settings import TrainingSettings
 
 DOCS = Path(__file__).parent
@@ -76,7 +80,66 @@ def families_page() -> str:
     for name in sorted(FAMILIES):
         for part, kinds in FAMILIES[name].parts.items():
             lines.append(f"- `{part}`: {' and '.join(kinds)}")
-    return "\n".join(lines) + "\n"
+    return "\n".join([*lines, *_loading_lines()]) + "\n"
+
+
+# Programs other than llama.cpp that logits of exports are compared in, by family, in `test_runtimes.py`.
+RUNTIMES = {"llama": ("CTranslate2", "ONNX Runtime")}
+
+
+def _loading_lines() -> list[str]:
+    """What loads which result, as far as tables and tests tell."""
+    lines = [
+        "",
+        "## What loads where",
+        "",
+        "- *MQA, GQA*: whether the conversion itself is a stock checkpoint of transformers. Where it is not,",
+        "  and for GKVA, MKVA, GQKVA and unequal groups in all families, the result is a grouped model,",
+        "  which transformers loads with `trust_remote_code=True` or beside `import gqkva_convert`.",
+        "- *exported*: whether [`gqkva export`](grouped-models.md#exporting) makes a stock checkpoint of",
+        "  it that computes the same, and what its KV cache then keeps. A test in every family",
+        "  (`tests/conversion/test_export.py`; phi with `qk_layernorm`).",
+        "- *compared in*: other programs in which a test compares an export's logits with the grouped",
+        "  model's: `tests/conversion/test_runtimes.py`; of llama.cpp, by `--runtime gguf` and with the",
+        "  limits in [serving.md](serving.md), `tests/runtimes`. Others:",
+        "  [serve elsewhere](guides/serve-elsewhere.md).",
+        "",
+        "| family | MQA, GQA | MKVA, GKVA, GQKVA exported | unequal exported | its KV cache | compared in |",
+        "| --- | --- | --- | --- | --- | --- |",
+    ]
+    for name in sorted(FAMILIES):
+        family = FAMILIES[name]
+        stock = "stock" if family.is_native else "grouped"
+        has_cache = any(attention.cache != "none" for attention in family.attention)
+        cache = "keeps its heads" if family.is_native else "as the original model's"
+        llama_cpp = ("llama.cpp",) if name in RUNTIME_FAMILIES else ()
+        runtimes = ", ".join((*llama_cpp, *RUNTIMES.get(name, ()))) or "-"
+        lines.append(
+            f"| {name} | {stock} | yes | {_unequal(family)} | {cache if has_cache else 'none'} | {runtimes} |"
+        )
+    lines += [
+        "",
+        "Where layers keep different numbers of key/value heads, an export gives all of them the largest",
+        "number; `--architecture deci` keeps each layer's, for Llama and for Mistral without a window, which",
+        "llama.cpp alone loads.",
+    ]
+    return lines
+
+
+def _unequal(family: Family) -> str:
+    """Whether heads can be added to a stock model of a family: what `conversion/export.py` asks."""
+    if not family.is_native:
+        return "yes"
+    reasons = []
+    for attention in family.attention:
+        if any(norm.span == "all_heads" for norm in attention.norms):
+            reasons.append("no: one norm over all heads")
+        elif not isinstance(attention.head_dim, Key):
+            reasons.append("no: heads as wide as hidden_size / num_attention_heads")
+        reasons += [
+            f"not with `{norm.key}`" for norm in attention.norms if norm.ignores_head_dim and not reasons
+        ]
+    return ", ".join(dict.fromkeys(reasons)) or "yes"
 
 
 def _family_row(family: Family, attention: Attention) -> str:
@@ -188,8 +251,93 @@ def schema_page() -> str:
     return "\n".join(lines) + "\n"
 
 
+def python_page() -> str:
+    """Signature and docstring of everything in `gqkva_convert.__all__`."""
+    parts = [
+        "# Python\n",
+        "Generated from the docstrings of `gqkva_convert.__all__` by `python docs/generate.py`. Functions",
+        "are those of the command line ([cli.md](cli.md)); importing the package loads neither torch nor",
+        "transformers.\n",
+    ]
+    found = {name: getattr(gqkva_convert, name) for name in gqkva_convert.__all__}
+    ordered = [name for name in (*COMMANDS, *found) if name in found]
+    for name in dict.fromkeys(ordered):
+        parts.append(f"## {name}\n\n{_signature(name, found[name])}\n\n{_described(found[name])}\n")
+    return "\n".join(parts)
+
+
+def _signature(name: str, thing: Any) -> str:
+    if inspect.isclass(thing) and issubclass(thing, Exception):
+        return f"```py\nclass {name}(Exception)\n```"
+    if thing is TrainingSettings:
+        return "```py\nTrainingSettings(*, data, tokens=None, teacher=None, ...)\n```"
+    line = _call(name, thing)
+    if len(line) > 90:
+        line = _call(name, thing, apart=True)
+    return f"```py\n{line}\n```"
+
+
+def _call(name: str, thing: Any, *, apart: bool = False) -> str:
+    """A function or class with its parameters, a line each where they stand apart."""
+    signature = inspect.signature(thing)
+    shown: list[str] = []
+    for parameter in signature.parameters.values():
+        if parameter.kind is parameter.KEYWORD_ONLY and "*" not in shown:
+            shown.append("*")
+        part = parameter.name
+        if parameter.annotation is not parameter.empty:
+            part += f": {parameter.annotation}"
+        if parameter.default is not parameter.empty:
+            default = parameter.default
+            part += f" = {default.__name__ if inspect.isfunction(default) else repr(default)}"
+        shown.append(part)
+    returned = signature.return_annotation
+    behind = "" if inspect.isclass(thing) or returned is signature.empty else f" -> {returned}"
+    if apart:
+        return f"{name}(\n" + "".join(f"    {part},\n" for part in shown) + f"){behind}"
+    return f"{name}({', '.join(shown)}){behind}"
+
+
+_SECTIONS = ("Args", "Returns", "Raises", "Attributes")
+
+
+def _described(thing: Any) -> str:
+    """A docstring as Markdown: its sections as lists."""
+    lines: list[str] = []
+    section = ""
+    if thing is TrainingSettings:
+        return "Every setting: [training-settings.md](training-settings.md)."
+    for line in (inspect.getdoc(thing) or "").replace("``", "`").splitlines():
+        if line.rstrip(":") in _SECTIONS and line.endswith(":"):
+            section = line.rstrip(":")
+            lines += [f"**{section}**", ""]
+        elif section in ("Args", "Raises", "Attributes") and re.match(r"    \S+: ", line):
+            name, _, rest = line.strip().partition(": ")
+            lines.append(f"- `{name}`: {rest}")
+        elif section and line.startswith("    "):
+            lines.append(f"  {line.strip()}" if section != "Returns" else line.strip())
+        else:
+            lines.append(line)
+    if inspect.isclass(thing):
+        lines += _methods(thing)
+    return "\n".join(lines)
+
+
+def _methods(thing: type) -> list[str]:
+    """A class's public methods and properties, a line each."""
+    shown = []
+    for name, value in vars(thing).items():
+        plain = getattr(value, "__func__", getattr(value, "fget", value))
+        if not name.startswith("_") and inspect.isfunction(plain):
+            call = name if isinstance(value, property) else _call(name, getattr(thing, name))
+            says = (inspect.getdoc(value) or "").replace("``", "`").splitlines()[:1]
+            shown.append(": ".join([f"- `{call}`", *says]))
+    return ["", "**Methods and properties**", "", *shown] if shown else []
+
+
 PAGES: dict[str, Callable[[], str]] = {
     "cli.md": cli_page,
+    "python.md": python_page,
     "training-settings.md": settings_page,
     "recipe-schema.md": schema_page,
     "families.md": families_page,

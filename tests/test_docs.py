@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -9,12 +10,14 @@ from pathlib import Path
 import pytest
 from typer.testing import Result
 
+import gqkva_convert
 from gqkva_convert import errors
 from gqkva_convert.architectures import FAMILIES
 from gqkva_convert.heads import GROUPINGS
 from gqkva_convert.transforms.merge import RULES
 
 ROOT = Path(__file__).parents[1]
+FAMILIES_PAGE = ROOT / "docs" / "families.md"
 COMMANDS = (
     "inspect",
     "plan",
@@ -32,7 +35,11 @@ COMMANDS = (
     "push",
     "demo",
 )
-PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [
+    *sorted(ROOT.glob("*.md")),
+    *sorted((ROOT / "docs").rglob("*.md")),
+    *(ROOT / folder / "README.md" for folder in ("recipes", "benchmarks")),
+]
 
 
 def test_every_command_has_help_and_a_section(gqkva: Callable[..., Result]) -> None:
@@ -55,11 +62,41 @@ def test_the_readme_shows_commands_that_parse(gqkva: Callable[..., Result]) -> N
             assert option in help_text, f"{command} {option}"
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def prose(page: Path) -> str:
+    """A page without its code."""
+    text = re.sub(r"^ *```.*?^ *```$", "", page.read_text(), flags=re.MULTILINE | re.DOTALL)
+    return re.sub(r"(?<!`)`[^`\n]*`(?!`)", lambda code: code[0].replace("[", "").replace("]", ""), text)
+
+
+@functools.cache
+def anchors(page: Path) -> set[str]:
+    """Names of a page's headings, as GitHub makes them."""
+    found: set[str] = set()
+    for heading in re.findall(r"^#+ (.*)$", prose(page), re.MULTILINE):
+        slug = re.sub(r"[^\w\- ]", "", re.sub(r"\]\([^)]*\)", "", heading).lower()).strip().replace(" ", "-")
+        number = sum(
+            name == slug or re.fullmatch(rf"{re.escape(slug)}-\d+", name) is not None for name in found
+        )
+        found.add(f"{slug}-{number}" if slug in found else slug)
+    return found
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_links_lead_somewhere(page: Path) -> None:
     """A dead link is the first thing a newcomer meets."""
-    for target in re.findall(r"\]\((?!http)([^)#]+)", page.read_text()):
-        assert (page.parent / target).exists(), target
+    for target, anchor in re.findall(r"\]\((?!https?:)([^)#\s]*)(?:#([^)\s]+))?\)", prose(page)):
+        wanted = (page.parent / target).resolve() if target else page
+        assert wanted.exists(), target
+        assert wanted.is_relative_to(ROOT), target
+        if anchor:
+            assert anchor in anchors(wanted), f"{target}#{anchor}"
+
+
+def test_every_page_is_in_the_navigation() -> None:
+    """A page that nothing leads to is not read."""
+    listed = (ROOT / "mkdocs.yml").read_text()
+    for page in sorted((ROOT / "docs").rglob("*.md")):
+        assert f": {page.relative_to(ROOT / 'docs')}\n" in listed
 
 
 def test_every_method_is_described() -> None:
@@ -70,8 +107,23 @@ def test_every_method_is_described() -> None:
 
 def test_every_family_is_listed() -> None:
     """Users look for their model first."""
-    page = (ROOT / "docs" / "families.md").read_text()
+    page = FAMILIES_PAGE.read_text()
     assert all(f"| {name} |" in page for name in FAMILIES)
+
+
+def test_families_without_a_stock_form_of_unequal_groups_are_told() -> None:
+    """The page must say what `tests/conversion/test_export.py` finds to be refused."""
+    rows = re.findall(
+        r"^\| (\w+) \| (?:stock|grouped) \| yes \| (\w+)", FAMILIES_PAGE.read_text(), re.MULTILINE
+    )
+    assert {name for name, _ in rows} == set(FAMILIES)
+    assert {name for name, exported in rows if exported != "yes"} == {"olmo2", "phi", "stablelm"}
+
+
+def test_every_public_name_is_described() -> None:
+    """Whoever works from Python looks here first."""
+    page = (ROOT / "docs" / "python.md").read_text()
+    assert all(f"## {name}\n" in page for name in gqkva_convert.__all__)
 
 
 def test_every_error_has_its_own_documented_exit_code() -> None:

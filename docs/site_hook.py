@@ -1,0 +1,61 @@
+"""What mkdocs does beside its own: pages of the repository that lie outside docs/, and no foreign parts.
+
+Links lead where they lead on GitHub: those that leave docs/ are turned to the same file in the site.
+"""
+
+from __future__ import annotations
+
+import posixpath
+import re
+from pathlib import Path
+from typing import Any
+
+from mkdocs.exceptions import PluginError
+from mkdocs.structure.files import File
+
+ROOT = Path(__file__).parents[1]
+# Where files from outside docs/ stand in the site.
+OUTSIDE = "repository"
+TAKEN = (
+    "CHANGELOG.md",
+    "CONTRIBUTING.md",
+    "benchmarks/README.md",
+    "recipes/README.md",
+    "recipes/*.yaml",
+    "recipes/*/*.yaml",
+    "recipes/demo/train.py",
+)
+
+_LINK = re.compile(r"(\]\()(?!https?:|mailto:|#)([^)#\s]+)")
+_FOREIGN = re.compile(r"<(?:script|img|iframe)[^>]*\ssrc=.?(?:https?:)?//|<link[^>]*stylesheet[^>]*//")
+
+
+def on_files(files: Any, config: Any) -> Any:
+    """Add the files from outside docs/."""
+    for pattern in TAKEN:
+        for path in sorted(ROOT.glob(pattern)):
+            place = f"{OUTSIDE}/{path.relative_to(ROOT).as_posix()}"
+            files.append(File.generated(config, place, abs_src_path=str(path)))
+    return files
+
+
+def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
+    """Turn links that leave docs/, or lead back into it."""
+    here = page.file.src_uri
+    source = here.removeprefix(f"{OUTSIDE}/") if here.startswith(f"{OUTSIDE}/") else f"docs/{here}"
+
+    def turned(link: re.Match[str]) -> str:
+        wanted = posixpath.normpath(posixpath.join(posixpath.dirname(source), link[2]))
+        inside = wanted.startswith("docs/")
+        place = wanted.removeprefix("docs/") if inside else f"{OUTSIDE}/{wanted}"
+        return link[1] + posixpath.relpath(place, posixpath.dirname(here) or ".")
+
+    return _LINK.sub(turned, markdown)
+
+
+def on_post_page(output: str, page: Any, **_: Any) -> str:
+    """Refuse a page that would fetch something from elsewhere."""
+    found = _FOREIGN.search(output)
+    if found:
+        raise PluginError(f"{page.file.src_uri} would fetch from elsewhere: {found[0]}")
+    return output

@@ -1,0 +1,79 @@
+"""Commands as the documentation shows them: fenced blocks, and what a block says it needs."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+PAGES = (ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md")))
+# Pages whose blocks all need the same.
+NEEDS = {
+    ROOT / "docs" / "bench.md": "converted models and their originals",
+    ROOT / "docs" / "benchmarks.md": "a checkout, disks and hours",
+}
+PROGRAMS = ("gqkva", "pip", "accelerate", "python")
+
+_BLOCK = re.compile(
+    r"(?:^ *<!-- needs: (?P<needs>[^\n]+) -->\n+)?"
+    r"^(?P<indent> *)(?P<fence>`{3,})(?P<language>[^\n`]*)\n(?P<text>.*?)^(?P=indent)(?P=fence)$",
+    re.MULTILINE | re.DOTALL,
+)
+_SETTINGS = re.compile(r"^(?:[A-Z_]+=\S* )+")
+_INLINE = re.compile(r"(?<!`)`(gqkva [a-z][^`\n]*)`(?!`)")
+
+
+@dataclass(frozen=True)
+class ShownBlock:
+    """A fenced block.
+
+    Attributes:
+        page: Where it stands.
+        line: Line of the page on which the block begins.
+        language: What stands behind the fence.
+        text: What it holds.
+        needs: What it takes to run it here, as the comment before it says; None where nothing.
+    """
+
+    page: Path
+    line: int
+    language: str
+    text: str
+    needs: str | None
+
+    @property
+    def commands(self) -> tuple[tuple[str, ...], ...]:
+        """Words of its lines that begin with one of `PROGRAMS`; what follows `&&` is one more."""
+        lines = self.text.replace("\\\n", " ").splitlines()
+        return tuple(tuple(shlex.split(part, comments=True)) for line in lines for part in _parts(line))
+
+    @property
+    def is_python(self) -> bool:
+        return self.language.strip() == "python"
+
+
+def _parts(line: str) -> list[str]:
+    line = _SETTINGS.sub("", line)
+    if not line.startswith(tuple(f"{program} " for program in PROGRAMS)):
+        return []
+    return line.split("&&")
+
+
+def shown_blocks(page: Path) -> Iterator[ShownBlock]:
+    """Blocks of a page that hold commands or Python."""
+    text = page.read_text(encoding="utf-8")
+    for found in _BLOCK.finditer(text):
+        line = text.count("\n", 0, found.start("fence")) + 1
+        inside = re.sub(rf"^{found['indent']}", "", found["text"], flags=re.MULTILINE)
+        block = ShownBlock(page, line, found["language"], inside, found["needs"] or NEEDS.get(page))
+        if block.is_python or block.commands:
+            yield block
+
+
+def mentioned_commands(page: Path) -> list[tuple[str, ...]]:
+    """Words of commands that stand in the text: `gqkva` and what follows it, values maybe left out."""
+    text = _BLOCK.sub("", page.read_text(encoding="utf-8"))
+    return [tuple(shlex.split(found)) for found in _INLINE.findall(text)]
