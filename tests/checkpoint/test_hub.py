@@ -69,7 +69,7 @@ def test_a_model_the_hub_does_not_give_is_one_line(name: str, words: str, hub: H
         assert TOKEN not in result.stderr
 
 
-@pytest.mark.parametrize("how", ["offline", "unreachable"])
+@pytest.mark.parametrize("how", ["offline", pytest.param("unreachable", marks=pytest.mark.slow)])
 def test_without_a_network_the_reason_is_named(how: str, gqkva: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     """Clusters often have no route to the Hub."""
     if how == "offline":
