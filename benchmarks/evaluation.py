@@ -16,8 +16,8 @@ from pathlib import Path
 from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
 
-from gqkva_convert.data.library import iter_texts
 from gqkva_convert.data.processors import load_processor
+from gqkva_convert.data.python_library import iter_texts
 from gqkva_convert.demo_model.demo import MODEL
 from gqkva_convert.evaluation.perplexity import load_causal_lm, score_windows
 from gqkva_convert.evaluation.results import machine

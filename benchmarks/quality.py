@@ -29,7 +29,7 @@ import torch
 
 import gqkva_convert
 from gqkva_convert.calibration.data import DataSettings
-from gqkva_convert.data.library import iter_texts
+from gqkva_convert.data.python_library import iter_texts
 from gqkva_convert.demo_model.demo import MODEL, held_out_windows
 from gqkva_convert.modeling.loading import load_model
 

@@ -31,7 +31,7 @@ from machine import describe_machine
 
 import gqkva_convert
 from gqkva_convert.calibration.data import DataSettings
-from gqkva_convert.data.library import iter_texts
+from gqkva_convert.data.python_library import iter_texts
 from gqkva_convert.demo_model.demo import MODEL
 from gqkva_convert.uptraining.settings import TrainingSettings, parse_count
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from gqkva_convert.errors import CheckpointError, first_line
 from gqkva_convert.modeling.families import GROUPED_FAMILIES, MODEL_TYPE_PREFIX
+from gqkva_convert.modeling.quiet import quiet_transformers
 from gqkva_convert.modeling.resize import find_block
 
 # A model up to this size is simply loaded; a larger one is read layer by layer in every pass.
@@ -34,8 +35,7 @@ def load_network(folder: Path, nbytes: int, fallback: str) -> Any:
 
     from gqkva_convert.modeling import classes
 
-    transformers.logging.set_verbosity_error()
-    transformers.logging.disable_progress_bar()
+    quiet_transformers()
     options: dict[str, Any] = {"dtype": torch.float32 if nbytes <= FLOAT32_BYTES else "auto"}
     if torch.cuda.is_available():
         options["device_map"] = "auto"

@@ -52,3 +52,13 @@ def read_json(path: Path) -> Any:
 def write_json(path: Path, data: Any) -> None:
     """Write JSON as transformers does: indented by two, with a final newline."""
     path.write_text(json.dumps(data, indent=2) + "\n", encoding="utf-8")
+
+
+def replace_json(path: Path, data: Any) -> None:
+    """Write JSON over an older file, which stays as it is until the new one is complete."""
+    scratch = path.with_name(f".{path.name}.new")
+    try:
+        write_json(scratch, data)
+        scratch.replace(path)
+    finally:
+        scratch.unlink(missing_ok=True)

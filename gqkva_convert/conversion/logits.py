@@ -19,6 +19,7 @@ from gqkva_convert.conversion.report import count_parameters
 from gqkva_convert.conversion.steps import make_steps
 from gqkva_convert.errors import OutputError
 from gqkva_convert.modeling.loading import example_inputs, load_model, main_output
+from gqkva_convert.modeling.quiet import quiet_transformers
 from gqkva_convert.transforms.merge import RULES
 
 # float32 bytes of weights that these checks may load; a larger model is cut to a few layers.
@@ -156,10 +157,8 @@ def _unchanged_plan(plan: Plan) -> Plan:
 def _logits(folder: Path, fallback: str) -> tuple[Any, str | None]:
     """What a model says about fixed inputs in float32, or what went wrong while loading or running."""
     import torch
-    import transformers
 
-    transformers.logging.set_verbosity_error()
-    transformers.logging.disable_progress_bar()
+    quiet_transformers()
     try:
         network = load_model(folder, fallback)
         with torch.inference_mode():

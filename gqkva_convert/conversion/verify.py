@@ -14,7 +14,7 @@ from gqkva_convert.checkpoint.digest import file_sha256
 from gqkva_convert.checkpoint.dtypes import FLOATS
 from gqkva_convert.checkpoint.folder import Checkpoint
 from gqkva_convert.checkpoint.hub import locate
-from gqkva_convert.checkpoint.jsonfile import write_json
+from gqkva_convert.checkpoint.jsonfile import replace_json
 from gqkva_convert.checkpoint.reader import TensorReader
 from gqkva_convert.checkpoint.sidecars import REPORT
 from gqkva_convert.conversion.compute import step_bytes
@@ -330,10 +330,8 @@ def _is_recomputed(
 
 def _store(folder: Path, report: dict[str, Any], result: dict[str, Any]) -> bool:
     """Put the proof into the report; says whether the folder could be written."""
-    path, scratch = folder / REPORT, folder / f".{REPORT}.new"
     try:
-        write_json(scratch, {**report, "verification": result})
-        scratch.replace(path)
+        replace_json(folder / REPORT, {**report, "verification": result})
     except OSError:
         return False
     return True

@@ -80,7 +80,7 @@ def _library(part: str, *, streaming: bool) -> Any:
     """Files of the standard library; those to measure on are the ones the built-in model has not seen."""
     import datasets
 
-    from gqkva_convert.data.library import iter_texts
+    from gqkva_convert.data.python_library import iter_texts
 
     texts = [text for _, text in iter_texts(held_out=part == TEST)]
     found = datasets.Dataset.from_dict({"text": texts})

@@ -11,7 +11,7 @@ from typing import Any
 from gqkva_convert.checkpoint.jsonfile import read_json
 from gqkva_convert.conversion.convert import convert
 from gqkva_convert.conversion.inspect import inspect
-from gqkva_convert.data.library import iter_texts
+from gqkva_convert.data.python_library import iter_texts
 from gqkva_convert.errors import DemoError, LayoutError
 from gqkva_convert.evaluation.perplexity import language_loss, load_causal_lm
 

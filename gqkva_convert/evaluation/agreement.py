@@ -84,6 +84,22 @@ class AnswerScores:
         return found
 
 
+def sample_sums(scores: dict[str, Any], counts: Sequence[int]) -> list[dict[str, float]]:
+    """Sums within samples whose answers stand one after the other, as `AnswerScores.add` takes them.
+
+    Args:
+        scores: Tensors of shape ``(answers,)`` by name.
+        counts: Answers of each sample.
+    """
+    import torch
+
+    parts = {name: torch.split(values, list(counts)) for name, values in scores.items()}
+    return [
+        {"answers": float(count), **{name: float(part[number].sum()) for name, part in parts.items()}}
+        for number, count in enumerate(counts)
+    ]
+
+
 def score_answers(logits: Any, against: Any, targets: Any, *, accuracy: bool) -> dict[str, Any]:
     """Score answers one by one, in float32.
 

@@ -44,8 +44,7 @@ def measure_embeddings(subject: Subject) -> tuple[list[Metric], int, str, dict[s
             f"{subject.settings.data} has no scored pairs, so an encoder is measured on it against another "
             "model; give --against"
         )
-    chosen = draw([place for place in range(len(found)) if is_text(found[place], *names)], subject.settings)
-    some = [found[place] for place in chosen]
+    some = draw([record for record in found if is_text(record, *names)], subject.settings)
     tokenizer = load_processor(subject.folder, "AutoTokenizer")
     length = sequence_length(subject.settings.length, subject.model, tokenizer)
     pooling = pooling_of(subject.folder)

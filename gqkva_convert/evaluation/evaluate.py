@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from gqkva_convert.checkpoint.digest import files_sha256
-from gqkva_convert.checkpoint.folder import open_checkpoint
+from gqkva_convert.checkpoint.folder import weight_files
 from gqkva_convert.checkpoint.hub import locate
+from gqkva_convert.conversion.refinement.calibrated import Stages, no_stages
 from gqkva_convert.data.tasks import CAUSAL, EMBEDDING, IMAGES, MASKED, TEXTS, TO_TARGET
 from gqkva_convert.errors import EvaluationError
 from gqkva_convert.evaluation.classification import score_labels
@@ -20,7 +21,7 @@ from gqkva_convert.evaluation.perplexity import score_windows
 from gqkva_convert.evaluation.results import add_results, describe_run, require_writable
 from gqkva_convert.evaluation.samples import windows
 from gqkva_convert.evaluation.settings import EvaluationSettings
-from gqkva_convert.evaluation.subject import Begin, Subject, open_subject
+from gqkva_convert.evaluation.subject import Subject, open_subject
 from gqkva_convert.evaluation.targets import measure_targets
 
 # What a user calls each task.
@@ -44,7 +45,7 @@ def evaluate(
     *,
     against: str | Path | None = None,
     save: bool = True,
-    stages: Begin | None = None,
+    stages: Stages | None = None,
 ) -> list[dict[str, Any]]:
     """Measure a model on data, on tasks of lm-evaluation-harness, or on both.
 
@@ -70,16 +71,15 @@ def evaluate(
         DataError: The data cannot be used.
         GqkvaError: A folder is not a checkpoint of a known family.
     """
-    begin: Begin = stages or (lambda name, total: lambda count: None)
+    begin = stages or no_stages
     located = locate(str(model), None)
     kept = Path(model) if save and Path(model).is_dir() else None
     if kept is not None:
         require_writable(kept)
     subject = open_subject(located.folder, None if against is None else str(against), settings, begin)
-    checkpoint = open_checkpoint(located.folder)
     common = {
         "against": None if against is None else str(against),
-        "model_sha256": files_sha256({file.name: file for file in checkpoint.files}),
+        "model_sha256": files_sha256({file.name: file for file in weight_files(located.folder)[0]}),
         **describe_run(),
     }
     parts = [part for part, asked in ((_on_data, settings.data), (_on_tasks, settings.tasks)) if asked]

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import logging
 import math
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +14,7 @@ from gqkva_convert.data.tasks import CAUSAL, TO_TARGET
 from gqkva_convert.errors import EvaluationError, first_line
 from gqkva_convert.evaluation.metrics import Metric, mean
 from gqkva_convert.evaluation.subject import Subject
+from gqkva_convert.modeling.quiet import quiet
 
 _BATCH = 8
 # Normal deviate of a 95 % interval.
@@ -37,7 +36,7 @@ def run_tasks(subject: Subject) -> list[dict[str, Any]]:
             f"lm-evaluation-harness runs models that write text, and this is one for {subject.task}; "
             "measure it on --data"
         )
-    with _quiet():
+    with quiet("lm_eval"):
         manager = _manager(subject.settings.tasks)
         own, *other = (_run(subject, model, manager) for model in subject.models)
     names = [name for name in own["results"] if name in (*own["samples"], *own.get("groups", {}))]
@@ -109,18 +108,6 @@ def _nearest(name: str, known: set[str]) -> str:
 
     near = difflib.get_close_matches(name, known, n=3)
     return f"; did you mean {' or '.join(near)}?" if near else "; give the name of one, or a YAML file"
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Leave the harness's progress bars, without its notes about models loaded elsewhere."""
-    logger = logging.getLogger("lm_eval")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        logger.setLevel(level)
 
 
 def _samples(answers: Any, name: str) -> dict[str, list[Any]]:

@@ -7,7 +7,7 @@ from typing import Any
 
 from gqkva_convert.data.processors import arguments, load_processor, sequence_length
 from gqkva_convert.errors import DataError
-from gqkva_convert.evaluation.agreement import AnswerScores, score_answers
+from gqkva_convert.evaluation.agreement import AnswerScores, sample_sums, score_answers
 from gqkva_convert.evaluation.samples import draw, texts
 from gqkva_convert.evaluation.subject import Subject
 
@@ -50,11 +50,7 @@ def score_masked(subject: Subject) -> tuple[AnswerScores, dict[str, Any]]:
             batch["input_ids"][wanted] = tokenizer.mask_token_id
             own, *other = (_logits(model, batch, wanted) for model in subject.models)
             values = score_answers(own, other[0] if other else None, targets, accuracy=True)
-            ends = wanted.sum(1).cumsum(0).tolist()
-            for row, place in enumerate(places):
-                some = slice(ends[row - 1] if row else 0, ends[row])
-                sums = {name: float(each[some].sum()) for name, each in values.items()}
-                samples[place] = {"answers": float(some.stop - some.start), **sums}
+            samples |= zip(places, sample_sums(values, wanted.sum(1).tolist()), strict=True)
             progress(len(places))
     for place in sorted(samples):
         scores.add(samples[place])

@@ -7,8 +7,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from gqkva_convert.evaluation.agreement import AnswerScores, score_answers
+from gqkva_convert.evaluation.agreement import AnswerScores, sample_sums, score_answers
 from gqkva_convert.evaluation.windows import Window
+from gqkva_convert.modeling.quiet import quiet_transformers
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -49,11 +50,9 @@ def score_windows(
             places = order[start:end]
             some = [windows[place] for place in places]
             counts = [len(window.targets) for window in some]
-            scores = _scores(model, against, some)
-            ends = torch.tensor(counts).cumsum(0).tolist()
-            for place, count, stop in zip(places, counts, ends, strict=True):
-                sums = {name: float(values[stop - count : stop].sum()) for name, values in scores.items()}
-                samples[place] = {"answers": float(count), **sums}
+            sums = sample_sums(_scores(model, against, some), counts)
+            for place, sample in zip(places, sums, strict=True):
+                samples[place] = sample
             start = end
             if progress is not None:
                 progress(sum(counts))
@@ -134,8 +133,7 @@ def load_causal_lm(folder: Path) -> Any:
     import torch
     import transformers
 
-    transformers.logging.set_verbosity_error()
-    transformers.logging.disable_progress_bar()
+    quiet_transformers()
     model = transformers.AutoModelForCausalLM.from_pretrained(
         folder, dtype=torch.float32, trust_remote_code=False
     )

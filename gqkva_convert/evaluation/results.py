@@ -5,10 +5,11 @@ from __future__ import annotations
 import datetime
 import os
 import platform
+import re
 from pathlib import Path
 from typing import Any
 
-from gqkva_convert.checkpoint.jsonfile import read_json, write_json
+from gqkva_convert.checkpoint.jsonfile import read_json, replace_json
 from gqkva_convert.checkpoint.sidecars import EVALUATION
 from gqkva_convert.conversion.report import versions
 from gqkva_convert.errors import CheckpointError, OutputError
@@ -31,17 +32,20 @@ def machine() -> str:
     """Processor and cores, and GPUs where torch sees some."""
     import torch
 
-    name = platform.processor() or platform.machine()
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        name = next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration, IndexError):
-        pass
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     if not torch.cuda.is_available():
-        return f"{name}, {cores} cores"
+        return f"{processor()}, {cores} cores"
     count = torch.cuda.device_count()
     return f"{f'{count} x ' if count > 1 else ''}{torch.cuda.get_device_name()}"
+
+
+def processor() -> str:
+    """The processor's name."""
+    try:
+        found = re.search(r"^model name\s*:\s*(.+)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
+    except OSError:
+        found = None
+    return found[1] if found else platform.processor() or platform.machine()
 
 
 def read_results(folder: Path) -> list[dict[str, Any]]:
@@ -90,11 +94,7 @@ def add_results(folder: Path, results: list[dict[str, Any]]) -> None:
         and result.get("model_sha256") == results[0]["model_sha256"]
     ]
     path = folder / EVALUATION
-    scratch = path.with_name(f".{EVALUATION}.partial")
     try:
-        write_json(scratch, {"format_version": FORMAT_VERSION, "results": [*kept, *results]})
-        scratch.replace(path)
+        replace_json(path, {"format_version": FORMAT_VERSION, "results": [*kept, *results]})
     except OSError as error:
         raise OutputError(f"cannot write {path}: {error.strerror}; use --no-save") from error
-    finally:
-        scratch.unlink(missing_ok=True)

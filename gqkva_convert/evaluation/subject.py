@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from gqkva_convert.checkpoint.hub import locate
 from gqkva_convert.conversion.model import open_model
+from gqkva_convert.conversion.refinement.calibrated import Stages
 from gqkva_convert.data.tasks import find_task
 from gqkva_convert.errors import EvaluationError, first_line
 from gqkva_convert.evaluation.settings import EvaluationSettings
 from gqkva_convert.modeling.families import MODEL_TYPE_PREFIX
 from gqkva_convert.modeling.loading import load_model
-
-# From the name of a stage and its size to what is told of its progress.
-Begin = Callable[[str, int], Callable[[int], None]]
+from gqkva_convert.modeling.quiet import quiet_transformers
 
 
 @dataclass(frozen=True)
@@ -29,7 +27,7 @@ class Subject:
         against: The other one; None for none.
         task: What both do, a name of `data.tasks`.
         settings: How they are measured.
-        begin: Begins a stage of progress.
+        begin: Stagess a stage of progress.
     """
 
     folder: Path
@@ -37,7 +35,7 @@ class Subject:
     against: Any
     task: str
     settings: EvaluationSettings
-    begin: Begin
+    begin: Stages
 
     @property
     def models(self) -> list[Any]:
@@ -45,7 +43,7 @@ class Subject:
         return [self.model] if self.against is None else [self.model, self.against]
 
 
-def open_subject(folder: Path, against: str | None, settings: EvaluationSettings, begin: Begin) -> Subject:
+def open_subject(folder: Path, against: str | None, settings: EvaluationSettings, begin: Stages) -> Subject:
     """Load the models.
 
     Raises:
@@ -70,10 +68,8 @@ def open_subject(folder: Path, against: str | None, settings: EvaluationSettings
 
 def _load(folder: Path, settings: EvaluationSettings) -> Any:
     import torch
-    import transformers
 
-    transformers.logging.set_verbosity_error()
-    transformers.logging.disable_progress_bar()
+    quiet_transformers()
     family = open_model(folder).family
     has_gpu = torch.cuda.is_available()
     if settings.device.startswith("cuda") and not has_gpu:

@@ -9,7 +9,7 @@ import numpy as np
 from gqkva_convert.data.processors import load_processor, sequence_length
 from gqkva_convert.data.records import TARGET_COLUMNS, find_columns
 from gqkva_convert.errors import DataError, EvaluationError
-from gqkva_convert.evaluation.agreement import AnswerScores, score_answers
+from gqkva_convert.evaluation.agreement import AnswerScores, sample_sums, score_answers
 from gqkva_convert.evaluation.metrics import Metric, mean
 from gqkva_convert.evaluation.samples import draw, encode, is_text, records
 from gqkva_convert.evaluation.subject import Subject
@@ -33,12 +33,9 @@ def measure_targets(subject: Subject) -> tuple[list[Metric], int, dict[str, Any]
     rouge = _scorer()
     found = records(subject.settings)
     source, target = find_columns(found[0], TARGET_COLUMNS, "texts and targets")
-    chosen = draw(
-        [place for place in range(len(found)) if is_text(found[place], source, target)], subject.settings
-    )
-    if not chosen:
+    some = draw([record for record in found if is_text(record, source, target)], subject.settings)
+    if not some:
         raise DataError(f"{subject.settings.data} holds no pair of a text and its target")
-    some = [found[place] for place in chosen]
     tokenizer = load_processor(subject.folder, "AutoTokenizer")
     length = sequence_length(subject.settings.length, subject.model, tokenizer)
     progress = subject.begin(f"measuring {subject.settings.data}", len(some))
@@ -106,12 +103,7 @@ def _likelihood(subject: Subject, inputs: dict[str, Any], labelled: Any) -> list
         chosen.append(logits[wanted.to(model.device)])
     own, *other = chosen
     values = score_answers(own, other[0] if other else None, labels[wanted], accuracy=False)
-    samples, start = [], 0
-    for count in counts:
-        sums = {name: float(each[start : start + count].sum()) for name, each in values.items()}
-        samples.append({"answers": float(count), **sums})
-        start += count
-    return samples
+    return sample_sums(values, counts)
 
 
 def _write(model: Any, inputs: dict[str, Any], tokenizer: Any, max_new_tokens: int) -> list[str]:

@@ -16,6 +16,7 @@ from gqkva_convert.errors import GqkvaError, RecipeError
 from gqkva_convert.recipes.commands import CommandLine
 from gqkva_convert.recipes.schema import Assumed, Gpus
 from gqkva_convert.recipes.state import WRITES
+from gqkva_convert.uptraining.settings import parse_count, read_recipe
 
 # Bytes a second that a conversion from weights alone copies and merges at (docs/benchmarks.md).
 _CONVERT_RATE = 1.5e9
@@ -23,7 +24,6 @@ _CONVERT_RATE = 1.5e9
 _UTILISATION = 0.4
 # Bytes a parameter in training: float32 weights, gradients and two moments of AdamW.
 _TRAINED_BYTES = 16
-_UNITS = {"K": 1e3, "M": 1e6, "B": 1e9, "G": 1e9, "T": 1e12}
 
 
 @dataclass(frozen=True)
@@ -148,8 +148,6 @@ def _all_options(line: CommandLine) -> dict[str, Any]:
     """A step's options, and those of the file of settings that it names."""
     options = dict(line.step.options)
     if line.step.command in ("uptrain", "pretrain", "teacher") and "recipe" in options:
-        from gqkva_convert.uptraining.settings import read_recipe
-
         options = {**read_recipe(Path(str(options["recipe"]))), **options}
     return options
 
@@ -197,21 +195,8 @@ def _evaluation(
 
 def _training(options: dict[str, Any], model: Size, others: list[Size], speed: Speed, note: str) -> Estimate:
     memory = _TRAINED_BYTES * model.parameters + sum(size.nbytes for size in others)
-    tokens = _count(options.get("tokens"))
-    if tokens is None:
+    tokens = parse_count(options.get("tokens"))
+    if not isinstance(tokens, (int, float)):
         return Estimate(None, memory, model.nbytes, ", ".join(filter(None, (note, "as long as its budget"))))
     each = 6 * model.parameters + sum(2 * size.parameters for size in others)
     return Estimate(each * tokens / speed.operations, memory, model.nbytes, note)
-
-
-def _count(value: Any) -> float | None:
-    """A number of tokens such as 20M."""
-    if isinstance(value, (int, float)):
-        return float(value)
-    if not isinstance(value, str) or not value:
-        return None
-    unit = _UNITS.get(value[-1].upper(), 1.0)
-    try:
-        return float(value.rstrip("kKmMbBgGtT").replace("_", "")) * unit
-    except ValueError:
-        return None

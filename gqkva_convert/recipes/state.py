@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from gqkva_convert.checkpoint.digest import files_sha256
-from gqkva_convert.checkpoint.jsonfile import read_json, write_json
+from gqkva_convert.checkpoint.jsonfile import read_json, replace_json
 from gqkva_convert.checkpoint.sidecars import BENCH, EVALUATION, MEASURED, PAGE, PICTURES, REPORT
 from gqkva_convert.errors import CheckpointError, RecipeError
 from gqkva_convert.recipes.commands import CommandLine
@@ -56,9 +56,7 @@ class State:
 
     def write(self) -> None:
         """Keep it; the old file stays until the new one is complete."""
-        scratch = self.folder / f".{STATE}.partial"
-        write_json(scratch, {"format_version": FORMAT_VERSION, "steps": self.steps})
-        scratch.replace(self.folder / STATE)
+        replace_json(self.folder / STATE, {"format_version": FORMAT_VERSION, "steps": self.steps})
 
     def is_done(self, line: CommandLine, key: str) -> bool:
         """Whether a step has run on what it would read now, and what it wrote is still there."""

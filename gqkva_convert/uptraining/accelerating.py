@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from gqkva_convert.errors import TrainingError, first_line
+from gqkva_convert.modeling.quiet import quiet_transformers
 
 
 def start_processes() -> Any:
@@ -18,12 +19,10 @@ def start_processes() -> Any:
     """
     import logging
 
-    import transformers
     from accelerate import PartialState
     from accelerate.utils import DistributedType, parse_flag_from_env
 
-    transformers.logging.set_verbosity_error()
-    transformers.logging.disable_progress_bar()
+    quiet_transformers()
     # It tells at every checkpoint that tied weights are stored once.
     logging.getLogger("accelerate.utils.other").setLevel(logging.ERROR)
     if parse_flag_from_env("ACCELERATE_USE_DEEPSPEED"):

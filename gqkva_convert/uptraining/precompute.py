@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gqkva_convert.checkpoint.folder import open_checkpoint
 from gqkva_convert.checkpoint.hub import locate
 from gqkva_convert.checkpoint.publish import published_folder
+from gqkva_convert.conversion.refinement.calibrated import Stages, no_stages
 from gqkva_convert.errors import TrainingError
 from gqkva_convert.uptraining.settings import TrainingSettings
 
@@ -18,7 +19,6 @@ if TYPE_CHECKING:
     from gqkva_convert.uptraining.rows import Row, StoredRows
     from gqkva_convert.uptraining.running import ModelRunner
 
-Stages = Callable[[str, int], Callable[[int], None]]
 # Most positions in one forward pass.
 _POSITIONS = 8192
 # Stands for no probability at all; float16 has no smaller numbers to spare.
@@ -32,7 +32,7 @@ def teacher(
     *,
     top_k: int = 64,
     revision: str | None = None,
-    stages: Stages = lambda name, total: lambda count: None,
+    stages: Stages = no_stages,
 ) -> dict[str, Any]:
     """Run a source model over the rows of a run and write down its likeliest tokens.
 

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from gqkva_convert.checkpoint.jsonfile import read_json, write_json
+from gqkva_convert.checkpoint.jsonfile import read_json, replace_json, write_json
 from gqkva_convert.checkpoint.publish import locked
 from gqkva_convert.errors import OutputError, TrainingError
 
@@ -75,9 +75,7 @@ class RunFolder:
 
     def finish(self, result: str) -> None:
         """Note that the run is done and where its result is."""
-        scratch = self.path / f".{SETTINGS}.new"
-        write_json(scratch, {**self.settings(), "finished": result})
-        scratch.replace(self.path / SETTINGS)
+        replace_json(self.path / SETTINGS, {**self.settings(), "finished": result})
 
     def latest(self) -> Path | None:
         """The last complete checkpoint."""

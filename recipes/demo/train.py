@@ -3,7 +3,7 @@
     python recipes/demo/train.py --compile --out demo-model  # 2 cores: about 90 minutes
 
 A Llama with 8 attention heads of 32 features and rotary positions, byte-level BPE of 4096, trained
-on the training side of the standard library's sources (`gqkva_convert.data.library`). Writes a
+on the training side of the standard library's sources (`gqkva_convert.data.python_library`). Writes a
 bfloat16 Hugging Face checkpoint and `training.json` with the settings and the held-out loss.
 """
 
@@ -22,7 +22,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from gqkva_convert.data.library import iter_texts
+from gqkva_convert.data.python_library import iter_texts
 
 END_OF_TEXT = "<|endoftext|>"
 

@@ -12,7 +12,7 @@ import pytest
 from typer.testing import Result
 
 from gqkva_convert import demo, inspect
-from gqkva_convert.data.library import is_held_out, iter_texts
+from gqkva_convert.data.python_library import is_held_out, iter_texts
 from gqkva_convert.demo_model.demo import MODEL, held_out_windows
 
 Run = Callable[..., Result]

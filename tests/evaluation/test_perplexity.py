@@ -9,8 +9,8 @@ import pytest
 import tiny_models
 import torch
 
-from gqkva_convert.data.library import iter_texts
 from gqkva_convert.data.processors import load_processor
+from gqkva_convert.data.python_library import iter_texts
 from gqkva_convert.demo_model.demo import MODEL
 from gqkva_convert.evaluation.perplexity import language_loss, load_causal_lm, score_windows
 from gqkva_convert.evaluation.windows import Window, rolling_windows

@@ -15,7 +15,7 @@ from hub_server import READ_TOKEN, TOKEN, HubState
 from typer.testing import Result
 
 from gqkva_convert import push
-from gqkva_convert.hub.push import PushFile, _describe, _groups
+from gqkva_convert.hub.sending import PushFile, _describe, _groups
 
 Run = Callable[..., Result]
 REPO = "owner/tiny-llama-gqa"
@@ -140,7 +140,7 @@ def test_a_dropped_connection_is_tried_again_and_a_push_goes_on(
     part_bytes: int | None, hub: HubState, stock: Path, gqkva: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """One failure must not lose what has arrived (huggingface_hub issue 1801: 80 GB)."""
-    monkeypatch.setattr("gqkva_convert.hub.push.GROUP_BYTES", 1)
+    monkeypatch.setattr("gqkva_convert.hub.sending.GROUP_BYTES", 1)
     hub.part_bytes = part_bytes
     hub.fail(r"PUT /lfs/", after_bytes=2000, times=2)  # huggingface_hub itself tries again
     victim = hashlib.sha256(max(large(stock).values(), key=len)).hexdigest()

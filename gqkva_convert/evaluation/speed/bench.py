@@ -6,20 +6,22 @@ import datetime
 import importlib.metadata
 import os
 import platform
-import re
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gqkva_convert.checkpoint.hub import locate
 from gqkva_convert.conversion.model import open_model
+from gqkva_convert.conversion.refinement.calibrated import Stages, no_stages
 from gqkva_convert.errors import OutputError
+from gqkva_convert.evaluation.results import processor
 from gqkva_convert.evaluation.speed.results import save_results
 from gqkva_convert.evaluation.speed.rows import CONVERTED, ORIGINAL, speedups
 from gqkva_convert.evaluation.speed.settings import BenchSettings
+from gqkva_convert.modeling.quiet import quiet_transformers
 
 if TYPE_CHECKING:
-    from gqkva_convert.evaluation.speed.run import Progress, Run
+    from gqkva_convert.evaluation.speed.run import Run
 
 FORMAT_VERSION = 1
 
@@ -38,7 +40,7 @@ def bench(
     cache: str = "static",
     seed: int = 0,
     save: bool = True,
-    progress: Progress | None = None,
+    progress: Stages | None = None,
 ) -> dict[str, Any]:
     """Measure how fast a model reads and generates, and what memory it takes.
 
@@ -87,13 +89,11 @@ def bench(
     folder = Path(model)
     if save and not os.access(folder, os.W_OK):
         raise OutputError(f"{folder} cannot be written; --no-save leaves it alone")
-    import transformers
 
     from gqkva_convert.evaluation.speed.run import Run
 
-    transformers.logging.set_verbosity_error()
-    transformers.logging.disable_progress_bar()
-    run = Run(settings, sources, progress or (lambda name, total: lambda count: None))
+    quiet_transformers()
+    run = Run(settings, sources, progress or no_stages)
     rows = run.rows()
     result = {
         "format_version": FORMAT_VERSION,
@@ -118,7 +118,7 @@ def _circumstances(run: Run) -> dict[str, Any]:
     return {
         "device": torch.cuda.get_device_name(run.device) if is_gpu else "cpu",
         "dtype": run.settings.dtype,
-        "machine": f"{_processor()}, {os.cpu_count()} cores, {platform.system()} {platform.machine()}",
+        "machine": f"{processor()}, {os.cpu_count()} cores, {platform.system()} {platform.machine()}",
         "date": datetime.datetime.now(datetime.timezone.utc).date().isoformat(),
         "versions": {
             "python": platform.python_version(),
@@ -134,11 +134,3 @@ def _circumstances(run: Run) -> dict[str, Any]:
         "bandwidth_bytes_per_second": max(run.bandwidths.values()),
         "bandwidths": run.bandwidths,
     }
-
-
-def _processor() -> str:
-    try:
-        found = re.search(r"^model name\s*:\s*(.+)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
-    except OSError:
-        found = None
-    return found[1] if found else platform.processor() or platform.machine()

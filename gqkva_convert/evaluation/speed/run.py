@@ -5,12 +5,12 @@ from __future__ import annotations
 import gc
 import math
 import re
-from collections.abc import Callable
 from typing import Any
 
 import torch
 
 from gqkva_convert.conversion.model import SourceModel
+from gqkva_convert.conversion.refinement.calibrated import Stages
 from gqkva_convert.errors import EvaluationError, first_line
 from gqkva_convert.evaluation.speed.fit import Fit, Needs, fit, working_bytes
 from gqkva_convert.evaluation.speed.memory import (
@@ -40,9 +40,6 @@ from gqkva_convert.modeling.loading import load_model
 _CONTEXTS, _INPUTS = (4096, 32768), (512,)
 # No more rounds of reading prompts in a row once they have taken so long for each model.
 _PREFILL_SECONDS = 20.0
-
-# Begins a stage of so many units of work and gives what counts them.
-Progress = Callable[[str, int], Callable[[int], None]]
 
 
 def find_device(name: str) -> torch.device:
@@ -78,7 +75,7 @@ class Run:
         EvaluationError: There is no such device, or the models do not load, or cannot be compared.
     """
 
-    def __init__(self, settings: BenchSettings, sources: dict[str, SourceModel], progress: Progress) -> None:
+    def __init__(self, settings: BenchSettings, sources: dict[str, SourceModel], progress: Stages) -> None:
         self.settings, self.sources, self.progress = settings, sources, progress
         self.dtype: torch.dtype = getattr(torch, settings.dtype)
         self.device = find_device(settings.device)

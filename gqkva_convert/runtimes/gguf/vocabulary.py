@@ -21,6 +21,7 @@ from typing import Any
 from gqkva_convert.checkpoint.jsonfile import read_json, write_json
 from gqkva_convert.checkpoint.sidecars import carried_files, copy_files
 from gqkva_convert.errors import CheckpointError, NotExpressibleError, first_line
+from gqkva_convert.modeling.quiet import quiet
 from gqkva_convert.runtimes.gguf.package import load_gguf
 
 _FILES = (
@@ -149,7 +150,7 @@ def read_vocabulary(folder: Path, config: dict[str, Any]) -> Vocabulary:
         )
     read = _read_json if "tokenizer.json" in files else _read_sentencepiece
     try:
-        with _copied(files, config) as copy, _quiet():
+        with _copied(files, config) as copy, quiet("gguf", logging.CRITICAL):
             return read(copy, folder, size)
     except (ValueError, TypeError, KeyError, AttributeError, IndexError, OSError, RuntimeError) as error:
         raise CheckpointError(
@@ -166,18 +167,6 @@ def _copied(files: dict[str, Path], config: dict[str, Any]) -> Iterator[Path]:
         copy_files(files, copy)
         write_json(copy / "config.json", config)
         yield copy
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Without gguf's own log, which tells of the same things in other words."""
-    logger = logging.getLogger("gguf")
-    level = logger.level
-    logger.setLevel(logging.CRITICAL)
-    try:
-        yield
-    finally:
-        logger.setLevel(level)
 
 
 def _refused(folder: Path, reason: str) -> NotExpressibleError:

@@ -25,7 +25,7 @@ from gqkva_convert.conversion.refinement.fit import fit_output, group_errors, re
 from gqkva_convert.conversion.refinement.fitted import BlockLaboratory
 from gqkva_convert.conversion.refinement.layerwise import FitSettings, fit_layer
 from gqkva_convert.conversion.refinement.observed import observing, score_error
-from gqkva_convert.data.library import iter_texts
+from gqkva_convert.data.python_library import iter_texts
 from gqkva_convert.demo_model.demo import MODEL, held_out_windows
 from gqkva_convert.evaluation.perplexity import language_loss, load_causal_lm
 from gqkva_convert.heads import Variant
