@@ -30,6 +30,19 @@ def init_command(
         typer.Option(help="Stock model class; by default the family's usual one.", show_default=False),
     ] = None,
     blocks: Blocks = None,
+    tokenizer: Annotated[
+        str | None,
+        typer.Option(
+            help="Folder or Hub id of a model whose tokenizer to take, or built-in.", show_default=False
+        ),
+    ] = None,
+    tokenizer_data: Annotated[
+        str | None,
+        typer.Option(
+            help="Data to train a byte-level BPE tokenizer on, with the configuration's vocab_size entries.",
+            show_default=False,
+        ),
+    ] = None,
     seed: Annotated[int, typer.Option(help="Seed of the weights.")] = 0,
     dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16.")] = "float32",
     overwrite: Annotated[
@@ -37,7 +50,7 @@ def init_command(
     ] = False,
     as_json: Json = False,
 ) -> None:
-    """Make a model with fresh weights and fewer stored heads, for pre-training from scratch."""
+    """Make a model with fresh weights, with all stored heads or fewer, for pre-training from scratch."""
     from gqkva_convert.conversion.init import init
 
     result = init(
@@ -48,6 +61,8 @@ def init_command(
         blocks=blocks,
         config=config,
         task=task,
+        tokenizer=tokenizer,
+        tokenizer_data=tokenizer_data,
         seed=seed,
         dtype=dtype,
         overwrite=overwrite,

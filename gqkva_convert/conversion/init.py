@@ -1,4 +1,4 @@
-"""`gqkva init`: a model with fresh weights, for pre-training from scratch."""
+"""`gqkva init`: a model with fresh weights and what it reads with, for pre-training from scratch."""
 
 from __future__ import annotations
 
@@ -7,9 +7,15 @@ from typing import Any
 
 from gqkva_convert.architectures import FAMILIES, Family
 from gqkva_convert.checkpoint.dtypes import FLOAT_BY_NAME
-from gqkva_convert.checkpoint.jsonfile import read_json
+from gqkva_convert.checkpoint.jsonfile import read_json, write_json
 from gqkva_convert.checkpoint.publish import published_folder
 from gqkva_convert.conversion.config import config_for
+from gqkva_convert.conversion.init_processors import (
+    default_config,
+    fresh_tokenizer,
+    image_processor,
+    vocabulary_of,
+)
 from gqkva_convert.conversion.model import Block, block_layout, check_config, config_number, stored_part
 from gqkva_convert.conversion.plan import BlockPlan, Plan, plan_layouts
 from gqkva_convert.errors import FamilyError, LayoutError
@@ -26,20 +32,28 @@ def init(
     blocks: str | None = None,
     config: str | Path | None = None,
     task: str | None = None,
+    tokenizer: str | Path | None = None,
+    tokenizer_data: str | None = None,
     seed: int = 0,
     dtype: str = "float32",
     overwrite: bool = False,
 ) -> dict[str, Any]:
-    """Write a model with the family's own initialisation and fewer stored heads.
+    """Write a model with the family's own initialisation, with all stored heads or fewer.
+
+    A model of pictures gets an image processor that scales them to its size; a model of texts a tokenizer
+    where one is named, and the vocabulary and special tokens of it where the configuration names none.
 
     Args:
         architecture: Model type, such as ``vit``, ``llama``, ``gpt2`` or ``t5``.
         out: Folder to write.
         gq: Query heads; None for one an attention head.
-        gkv: Key/value heads; None for one an attention head.
+        gkv: Key/value heads; None for as many as the configuration says, without ``gq`` too.
         blocks: Kinds of attention to group, as for `convert`; None for all.
         config: JSON file with a stock configuration or some keys of it; transformers' defaults for the rest.
         task: Stock model class, such as ``ViTForImageClassification``; None for the family's usual one.
+        tokenizer: Folder or Hub id of a model whose tokenizer to take.
+        tokenizer_data: Data to train a byte-level BPE tokenizer on, as large as the configuration's
+            ``vocab_size``.
         seed: Seed of the weights.
         dtype: Dtype of the weights.
         overwrite: Replace an existing checkpoint folder.
@@ -56,10 +70,12 @@ def init(
     given = {} if config is None else read_json(Path(config))
     if not isinstance(given, dict):
         raise FamilyError(f"{config}: a configuration is a JSON object, found {type(given).__name__}")
-    stock = _stock_config(given, family, task)
+    defaults = default_config(family)
+    reader = fresh_tokenizer(family, given, defaults, tokenizer, tokenizer_data)
+    stock = _stock_config({**vocabulary_of(reader, family, defaults), **given}, family, task)
     check_config(stock, family, Path("config.json") if config is None else Path(config))
     family = stored_part(family, stock)
-    plan = _plan(stock, family, Variant(gq, gkv), blocks)
+    plan = _plan(stock, family, None if gq is None and gkv is None else Variant(gq, gkv), blocks)
     layouts = {(block.kind, block.layer): block.target for block in plan.blocks}
     target = config_for(stock, family, layouts, is_native=plan.is_native(family))
 
@@ -84,6 +100,10 @@ def init(
         raise _refused(error) from error
     with published_folder(Path(out), overwrite=overwrite) as folder:
         model.save_pretrained(folder)
+        if reader is not None:
+            reader.save_pretrained(folder)
+        elif "image_size" in stock:
+            write_json(folder / "preprocessor_config.json", image_processor(stock))
     parameters = sum(parameter.numel() for parameter in model.parameters())
     return {
         "folder": str(out),
@@ -118,15 +138,20 @@ def _refused(error: Exception) -> FamilyError:
     return FamilyError(f"the configuration is refused by transformers: {message[-1] if message else error!r}")
 
 
-def _plan(config: dict[str, Any], family: Family, variant: Variant, blocks: str | None) -> Plan:
+def _plan(config: dict[str, Any], family: Family, variant: Variant | None, blocks: str | None) -> Plan:
     found = tuple(
         Block(attention, layer, block_layout(config, attention), "")
         for attention in family.attention
         for layer in range(config_number(config, attention.num_layers))
     )
-    targets = plan_layouts(family, found, variant, blocks)
+    if variant is None:
+        if blocks is not None:
+            raise LayoutError("--blocks says what to group; give --gkv, --gq or both")
+        targets = tuple(block.layout for block in found)
+    else:
+        targets = plan_layouts(family, found, variant, blocks)
     plans = tuple(
         BlockPlan(block.attention.kind, block.layer, target, target, tuple(range(target.num_attention_heads)))
         for block, target in zip(found, targets, strict=True)
     )
-    return Plan(variant.slug, "neighbour", "random", 0, None, plans)
+    return Plan("mha" if variant is None else variant.slug, "neighbour", "random", 0, None, plans)

@@ -15,7 +15,8 @@ from gqkva_convert.checkpoint.publish import locked
 from gqkva_convert.conversion.report import versions
 from gqkva_convert.errors import OutputError, RecipeError
 from gqkva_convert.recipes.commands import NO_STEPS, CommandLine, command_line
-from gqkva_convert.recipes.schema import Recipe, override, read_recipe, resolve
+from gqkva_convert.recipes.schema import Recipe, read_recipe, unknown
+from gqkva_convert.recipes.settle import settle
 from gqkva_convert.recipes.state import WRITES, State, content, key_of, outputs_of, paths_of
 
 LOG = "commands.sh"
@@ -29,8 +30,8 @@ class Prepared:
 
     Attributes:
         path: Its file.
-        recipe: With variables in their places.
-        lines: Its steps as command lines.
+        recipe: What it says.
+        lines: Its steps as command lines, repeated ones written out.
         work: The folder of its results.
     """
 
@@ -48,8 +49,8 @@ def prepare(path: Path, commands: Mapping[str, Any], changes: Iterable[str], wor
     """
     usable = {name: command for name, command in commands.items() if name not in NO_STEPS}
     folder = work or Path("runs") / path.stem
-    recipe = resolve(override(read_recipe(path, usable), changes), folder)
-    lines = tuple(command_line(step, usable) for step in recipe.steps)
+    recipe = read_recipe(path, usable)
+    lines = tuple(command_line(step, usable) for step in settle(recipe, changes, folder))
     for line in lines:
         outputs_of(line)
     return Prepared(path, recipe, lines, folder)
@@ -75,8 +76,9 @@ def run_recipe(
         GqkvaError: As the step that failed; what was done before it stays done.
     """
     forced = False
-    if begin_at is not None:
-        prepared.recipe.step(begin_at)
+    names = [line.step.name for line in prepared.lines]
+    if begin_at is not None and begin_at not in names:
+        raise RecipeError(unknown("step", begin_at, names))
     try:
         prepared.work.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -134,7 +136,7 @@ def _continued(state: State, line: CommandLine, key: str, outputs: list[Path], f
     if line.step.command not in WRITES:
         return line
     out = outputs[0]
-    run_folder = out.with_name(f"{out.name}-run")
+    run_folder = Path(str(line.step.options.get("run_folder") or out.with_name(f"{out.name}-run")))
     has_run = line.step.command in ("uptrain", "pretrain") and (run_folder / "settings.json").is_file()
     if has_run and not forced and not out.exists() and state.has_begun(line, key):
         return _resumed(line)
@@ -146,7 +148,9 @@ def _continued(state: State, line: CommandLine, key: str, outputs: list[Path], f
 def _resumed(line: CommandLine) -> CommandLine:
     """A training run goes on with the settings it began with."""
     kept = [word for word in line.words[:2] if not word.startswith("-")]
-    return CommandLine(line.step, line.command, (*kept, "--resume"))
+    folder = line.step.options.get("run_folder")
+    where = [] if folder is None else ["--run-folder", str(folder)]
+    return CommandLine(line.step, line.command, (*kept, *where, "--resume"))
 
 
 def _in_process(line: CommandLine) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,6 @@ from gqkva_convert.errors import RecipeError
 
 # Variables that every recipe has: the folder that its results go to.
 WORK = "work"
-_REFERENCE = re.compile(r"\$\{([a-z][a-z0-9_]*)\}")
 _NAME = r"^[a-z][a-z0-9_-]*$"
 
 
@@ -53,6 +51,22 @@ class Step(BaseModel):
     accelerate: str | int | None = Field(
         None, description="A configuration file for `accelerate launch`, or a number of processes."
     )
+    repeats: str = Field("", description="The name of the step that this is one repetition of.")
+
+
+class Repeated(BaseModel):
+    """Steps that are repeated for all combinations of some values."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True)
+
+    values: dict[str, Any] = Field(
+        alias="for",
+        min_length=1,
+        description="Values by name: a list, or a mapping from names to keys, written `${name.key}`.",
+    )
+    steps: tuple[Step | Repeated, ...] = Field(
+        min_length=1, description="Commands, in order, as in a recipe."
+    )
 
 
 class Recipe(BaseModel):
@@ -71,18 +85,7 @@ class Recipe(BaseModel):
     assume: dict[str, Assumed] = Field(
         default_factory=dict, description="Sizes of Hub models for a dry run without network, by id."
     )
-    steps: tuple[Step, ...] = Field(min_length=1, description="Commands, in order.")
-
-    def step(self, name: str) -> Step:
-        """The step of a name.
-
-        Raises:
-            RecipeError: There is none.
-        """
-        for step in self.steps:
-            if step.name == name:
-                return step
-        raise RecipeError(unknown("step", name, [step.name for step in self.steps]))
+    steps: tuple[Step | Repeated, ...] = Field(min_length=1, description="Commands, in order.")
 
 
 def unknown(what: str, name: str, known: Iterable[str]) -> str:
@@ -118,7 +121,7 @@ def read_recipe(path: Path, commands: Iterable[str]) -> Recipe:
         if key not in Recipe.model_fields:
             raise RecipeError(f"{path}: {unknown('key', str(key), Recipe.model_fields)}")
     try:
-        return Recipe(**{**data, "steps": _steps(data.get("steps"), list(commands), path)})
+        return Recipe(**{**data, "steps": _Reader(path, list(commands)).steps(data.get("steps"))})
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"]))
@@ -139,40 +142,62 @@ class _NoRepeats(yaml.SafeLoader):  # type: ignore[misc]
         return found
 
 
-def _steps(data: Any, commands: list[str], path: Path) -> list[Step]:
-    """Steps from ``command: options`` mappings; each gets a name of its own."""
-    if not isinstance(data, list) or not data:
-        raise RecipeError(f"{path}: steps are a list of commands, such as - convert: {{gkv: 8}}")
-    steps: list[Step] = []
-    for number, entry in enumerate(data, 1):
-        where = f"{path}: step {number}"
-        if isinstance(entry, str):
-            entry = {entry: {}}
+class _Reader:
+    """Makes steps of ``command: options`` mappings; each gets a name of its own."""
+
+    def __init__(self, path: Path, commands: list[str]) -> None:
+        self.path = path
+        self.commands = commands
+        self.used: set[str] = set()
+        self.number = 0
+
+    def steps(self, data: Any) -> list[Step | Repeated]:
+        if not isinstance(data, list) or not data:
+            raise RecipeError(f"{self.path}: steps are a list of commands, such as - convert: {{gkv: 8}}")
+        found: list[Step | Repeated] = []
+        for entry in data:
+            if isinstance(entry, dict) and "for" in entry:
+                found.append(self._repeated(entry))
+            else:
+                self.number += 1
+                found.append(self._step({entry: {}} if isinstance(entry, str) else entry))
+        return found
+
+    def _repeated(self, entry: dict[str, Any]) -> Repeated:
+        where = f"{self.path}: steps repeated behind step {self.number}"
+        for key in entry:
+            if key not in ("for", "steps"):
+                raise RecipeError(f"{where}: {unknown('key', str(key), ('for', 'steps'))}")
+        if not isinstance(entry["for"], dict) or not entry["for"]:
+            raise RecipeError(f"{where}: for is a mapping, such as {{seed: [0, 1, 2]}}")
+        return Repeated(**{"for": entry["for"]}, steps=tuple(self.steps(entry.get("steps"))))
+
+    def _step(self, entry: Any) -> Step:
+        where = f"{self.path}: step {self.number}"
         if not isinstance(entry, dict):
             raise RecipeError(f"{where}: a step is a command with its options, found {entry!r}")
         extra = {key: entry[key] for key in ("name", "accelerate") if key in entry}
         given = [str(key) for key in entry if key not in extra]
         for command in given:
-            if command not in commands:
-                raise RecipeError(f"{where}: {unknown('command', command, commands)}")
+            if command not in self.commands:
+                raise RecipeError(f"{where}: {unknown('command', command, self.commands)}")
         if len(given) != 1:
             raise RecipeError(f"{where}: a step is one command, found {', '.join(given) or 'none'}")
         options = entry[given[0]] or {}
         if not isinstance(options, dict):
             raise RecipeError(f"{where}: the options of {given[0]} are a mapping, found {options!r}")
-        used = {step.name for step in steps}
-        name = str(extra.pop("name", None) or _free_name(given[0], used))
-        if name in used:
+        name = str(extra.pop("name", None) or _free_name(given[0], self.used))
+        if name in self.used:
             raise RecipeError(f"{where}: two steps are called {name!r}; names are for telling them apart")
+        self.used.add(name)
         options = {str(key).replace("-", "_"): value for key, value in options.items()}
         try:
-            steps.append(Step(name=name, command=given[0], options=options, **extra))
+            return Step(name=name, command=given[0], options=options, **extra)
         except ValidationError as error:
             first = error.errors()[0]
             raise RecipeError(
                 f"{where}: {'.'.join(map(str, first['loc']))}: {first['msg'].lower()}"
             ) from error
-    return steps
 
 
 def _free_name(command: str, used: set[str]) -> str:
@@ -181,64 +206,3 @@ def _free_name(command: str, used: set[str]) -> str:
         for name in (command, *(f"{command}-{number}" for number in range(2, len(used) + 3)))
         if name not in used
     )
-
-
-def override(recipe: Recipe, changes: Iterable[str]) -> Recipe:
-    """Apply ``variable=value`` and ``step.option=value``; values are YAML.
-
-    Raises:
-        RecipeError: A change is not of that form, or names what does not exist.
-    """
-    variables = dict(recipe.variables)
-    steps = {step.name: step for step in recipe.steps}
-    for change in changes:
-        name, equals, text = change.partition("=")
-        if not equals:
-            raise RecipeError(f"--set {change!r}: write variable=value or step.option=value")
-        try:
-            value = yaml.safe_load(text)
-        except yaml.YAMLError as error:
-            raise RecipeError(f"--set {change!r}: the value is not YAML") from error
-        step, dot, option = name.strip().partition(".")
-        if not dot:
-            if step not in variables:
-                raise RecipeError(f"--set {change}: {unknown('variable', step, variables)}")
-            variables[step] = value
-            continue
-        if step not in steps:
-            raise RecipeError(f"--set {change}: {unknown('step', step, steps)}")
-        options = {**steps[step].options, option.replace("-", "_"): value}
-        steps[step] = steps[step].model_copy(update={"options": options})
-    return recipe.model_copy(update={"variables": variables, "steps": tuple(steps.values())})
-
-
-def resolve(recipe: Recipe, work: Path) -> Recipe:
-    """Put variables in their places.
-
-    Raises:
-        RecipeError: A step uses a variable that does not exist.
-    """
-    variables = {**recipe.variables, WORK: str(work)}
-
-    def fill(value: Any, step: str) -> Any:
-        if isinstance(value, list):
-            return [fill(part, step) for part in value]
-        if isinstance(value, dict):
-            return {key: fill(part, step) for key, part in value.items()}
-        if not isinstance(value, str):
-            return value
-        for name in _REFERENCE.findall(value):
-            if name not in variables:
-                raise RecipeError(f"step {step}: {unknown('variable', name, variables)}")
-        whole = _REFERENCE.fullmatch(value)
-        if whole:
-            return variables[whole[1]]
-        return _REFERENCE.sub(lambda match: str(variables[match[1]]), value)
-
-    steps = tuple(
-        step.model_copy(
-            update={"options": fill(step.options, step.name), "accelerate": fill(step.accelerate, step.name)}
-        )
-        for step in recipe.steps
-    )
-    return recipe.model_copy(update={"steps": steps})

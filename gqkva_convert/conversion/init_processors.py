@@ -1,0 +1,98 @@
+"""What a model with fresh weights reads with: its tokenizer or image processor."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from gqkva_convert.architectures import Family
+from gqkva_convert.checkpoint.hub import ask_hub, is_hub_id, locate
+from gqkva_convert.data.processors import load_processor
+from gqkva_convert.data.tokenizers import train_tokenizer
+from gqkva_convert.errors import FamilyError
+
+
+def default_config(family: Family) -> dict[str, Any]:
+    """A family's configuration as transformers makes it."""
+    import transformers
+
+    defaults: dict[str, Any] = transformers.AutoConfig.for_model(family.model_type).to_dict()
+    return defaults
+
+
+def fresh_tokenizer(
+    family: Family,
+    given: dict[str, Any],
+    defaults: dict[str, Any],
+    source: str | Path | None,
+    data: str | None,
+) -> Any:
+    """The tokenizer that was asked for; None for none.
+
+    Args:
+        family: Of the model.
+        given: Keys of the configuration that the user gave.
+        defaults: The family's configuration.
+        source: Folder or Hub id of a model whose tokenizer to take.
+        data: Data to train one on.
+
+    Raises:
+        FamilyError: Two were asked for, or the model reads no text.
+        DataError: It does not load, or the data does not give one.
+    """
+    if source is None and data is None:
+        return None
+    if source is not None and data is not None:
+        raise FamilyError("--tokenizer and --tokenizer-data: a model has one tokenizer; give one of them")
+    if "vocab_size" not in defaults:
+        raise FamilyError(f"{family.model_type} reads no text; leave the tokenizer out")
+    if source is not None:
+        tokenizer = _load(str(source))
+    else:
+        kind = "seq2seq" if defaults.get("is_encoder_decoder") else "causal"
+        kind = "masked" if family.architecture.endswith("ForMaskedLM") else kind
+        size = given.get("vocab_size", defaults["vocab_size"])
+        tokenizer = train_tokenizer(str(data), int(size), kind=kind)
+    longest = given.get("max_position_embeddings", defaults.get("max_position_embeddings"))
+    if isinstance(longest, int):
+        tokenizer.model_max_length = longest
+    return tokenizer
+
+
+def _load(source: str) -> Any:
+    if not is_hub_id(source):
+        return load_processor(locate(source).folder, "AutoTokenizer")
+    import transformers
+
+    return ask_hub(
+        source, lambda: transformers.AutoTokenizer.from_pretrained(source, trust_remote_code=False)
+    )
+
+
+def vocabulary_of(tokenizer: Any, family: Family, defaults: dict[str, Any]) -> dict[str, Any]:
+    """Keys of a configuration that a tokenizer decides; none without one."""
+    if tokenizer is None:
+        return {}
+    ids = {f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in ("pad", "bos", "eos")}
+    if defaults.get("is_encoder_decoder"):
+        # T5's decoder begins with padding, others' with an end.
+        begin = "pad" if family.model_type == "t5" else "eos"
+        ids["decoder_start_token_id"] = ids[f"{begin}_token_id"]
+    return {"vocab_size": len(tokenizer), **ids}
+
+
+def image_processor(config: dict[str, Any]) -> dict[str, Any]:
+    """Settings of a processor that scales pictures to the model's size and pixels to -1 to 1."""
+    size = config["image_size"]
+    height, width = size if isinstance(size, (list, tuple)) else (size, size)
+    channels = config.get("num_channels", 3)
+    return {
+        "image_processor_type": "ViTImageProcessor",
+        "do_resize": True,
+        "size": {"height": height, "width": width},
+        "do_rescale": True,
+        "rescale_factor": 1 / 255,
+        "do_normalize": True,
+        "image_mean": [0.5] * channels,
+        "image_std": [0.5] * channels,
+    }
