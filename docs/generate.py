@@ -22,7 +22,7 @@ from gqkva_convert.architectures import FAMILIES, Attention, Family, Key
 from gqkva_convert.cli import app
 from gqkva_convert.cli.run import commands
 from gqkva_convert.recipes.commands import NO_STEPS, RESERVED
-from gqkva_convert.recipes.schema import Assumed, Gpus, Recipe, Step
+from gqkva_convert.recipes.schema import Assumed, Gpus, Recipe, Repeated, Step
 from gqkva_convert.runtimes.gguf.families import RUNTIME_FAMILIES
 from gqkva_convert.uptraining.settings import TrainingSettings
 
@@ -41,6 +41,7 @@ COMMANDS = {
     "verify": "gqkva_convert.verify",
     "run": "gqkva_convert.run",
     "report": "gqkva_convert.report",
+    "compare": "gqkva_convert.compare",
     "push": "gqkva_convert.push",
     "demo": "gqkva_convert.demo",
 }
@@ -225,13 +226,15 @@ def schema_page() -> str:
     for title, model in (
         ("A recipe", Recipe),
         ("A step, `command: {option: value}` with these beside it", Step),
+        ("Repeated steps, `for` and `steps` in place of a command", Repeated),
         ("An entry of `assume`, by Hub id", Assumed),
         ("`gpus`", Gpus),
     ):
         lines += [f"## {title}\n", "| key | needed | meaning |", "| --- | --- | --- |"]
         for name, field in model.model_fields.items():
-            if model is Step and name in ("command", "options"):
+            if model is Step and name in ("command", "options", "repeats"):
                 continue
+            name = field.alias or name
             needed = "yes" if field.is_required() and model is not Step else "no"
             lines.append(f"| `{name}` | {needed} | {field.description} |")
         lines.append("")

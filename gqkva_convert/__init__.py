@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from gqkva_convert.evaluation.settings import EvaluationSettings as EvaluationSettings
     from gqkva_convert.evaluation.speed.bench import bench as bench
     from gqkva_convert.heads import HeadLayout as HeadLayout
+    from gqkva_convert.hub.compare import compare as compare
     from gqkva_convert.hub.push import push as push
     from gqkva_convert.hub.report import report as report
     from gqkva_convert.runtimes.export import export as export
@@ -37,6 +38,7 @@ __version__ = "0.1.0"
 
 _PUBLIC = {
     "bench": "gqkva_convert.evaluation.speed.bench",
+    "compare": "gqkva_convert.hub.compare",
     "convert": "gqkva_convert.conversion.convert",
     "export": "gqkva_convert.runtimes.export",
     "init": "gqkva_convert.conversion.init",
@@ -63,6 +65,7 @@ __all__ = [
     "HeadLayout",
     "TrainingSettings",
     "bench",
+    "compare",
     "convert",
     "demo",
     "evaluate",

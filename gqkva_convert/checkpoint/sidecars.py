@@ -17,6 +17,8 @@ PICTURES = ("report-heads.png", "report-sizes.png", "report-quality.png", "repor
 MEASURED = frozenset({EVALUATION, BENCH, BENCH_PICTURE, PAGE, *PICTURES, "README.md"})
 # The report beside a GGUF file.
 GGUF_REPORT = "gguf_report.json"
+# Where training is reported of folders that are no conversion.
+TRAINING = "gqkva_training.json"
 
 # Weights of every format, indexes to them, and training leftovers: stale once the weights change.
 _STALE_ENDINGS = (
@@ -37,7 +39,12 @@ _STALE_ENDINGS = (
     ".tflite",
     ".lock",
 )
-_STALE_NAMES = frozenset({"config.json", REPORT, GGUF_REPORT, "trainer_state.json", "params.json"}) | MEASURED
+_STALE_NAMES = (
+    frozenset(
+        {"config.json", REPORT, GGUF_REPORT, TRAINING, "training.json", "trainer_state.json", "params.json"}
+    )
+    | MEASURED
+)
 # Configurations that may name code, as config.json may.
 _NAMES_CODE = frozenset(
     {

@@ -12,6 +12,7 @@ from typer.core import TyperGroup
 from gqkva_convert import __version__
 from gqkva_convert.cli import (
     bench,
+    compare,
     convert,
     demo,
     evaluate,
@@ -83,5 +84,6 @@ app.command(name="pretrain")(pretrain.pretrain_command)
 app.command(name="verify")(verify.verify_command)
 app.command(name="run")(run.run_command)
 app.command(name="report")(report.report_command)
+app.command(name="compare")(compare.compare_command)
 app.command(name="push")(push.push_command)
 app.command(name="demo")(demo.demo_command)

@@ -21,7 +21,7 @@ def draw_heads(blocks: tuple[BlockPlan, ...], file: Path) -> Path:
         blocks: What became of each attention block.
         file: PNG file to write.
     """
-    plt = _matplotlib()
+    plt = matplotlib_pyplot()
     kinds = list(dict.fromkeys(block.kind for block in blocks))
     by_kind = {kind: [block for block in blocks if block.kind == kind] for kind in kinds}
     heights = [max(1.2, 0.22 * len(by_kind[kind]) + 0.9) for kind in kinds]
@@ -30,7 +30,7 @@ def draw_heads(blocks: tuple[BlockPlan, ...], file: Path) -> Path:
     )
     for kind, axis in zip(kinds, axes[:, 0], strict=True):
         _draw_kind(by_kind[kind], kind, axis)
-    return _save(figure, file)
+    return save_picture(figure, file)
 
 
 def _draw_kind(blocks: list[BlockPlan], kind: str, axis: Any) -> None:
@@ -63,7 +63,7 @@ def draw_sizes(sizes: Sequence[tuple[str, float, float]], file: Path) -> Path:
         sizes: Name, before and after.
         file: PNG file to write.
     """
-    plt = _matplotlib()
+    plt = matplotlib_pyplot()
     figure, axis = plt.subplots(figsize=(_WIDTH, 0.5 * len(sizes) + 0.9))
     names = [name for name, _, _ in sizes][::-1]
     shares = [after / before for _, before, after in sizes][::-1]
@@ -74,7 +74,7 @@ def draw_sizes(sizes: Sequence[tuple[str, float, float]], file: Path) -> Path:
     axis.set_xlim(0, max(1.12, *shares))
     axis.xaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
     axis.spines[["top", "right"]].set_visible(False)
-    return _save(figure, file)
+    return save_picture(figure, file)
 
 
 def draw_quality(evaluation: Evaluation, file: Path) -> Path | None:
@@ -92,7 +92,7 @@ def draw_quality(evaluation: Evaluation, file: Path) -> Path | None:
     ]
     if not found:
         return None
-    plt = _matplotlib()
+    plt = matplotlib_pyplot()
     figure, axes = plt.subplots(len(found), 1, figsize=(_WIDTH, 0.95 * len(found) + 0.3), squeeze=False)
     for (data, metric), axis in zip(found, axes[:, 0], strict=True):
         assert metric.against is not None
@@ -111,10 +111,11 @@ def draw_quality(evaluation: Evaluation, file: Path) -> Path | None:
         better = f", {metric.better} is better" if metric.better else ""
         axis.set_title(f"{metric.metric} on {Path(data).name}{better}", fontsize=9, loc="left")
         axis.tick_params(labelsize=8)
-    return _save(figure, file)
+    return save_picture(figure, file)
 
 
-def _matplotlib() -> Any:
+def matplotlib_pyplot() -> Any:
+    """Pyplot that draws into files alone."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -123,7 +124,8 @@ def _matplotlib() -> Any:
     return plt
 
 
-def _save(figure: Any, file: Path) -> Path:
+def save_picture(figure: Any, file: Path) -> Path:
+    """Write a figure and let go of it."""
     import matplotlib.pyplot as plt
 
     figure.tight_layout()

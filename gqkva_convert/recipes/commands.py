@@ -92,7 +92,7 @@ def command_line(step: Step, commands: Mapping[str, Any]) -> CommandLine:
         value = step.options.get(name)
         if parameter.param_type_name == "argument":
             if value is not None:
-                behind.append(str(value))
+                behind += map(str, value if isinstance(value, list) else [value])
             elif parameter.required:
                 raise RecipeError(f"step {step.name}: {step.command} needs {name}")
         elif value is not None:

@@ -17,11 +17,17 @@ from gqkva_convert.recipes.commands import CommandLine
 STATE = "run.json"
 FORMAT_VERSION = 1
 # The option that names what a command writes.
-WRITES = dict.fromkeys(("plan", "convert", "export", "init", "uptrain", "pretrain", "teacher"), "out")
+WRITES = dict.fromkeys(
+    ("plan", "convert", "export", "init", "uptrain", "pretrain", "teacher", "compare"), "out"
+)
 # Commands that write beside the weights they read.
 _BESIDE = {"evaluate": EVALUATION, "bench": BENCH, "report": PAGE}
 # Commands that read what others measured, too, and files that do not count as read.
-_READS_MEASURED = {"report": frozenset({PAGE, *PICTURES, "README.md"}), "push": frozenset[str]()}
+_READS_MEASURED = {
+    "report": frozenset({PAGE, *PICTURES, "README.md"}),
+    "push": frozenset[str](),
+    "compare": frozenset[str](),
+}
 
 
 @dataclass
@@ -82,10 +88,13 @@ def key_of(line: CommandLine) -> str:
     """What a step does and reads, as one checksum: its words, and the contents of every path among them."""
     step = line.step
     written = step.options.get(WRITES.get(step.command, ""))
-    read: dict[str, str] = {}
-    for name, value in step.options.items():
-        if value is not written and isinstance(value, str) and value and Path(value).exists():
-            read[name] = content(Path(value), step.command)
+    read = {
+        f"{name} {number}" if number else name: content(path, step.command)
+        for name, value in step.options.items()
+        if value is not written
+        for number, path in enumerate(_paths(value))
+        if path.exists()
+    }
     data = [step.command, list(line.words), step.accelerate, read]
     return hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()
 
@@ -111,7 +120,13 @@ def outputs_of(line: CommandLine) -> list[Path]:
 
 def paths_of(line: CommandLine) -> set[Path]:
     """Every path among a step's options, whether it is there or not."""
-    return {Path(value) for value in line.step.options.values() if isinstance(value, str) and value}
+    return {path for value in line.step.options.values() for path in _paths(value)}
+
+
+def _paths(value: Any) -> list[Path]:
+    """What may be paths in an option's value."""
+    values = value if isinstance(value, list) else [value]
+    return [Path(part) for part in values if isinstance(part, str) and part]
 
 
 def content(path: Path, command: str = "") -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import signal
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
@@ -32,6 +33,8 @@ Collate = Callable[[list[Row], list[int]], Batch]
 Watch = Callable[[dict[str, Any]], None]
 # Steps in a row that fp16's scaler leaves out before a run stops: from 65,536 it is then far below 1.
 OVERFLOW_LIMIT = 32
+# Steps whose time is remembered.
+_STEPS_TIMED = 10_000
 STATE, ROWS_STATE = "trainer.json", "rows.pt"
 
 
@@ -103,6 +106,8 @@ class Trainer:
         self.teacher_loss: float | None = None
         self.first_loss: float | None = None
         self.kept_step = 0
+        # How long the last steps took, measurements and checkpoints left out.
+        self.step_seconds: deque[float] = deque(maxlen=_STEPS_TIMED)
         self._stop: int | None = None
 
     def run(self) -> None:
@@ -175,6 +180,7 @@ class Trainer:
         self.progress.tokens += counts.positions
         seconds = time.perf_counter() - started
         self.progress.seconds += seconds
+        self.step_seconds.append(seconds)
         if not finite and self.accelerator.mixed_precision == "fp16" and math.isfinite(found["loss"]):
             self._overflowed()
         elif not finite:

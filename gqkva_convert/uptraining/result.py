@@ -11,14 +11,12 @@ from torch import Tensor
 from gqkva_convert.checkpoint.folder import open_checkpoint
 from gqkva_convert.checkpoint.jsonfile import read_json, write_json
 from gqkva_convert.checkpoint.publish import published_folder
-from gqkva_convert.checkpoint.sidecars import MEASURED, REPORT
+from gqkva_convert.checkpoint.sidecars import MEASURED, REPORT, TRAINING
 from gqkva_convert.conversion.report import describe_files
 from gqkva_convert.errors import TrainingError
 from gqkva_convert.uptraining.settings import TrainingSettings
 from gqkva_convert.uptraining.trainable import add_lora
 
-# Where training is reported of folders that are no conversion.
-TRAINING = "gqkva_training.json"
 _WEIGHTS = (".safetensors", ".bin", ".index.json")
 
 

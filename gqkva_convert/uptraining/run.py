@@ -6,6 +6,7 @@ import contextlib
 import datetime
 import math
 import re
+import statistics
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -329,6 +330,7 @@ class Run:
             "held_out_loss": progress.best_loss,
             "teacher_held_out_loss": trainer.teacher_loss,
             "seconds": round(progress.seconds, 1),
+            "seconds_per_step": round(statistics.median(trainer.step_seconds or [0.0]), 5),
             "processes": trainer.plan.processes,
             "device": str(trainer.accelerator.device),
             "metrics": str(self.run.path / METRICS),

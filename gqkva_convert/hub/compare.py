@@ -1,0 +1,338 @@
+"""`gqkva compare`: models side by side, from what was measured of each."""
+
+from __future__ import annotations
+
+import re
+import statistics
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from gqkva_convert.checkpoint.jsonfile import read_json, replace_json
+from gqkva_convert.checkpoint.sidecars import REPORT, TRAINING
+from gqkva_convert.conversion.inspect import inspect
+from gqkva_convert.conversion.plan import Plan
+from gqkva_convert.conversion.report import read_report
+from gqkva_convert.errors import CheckpointError, EvaluationError, OutputError
+from gqkva_convert.hub.facts import short_name
+from gqkva_convert.hub.measured import Interval, read_evaluation
+
+SIZES = {
+    "parameters": "parameters",
+    "bytes": "bytes of weights",
+    "kv-cache": "KV-cache bytes a token",
+}
+# Folders whose names differ in this alone are repetitions of one experiment.
+_SEED = re.compile(r"-seed(\d+)$")
+_CONFIDENCE = 0.95
+FORMAT_VERSION = 1
+# Behind a metric's name: the difference to the model that it was evaluated against, on the same samples.
+DIFFERENCE = " minus the original's"
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One folder, and what is known of it.
+
+    Attributes:
+        name: What it is called in the comparison.
+        variant: Its attention.
+        method: How it was converted, and whether it was trained afterwards; None for what is no conversion.
+        sizes: By the names of `SIZES`.
+        metrics: Values with their intervals, by metric and data.
+        better: ``lower`` or ``higher``, by the same.
+        training: What its last training took: tokens, steps, seconds a step.
+    """
+
+    name: str
+    variant: str
+    method: str | None
+    sizes: dict[str, int]
+    metrics: dict[str, tuple[float, Interval | None]]
+    better: dict[str, str]
+    training: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Value:
+    """A metric of one row: of one folder with its own interval, or the mean over repetitions."""
+
+    value: float
+    interval: Interval | None
+    repeats: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class Row:
+    """One model of a comparison: a folder, or several that differ in their seed alone."""
+
+    name: str
+    variant: str
+    method: str | None
+    repeats: int
+    sizes: dict[str, int]
+    metrics: dict[str, Value]
+    seconds_per_step: float | None
+    tokens: int | None
+    members: tuple[dict[str, Any], ...] = field(repr=False)
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Rows, largest first, with the metrics that they are compared by."""
+
+    size: str
+    metrics: tuple[str, ...]
+    better: dict[str, str]
+    rows: tuple[Row, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        return {"format_version": FORMAT_VERSION, **asdict(self)}
+
+
+def compare(
+    folders: Iterable[str | Path],
+    *,
+    metrics: Sequence[str] = (),
+    size: str = "parameters",
+    out: str | Path | None = None,
+) -> dict[str, Any]:
+    """Put models side by side: their sizes, and what `gqkva evaluate` measured of them.
+
+    Folders whose names differ in ``-seed0``, ``-seed1`` ... at their end are repetitions: their row has the
+    mean, with Student's 95 % interval over them.
+
+    Args:
+        folders: Checkpoint folders, or folders that hold some.
+        metrics: Which metrics, as results name them, such as ``top-1 accuracy``, or ``top-1 accuracy minus
+            the original's`` for the paired difference; one that was measured on several data sets is named
+            ``METRIC on DATA``. None: the first of each data set.
+        size: What pictures have along their axis: ``parameters``, ``bytes`` or ``kv-cache``.
+        out: Folder to write comparison.json, comparison.md and a picture a metric to; None for none.
+
+    Returns:
+        JSON data: a row a model.
+
+    Raises:
+        EvaluationError: Nothing was measured, or not what is asked for.
+        CheckpointError: A folder holds no model.
+        OutputError: ``out`` cannot be written.
+    """
+    comparison = compare_models(folders, metrics=metrics, size=size)
+    if out is not None:
+        write(comparison, Path(out))
+    return comparison.to_dict()
+
+
+def compare_models(
+    folders: Iterable[str | Path], *, metrics: Sequence[str] = (), size: str = "parameters"
+) -> Comparison:
+    """As `compare`, without writing."""
+    if size not in SIZES:
+        raise EvaluationError(f"no size {size!r}; choose one of {', '.join(SIZES)}")
+    found = [_measured(name, path) for name, path in _named(_models(folders))]
+    return _compared(found, metrics, size)
+
+
+def _models(folders: Iterable[str | Path]) -> list[Path]:
+    models: list[Path] = []
+    for folder in map(Path, folders):
+        if not folder.is_dir():
+            raise CheckpointError(f"{folder} is not a folder; give checkpoint folders, or folders of some")
+        if (folder / "config.json").is_file():
+            inside = [folder]
+        else:
+            inside = sorted(
+                path.parent for path in folder.glob("*/config.json") if not path.parent.name.startswith(".")
+            )
+        if not inside:
+            raise CheckpointError(f"{folder} is no checkpoint and holds none")
+        models += [path for path in inside if path not in models]
+    return models
+
+
+def _named(models: list[Path]) -> list[tuple[str, Path]]:
+    """Each by its folder's name, with the folder above where two have the same."""
+    names = [path.resolve().name for path in models]
+    return [
+        (name if names.count(name) == 1 else "/".join(path.resolve().parts[-2:]), path)
+        for name, path in zip(names, models, strict=True)
+    ]
+
+
+def _measured(name: str, folder: Path) -> Measured:
+    facts = inspect(str(folder))
+    evaluation = read_evaluation(folder)
+    metrics: dict[str, tuple[float, Interval | None]] = {}
+    better: dict[str, str] = {}
+    for result in () if evaluation is None else evaluation.results:
+        for metric in result.metrics:
+            data = short_name(result.data)
+            metrics[f"{metric.metric} on {data}"] = (metric.value, metric.interval)
+            better[f"{metric.metric} on {data}"] = metric.better or "higher"
+            if metric.difference is not None:
+                key = f"{metric.metric}{DIFFERENCE} on {data}"
+                metrics[key] = (metric.difference, metric.difference_interval)
+                better[key] = metric.better or "higher"
+    cache = facts["kv_cache_bytes_per_token"] + facts["cross_cache_bytes_per_source_token"]
+    sizes = {"parameters": facts["parameters"]["total"], "bytes": facts["bytes"], "kv-cache": cache}
+    variant = " and ".join(dict.fromkeys(kind["variant"] for kind in facts["attention"]))
+    method, training = _made(folder)
+    return Measured(name, variant, method, sizes, metrics, better, training)
+
+
+def _made(folder: Path) -> tuple[str | None, dict[str, Any]]:
+    """How a folder was converted, and what its training took."""
+    if not (folder / REPORT).is_file():
+        return None, _json(folder / TRAINING)
+    report = read_report(folder)
+    plan, training = Plan.from_dict(report["plan"]), report.get("uptraining") or {}
+    words = [f"{plan.grouping} groups", plan.merge, *plan.refine]
+    if training:
+        how = "distilled" if training["settings"].get("teacher") else "trained"
+        words.append(f"{how} on {training['tokens']:,} tokens")
+    return ", ".join(words), training
+
+
+def _json(path: Path) -> dict[str, Any]:
+    data = read_json(path) if path.is_file() else {}
+    return data if isinstance(data, dict) else {}
+
+
+def _compared(found: list[Measured], wanted: Sequence[str], size: str) -> Comparison:
+    if not any(each.metrics for each in found):
+        raise EvaluationError("nothing was measured of these folders; run gqkva evaluate on each")
+    known = dict.fromkeys(key for each in found for key in each.metrics)
+    keys = [_key(name, list(known)) for name in wanted] or _first_of_each(list(known))
+    better = {key: value for each in found for key, value in each.better.items() if key in keys}
+    groups: dict[str, list[Measured]] = {}
+    for each in found:
+        groups.setdefault(_SEED.sub("", each.name), []).append(each)
+    rows = [_row(name, members, keys) for name, members in groups.items()]
+    rows.sort(key=lambda row: (-row.sizes[size], row.name))
+    return Comparison(size, tuple(keys), better, tuple(rows))
+
+
+def _key(name: str, known: list[str]) -> str:
+    fits = [key for key in known if key == name or key.partition(" on ")[0] == name]
+    if len(fits) == 1:
+        return fits[0]
+    if fits:
+        raise EvaluationError(f"{name} was measured on several data sets; name one of {', '.join(fits)}")
+    raise EvaluationError(f"no metric {name!r} was measured; there are {', '.join(known)}")
+
+
+def _first_of_each(known: list[str]) -> list[str]:
+    """The first metric of each data set."""
+    first: dict[str, str] = {}
+    for key in known:
+        first.setdefault(key.partition(" on ")[2], key)
+    return list(first.values())
+
+
+def _row(name: str, members: list[Measured], keys: list[str]) -> Row:
+    sizes = members[0].sizes
+    for member in members:
+        if member.sizes != sizes:
+            raise EvaluationError(
+                f"{member.name} and {members[0].name} would be repetitions of one model by their names, but "
+                "differ in size; rename one"
+            )
+    steps = [s for member in members if (s := member.training.get("seconds_per_step")) is not None]
+    tokens = [t for member in members if (t := member.training.get("tokens")) is not None]
+    return Row(
+        name=name,
+        variant=members[0].variant,
+        method=members[0].method,
+        repeats=len(members),
+        sizes=sizes,
+        metrics={key: value for key in keys if (value := _value(members, key)) is not None},
+        seconds_per_step=statistics.median(steps) if steps else None,
+        tokens=max(tokens) if tokens else None,
+        members=tuple(_raw(member) for member in members),
+    )
+
+
+def _raw(member: Measured) -> dict[str, Any]:
+    metrics = {
+        key: {"value": value, "interval": interval} for key, (value, interval) in member.metrics.items()
+    }
+    kept = ("date", "versions", "tokens", "steps", "seconds", "seconds_per_step", "held_out_loss", "device")
+    training = {key: member.training[key] for key in kept if key in member.training}
+    return {"name": member.name, "metrics": metrics, "training": training}
+
+
+def _value(members: list[Measured], key: str) -> Value | None:
+    values = [member.metrics[key][0] for member in members if key in member.metrics]
+    if not values:
+        return None
+    if len(values) == 1:
+        interval = next(member.metrics[key][1] for member in members if key in member.metrics)
+        return Value(values[0], interval, tuple(values))
+    return Value(statistics.fmean(values), student_interval(values), tuple(values))
+
+
+def student_interval(values: Sequence[float]) -> Interval:
+    """A 95 % interval of the mean of repetitions (Student, 1908)."""
+    from scipy.stats import t
+
+    mean = statistics.fmean(values)
+    half = (
+        float(t.ppf((1 + _CONFIDENCE) / 2, len(values) - 1)) * statistics.stdev(values) / len(values) ** 0.5
+    )
+    return mean - half, mean + half
+
+
+def write(comparison: Comparison, out: Path) -> list[Path]:
+    """Write a comparison as JSON, as a Markdown table and as a picture a metric.
+
+    Raises:
+        OutputError: The folder cannot be written.
+    """
+    from gqkva_convert.hub.comparison_picture import draw
+
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        replace_json(out / "comparison.json", comparison.to_dict())
+        (out / "comparison.md").write_text(markdown(comparison), encoding="utf-8")
+        pictures = [draw(comparison, key, out / f"{slug(key)}.png") for key in comparison.metrics]
+    except OSError as error:
+        raise OutputError(f"cannot write into {out}: {error.strerror or error}") from error
+    return [out / "comparison.json", out / "comparison.md", *pictures]
+
+
+def slug(key: str) -> str:
+    """A metric's name as a file's."""
+    return re.sub(r"[^a-z0-9.]+", "-", key.lower()).strip("-.")
+
+
+def table(comparison: Comparison) -> tuple[list[str], list[list[str]]]:
+    """Headings and cells, numbers as text."""
+    rows = comparison.rows
+    cache = any(row.sizes["kv-cache"] for row in rows)
+    steps = any(row.seconds_per_step is not None for row in rows)
+    repeats = any(row.repeats > 1 for row in rows)
+    headings = ["model", "attention", "parameters"]
+    headings += ["KV bytes a token"] * cache + ["ms a step"] * steps + ["repeats"] * repeats
+    headings += [heading for key in comparison.metrics for heading in (key, "95 %")]
+    cells = []
+    for row in rows:
+        line = [row.name, row.variant, f"{row.sizes['parameters']:,}"]
+        line += [f"{row.sizes['kv-cache']:,}"] * cache
+        line += ["-" if row.seconds_per_step is None else f"{row.seconds_per_step * 1e3:,.1f}"] * steps
+        line += [str(row.repeats)] * repeats
+        for key in comparison.metrics:
+            value = row.metrics.get(key)
+            line.append("-" if value is None else f"{value.value:.4f}")
+            interval = None if value is None else value.interval
+            line.append("-" if interval is None else f"{interval[0]:.4f} to {interval[1]:.4f}")
+        cells.append(line)
+    return headings, cells
+
+
+def markdown(comparison: Comparison) -> str:
+    """The table as Markdown."""
+    headings, cells = table(comparison)
+    lines = ["| " + " | ".join(line) + " |" for line in (headings, ["---"] * len(headings), *cells)]
+    return "\n".join(lines) + "\n"
