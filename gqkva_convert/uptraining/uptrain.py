@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from gqkva_convert.checkpoint.folder import open_checkpoint
+from gqkva_convert.checkpoint.hub import BUILT_IN, locate
 from gqkva_convert.checkpoint.sidecars import REPORT
 from gqkva_convert.errors import CheckpointError, OutputError, TrainingError
 from gqkva_convert.uptraining.run_folder import RunFolder
@@ -96,8 +97,9 @@ def _train(
     watch: Watch = lambda _: None,
     from_scratch: bool = False,
 ) -> dict[str, Any]:
-    folder = Path(folder).resolve()
-    out = folder.with_name(f"{folder.name}-{suffix}") if out is None else Path(out).absolute()
+    named = Path(folder).resolve()
+    out = named.with_name(f"{named.name}-{suffix}") if out is None else Path(out).absolute()
+    folder = locate(BUILT_IN).folder if str(folder) == BUILT_IN and not named.exists() else named
     path = out.with_name(f"{out.name}-run") if run_folder is None else Path(run_folder).absolute()
     open_checkpoint(folder)
     if not any_model and not (folder / REPORT).is_file():

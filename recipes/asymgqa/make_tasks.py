@@ -1,0 +1,120 @@
+"""Make two tasks of Python's standard library, for language models that were trained on its other files.
+
+    python recipes/asymgqa/make_tasks.py tasks
+
+`next_line`: which of four lines of a file follows a dozen others (multiple choice). `package`: which package
+a dozen lines are from (classification). Questions are of files that the built-in model has not seen; texts to
+fine-tune on, of both tasks together, are of those it has. Writes a YAML file of lm-evaluation-harness and its
+questions for each task, and `train.jsonl`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from gqkva_convert.data.python_library import iter_texts
+
+LINES = 12
+# Those with files on both sides.
+PACKAGES = ("asyncio", "email", "idlelib", "importlib", "multiprocessing", "xml")
+Example = dict[str, Any]
+
+
+def windows(text: str, draw: random.Random, most: int) -> Iterator[tuple[list[str], int]]:
+    """A file's lines that are not blank, and some places with a dozen before them."""
+    lines = [line for line in text.splitlines() if line.strip()]
+    places = range(LINES, len(lines))
+    for place in sorted(draw.sample(places, min(most, len(places)))):
+        yield lines, place
+
+
+def next_line(lines: list[str], place: int, draw: random.Random) -> Example | None:
+    """Four lines of equal indentation, one of which comes next; None where there are too few."""
+    right = lines[place]
+    indent = len(right) - len(right.lstrip())
+    others = {
+        line
+        for line in lines
+        if len(line) - len(line.lstrip()) == indent and 10 <= len(line.strip()) <= 80 and line != right
+    }
+    if not 10 <= len(right.strip()) <= 80 or len(others) < 3:
+        return None
+    choices = [right, *draw.sample(sorted(others), 3)]
+    draw.shuffle(choices)
+    context = "\n".join(lines[place - LINES : place]) + "\n"
+    return {"context": context, "choices": choices, "label": choices.index(right)}
+
+
+def package(lines: list[str], place: int, name: str) -> Example:
+    """A dozen lines and the package they are from."""
+    context = "\n".join(lines[place - LINES : place]) + "\n# package:"
+    return {"context": context, "choices": [f" {each}" for each in PACKAGES], "label": PACKAGES.index(name)}
+
+
+def examples(*, held_out: bool, seed: int, per_file: int) -> dict[str, list[Example]]:
+    """Examples of both tasks, shuffled; as many of each package as of the rarest."""
+    draw = random.Random(seed)
+    found: dict[str, list[Example]] = {"next_line": []}
+    by_package: dict[str, list[Example]] = {name: [] for name in PACKAGES}
+    for path, text in iter_texts(held_out=held_out):
+        top = path.split("/")[0]
+        for lines, place in windows(text, draw, per_file):
+            example = next_line(lines, place, draw)
+            if example is not None:
+                found["next_line"].append(example)
+        if top in by_package:
+            by_package[top] += [
+                package(lines, place, top) for lines, place in windows(text, draw, 5 * per_file)
+            ]
+    rarest = min(map(len, by_package.values()))
+    found["package"] = [each for every in by_package.values() for each in draw.sample(every, rarest)]
+    for every in found.values():
+        draw.shuffle(every)
+    return found
+
+
+def write_task(out: Path, name: str, questions: list[Example]) -> None:
+    path = out / f"{name}.jsonl"
+    path.write_text("".join(json.dumps(each) + "\n" for each in questions))
+    task = {
+        "task": name,
+        "dataset_path": "json",
+        "dataset_kwargs": {"data_files": {"test": str(path.resolve())}},
+        "test_split": "test",
+        "output_type": "multiple_choice",
+        "doc_to_text": "{{context}}",
+        "doc_to_choice": "{{choices}}",
+        "doc_to_target": "label",
+        "target_delimiter": "",
+        "metric_list": [{"metric": "acc", "aggregation": "mean", "higher_is_better": True}],
+    }
+    (out / f"{name}.yaml").write_text(yaml.safe_dump(task, sort_keys=False))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--questions", type=int, default=400, help="of each task")
+    parser.add_argument("--texts", type=int, default=1500, help="to fine-tune on, of each task")
+    arguments = parser.parse_args()
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    questions = examples(held_out=True, seed=0, per_file=20)
+    texts = examples(held_out=False, seed=1, per_file=4)
+    train: list[str] = []
+    for name, every in questions.items():
+        write_task(arguments.out, name, every[: arguments.questions])
+        print(f"{name}: {min(len(every), arguments.questions)} questions, {len(texts[name])} texts at hand")
+        train += [each["context"] + each["choices"][each["label"]] for each in texts[name][: arguments.texts]]
+    random.Random(0).shuffle(train)
+    (arguments.out / "train.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in train))
+
+
+if __name__ == "__main__":
+    main()
