@@ -48,6 +48,7 @@ def init_command(
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace OUT once the new model is complete.")
     ] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only count parameters; write nothing.")] = False,
     as_json: Json = False,
 ) -> None:
     """Make a model with fresh weights, with all stored heads or fewer, for pre-training from scratch."""
@@ -66,6 +67,7 @@ def init_command(
         seed=seed,
         dtype=dtype,
         overwrite=overwrite,
+        dry_run=dry_run,
     )
     if as_json:
         print_json(result)

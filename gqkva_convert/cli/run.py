@@ -150,6 +150,8 @@ def _dry_run(prepared: Prepared, as_json: bool) -> None:
             estimate.note,
         )
     print_table(table)
+    known = [estimate.seconds for estimate in estimates if estimate.seconds is not None]
+    typer.echo(f"together about {_duration(sum(known))}, and what {len(estimates) - len(known)} steps take\n")
     for line in prepared.lines:
         typer.echo(str(line))
 

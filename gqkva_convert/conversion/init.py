@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,7 @@ def init(
     seed: int = 0,
     dtype: str = "float32",
     overwrite: bool = False,
+    dry_run: bool = False,
 ) -> dict[str, Any]:
     """Write a model with the family's own initialisation, with all stored heads or fewer.
 
@@ -57,6 +59,7 @@ def init(
         seed: Seed of the weights.
         dtype: Dtype of the weights.
         overwrite: Replace an existing checkpoint folder.
+        dry_run: Only count; nothing is written, drawn or trained.
 
     Returns:
         JSON data: the folder, its class and its number of parameters.
@@ -71,7 +74,8 @@ def init(
     if not isinstance(given, dict):
         raise FamilyError(f"{config}: a configuration is a JSON object, found {type(given).__name__}")
     defaults = default_config(family)
-    reader = fresh_tokenizer(family, given, defaults, tokenizer, tokenizer_data)
+    trained_on = None if dry_run else tokenizer_data
+    reader = fresh_tokenizer(family, given, defaults, tokenizer, trained_on)
     stock = _stock_config({**vocabulary_of(reader, family, defaults), **given}, family, task)
     check_config(stock, family, Path("config.json") if config is None else Path(config))
     family = stored_part(family, stock)
@@ -93,22 +97,25 @@ def init(
     home = classes if name.startswith("Gqkva") else transformers
     torch.manual_seed(seed)
     try:
-        model = getattr(home, name)._from_config(
-            transformers.AutoConfig.for_model(**target), dtype=getattr(torch, dtype)
-        )
+        with torch.device("meta") if dry_run else nullcontext():
+            model = getattr(home, name)._from_config(
+                transformers.AutoConfig.for_model(**target), dtype=getattr(torch, dtype)
+            )
     except Exception as error:  # whatever transformers raises for a value it cannot build with
         raise _refused(error) from error
-    with published_folder(Path(out), overwrite=overwrite) as folder:
-        model.save_pretrained(folder)
-        if reader is not None:
-            reader.save_pretrained(folder)
-        elif "image_size" in stock:
-            write_json(folder / "preprocessor_config.json", image_processor(stock))
+    if not dry_run:
+        with published_folder(Path(out), overwrite=overwrite) as folder:
+            model.save_pretrained(folder)
+            if reader is not None:
+                reader.save_pretrained(folder)
+            elif "image_size" in stock:
+                write_json(folder / "preprocessor_config.json", image_processor(stock))
     parameters = sum(parameter.numel() for parameter in model.parameters())
     return {
         "folder": str(out),
         "class": name,
         "parameters": parameters,
+        "bytes": sum(value.numel() * value.element_size() for value in model.parameters()),
         "variant": " and ".join(dict.fromkeys(block.target.name for block in plan.blocks)),
     }
 

@@ -11,12 +11,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from gqkva_convert.architectures import FAMILIES
+from gqkva_convert.checkpoint.jsonfile import read_json
+from gqkva_convert.conversion.init import init
+from gqkva_convert.conversion.init_processors import default_config
 from gqkva_convert.conversion.inspect import inspect
 from gqkva_convert.errors import GqkvaError, RecipeError
 from gqkva_convert.recipes.commands import CommandLine
 from gqkva_convert.recipes.schema import Assumed, Gpus
 from gqkva_convert.recipes.state import WRITES
-from gqkva_convert.uptraining.settings import parse_count, read_recipe
+from gqkva_convert.uptraining.settings import parse_count, parse_share, read_recipe
 
 # Bytes a second that a conversion from weights alone copies and merges at (docs/benchmarks.md).
 _CONVERT_RATE = 1.5e9
@@ -36,10 +40,18 @@ class Speed:
 
 @dataclass(frozen=True)
 class Size:
-    """A model's size; ``assumed`` where its headers could not be read."""
+    """A model's size.
+
+    Attributes:
+        parameters: Their number.
+        nbytes: Bytes of the weights.
+        row: Positions of one sample, where every sample has as many: patches of a picture.
+        assumed: Whether its headers could not be read.
+    """
 
     parameters: int
     nbytes: int
+    row: int | None = None
     assumed: bool = False
 
 
@@ -118,7 +130,7 @@ def estimate_recipe(
     found = []
     for line in lines:
         options = _all_options(line)
-        model = size_of(_subject(line))
+        model = _fresh(line) if line.step.command == "init" else size_of(_subject(line))
         written = options.get(WRITES.get(line.step.command, ""))
         if written is not None and line.step.command != "plan":
             sizes[str(written)] = model  # an upper bound: conversions only get smaller
@@ -141,7 +153,27 @@ def _size(name: str, assume: Mapping[str, Assumed]) -> Size | None:
         if name in assume:
             return Size(assume[name].parameters, assume[name].bytes, assumed=True)
         return None
-    return Size(facts["parameters"]["total"], facts["bytes"])
+    path = Path(name) / "config.json"
+    config = read_json(path) if path.is_file() else {}
+    return Size(facts["parameters"]["total"], facts["bytes"], _positions(config))
+
+
+def _fresh(line: CommandLine) -> Size | None:
+    """The size of a model that is made from nothing."""
+    known = {name: value for name, value in line.step.options.items() if name != "dry_run"}
+    try:
+        facts = init(**known, dry_run=True)
+    except GqkvaError:
+        return None
+    given = known.get("config")
+    config = default_config(FAMILIES[known["architecture"]]) | (read_json(Path(given)) if given else {})
+    return Size(facts["parameters"], facts["bytes"], _positions(config))
+
+
+def _positions(config: Mapping[str, Any]) -> int | None:
+    """Patches of a picture."""
+    side, patch = config.get("image_size"), config.get("patch_size")
+    return (side // patch) ** 2 if isinstance(side, int) and isinstance(patch, int) else None
 
 
 def _all_options(line: CommandLine) -> dict[str, Any]:
@@ -155,11 +187,15 @@ def _all_options(line: CommandLine) -> dict[str, Any]:
 def _estimate(
     command: str, options: dict[str, Any], model: Size | None, others: list[Size], speed: Speed
 ) -> Estimate:
-    if command in ("inspect", "report", "push", "demo", "init", "teacher", "bench", "run"):
-        return Estimate(seconds=None, note="short" if command in ("inspect", "report") else "not estimated")
+    if command in ("inspect", "report", "compare"):
+        return Estimate(note="short")
+    if command in ("push", "demo", "teacher", "bench"):
+        return Estimate(note="not estimated")
     if model is None:
         return Estimate(note="the model's size is not known here")
     note = "size as the recipe assumes" if model.assumed else ""
+    if command == "init":
+        return Estimate(memory_bytes=model.nbytes, disk_bytes=model.nbytes, note="short")
     if command in ("convert", "plan", "export", "verify"):
         return _conversion(command, options, model, speed, note)
     if command == "evaluate":
@@ -188,15 +224,27 @@ def _evaluation(
     samples = options.get("samples")
     if not isinstance(samples, int) or "data" not in options:
         return Estimate(None, memory, None, ", ".join(filter(None, (note, "as long as its data"))))
-    tokens = samples * int(options.get("length", 2048))
+    tokens = samples * (model.row or int(options.get("length", 2048)))
     operations = sum(2 * size.parameters * tokens for size in (model, *others))
     return Estimate(operations / speed.operations, memory, None, note)
 
 
 def _training(options: dict[str, Any], model: Size, others: list[Size], speed: Speed, note: str) -> Estimate:
     memory = _TRAINED_BYTES * model.parameters + sum(size.nbytes for size in others)
-    tokens = parse_count(options.get("tokens"))
-    if not isinstance(tokens, (int, float)):
+    tokens = _tokens(options, model)
+    if tokens is None:
         return Estimate(None, memory, model.nbytes, ", ".join(filter(None, (note, "as long as its budget"))))
     each = 6 * model.parameters + sum(2 * size.parameters for size in others)
     return Estimate(each * tokens / speed.operations, memory, model.nbytes, note)
+
+
+def _tokens(options: dict[str, Any], model: Size) -> float | None:
+    """The budget of a training run in positions, where it says."""
+    whole = parse_count(options.get("tokens"))
+    if isinstance(whole, (int, float)):
+        return whole
+    share, of = parse_share(options.get("alpha")), parse_count(options.get("pretraining_tokens"))
+    if isinstance(share, (int, float)) and isinstance(of, (int, float)):
+        return share * of
+    rows = parse_count(options.get("samples"))
+    return rows * model.row if isinstance(rows, (int, float)) and model.row is not None else None

@@ -26,7 +26,9 @@ from gqkva_convert.recipes.schema import Recipe
 Run = Callable[..., Result]
 ROOT = Path(__file__).parents[2]
 RECIPES = sorted(
-    path for path in (ROOT / "recipes").rglob("*.yaml") if path.parent.name not in ("accelerate", "uptrain")
+    path
+    for path in (ROOT / "recipes").rglob("*.yaml")
+    if path.parent.name not in ("accelerate", "uptrain", "training")
 )
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
@@ -149,17 +151,21 @@ def test_nothing_that_others_made_is_replaced(gqkva: Run, recipe: Path, tmp_path
 
 
 @pytest.mark.slow
-def test_an_interrupted_training_step_goes_on(recipe: Path, source: Path, tmp_path: Path) -> None:
-    """SIGINT in the middle, then the same command: training goes on from its checkpoint."""
+@pytest.mark.parametrize("run_folder", [None, "elsewhere"])
+def test_an_interrupted_training_step_goes_on(
+    run_folder: str | None, recipe: Path, source: Path, tmp_path: Path
+) -> None:
+    """SIGINT in the middle, then the same command: training goes on from its checkpoint, wherever that is."""
     data = learners.write_texts(tmp_path / "more.jsonl", 400)
     with recipe.open("a") as file:
         file.write(
             f"  - uptrain: {{folder: '${{work}}/gqa', out: '${{work}}/out', data: {data}, teacher: {source}, "
-            "tokens: 200k, length: 32, batch_size: 8, others: {evaluation_steps: 20}}\n"
+            "tokens: 200k, length: 32, batch_size: 8, others: {evaluation_steps: 20}"
+            + (f", run_folder: '${{work}}/{run_folder}'}}\n" if run_folder else "}\n")
         )
     command = [sys.executable, "-m", "gqkva_convert", "run", str(recipe), "--work", str(tmp_path / "work")]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
-    metrics = tmp_path / "work" / "out-run" / "metrics.jsonl"
+    metrics = tmp_path / "work" / (run_folder or "out-run") / "metrics.jsonl"
     for _ in range(1200):
         if metrics.is_file() and len(metrics.read_text().splitlines()) > 5:
             break

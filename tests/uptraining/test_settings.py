@@ -11,6 +11,7 @@ from gqkva_convert.errors import TrainingError
 from gqkva_convert.uptraining.schedule import Schedule
 from gqkva_convert.uptraining.settings import make_settings, read_recipe
 
+RECIPES = Path(__file__).parents[2] / "recipes"
 BASE = {"data": "x.txt", "tokens": "20M"}
 
 
@@ -58,9 +59,14 @@ def test_recipes_that_are_none_are_refused(text: str | None, message: str, tmp_p
         read_recipe(tmp_path / "r.yaml")
 
 
-@pytest.mark.parametrize("recipe", sorted(Path(__file__).parents[2].glob("recipes/uptrain/*.yaml")), ids=str)
+@pytest.mark.parametrize(
+    "recipe", [*RECIPES.glob("uptrain/*.yaml"), *RECIPES.glob("*/training/*.yaml")], ids=str
+)
 def test_shipped_recipes_are_settings(recipe: Path) -> None:
-    make_settings(read_recipe(recipe), recipe.name)
+    """Those beside a recipe of `gqkva run` get their data, and most their budget, from it."""
+    found = read_recipe(recipe)
+    budget = {} if "samples" in found else {"tokens": 1}
+    make_settings({"data": "some", **budget, **found}, recipe.name)
 
 
 @pytest.mark.parametrize("kind", ["cosine", "linear", "wsd", "constant"])
