@@ -11,6 +11,7 @@ from gqkva_convert.conversion.model import open_model
 from gqkva_convert.conversion.refinement.calibrated import Stages
 from gqkva_convert.data.tasks import find_task
 from gqkva_convert.errors import EvaluationError, first_line
+from gqkva_convert.evaluation.device import find_device
 from gqkva_convert.evaluation.settings import EvaluationSettings
 from gqkva_convert.modeling.families import MODEL_TYPE_PREFIX
 from gqkva_convert.modeling.loading import load_model
@@ -71,14 +72,13 @@ def _load(folder: Path, settings: EvaluationSettings) -> Any:
 
     quiet_transformers()
     family = open_model(folder).family
-    has_gpu = torch.cuda.is_available()
-    if settings.device.startswith("cuda") and not has_gpu:
-        raise EvaluationError(f"--device {settings.device}: torch sees no GPU here; leave it out or give cpu")
-    on_gpu = settings.device != "cpu" and has_gpu
+    device = find_device(settings.device)
+    on_gpu = device.type == "cuda"
     dtype = settings.dtype or ("auto" if on_gpu else "float32")
+    # With auto accelerate decides, over several GPUs where the model needs them.
+    place = ("auto" if settings.device == "auto" else str(device)) if on_gpu else None
     try:
-        # A GPU's share is decided by accelerate, over several GPUs where the model needs them.
-        return load_model(folder, family.architecture, dtype, device_map=settings.device if on_gpu else None)
+        return load_model(folder, family.architecture, dtype, device_map=place)
     except torch.OutOfMemoryError as error:
         raise EvaluationError(f"{folder} does not fit into the memory of {settings.device}") from error
     except (OSError, ValueError, RuntimeError, KeyError) as error:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gc
 import math
-import re
 from typing import Any
 
 import torch
@@ -12,6 +11,7 @@ import torch
 from gqkva_convert.conversion.model import SourceModel
 from gqkva_convert.conversion.refinement.calibrated import Stages
 from gqkva_convert.errors import EvaluationError, first_line
+from gqkva_convert.evaluation.device import find_device
 from gqkva_convert.evaluation.speed.fit import Fit, Needs, fit, working_bytes
 from gqkva_convert.evaluation.speed.memory import (
     PeakMemory,
@@ -40,22 +40,6 @@ from gqkva_convert.modeling.loading import load_model
 _CONTEXTS, _INPUTS = (4096, 32768), (512,)
 # No more rounds of reading prompts in a row once they have taken so long for each model.
 _PREFILL_SECONDS = 20.0
-
-
-def find_device(name: str) -> torch.device:
-    """A device by its name.
-
-    Raises:
-        EvaluationError: There is no such device here.
-    """
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    found = re.fullmatch(r"cpu|cuda(?::(\d+))?", name)
-    if found is None:
-        raise EvaluationError(f"--device {name}: choose auto, cpu, cuda or cuda:N")
-    if name.startswith("cuda") and int(found[1] or 0) >= torch.cuda.device_count():
-        raise EvaluationError(f"--device {name}: no such GPU here; --device cpu measures on the processor")
-    return torch.device("cuda:0" if name == "cuda" else name)
 
 
 class Run:
