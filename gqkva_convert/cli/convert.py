@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -38,6 +39,7 @@ from gqkva_convert.errors import LayoutError
 
 if TYPE_CHECKING:
     from gqkva_convert.conversion.convert import Conversion
+    from gqkva_convert.conversion.plan import BlockPlan
 
 
 def convert_command(
@@ -161,9 +163,9 @@ def _show_plan(conversion: Conversion, as_json: bool) -> None:
     )
     for kind in dict.fromkeys(block.kind for block in conversion.plan.blocks):
         blocks = [block for block in conversion.plan.blocks if block.kind == kind]
-        first = blocks[0]
-        groups = " ".join("+".join(map(str, group)) for group in first.groups("key"))
-        heads.add_row(kind, str(len(blocks)), first.source.name, first.target.name, groups)
+        groups = " ".join("+".join(map(str, group)) for group in blocks[0].groups("key"))
+        before, _, after = _variants(blocks).partition(" -> ")
+        heads.add_row(kind, str(len(blocks)), before, after, groups)
     print_table(heads)
     files = make_table(
         f"merge {conversion.plan.merge}, grouping {conversion.plan.grouping}, seed {conversion.plan.seed}",
@@ -194,15 +196,22 @@ def _show_plan(conversion: Conversion, as_json: bool) -> None:
 
 
 def _show_result(conversion: Conversion) -> None:
-    changed = [block for block in conversion.plan.blocks if block.target != block.source]
-    first = (changed or conversion.plan.blocks)[0]
-    typer.echo(
-        f"{conversion.target}: {first.source.name} -> {first.target.name}, {_sizes(conversion.to_dict())}"
-    )
+    blocks = conversion.plan.blocks
+    changed = [block for block in blocks if block.target != block.source] or list(blocks)
+    typer.echo(f"{conversion.target}: {_variants(changed)}, {_sizes(conversion.to_dict())}")
     if conversion.calibrated is None and conversion.plan.merge == "closed-form":
         typer.echo("merged from weights alone; --calibration DATA loses less (docs/quality.md)", err=True)
     if not conversion.plan.is_native(conversion.model.family):
         typer.echo("load it with trust_remote_code=True, or with `import gqkva_convert` and without")
+
+
+def _variants(blocks: Sequence[BlockPlan]) -> str:
+    """What layers were and are; as many names as differ."""
+    before, after = (
+        " and ".join(dict.fromkeys(layout.name for layout in layouts))
+        for layouts in ([block.source for block in blocks], [block.target for block in blocks])
+    )
+    return f"{before} -> {after}"
 
 
 def _sizes(data: dict[str, Any]) -> str:

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from gqkva_convert.cli.options import Json, Model
+from gqkva_convert.cli.options import DATA_KINDS, Json, Model
 from gqkva_convert.cli.output import make_table, print_json, print_table, stage_progress
 
 
@@ -19,8 +19,7 @@ def evaluate_command(
     data: Annotated[
         str | None,
         typer.Option(
-            help="Data to measure on: a txt, jsonl, csv or parquet file, a folder of images, a Hub id, or "
-            "wikitext, c4, stsb, cifar10, python-library.",
+            help=f"Data to measure on: {DATA_KINDS}.",
             show_default=False,
         ),
     ] = None,

@@ -6,6 +6,12 @@ from typing import Annotated
 
 import typer
 
+# What every option that names data takes.
+DATA_KINDS = (
+    "a txt, jsonl, csv or parquet file, a folder of images, a Hub id, or wikitext, c4, stsb, cifar10, "
+    "python-library"
+)
+
 Model = Annotated[
     str, typer.Argument(metavar="MODEL", help="Checkpoint folder, Hub id, or built-in.", show_default=False)
 ]
@@ -57,8 +63,7 @@ Refine = Annotated[
 Calibration = Annotated[
     str | None,
     typer.Option(
-        help="Data to run through the model: a txt, jsonl, csv or parquet file, a folder of images, a Hub "
-        "id, or wikitext, c4, stsb, cifar10.",
+        help=f"Data to run through the model: {DATA_KINDS}.",
         show_default=False,
     ),
 ]

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from gqkva_convert.cli.options import DATA_KINDS
 from gqkva_convert.errors import TrainingError
 
 if TYPE_CHECKING:
@@ -18,8 +19,7 @@ Recipe = Annotated[
 Data = Annotated[
     str | None,
     typer.Option(
-        help="What to train on: a txt, jsonl, csv or parquet file, a folder of images, a Hub id, or "
-        "wikitext, c4, stsb, cifar10.",
+        help=f"What to train on: {DATA_KINDS}.",
         show_default=False,
     ),
 ]

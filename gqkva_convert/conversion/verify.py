@@ -249,8 +249,8 @@ def _check_source(
         "as the source's, but for the head counts",
     )
     if "uptraining" in report:
-        trained = f"trained on {report['uptraining']['tokens']:,} tokens since; not recomputed"
-        proof.add("recomputed from the source", None, trained)
+        trained = f"on {report['uptraining']['tokens']:,} tokens; its weights cannot be recomputed"
+        proof.add("trained since", None, trained)
         return checksums
     with TensorReader(source.checkpoint.files, pickled=source.checkpoint.pickled) as reader:
         joints = JointMerges(reader)
