@@ -28,6 +28,8 @@ Batch = dict[str, Any]
 IGNORED = -100
 # Where a causal batch is no padding. Models are not told: padding stands behind all that matters.
 PRESENT = "present"
+# Share of a picture's side that augmentation shifts it by, at most.
+_SHIFT = 0.125
 _MASKED_SHARE = 0.15
 
 
@@ -169,7 +171,7 @@ class ImageBatches:
         self.processor = load_processor(folder, "AutoImageProcessor")
         self.picture, self.label = columns
         self.seed = seed
-        self.augment = _augmentation() if augment else None
+        self.translate = _translation() if augment else None
         mean = getattr(self.processor, "image_mean", None) or [0, 0, 0]
         self.mode = "L" if len(mean) == 1 else "RGB"
 
@@ -177,26 +179,28 @@ class ImageBatches:
         """Pixels and labels; without numbers nothing is drawn at random."""
         pictures = [picture_of(row, self.picture).convert(self.mode) for row in rows]
         pixels = self.processor(images=pictures, return_tensors="pt")["pixel_values"]
-        if self.augment is not None and len(numbers):
-            changed = []
-            for number, picture in zip(numbers, pixels, strict=True):
-                with torch.random.fork_rng(devices=[]):
-                    torch.manual_seed(self.seed * 1_000_003 + number)
-                    changed.append(self.augment(picture[None])[0])
-            pixels = torch.stack(changed)
+        if self.translate is not None and len(numbers):
+            pixels = self._augmented(self.translate, pixels, numbers)
         return {"pixel_values": pixels, "labels": torch.tensor([int(row[self.label]) for row in rows])}
 
+    def _augmented(self, translate: Any, pixels: Tensor, numbers: Sequence[int]) -> Tensor:
+        """Each picture shifted by up to an eighth and mirrored or not, as its row's number decides."""
+        draws = [random.Random(f"{self.seed} {number}") for number in numbers]
+        size = torch.tensor([pixels.shape[-1], pixels.shape[-2]])
+        shifts = torch.tensor([[draw.uniform(-_SHIFT, _SHIFT) for _ in range(2)] for draw in draws]) * size
+        mirrored = torch.tensor([draw.random() < 0.5 for draw in draws])
+        moved = translate(pixels, shifts.to(pixels.dtype), padding_mode="border")
+        return torch.where(mirrored[:, None, None, None], moved.flip(-1), moved)
 
-def _augmentation() -> Any:
-    """Shifts by up to an eighth and mirrors, on the processed pixels."""
+
+def _translation() -> Any:
     try:
-        from kornia.augmentation import AugmentationSequential, RandomAffine, RandomHorizontalFlip
+        from kornia.geometry.transform import translate
     except ImportError as error:
         raise DataError(
             "augment needs the package kornia; pip install 'gqkva-convert[images]', or leave augment out"
         ) from error
-    shift = RandomAffine(degrees=0.0, translate=(0.125, 0.125), padding_mode="border", p=1.0)
-    return AugmentationSequential(shift, RandomHorizontalFlip(p=0.5), data_keys=["input"])
+    return translate
 
 
 def image_records(data: str) -> tuple[Any, tuple[str, str]]:
