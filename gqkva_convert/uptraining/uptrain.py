@@ -34,7 +34,7 @@ def uptrain(
     rows and, up to rounding, the same result.
 
     Args:
-        folder: Output of `convert`.
+        folder: Output of `convert`; with ``any_model`` also a Hub id or ``built-in``.
         out: Folder to write; by default ``folder`` with ``-uptrained`` behind its name.
         settings: What to do; None where ``resume`` says it.
         run_folder: Folder of checkpoints and metrics; by default ``out`` with ``-run`` behind its name.
@@ -99,7 +99,8 @@ def _train(
 ) -> dict[str, Any]:
     named = Path(folder).resolve()
     out = named.with_name(f"{named.name}-{suffix}") if out is None else Path(out).absolute()
-    folder = locate(BUILT_IN).folder if str(folder) == BUILT_IN and not named.exists() else named
+    is_named = not named.exists() and (any_model or str(folder) == BUILT_IN)
+    folder = locate(str(folder)).folder if is_named else named
     path = out.with_name(f"{out.name}-run") if run_folder is None else Path(run_folder).absolute()
     open_checkpoint(folder)
     if not any_model and not (folder / REPORT).is_file():
