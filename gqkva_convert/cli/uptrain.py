@@ -88,7 +88,8 @@ def uptrain_command(
     resume: Resume = False,
     overwrite: Overwrite = False,
     any_model: Annotated[
-        bool, typer.Option("--any-model", help="Train a folder that is no output of gqkva, a Hub id, or built-in.")
+        bool,
+        typer.Option("--any-model", help="Train a folder that is no output of gqkva, a Hub id, or built-in."),
     ] = False,
     report_to: ReportTo = None,
     as_json: Json = False,
