@@ -44,6 +44,12 @@ def run_command(
             "--dry-run", help="Show the steps with sizes, time and memory; run and download nothing."
         ),
     ] = False,
+    here: Annotated[
+        bool,
+        typer.Option(
+            "--here", help="Reckon --dry-run with this machine, not with the GPUs that the recipe asks for."
+        ),
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Run a recipe: several commands, each left out where it is done already."""
@@ -51,7 +57,7 @@ def run_command(
 
     prepared = prepare(recipe, commands(), changes or (), work)
     if dry_run:
-        _dry_run(prepared, as_json)
+        _dry_run(prepared, as_json, here)
         return
     # With --json the steps' own tables are no result.
     with redirect_stdout(sys.stderr) if as_json else nullcontext():
@@ -116,12 +122,12 @@ def _print(result: dict[str, Any]) -> None:
             typer.echo(path)
 
 
-def _dry_run(prepared: Prepared, as_json: bool) -> None:
+def _dry_run(prepared: Prepared, as_json: bool, here: bool) -> None:
     from dataclasses import asdict
 
     from gqkva_convert.recipes.estimates import estimate_recipe, speed_of
 
-    speed = speed_of(prepared.recipe.gpus)
+    speed = speed_of(None if here else prepared.recipe.gpus)
     estimates = estimate_recipe(prepared.lines, prepared.recipe.assume, speed)
     if as_json:
         steps = [

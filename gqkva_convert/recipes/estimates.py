@@ -16,7 +16,7 @@ from gqkva_convert.checkpoint.jsonfile import read_json
 from gqkva_convert.conversion.init import init
 from gqkva_convert.conversion.init_processors import default_config
 from gqkva_convert.conversion.inspect import inspect
-from gqkva_convert.errors import GqkvaError, RecipeError
+from gqkva_convert.errors import GqkvaError, HubError, RecipeError
 from gqkva_convert.recipes.commands import CommandLine
 from gqkva_convert.recipes.schema import Assumed, Gpus
 from gqkva_convert.recipes.state import WRITES
@@ -161,13 +161,18 @@ def _size(name: str, assume: Mapping[str, Assumed]) -> Size | None:
 def _fresh(line: CommandLine) -> Size | None:
     """The size of a model that is made from nothing."""
     known = {name: value for name, value in line.step.options.items() if name != "dry_run"}
+    assumed = False
     try:
         facts = init(**known, dry_run=True)
+    except HubError:
+        # The tokenizer cannot be had now; its vocabulary is then taken to be the family's.
+        assumed = True
+        facts = init(**{name: value for name, value in known.items() if name != "tokenizer"}, dry_run=True)
     except GqkvaError:
         return None
     given = known.get("config")
     config = default_config(FAMILIES[known["architecture"]]) | (read_json(Path(given)) if given else {})
-    return Size(facts["parameters"], facts["bytes"], _positions(config))
+    return Size(facts["parameters"], facts["bytes"], _positions(config), assumed)
 
 
 def _positions(config: Mapping[str, Any]) -> int | None:
@@ -193,7 +198,7 @@ def _estimate(
         return Estimate(note="not estimated")
     if model is None:
         return Estimate(note="the model's size is not known here")
-    note = "size as the recipe assumes" if model.assumed else ""
+    note = "size assumed" if model.assumed else ""
     if command == "init":
         return Estimate(memory_bytes=model.nbytes, disk_bytes=model.nbytes, note="short")
     if command in ("convert", "plan", "export", "verify"):

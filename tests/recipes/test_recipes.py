@@ -15,6 +15,7 @@ from typing import Any
 
 import learners
 import pytest
+import torch
 from typer.testing import Result
 
 import gqkva_convert
@@ -75,7 +76,8 @@ def test_every_recipe_is_valid_and_dry_runs(
     assert known
     assert all("not known" not in step["note"] for step in found["steps"])
     assert not work.exists()
-    assert gqkva("run", path, "--dry-run", "--work", work).exit_code == 0
+    here = gqkva("run", path, "--dry-run", "--here", "--work", work)
+    assert (here.exit_code, "this processor" in here.stdout) == (0, not torch.cuda.is_available())
 
 
 @pytest.mark.slow
