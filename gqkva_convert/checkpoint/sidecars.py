@@ -13,7 +13,13 @@ BENCH = "gqkva_bench.json"
 # What was measured of a folder's weights, and drawn of it: true of no others.
 BENCH_PICTURE = "gqkva_bench.png"
 PAGE = "report.html"
-PICTURES = ("report-heads.png", "report-sizes.png", "report-quality.png", "report-loss.png")
+PICTURES = (
+    "report-heads.png",
+    "report-sizes.png",
+    "report-errors.png",
+    "report-quality.png",
+    "report-loss.png",
+)
 MEASURED = frozenset({EVALUATION, BENCH, BENCH_PICTURE, PAGE, *PICTURES, "README.md"})
 # The report beside a GGUF file.
 GGUF_REPORT = "gguf_report.json"

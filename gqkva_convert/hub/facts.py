@@ -110,6 +110,19 @@ class Facts:
             if isinstance(before, int) and isinstance(after, int) and before > 0
         ]
 
+    def block_errors(self) -> dict[str, dict[int, dict[str, float]]]:
+        """What attention blocks lost when they were converted, by kind, layer and refinement.
+
+        Shares of a block's output on calibration data held out; empty where heads were merged without data.
+        """
+        recorded = (self.report.get("calibration") or {}).get("held_out_error") or {}
+        found: dict[str, dict[int, dict[str, float]]] = {}
+        for place, errors in recorded.items():
+            kind, _, layer = place.rpartition("-")
+            if layer.isdigit():
+                found.setdefault(kind, {})[int(layer)] = errors
+        return found
+
 
 def short_name(name: str) -> str:
     """A Hub id or a short name as it is; of a path its last part, since folders are nobody's business."""

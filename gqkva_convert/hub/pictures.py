@@ -12,6 +12,8 @@ from gqkva_convert.hub.measured import Evaluation, Metric
 # Inches; readable on a phone, where a page is as wide as the picture.
 _WIDTH = 7.0
 _ORIGINAL, _CONVERTED = "#8a8f98", "#1f6feb"
+# Refinements as a reader knows them.
+_STAGES = {"merged": "merged", "output": "output fitted", "layerwise": "block fitted"}
 
 
 def draw_heads(blocks: tuple[BlockPlan, ...], file: Path) -> Path:
@@ -74,6 +76,32 @@ def draw_sizes(sizes: Sequence[tuple[str, float, float]], file: Path) -> Path:
     axis.set_xlim(0, max(1.12, *shares))
     axis.xaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
     axis.spines[["top", "right"]].set_visible(False)
+    return save_picture(figure, file)
+
+
+def draw_errors(errors: dict[str, dict[int, dict[str, float]]], file: Path) -> Path | None:
+    """A panel a kind of attention: error over layers, a line a refinement; None without errors.
+
+    Args:
+        errors: By kind, layer and refinement (`Facts.block_errors`).
+        file: PNG file to write.
+    """
+    if not errors:
+        return None
+    plt = matplotlib_pyplot()
+    figure, axes = plt.subplots(len(errors), 1, figsize=(_WIDTH, 2.4 * len(errors)), squeeze=False)
+    for (kind, layers), axis in zip(errors.items(), axes[:, 0], strict=True):
+        numbers = sorted(layers)
+        for name in dict.fromkeys(name for layer in layers.values() for name in layer):
+            values = [layers[number].get(name, float("nan")) for number in numbers]
+            axis.plot(numbers, values, "o-", markersize=4, label=_STAGES.get(name, name))
+        axis.set_title(f"{kind} attention: error of the block's output", fontsize=10, loc="left")
+        axis.set_xlabel("layer")
+        axis.set_ylim(bottom=0)
+        axis.yaxis.set_major_formatter(lambda value, _: f"{value:.1%}")
+        axis.xaxis.get_major_locator().set_params(integer=True)
+        axis.spines[["top", "right"]].set_visible(False)
+        axis.legend(fontsize=8, frameon=False)
     return save_picture(figure, file)
 
 

@@ -9,10 +9,10 @@ from tempfile import TemporaryDirectory
 from gqkva_convert.checkpoint.sidecars import BENCH_PICTURE, PAGE, PICTURES
 from gqkva_convert.errors import OutputError
 from gqkva_convert.hub.page import render_page
-from gqkva_convert.hub.pictures import draw_heads, draw_quality, draw_sizes
+from gqkva_convert.hub.pictures import draw_errors, draw_heads, draw_quality, draw_sizes
 from gqkva_convert.hub.prose import Prose
 
-HEADS, SIZES, QUALITY, LOSS = PICTURES
+HEADS, SIZES, ERRORS, QUALITY, LOSS = PICTURES
 
 
 def report(folder: str | Path) -> list[Path]:
@@ -64,6 +64,10 @@ def _draw(prose: Prose, scratch: Path) -> dict[str, list[tuple[Path, str]]]:
             ),
         ]
     }
+    errors = draw_errors(prose.block_errors(), scratch / ERRORS)
+    if errors is not None:
+        shown = "What each attention block's output lost, on calibration data held out, as a share of it."
+        pictures["Heads and size"].append((errors, shown))
     quality = None if prose.evaluation is None else draw_quality(prose.evaluation, scratch / QUALITY)
     if quality is not None:
         pictures["Quality"] = [(quality, "This model and the original, with 95 % intervals.")]

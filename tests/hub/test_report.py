@@ -16,6 +16,7 @@ import pytest
 from typer.testing import Result
 
 import gqkva_convert
+from gqkva_convert.hub.facts import Facts
 
 Run = Callable[..., Result]
 # Tags that have no end.
@@ -96,6 +97,19 @@ def test_what_was_not_measured_is_not_there(tmp_path: Path, gqkva: Run) -> None:
     assert "Not verified" not in text
     assert "<h2>Speed" not in text
     assert not (out / "report-quality.png").exists()
+
+
+def test_errors_of_blocks_are_drawn_where_data_were_used(tmp_path: Path, gqkva: Run) -> None:
+    """Layer by layer, as the conversion recorded them."""
+    source = learners.make_decoder(tmp_path / "mha")
+    data = learners.write_texts(tmp_path / "texts.jsonl", 24)
+    out = gqkva_convert.convert(source, tmp_path / "gqa", gkv=1, calibration=str(data), calibration_length=32)
+    facts = Facts(out, None)
+    assert list(facts.block_errors()["self"]) == [0, 1]
+    assert facts.block_errors()["self"][0]["output"] <= facts.block_errors()["self"][0]["merged"]
+    assert gqkva("report", out).exit_code == 0
+    assert (out / "report-errors.png").read_bytes()[:4] == b"\x89PNG"
+    assert "on calibration data held out" in (out / "report.html").read_text()
 
 
 def test_names_cannot_become_markup(measured: Path, gqkva: Run) -> None:
