@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from gqkva_convert.modeling.registration import register_when_loaded
 
 if TYPE_CHECKING:
+    from gqkva_convert.calibration.data import DataSettings as DataSettings
     from gqkva_convert.cli.run import run as run
     from gqkva_convert.conversion.convert import convert as convert
     from gqkva_convert.conversion.init import init as init
@@ -54,12 +55,14 @@ _PUBLIC = {
     "teacher": "gqkva_convert.uptraining.precompute",
     "TrainingSettings": "gqkva_convert.uptraining.settings",
     "evaluate": "gqkva_convert.evaluation.evaluate",
+    "DataSettings": "gqkva_convert.calibration.data",
     "EvaluationSettings": "gqkva_convert.evaluation.settings",
     "GqkvaError": "gqkva_convert.errors",
     "HeadLayout": "gqkva_convert.heads",
 }
 
 __all__ = [
+    "DataSettings",
     "EvaluationSettings",
     "GqkvaError",
     "HeadLayout",

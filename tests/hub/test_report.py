@@ -103,7 +103,7 @@ def test_errors_of_blocks_are_drawn_where_data_were_used(tmp_path: Path, gqkva: 
     """Layer by layer, as the conversion recorded them."""
     source = learners.make_decoder(tmp_path / "mha")
     data = learners.write_texts(tmp_path / "texts.jsonl", 24)
-    out = gqkva_convert.convert(source, tmp_path / "gqa", gkv=1, calibration=str(data), calibration_length=32)
+    out = gqkva_convert.convert(source, tmp_path / "gqa", gkv=1, calibration=str(data))
     facts = Facts(out, None)
     assert list(facts.block_errors()["self"]) == [0, 1]
     assert facts.block_errors()["self"][0]["output"] <= facts.block_errors()["self"][0]["merged"]
