@@ -107,6 +107,12 @@ def _likelihood(subject: Subject, inputs: dict[str, Any], labelled: Any) -> list
 
 
 def _write(model: Any, inputs: dict[str, Any], tokenizer: Any, max_new_tokens: int) -> list[str]:
+    from transformers import DynamicCache, EncoderDecoderCache
+
     moved = {name: value.to(model.device) for name, value in inputs.items()}
-    ids = model.generate(**moved, max_new_tokens=max_new_tokens, do_sample=False, num_beams=1)
+    # Caches that grow: the one that transformers makes of itself has as many layers as a T5's encoder.
+    cache = EncoderDecoderCache(DynamicCache(), DynamicCache())
+    ids = model.generate(
+        **moved, max_new_tokens=max_new_tokens, do_sample=False, num_beams=1, past_key_values=cache
+    )
     return [str(text) for text in tokenizer.batch_decode(ids, skip_special_tokens=True)]

@@ -183,12 +183,11 @@ def test_a_text_classifier_and_a_masked_language_model(gqkva: Run, minilm: Path,
 
 
 def test_a_sequence_to_sequence_model(gqkva: Run, minilm: Path, tmp_path: Path) -> None:
-    """T5: likelihood as transformers computes it, ROUGE of what it writes."""
+    """T5 with a deeper decoder: likelihood as transformers computes it, ROUGE of what it writes."""
     pytest.importorskip("rouge_score")
     torch.manual_seed(0)
-    config = transformers.T5Config(
-        vocab_size=30522, d_model=24, d_kv=6, d_ff=32, num_layers=1, num_heads=4, decoder_start_token_id=0
-    )
+    sizes = {"d_model": 24, "d_kv": 6, "d_ff": 32, "num_heads": 4, "num_layers": 1, "num_decoder_layers": 2}
+    config = transformers.T5Config(vocab_size=30522, decoder_start_token_id=0, **sizes)
     model = transformers.T5ForConditionalGeneration(config).eval()
     model.save_pretrained(tmp_path / "t5")
     tokenizer = transformers.AutoTokenizer.from_pretrained(minilm)
