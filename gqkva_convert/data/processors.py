@@ -7,6 +7,9 @@ from typing import Any
 
 from gqkva_convert.errors import DataError, first_line
 
+# Share of words with the same number from which on two vocabularies are one.
+_SHARED_WORDS = 0.99
+
 
 def arguments(model: Any) -> set[str]:
     """Names of the arguments of a model's forward pass."""
@@ -49,6 +52,22 @@ def load_processor(folder: Path, auto: str) -> Any:
             f"{folder} has no {auto.removeprefix('Auto').lower()} that loads "
             f"({type(error).__name__}); data need the one the model was trained with"
         ) from error
+
+
+def has_other_words(first: Path, second: Path) -> bool:
+    """Whether two folders have tokenizers that number words differently; not where one has none that loads.
+
+    A few words may differ: some models rename tokens that their base left free.
+    """
+    files = [folder / "tokenizer.json" for folder in (first, second)]
+    if all(file.is_file() for file in files) and files[0].read_bytes() == files[1].read_bytes():
+        return False
+    try:
+        ours, theirs = (load_processor(folder, "AutoTokenizer").get_vocab() for folder in (first, second))
+    except DataError:
+        return False
+    shared: int = sum(theirs.get(word) == number for word, number in ours.items())
+    return shared < _SHARED_WORDS * max(len(ours), len(theirs))
 
 
 def _pil_processor(folder: Path) -> Any:

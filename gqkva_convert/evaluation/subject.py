@@ -9,7 +9,8 @@ from typing import Any
 from gqkva_convert.checkpoint.hub import locate
 from gqkva_convert.conversion.model import open_model
 from gqkva_convert.conversion.refinement.calibrated import Stages
-from gqkva_convert.data.tasks import find_task
+from gqkva_convert.data.processors import has_other_words
+from gqkva_convert.data.tasks import IMAGES, find_task
 from gqkva_convert.errors import EvaluationError, first_line
 from gqkva_convert.evaluation.device import find_device
 from gqkva_convert.evaluation.settings import EvaluationSettings
@@ -62,8 +63,14 @@ def open_subject(folder: Path, against: str | None, settings: EvaluationSettings
         )
     other = None
     if against is not None:
-        other = _load(locate(against, None).folder, settings)
+        place = locate(against, None).folder
+        other = _load(place, settings)
         _check(against, other, model, task)
+        if task != IMAGES and has_other_words(folder, place):
+            raise EvaluationError(
+                f"--against {against}: its tokenizer numbers words otherwise, so that answers cannot be "
+                "compared; name the model it was made from"
+            )
     return Subject(folder, model, other, task, settings, begin)
 
 

@@ -175,7 +175,7 @@ class Run:
         if stored is not None:
             stored.check(getattr(rows, "digest", ""), model.config.vocab_size, settings.temperature)
         elif settings.teacher is not None:
-            teacher = load_teacher(settings, model, task, accelerator.device)
+            teacher = load_teacher(settings, self.folder, model, task, accelerator.device)
         if settings.gradient_checkpointing:
             model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         if settings.liger:

@@ -12,7 +12,8 @@ from torch import Tensor
 from gqkva_convert.checkpoint.folder import open_checkpoint
 from gqkva_convert.checkpoint.hub import locate
 from gqkva_convert.checkpoint.jsonfile import read_json
-from gqkva_convert.data.tasks import trained_task
+from gqkva_convert.data.processors import has_other_words
+from gqkva_convert.data.tasks import IMAGES, trained_task
 from gqkva_convert.errors import TrainingError, first_line
 from gqkva_convert.modeling.families import MODEL_TYPE_PREFIX
 from gqkva_convert.modeling.loading import load_model
@@ -23,12 +24,15 @@ NOTE = "gqkva_teacher.json"
 ROWS_PER_FILE = 256
 
 
-def load_teacher(settings: TrainingSettings, student: Any, task: str, device: torch.device) -> Any:
+def load_teacher(
+    settings: TrainingSettings, folder: Path, student: Any, task: str, device: torch.device
+) -> Any:
     """The source model, frozen.
 
     Args:
         settings: Of the run.
-        student: The model that is trained.
+        folder: Folder of the model that is trained.
+        student: The model.
         task: Its task.
         device: Where the student runs.
 
@@ -46,6 +50,11 @@ def load_teacher(settings: TrainingSettings, student: Any, task: str, device: to
     except (OSError, ValueError, RuntimeError, KeyError) as error:
         raise TrainingError(f"the teacher {settings.teacher} does not load: {first_line(error)}") from error
     check_teacher(settings.teacher, teacher, student, task)
+    if task != IMAGES and has_other_words(folder, located.folder):
+        raise TrainingError(
+            f"the teacher {settings.teacher} has a tokenizer that numbers words otherwise; name the model "
+            "it was made from"
+        )
     teacher.requires_grad_(False)
     return teacher.to(torch.device(settings.teacher_device) if settings.teacher_device else device)
 

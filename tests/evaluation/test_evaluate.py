@@ -257,6 +257,7 @@ def test_a_task_that_does_not_exist(gqkva: Run, converted: Path) -> None:
         (("--data", "TEXTS", "--device", "cuda:77"), 13, "no such GPU here"),
         (("--data", "TEXTS", "--device", "tpu"), 13, "--device tpu: choose auto, cpu, cuda or cuda:N"),
         (("--data", "TEXTS", "--against", "OTHER"), 13, "with vocab_size 37, the other a llama with 4096"),
+        (("--data", "TEXTS", "--against", "RENUMBERED"), 13, "its tokenizer numbers words otherwise"),
         (("--data", "TEXTS", "--against", "VIT"), 13, "is measured otherwise than a LlamaForCausalLM"),
         (("--data", "TEXTS", "--against", "nowhere/at/all"), 3, "nowhere/at/all is not a folder"),
     ],
@@ -276,6 +277,7 @@ def test_refusals_are_one_line(
         "TEXTS": learners.write_texts(tmp_path / "texts.jsonl", 4),
         "OTHER": tiny("llama"),
         "VIT": tiny("vit"),
+        "RENUMBERED": learners.renumber_words(learners.make_decoder(tmp_path / "renumbered")),
     }
     result = gqkva("evaluate", decoder, *(named.get(argument, argument) for argument in arguments))
     assert result.exit_code == code, result.stderr

@@ -67,6 +67,18 @@ def make_decoder(folder: Path, model_type: str = "llama", **config: Any) -> Path
     return folder
 
 
+def renumber_words(folder: Path) -> Path:
+    """Give every word of a folder's tokenizer another number."""
+    path = folder / "tokenizer.json"
+    data = json.loads(path.read_text())
+    words = data["model"]["vocab"]
+    data["model"]["vocab"] = dict(zip(words, reversed(words.values()), strict=True))
+    data["added_tokens"] = []
+    path.unlink()
+    path.write_text(json.dumps(data))
+    return folder
+
+
 def make_conversion(source: Path, out: Path, **options: Any) -> Path:
     """The source with half its key/value heads, by the mean, so that there is something to learn."""
     gqkva_convert.convert(source, out, **{"gkv": 2, "merge": "mean", **options})

@@ -90,6 +90,8 @@ def test_a_teacher_of_another_kind_is_refused(
     refused(gqkva(*base, "--teacher", wide), 12, "has hidden_size 64, the student 32")
     small = learners.make_decoder(tmp_path / "small", vocab_size=4000)
     refused(gqkva(*base, "--teacher", small), 12, "has vocab_size 4000, the student 4096")
+    renumbered = learners.renumber_words(learners.make_decoder(tmp_path / "renumbered"))
+    refused(gqkva(*base, "--teacher", renumbered), 12, "has a tokenizer that numbers words otherwise")
     other = learners.make_decoder(tmp_path / "other", "gpt_neox")
     refused(gqkva(*base, "--teacher", other), 12, "is a gpt_neox, the student a llama")
     refused(gqkva(*base, "--teacher", tmp_path), 3, "config.json")
