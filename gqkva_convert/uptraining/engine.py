@@ -19,10 +19,11 @@ from torch.distributed.checkpoint.api import CheckpointException
 
 from gqkva_convert.checkpoint.jsonfile import read_json, write_json
 from gqkva_convert.errors import Terminated, TrainingError, first_line
+from gqkva_convert.uptraining.ahead import BatchesAhead, prepares_ahead
 from gqkva_convert.uptraining.batches import Batch, Counts, StepPlan, count
 from gqkva_convert.uptraining.hardware import peak_flops
 from gqkva_convert.uptraining.objective import Objective
-from gqkva_convert.uptraining.rows import Row, Rows
+from gqkva_convert.uptraining.rows import Row, Rows, StoredRows
 from gqkva_convert.uptraining.run_folder import RunFolder
 from gqkva_convert.uptraining.schedule import Schedule
 from gqkva_convert.uptraining.settings import TrainingSettings
@@ -109,6 +110,9 @@ class Trainer:
         # How long the last steps took, measurements and checkpoints left out.
         self.step_seconds: deque[float] = deque(maxlen=_STEPS_TIMED)
         self._stop: int | None = None
+        # A stream tells where it stands after each step, so that nothing may be read ahead of it.
+        works_ahead = isinstance(rows, StoredRows) and prepares_ahead(accelerator.device)
+        self.ahead = BatchesAhead(self._made, self._after) if works_ahead else None
 
     def run(self) -> None:
         """Train until the budget is spent, a target is met, or somebody stops it.
@@ -190,9 +194,16 @@ class Trainer:
         self._report(found, counts, rate, norm, seconds, finite)
 
     def _batch(self, step: int, number: int) -> Batch:
-        numbers = list(self.plan.numbers(step, number, self.accelerator.process_index))
-        batch = self.collate([self.rows.row(row) for row in numbers], numbers)
+        batch = self._made(step, number) if self.ahead is None else self.ahead.take((step, number))
         return {name: value.to(self.accelerator.device) for name, value in batch.items()}
+
+    def _made(self, step: int, number: int) -> Batch:
+        numbers = list(self.plan.numbers(step, number, self.accelerator.process_index))
+        return self.collate([self.rows.row(row) for row in numbers], numbers)
+
+    def _after(self, step: int, number: int) -> tuple[int, int] | None:
+        step, number = divmod(step * self.plan.accumulation + number + 1, self.plan.accumulation)
+        return (step, number) if step < self.schedule.steps else None
 
     def _clipped(self) -> float | None:
         norm = self.accelerator.clip_grad_norm_(self.objective.parameters(), self.settings.max_grad_norm)

@@ -129,6 +129,9 @@ def test_pictures_are_shifted_and_mirrored_by_the_number_of_a_row(tmp_path: Path
     measured = batches.batch(rows)["pixel_values"]
     plain = ImageBatches(tmp_path / "vit", ("img", "label"), False, seed=0)
     assert measured.equal(plain.batch(rows, numbers)["pixel_values"])
+    for workers in (1, 5):
+        threads = ImageBatches(tmp_path / "vit", ("img", "label"), True, seed=0, workers=workers)
+        assert pixels.equal(threads.batch(rows, numbers)["pixel_values"])
     light = (pixels[:, 0] + 1) / 2
     places = torch.arange(32.0) + 0.5
     down = (light.sum(2) * places).sum(1) / light.sum((1, 2))

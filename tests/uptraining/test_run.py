@@ -20,6 +20,7 @@ from safetensors.torch import load_file
 
 import gqkva_convert
 from gqkva_convert.errors import TrainingError
+from gqkva_convert.uptraining import engine
 from gqkva_convert.uptraining.run_folder import RunFolder
 from gqkva_convert.uptraining.settings import TrainingSettings
 
@@ -129,6 +130,28 @@ def test_accumulated_steps_are_the_large_batch(lesson: Lesson, tmp_path: Path) -
     parts = train(lesson, tmp_path / "parts", loss=terms, packing=False, per_device_batch_size=2)
     assert losses(tmp_path / "parts-run") == pytest.approx(losses(tmp_path / "whole-run"), rel=1e-5)
     assert parts["held_out_loss"] == pytest.approx(whole["held_out_loss"], rel=1e-5)
+
+
+def test_batches_made_ahead_are_the_same(
+    lesson: Lesson, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As beside a GPU: interrupted or not, to the bit; and what fails while a batch is made is said."""
+    changed = {"per_device_batch_size": 4, "matching": 0.3}
+    train(lesson, tmp_path / "one", **changed)
+    asked = []
+    monkeypatch.setattr(engine, "prepares_ahead", lambda device: asked.append(device) or True)
+    train(lesson, tmp_path / "ahead", **changed)
+    assert asked
+    assert losses(tmp_path / "ahead-run") == losses(tmp_path / "one-run")
+
+    def cut(entry: dict[str, Any]) -> None:
+        if entry.get("step") == 5 and "loss" in entry:
+            raise PowerCutError
+
+    with pytest.raises(PowerCutError):
+        gqkva_convert.uptrain(lesson.student, tmp_path / "broken", settings(lesson, **changed), watch=cut)
+    gqkva_convert.uptrain(lesson.student, tmp_path / "broken", resume=True)
+    assert losses(tmp_path / "broken-run") == losses(tmp_path / "one-run")
 
 
 def environment(tmp_path: Path) -> dict[str, str]:
