@@ -51,5 +51,7 @@ def compare_command(
     for row in rows:
         drawn.add_row(*row)
     print_table(drawn)
+    for note in comparison.notes:
+        typer.echo(f"note: {note}", err=True)
     for path in written:
         typer.echo(path)

@@ -8,8 +8,8 @@ import typer
 
 # What every option that names data takes.
 DATA_KINDS = (
-    "a txt, jsonl, csv or parquet file, a folder of images, a Hub id, or wikitext, c4, stsb, cifar10, "
-    "python-library"
+    "a txt, jsonl, csv or parquet file, a folder of images, a Hub id (ID:CONFIGURATION where it has "
+    "several), or wikitext, c4, stsb, cifar10, python-library"
 )
 
 Model = Annotated[

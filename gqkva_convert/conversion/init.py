@@ -103,13 +103,14 @@ def init(
             )
     except Exception as error:  # whatever transformers raises for a value it cannot build with
         raise _refused(error) from error
+    pictures = image_processor(stock) if reader is None and "image_size" in stock else None
     if not dry_run:
         with published_folder(Path(out), overwrite=overwrite) as folder:
             model.save_pretrained(folder)
             if reader is not None:
                 reader.save_pretrained(folder)
-            elif "image_size" in stock:
-                write_json(folder / "preprocessor_config.json", image_processor(stock))
+            if pictures is not None:
+                write_json(folder / "preprocessor_config.json", pictures)
     parameters = sum(parameter.numel() for parameter in model.parameters())
     return {
         "folder": str(out),

@@ -45,18 +45,36 @@ def fresh_tokenizer(
     if source is not None and data is not None:
         raise FamilyError("--tokenizer and --tokenizer-data: a model has one tokenizer; give one of them")
     if "vocab_size" not in defaults:
-        raise FamilyError(f"{family.model_type} reads no text; leave the tokenizer out")
+        reads = "text beside pictures" if "text_config" in defaults else "no text"
+        raise FamilyError(f"{family.model_type} reads {reads}; leave the tokenizer out")
     if source is not None:
         tokenizer = _load(str(source))
     else:
         kind = "seq2seq" if defaults.get("is_encoder_decoder") else "causal"
         kind = "masked" if family.architecture.endswith("ForMaskedLM") else kind
         size = given.get("vocab_size", defaults["vocab_size"])
-        tokenizer = train_tokenizer(str(data), int(size), kind=kind)
+        if type(size) is not int:
+            raise FamilyError(f"vocab_size is a whole number, found {size!r}")
+        tokenizer = train_tokenizer(str(data), size, kind=kind)
+    _check(tokenizer, given.get("vocab_size"), defaults)
     longest = given.get("max_position_embeddings", defaults.get("max_position_embeddings"))
     if isinstance(longest, int):
         tokenizer.model_max_length = longest
     return tokenizer
+
+
+def _check(tokenizer: Any, vocab_size: Any, defaults: dict[str, Any]) -> None:
+    """Refuse a tokenizer whose words the model would not know, or that cannot begin a decoder."""
+    if isinstance(vocab_size, int) and len(tokenizer) > vocab_size:
+        raise FamilyError(
+            f"the tokenizer has {len(tokenizer)} words, the configuration a vocab_size of {vocab_size}; "
+            "leave vocab_size out, or give at least as much"
+        )
+    for name in ("pad", "eos") if defaults.get("is_encoder_decoder") else ():
+        if getattr(tokenizer, f"{name}_token_id") is None:
+            raise FamilyError(
+                f"the tokenizer has no {name} token, which an encoder-decoder needs; take another"
+            )
 
 
 def _load(source: str) -> Any:
@@ -78,13 +96,17 @@ def vocabulary_of(tokenizer: Any, family: Family, defaults: dict[str, Any]) -> d
         # T5's decoder begins with padding, others' with an end.
         begin = "pad" if family.model_type == "t5" else "eos"
         ids["decoder_start_token_id"] = ids[f"{begin}_token_id"]
+    if defaults.get("forced_eos_token_id") is not None:
+        ids["forced_eos_token_id"] = ids["eos_token_id"]
     return {"vocab_size": len(tokenizer), **ids}
 
 
 def image_processor(config: dict[str, Any]) -> dict[str, Any]:
     """Settings of a processor that scales pictures to the model's size and pixels to -1 to 1."""
     size = config["image_size"]
-    height, width = size if isinstance(size, (list, tuple)) else (size, size)
+    height, width = size if isinstance(size, (list, tuple)) and len(size) == 2 else (size, size)
+    if not all(isinstance(side, int) and side > 0 for side in (height, width)):
+        raise FamilyError(f"image_size is a whole number or two, found {size!r}")
     channels = config.get("num_channels", 3)
     return {
         "image_processor_type": "ViTImageProcessor",

@@ -54,7 +54,8 @@ def load_records(data: str, *, streaming: bool, part: str = TRAIN, split: str | 
     """A data set as `datasets` opens it.
 
     Args:
-        data: A file, a folder, a Hub id, or a short name: of `KNOWN`, or `LIBRARY`.
+        data: A file, a folder, a Hub id (``ID:CONFIGURATION`` where it has several), or a short name: of
+            `KNOWN`, or `LIBRARY`.
         streaming: Whether records are read as they are asked for, or prepared on disk beforehand.
         part: Which part of a data set that has several: `TRAIN`, or `TEST` (validation where there is none).
         split: Its name for that part, where it is another.
@@ -143,7 +144,8 @@ def _where(data: str, part: str, split: str | None) -> dict[str, Any]:
         raise DataError(f"{data!r} is a format, not data; give a file, a folder or the id of a data set")
     if path.suffix in _BUILDERS or data.startswith((".", "/", "~")):
         raise DataError(f"{data} does not exist")
-    return {"path": data, **part_of}
+    name, colon, configuration = data.partition(":")
+    return {"path": name, **({"name": configuration} if colon else {}), **part_of}
 
 
 def _is_bare_pairs(path: Path) -> bool:
@@ -183,6 +185,29 @@ def text_columns(record: Record) -> tuple[str, ...]:
     alone: list[tuple[str, ...]] = [(name,) for name in TEXT_COLUMNS if name in record]
     choices = alone or [*PAIR_COLUMNS, *TARGET_COLUMNS, (TEXT_COLUMNS[0],)]
     return find_columns(record, choices, "texts")
+
+
+def check_labels(found: Any, column: str, known: int, data: str) -> None:
+    """Refuse labels that a model has no answer for.
+
+    Args:
+        found: A data set, as `load_records` gives it.
+        column: Its labels.
+        known: How many the model tells apart.
+        data: What the user called it.
+
+    Raises:
+        DataError: They are none of 0 to ``known`` - 1, as where a part for testing keeps them secret.
+    """
+    try:
+        labels = [int(value) for value in found.unique(column)]
+    except (TypeError, ValueError) as error:
+        raise DataError(f"{data}: the labels in {column!r} are no whole numbers") from error
+    if labels and (max(labels) >= known or min(labels) < 0):
+        raise DataError(
+            f"{data} has labels from {min(labels)} to {max(labels)}, the model answers {known}; give data "
+            "with its labels, or another --split"
+        )
 
 
 def picture_of(record: Record, column: str) -> Any:

@@ -33,8 +33,10 @@ def train_tokenizer(data: str, vocab_size: int, *, kind: str) -> Any:
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
     from transformers import PreTrainedTokenizerFast
 
-    if vocab_size < _FEWEST:
-        raise DataError(f"a vocabulary of {vocab_size}: {_FEWEST} is the smallest that can write every text")
+    if vocab_size <= _FEWEST:
+        raise DataError(
+            f"a vocabulary of {vocab_size}: {_FEWEST} entries alone are bytes and special tokens; give more"
+        )
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()

@@ -10,6 +10,7 @@ from gqkva_convert.data.records import (
     PAIR_COLUMNS,
     PICTURE_COLUMNS,
     TEXT_COLUMNS,
+    check_labels,
     find_columns,
     picture_of,
 )
@@ -32,7 +33,7 @@ def score_labels(subject: Subject) -> AnswerScores:
 
     found = records(subject.settings)
     label = find_columns(found[0], [(name,) for name in LABEL_COLUMNS], "labels")[0]
-    _check_labels(found, label, subject)
+    check_labels(found, label, subject.model.config.num_labels, str(subject.settings.data))
     batch = _images(subject, found) if subject.task == IMAGES else _texts(subject, found)
     places = draw(range(len(found)), subject.settings)
     size = subject.settings.batch_size or _BATCH
@@ -97,19 +98,4 @@ def _check_size(pixels: Any, subject: Subject) -> None:
         raise DataError(
             f"{subject.settings.data}: pictures of {found[0]} x {found[1]} come out of the model's image "
             f"processor, the model reads {wanted[0]} x {wanted[1]}; give pictures of that size"
-        )
-
-
-def _check_labels(found: Any, column: str, subject: Subject) -> None:
-    feature = found.features[column]
-    count = getattr(feature, "num_classes", None)
-    known = subject.model.config.num_labels
-    try:
-        labels = range(count) if count is not None else [int(value) for value in found[column]]
-    except (TypeError, ValueError) as error:
-        raise DataError(f"{subject.settings.data}: the labels in {column!r} are no whole numbers") from error
-    if max(labels) >= known or min(labels) < 0:
-        raise DataError(
-            f"{subject.settings.data} has labels from {min(labels)} to {max(labels)}, the model answers "
-            f"{known}; give data with its labels"
         )

@@ -9,14 +9,14 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from gqkva_convert.checkpoint.jsonfile import read_json, replace_json
-from gqkva_convert.checkpoint.sidecars import REPORT, TRAINING
+from gqkva_convert.checkpoint.jsonfile import replace_json
+from gqkva_convert.checkpoint.sidecars import EVALUATION, REPORT
 from gqkva_convert.conversion.inspect import inspect
 from gqkva_convert.conversion.plan import Plan
 from gqkva_convert.conversion.report import read_report
 from gqkva_convert.errors import CheckpointError, EvaluationError, OutputError
 from gqkva_convert.hub.facts import short_name
-from gqkva_convert.hub.measured import Interval, read_evaluation
+from gqkva_convert.hub.measured import Interval, Result, Training, read_evaluation, read_training
 
 SIZES = {
     "parameters": "parameters",
@@ -36,22 +36,24 @@ class Measured:
     """One folder, and what is known of it.
 
     Attributes:
-        name: What it is called in the comparison.
+        folder: The folder.
         variant: Its attention.
         method: How it was converted, and whether it was trained afterwards; None for what is no conversion.
         sizes: By the names of `SIZES`.
         metrics: Values with their intervals, by metric and data.
         better: ``lower`` or ``higher``, by the same.
-        training: What its last training took: tokens, steps, seconds a step.
+        samples: How many samples and the model measured against, by the same.
+        training: What its last training took; None where it was not trained.
     """
 
-    name: str
+    folder: Path
     variant: str
     method: str | None
     sizes: dict[str, int]
     metrics: dict[str, tuple[float, Interval | None]]
     better: dict[str, str]
-    training: dict[str, Any]
+    samples: dict[str, tuple[int | None, str | None]]
+    training: Training | None
 
 
 @dataclass(frozen=True)
@@ -80,12 +82,13 @@ class Row:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Rows, largest first, with the metrics that they are compared by."""
+    """Rows, largest first, the metrics that they are compared by, and what makes them hard to compare."""
 
     size: str
     metrics: tuple[str, ...]
     better: dict[str, str]
     rows: tuple[Row, ...]
+    notes: tuple[str, ...]
 
     def to_dict(self) -> dict[str, Any]:
         return {"format_version": FORMAT_VERSION, **asdict(self)}
@@ -131,8 +134,7 @@ def compare_models(
     """As `compare`, without writing."""
     if size not in SIZES:
         raise EvaluationError(f"no size {size!r}; choose one of {', '.join(SIZES)}")
-    found = [_measured(name, path) for name, path in _named(_models(folders))]
-    return _compared(found, metrics, size)
+    return _compared([_measured(path) for path in _models(folders)], metrics, size)
 
 
 def _models(folders: Iterable[str | Path]) -> list[Path]:
@@ -148,56 +150,66 @@ def _models(folders: Iterable[str | Path]) -> list[Path]:
             )
         if not inside:
             raise CheckpointError(f"{folder} is no checkpoint and holds none")
-        models += [path for path in inside if path not in models]
+        models += [path for path in map(Path.resolve, inside) if path not in models]
     return models
 
 
-def _named(models: list[Path]) -> list[tuple[str, Path]]:
-    """Each by its folder's name, with the folder above where two have the same."""
-    names = [path.resolve().name for path in models]
-    return [
-        (name if names.count(name) == 1 else "/".join(path.resolve().parts[-2:]), path)
-        for name, path in zip(names, models, strict=True)
-    ]
-
-
-def _measured(name: str, folder: Path) -> Measured:
+def _measured(folder: Path) -> Measured:
     facts = inspect(str(folder))
-    evaluation = read_evaluation(folder)
     metrics: dict[str, tuple[float, Interval | None]] = {}
     better: dict[str, str] = {}
-    for result in () if evaluation is None else evaluation.results:
+    samples: dict[str, tuple[int | None, str | None]] = {}
+    evaluation = read_evaluation(folder)
+    for data, result in () if evaluation is None else _by_data(folder, evaluation.results):
         for metric in result.metrics:
-            data = short_name(result.data)
             metrics[f"{metric.metric} on {data}"] = (metric.value, metric.interval)
             better[f"{metric.metric} on {data}"] = metric.better or "higher"
+            samples[f"{metric.metric} on {data}"] = (result.samples, None)
             if metric.difference is not None:
                 key = f"{metric.metric}{DIFFERENCE} on {data}"
                 metrics[key] = (metric.difference, metric.difference_interval)
                 better[key] = metric.better or "higher"
+                samples[key] = (result.samples, result.against)
     cache = facts["kv_cache_bytes_per_token"] + facts["cross_cache_bytes_per_source_token"]
     sizes = {"parameters": facts["parameters"]["total"], "bytes": facts["bytes"], "kv-cache": cache}
     variant = " and ".join(dict.fromkeys(kind["variant"] for kind in facts["attention"]))
-    method, training = _made(folder)
-    return Measured(name, variant, method, sizes, metrics, better, training)
+    training = read_training(folder)
+    return Measured(folder, variant, _method(folder, training), sizes, metrics, better, samples, training)
 
 
-def _made(folder: Path) -> tuple[str | None, dict[str, Any]]:
-    """How a folder was converted, and what its training took."""
+def _by_data(folder: Path, results: Sequence[Result]) -> list[tuple[str, Result]]:
+    """Results by their data's name, with the split where one was named, and its samples where those differ.
+
+    Raises:
+        EvaluationError: Two results cannot be told apart.
+    """
+    names = [
+        " ".join(filter(None, (short_name(result.data), result.split and f"({result.split})")))
+        for result in results
+    ]
+    names = [
+        name if names.count(name) == 1 else f"{name}, {result.samples} {result.unit or 'samples'}"
+        for name, result in zip(names, results, strict=True)
+    ]
+    for name in names:
+        if names.count(name) > 1:
+            raise EvaluationError(
+                f"{folder} was measured twice on what is called {name}; remove {EVALUATION} from it and "
+                "measure again, each on data of another name"
+            )
+    return list(zip(names, results, strict=True))
+
+
+def _method(folder: Path, training: Training | None) -> str | None:
+    """How a folder was converted; None for what is no conversion."""
     if not (folder / REPORT).is_file():
-        return None, _json(folder / TRAINING)
-    report = read_report(folder)
-    plan, training = Plan.from_dict(report["plan"]), report.get("uptraining") or {}
+        return None
+    plan = Plan.from_dict(read_report(folder)["plan"])
     words = [f"{plan.grouping} groups", plan.merge, *plan.refine]
-    if training:
-        how = "distilled" if training["settings"].get("teacher") else "trained"
-        words.append(f"{how} on {training['tokens']:,} tokens")
-    return ", ".join(words), training
-
-
-def _json(path: Path) -> dict[str, Any]:
-    data = read_json(path) if path.is_file() else {}
-    return data if isinstance(data, dict) else {}
+    if training is not None:
+        how = "distilled" if training.settings.teacher else "trained"
+        words.append(f"{how} on {training.tokens:,} tokens")
+    return ", ".join(words)
 
 
 def _compared(found: list[Measured], wanted: Sequence[str], size: str) -> Comparison:
@@ -206,12 +218,39 @@ def _compared(found: list[Measured], wanted: Sequence[str], size: str) -> Compar
     known = dict.fromkeys(key for each in found for key in each.metrics)
     keys = [_key(name, list(known)) for name in wanted] or _first_of_each(list(known))
     better = {key: value for each in found for key, value in each.better.items() if key in keys}
-    groups: dict[str, list[Measured]] = {}
+    groups: dict[Path, list[Measured]] = {}
     for each in found:
-        groups.setdefault(_SEED.sub("", each.name), []).append(each)
-    rows = [_row(name, members, keys) for name, members in groups.items()]
+        groups.setdefault(each.folder.with_name(_SEED.sub("", each.folder.name)), []).append(each)
+    rows = [_row(name, groups[path], keys) for path, name in _names(list(groups)).items()]
     rows.sort(key=lambda row: (-row.sizes[size], row.name))
-    return Comparison(size, tuple(keys), better, tuple(rows))
+    notes = [note for key in keys for note in _notes(found, key)]
+    return Comparison(size, tuple(keys), better, tuple(rows), tuple(notes))
+
+
+def _notes(found: list[Measured], key: str) -> list[str]:
+    """In what the measurements of a metric differ, but for the model."""
+    measured = [each.samples[key] for each in found if key in each.samples]
+    counts = {count for count, _ in measured if count is not None}
+    originals = {name for _, name in measured if name is not None}
+    notes = []
+    if len(counts) > 1:
+        notes.append(f"{key}: measured on {' or '.join(map(str, sorted(counts)))} samples")
+    if len(originals) > 1:
+        names = sorted({short_name(str(name)) for name in originals})
+        notes.append(f"{key}: measured against different originals, {' and '.join(names)}")
+    return notes
+
+
+def _names(paths: list[Path]) -> dict[Path, str]:
+    """Each by the last part of its path, with as many before it as tell it from the others."""
+    names = {}
+    for path in paths:
+        for count in range(1, len(path.parts) + 1):
+            end = path.parts[-count:]
+            if sum(other.parts[-count:] == end for other in paths) == 1:
+                break
+        names[path] = "/".join(end)
+    return names
 
 
 def _key(name: str, known: list[str]) -> str:
@@ -236,11 +275,11 @@ def _row(name: str, members: list[Measured], keys: list[str]) -> Row:
     for member in members:
         if member.sizes != sizes:
             raise EvaluationError(
-                f"{member.name} and {members[0].name} would be repetitions of one model by their names, but "
-                "differ in size; rename one"
+                f"{member.folder} and {members[0].folder} would be repetitions of one model by their names, "
+                "but differ in size; rename one"
             )
-    steps = [s for member in members if (s := member.training.get("seconds_per_step")) is not None]
-    tokens = [t for member in members if (t := member.training.get("tokens")) is not None]
+    trained = [member.training for member in members if member.training is not None]
+    steps = [training.seconds_per_step for training in trained if training.seconds_per_step is not None]
     return Row(
         name=name,
         variant=members[0].variant,
@@ -249,7 +288,7 @@ def _row(name: str, members: list[Measured], keys: list[str]) -> Row:
         sizes=sizes,
         metrics={key: value for key in keys if (value := _value(members, key)) is not None},
         seconds_per_step=statistics.median(steps) if steps else None,
-        tokens=max(tokens) if tokens else None,
+        tokens=max((training.tokens for training in trained), default=None),
         members=tuple(_raw(member) for member in members),
     )
 
@@ -258,9 +297,8 @@ def _raw(member: Measured) -> dict[str, Any]:
     metrics = {
         key: {"value": value, "interval": interval} for key, (value, interval) in member.metrics.items()
     }
-    kept = ("date", "versions", "tokens", "steps", "seconds", "seconds_per_step", "held_out_loss", "device")
-    training = {key: member.training[key] for key in kept if key in member.training}
-    return {"name": member.name, "metrics": metrics, "training": training}
+    training = {} if member.training is None else member.training.model_dump(exclude={"settings"})
+    return {"name": member.folder.name, "metrics": metrics, "training": training}
 
 
 def _value(members: list[Measured], key: str) -> Value | None:
@@ -335,4 +373,4 @@ def markdown(comparison: Comparison) -> str:
     """The table as Markdown."""
     headings, cells = table(comparison)
     lines = ["| " + " | ".join(line) + " |" for line in (headings, ["---"] * len(headings), *cells)]
-    return "\n".join(lines) + "\n"
+    return "\n".join([*lines, *(f"\n{note}" for note in comparison.notes)]) + "\n"

@@ -39,7 +39,7 @@ def draw(comparison: Comparison, key: str, file: Path) -> Path:
         axis.set_xscale("log", base=2)
         axis.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
     axis.set_xlabel(SIZES[comparison.size])
-    axis.set_ylabel(f"{key} ({comparison.better[key]} is better)")
+    axis.set_ylabel(_plain(f"{key} ({comparison.better[key]} is better)"))
     axis.margins(x=0.12)
     axis.spines[["top", "right"]].set_visible(False)
     axis.grid(alpha=0.25)
@@ -55,8 +55,8 @@ def _draw_series(
     sizes = [row.sizes[comparison.size] for row in rows]
     middles = [value.value for value in values]
     spread = [
-        [value.value - value.interval[0] if value.interval else 0.0 for value in values],
-        [value.interval[1] - value.value if value.interval else 0.0 for value in values],
+        [max(0.0, value.value - value.interval[0]) if value.interval else 0.0 for value in values],
+        [max(0.0, value.interval[1] - value.value) if value.interval else 0.0 for value in values],
     ]
     style = {"marker": "o", "color": colour, "capsize": 2, "elinewidth": 1, "markersize": 5}
     axis.errorbar(  # type: ignore[attr-defined]
@@ -65,5 +65,10 @@ def _draw_series(
     if label is None:
         for row, size, middle in zip(rows, sizes, middles, strict=True):
             axis.annotate(  # type: ignore[attr-defined]
-                row.name, (size, middle), xytext=(5, 4), textcoords="offset points", fontsize=8
+                _plain(row.name), (size, middle), xytext=(5, 4), textcoords="offset points", fontsize=8
             )
+
+
+def _plain(text: str) -> str:
+    """Text that is no formula to matplotlib."""
+    return text.replace("$", r"\$")

@@ -5,10 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
 
 from gqkva_convert.checkpoint.jsonfile import read_json
-from gqkva_convert.checkpoint.sidecars import BENCH, EVALUATION
+from gqkva_convert.checkpoint.sidecars import BENCH, EVALUATION, REPORT, TRAINING
+from gqkva_convert.conversion.report import read_report
 from gqkva_convert.errors import CheckpointError
 
 Interval = tuple[float, float]
@@ -30,6 +31,13 @@ class Metric(_Read):
     difference_interval: Interval | None = None
     better: Literal["lower", "higher"] | None = None
 
+    @field_validator("interval", "against_interval", "difference_interval")
+    @classmethod
+    def _rises(cls, interval: Interval | None) -> Interval | None:
+        if interval is not None and interval[0] > interval[1]:
+            raise ValueError("an interval goes from low to high")
+        return interval
+
 
 class Result(_Read):
     """What was measured on one data set."""
@@ -38,6 +46,7 @@ class Result(_Read):
     data: str
     split: str | None = None
     samples: int | None = None
+    settings: dict[str, Any] | None = None
     unit: str | None = None
     against: str | None = None
     metrics: list[Metric]
@@ -51,6 +60,25 @@ class Evaluation(_Read):
 
     format_version: Literal[1]
     results: list[Result]
+
+
+class Training(_Read):
+    """What the last training of a folder took."""
+
+    class Settings(_Read):
+        """As far as comparisons tell them."""
+
+        teacher: str | None = None
+
+    settings: Settings = Settings()
+    tokens: int
+    steps: int | None = None
+    seconds: float | None = None
+    seconds_per_step: float | None = None
+    held_out_loss: float | None = None
+    device: str | None = None
+    date: str | None = None
+    versions: dict[str, Any] | None = None
 
 
 class Row(_Read):
@@ -78,7 +106,7 @@ class Bench(_Read):
     rows: list[Row]
 
 
-Format = TypeVar("Format", Evaluation, Bench)
+Format = TypeVar("Format", Evaluation, Bench, Training)
 
 
 def read_evaluation(folder: Path) -> Evaluation | None:
@@ -95,11 +123,22 @@ def read_bench(folder: Path) -> Bench | None:
     return _read(folder / BENCH, Bench, "gqkva bench")
 
 
+def read_training(folder: Path) -> Training | None:
+    """The last training of a folder; None where it was not trained; raises as `read_evaluation` does."""
+    report = folder / REPORT
+    if not report.is_file():
+        return _read(folder / TRAINING, Training, "gqkva uptrain")
+    data = read_report(folder).get("uptraining")
+    return None if data is None else _checked(data, report, Training, "gqkva uptrain")
+
+
 def _read(path: Path, kind: type[Format], command: str) -> Format | None:
-    if not path.is_file():
-        return None
+    return _checked(read_json(path), path, kind, command) if path.is_file() else None
+
+
+def _checked(data: Any, path: Path, kind: type[Format], command: str) -> Format:
     try:
-        return kind.model_validate(read_json(path))
+        return kind.model_validate(data)
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"])) or "its top level"

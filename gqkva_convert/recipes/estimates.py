@@ -12,11 +12,12 @@ from pathlib import Path
 from typing import Any
 
 from gqkva_convert.architectures import FAMILIES
+from gqkva_convert.checkpoint.hub import BUILT_IN, is_hub_id
 from gqkva_convert.checkpoint.jsonfile import read_json
 from gqkva_convert.conversion.init import init
 from gqkva_convert.conversion.init_processors import default_config
 from gqkva_convert.conversion.inspect import inspect
-from gqkva_convert.errors import GqkvaError, HubError, RecipeError
+from gqkva_convert.errors import GqkvaError, RecipeError
 from gqkva_convert.recipes.commands import CommandLine
 from gqkva_convert.recipes.schema import Assumed, Gpus
 from gqkva_convert.recipes.state import WRITES
@@ -28,6 +29,12 @@ _CONVERT_RATE = 1.5e9
 _UTILISATION = 0.4
 # Bytes a parameter in training: float32 weights, gradients and two moments of AdamW.
 _TRAINED_BYTES = 16
+# Of those, what a checkpoint keeps, and how many there are at once unless the run says otherwise.
+_KEPT_BYTES, _KEPT = 12, 3
+# What `init` takes of its command's parameters.
+_OF_INIT = ("architecture", "out", "gq", "gkv", "blocks", "config", "task", "tokenizer", "dtype")
+# Tokens a sequence, unless said otherwise.
+_LENGTH = 2048
 
 
 @dataclass(frozen=True)
@@ -46,12 +53,14 @@ class Size:
         parameters: Their number.
         nbytes: Bytes of the weights.
         row: Positions of one sample, where every sample has as many: patches of a picture.
+        longest: Most positions of a sequence, where that is known.
         assumed: Whether its headers could not be read.
     """
 
     parameters: int
     nbytes: int
     row: int | None = None
+    longest: int | None = None
     assumed: bool = False
 
 
@@ -155,30 +164,40 @@ def _size(name: str, assume: Mapping[str, Assumed]) -> Size | None:
         return None
     path = Path(name) / "config.json"
     config = read_json(path) if path.is_file() else {}
-    return Size(facts["parameters"]["total"], facts["bytes"], _positions(config))
+    return Size(facts["parameters"]["total"], facts["bytes"], *_positions(config))
 
 
-def _fresh(line: CommandLine) -> Size | None:
-    """The size of a model that is made from nothing."""
-    known = {name: value for name, value in line.step.options.items() if name != "dry_run"}
-    assumed = False
+def _fresh(line: CommandLine) -> Size:
+    """The size of a model that is made from nothing.
+
+    Raises:
+        RecipeError: It cannot be made.
+    """
+    with line.command.make_context(line.step.command, list(line.words)) as context:
+        known = {name: value for name, value in context.params.items() if name in _OF_INIT}
+    # A tokenizer on the Hub, or of a step before, is not there yet: the vocabulary is the configuration's.
+    tokenizer = known.pop("tokenizer")
+    is_here = (
+        tokenizer is not None
+        and not is_hub_id(tokenizer)
+        and (tokenizer == BUILT_IN or Path(tokenizer).exists())
+    )
     try:
-        facts = init(**known, dry_run=True)
-    except HubError:
-        # The tokenizer cannot be had now; its vocabulary is then taken to be the family's.
-        assumed = True
-        facts = init(**{name: value for name, value in known.items() if name != "tokenizer"}, dry_run=True)
-    except GqkvaError:
-        return None
-    given = known.get("config")
-    config = default_config(FAMILIES[known["architecture"]]) | (read_json(Path(given)) if given else {})
-    return Size(facts["parameters"], facts["bytes"], _positions(config), assumed)
+        facts = init(**known, tokenizer=tokenizer if is_here else None, dry_run=True)
+        given = read_json(known["config"]) if known["config"] else {}
+    except GqkvaError as error:
+        raise RecipeError(f"step {line.step.name}: {error}") from error
+    config = default_config(FAMILIES[known["architecture"]]) | given
+    assumed = tokenizer is not None and not is_here
+    return Size(facts["parameters"], facts["bytes"], *_positions(config), assumed)
 
 
-def _positions(config: Mapping[str, Any]) -> int | None:
-    """Patches of a picture."""
+def _positions(config: Mapping[str, Any]) -> tuple[int | None, int | None]:
+    """Patches of a picture, and most positions of a sequence."""
     side, patch = config.get("image_size"), config.get("patch_size")
-    return (side // patch) ** 2 if isinstance(side, int) and isinstance(patch, int) else None
+    patches = (side // patch) ** 2 if isinstance(side, int) and isinstance(patch, int) else None
+    longest = config.get("max_position_embeddings")
+    return patches, longest if isinstance(longest, int) else None
 
 
 def _all_options(line: CommandLine) -> dict[str, Any]:
@@ -200,7 +219,8 @@ def _estimate(
         return Estimate(note="the model's size is not known here")
     note = "size assumed" if model.assumed else ""
     if command == "init":
-        return Estimate(memory_bytes=model.nbytes, disk_bytes=model.nbytes, note="short")
+        short = ", ".join(filter(None, ("short", note)))
+        return Estimate(memory_bytes=model.nbytes, disk_bytes=model.nbytes, note=short)
     if command in ("convert", "plan", "export", "verify"):
         return _conversion(command, options, model, speed, note)
     if command == "evaluate":
@@ -213,7 +233,7 @@ def _conversion(command: str, options: dict[str, Any], model: Size, speed: Speed
     disk = 0 if command in ("plan", "verify") else model.nbytes
     if "calibration" not in options:
         return Estimate(seconds, 0.2e9, disk, note)
-    tokens = int(options.get("calibration_samples", 128)) * int(options.get("calibration_length", 2048))
+    tokens = int(options.get("calibration_samples", 128)) * _length(options.get("calibration_length"), model)
     # One pass for moments, one for calls of blocks, one over candidates.
     seconds += 3 * 2 * model.parameters * tokens / speed.operations
     if "layerwise" in str(options.get("refine", "")):
@@ -229,18 +249,27 @@ def _evaluation(
     samples = options.get("samples")
     if not isinstance(samples, int) or "data" not in options:
         return Estimate(None, memory, None, ", ".join(filter(None, (note, "as long as its data"))))
-    tokens = samples * (model.row or int(options.get("length", 2048)))
+    tokens = samples * _length(options.get("length"), model)
     operations = sum(2 * size.parameters * tokens for size in (model, *others))
     return Estimate(operations / speed.operations, memory, None, note)
 
 
 def _training(options: dict[str, Any], model: Size, others: list[Size], speed: Speed, note: str) -> Estimate:
     memory = _TRAINED_BYTES * model.parameters + sum(size.nbytes for size in others)
+    disk = model.nbytes + _KEPT * _KEPT_BYTES * model.parameters
     tokens = _tokens(options, model)
     if tokens is None:
-        return Estimate(None, memory, model.nbytes, ", ".join(filter(None, (note, "as long as its budget"))))
+        return Estimate(None, memory, disk, ", ".join(filter(None, (note, "as long as its budget"))))
     each = 6 * model.parameters + sum(2 * size.parameters for size in others)
-    return Estimate(each * tokens / speed.operations, memory, model.nbytes, note)
+    return Estimate(each * tokens / speed.operations, memory, disk, note)
+
+
+def _length(wanted: Any, model: Size) -> int:
+    """Positions of a sample."""
+    if model.row is not None:
+        return model.row
+    longest = model.longest or _LENGTH
+    return min(int(wanted), longest) if wanted is not None else min(_LENGTH, longest)
 
 
 def _tokens(options: dict[str, Any], model: Size) -> float | None:

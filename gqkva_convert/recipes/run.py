@@ -51,7 +51,14 @@ def prepare(path: Path, commands: Mapping[str, Any], changes: Iterable[str], wor
     folder = work or Path("runs") / path.stem
     recipe = read_recipe(path, usable)
     lines = tuple(command_line(step, usable) for step in settle(recipe, changes, folder))
+    written: dict[Path, str] = {}
     for line in lines:
+        for out in outputs_of(line) if line.step.command in WRITES else ():
+            if out in written:
+                raise RecipeError(f"steps {written[out]} and {line.step.name} both write {out}")
+            written[out] = line.step.name
+        if line.step.command in WRITES and line.step.options.get("dry_run"):
+            raise RecipeError(f"step {line.step.name}: a dry run writes nothing; leave dry_run out")
         outputs_of(line)
     return Prepared(path, recipe, lines, folder)
 
@@ -66,7 +73,7 @@ def run_recipe(
 
     Args:
         prepared: The recipe.
-        begin_at: Name of a step that runs again, with all behind it.
+        begin_at: Name of a step that runs again, with all behind it; of a repeated one, all repetitions.
         watch: Told of each step before it runs.
 
     Returns:
@@ -76,7 +83,9 @@ def run_recipe(
         GqkvaError: As the step that failed; what was done before it stays done.
     """
     forced = False
-    names = [line.step.name for line in prepared.lines]
+    names = dict.fromkeys(
+        name for line in prepared.lines for name in (line.step.name, line.step.repeats) if name
+    )
     if begin_at is not None and begin_at not in names:
         raise RecipeError(unknown("step", begin_at, names))
     try:
@@ -88,7 +97,7 @@ def run_recipe(
     with locked(prepared.work):
         state = State.read(prepared.work)
         for number, line in enumerate(prepared.lines, 1):
-            forced = forced or line.step.name == begin_at
+            forced = forced or (begin_at is not None and begin_at in (line.step.name, line.step.repeats))
             key = key_of(line)
             done = not (forced or paths_of(line) & written) and state.is_done(line, key)
             if watch is not None:

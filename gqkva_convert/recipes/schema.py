@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -48,7 +48,7 @@ class Step(BaseModel):
     )
     command: str = Field(description="A command of gqkva.")
     options: dict[str, Any] = Field(description="Its arguments and options, with underscores for hyphens.")
-    accelerate: str | int | None = Field(
+    accelerate: str | Annotated[int, Field(ge=1)] | None = Field(
         None, description="A configuration file for `accelerate launch`, or a number of processes."
     )
     repeats: str = Field("", description="The name of the step that this is one repetition of.")

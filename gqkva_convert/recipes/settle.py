@@ -5,16 +5,76 @@ from __future__ import annotations
 import itertools
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import yaml
+from pydantic import ValidationError
 
 from gqkva_convert.errors import RecipeError
 from gqkva_convert.recipes.schema import WORK, Recipe, Repeated, Step, unknown
 
-_REFERENCE = re.compile(r"\$\{([a-z][a-z0-9_]*)(?:\.([a-z][a-z0-9_]*))?\}")
+_WORD = re.compile(r"[a-z][a-z0-9_]*")
+_REFERENCE = re.compile(r"\$\{([^}]*)\}")
 _NOT_IN_NAMES = re.compile(r"[^a-z0-9_-]+")
+
+
+@dataclass(frozen=True)
+class Choice:
+    """One entry of a mapping that steps are repeated over: its name, and its keys."""
+
+    name: str
+    keys: dict[str, Any]
+
+
+@dataclass
+class Changes:
+    """What ``--set`` asks for.
+
+    Attributes:
+        variables: New values of variables.
+        options: New values of options, with the step and what was typed.
+        used: What was typed of those that have found their step.
+    """
+
+    variables: dict[str, Any] = field(default_factory=dict)
+    options: list[tuple[str, str, Any, str]] = field(default_factory=list)
+    used: set[str] = field(default_factory=set)
+
+    @classmethod
+    def read(cls, changes: Iterable[str], variables: Mapping[str, Any]) -> Changes:
+        """Read ``variable=value`` and ``step.option=value``; values are YAML.
+
+        Raises:
+            RecipeError: One is not of that form, or names a variable that does not exist.
+        """
+        found = cls()
+        for change in changes:
+            name, equals, text = change.partition("=")
+            if not equals:
+                raise RecipeError(f"--set {change!r}: write variable=value or step.option=value")
+            try:
+                value = yaml.safe_load(text)
+            except yaml.YAMLError as error:
+                raise RecipeError(f"--set {change!r}: the value is not YAML") from error
+            step, dot, option = name.strip().partition(".")
+            if dot:
+                found.options.append((step, option.replace("-", "_"), value, change))
+            elif step in variables:
+                found.variables[step] = value
+            else:
+                raise RecipeError(f"--set {change}: {unknown('variable', step, variables)}")
+        return found
+
+    def of(self, *names: str) -> dict[str, Any]:
+        """New options of a step that goes by several names."""
+        found = {}
+        for step, option, value, change in self.options:
+            if step in names:
+                found[option] = value
+                self.used.add(change)
+        return found
 
 
 def settle(recipe: Recipe, changes: Iterable[str], work: Path) -> tuple[Step, ...]:
@@ -22,84 +82,79 @@ def settle(recipe: Recipe, changes: Iterable[str], work: Path) -> tuple[Step, ..
 
     Args:
         recipe: As it was read.
-        changes: ``variable=value`` and ``step.option=value``; values are YAML. A change of a step that is
-            repeated is one of all its repetitions; each has a name of its own, too.
+        changes: ``variable=value`` and ``step.option=value``. A change of a step that is repeated is one of
+            all its repetitions; each has a name of its own, too.
         work: The folder of its results.
 
     Raises:
-        RecipeError: A change is not of that form or names what does not exist, or a step uses a variable
-            that does not exist.
+        RecipeError: A change is not of that form or names what does not exist, a step uses a variable that
+            does not exist, or two steps would have one name.
     """
-    variables, options = _parsed(recipe, changes)
-    steps = tuple(_written_out(recipe.steps, {**variables, WORK: str(work)}))
-    for change, (name, option, value) in options.items():
-        if not any(name in (step.name, step.repeats) for step in steps):
-            known = dict.fromkeys(name for step in steps for name in (step.repeats or step.name, step.name))
-            raise RecipeError(f"--set {change}: {unknown('step', name, known)}")
-        steps = tuple(
-            step.model_copy(update={"options": {**step.options, option: value}})
-            if name in (step.name, step.repeats)
-            else step
-            for step in steps
-        )
+    asked = Changes.read(changes, recipe.variables)
+    variables: dict[str, Any] = {WORK: str(work)}
+    for name, value in {**recipe.variables, **asked.variables}.items():
+        _check_word(name, "variable")
+        variables[name] = _fill(value, variables, f"variable {name}")
+    steps = tuple(_written_out(recipe.steps, variables, asked))
+    names = [step.name for step in steps]
+    for name in names:
+        if names.count(name) > 1:
+            raise RecipeError(
+                f"two steps are called {name!r} once repetitions are written out; give the steps names, or "
+                "the values others"
+            )
+    for step, _, _, change in asked.options:
+        if change not in asked.used:
+            known = dict.fromkeys(name for each in steps for name in (each.repeats or each.name, each.name))
+            raise RecipeError(f"--set {change}: {unknown('step', step, known)}")
     return steps
 
 
-def _parsed(recipe: Recipe, changes: Iterable[str]) -> tuple[dict[str, Any], dict[str, tuple[str, str, Any]]]:
-    """Variables after the changes, and changes of options by what was typed."""
-    variables = dict(recipe.variables)
-    options: dict[str, tuple[str, str, Any]] = {}
-    for change in changes:
-        name, equals, text = change.partition("=")
-        if not equals:
-            raise RecipeError(f"--set {change!r}: write variable=value or step.option=value")
-        try:
-            value = yaml.safe_load(text)
-        except yaml.YAMLError as error:
-            raise RecipeError(f"--set {change!r}: the value is not YAML") from error
-        step, dot, option = name.strip().partition(".")
-        if dot:
-            options[change] = (step, option.replace("-", "_"), value)
-        elif step in variables:
-            variables[step] = value
-        else:
-            raise RecipeError(f"--set {change}: {unknown('variable', step, variables)}")
-    return variables, options
-
-
 def _written_out(
-    steps: Sequence[Step | Repeated], variables: Mapping[str, Any], behind: tuple[str, ...] = ()
+    steps: Sequence[Step | Repeated],
+    variables: Mapping[str, Any],
+    asked: Changes,
+    behind: tuple[str, ...] = (),
 ) -> Iterator[Step]:
     for step in steps:
-        if isinstance(step, Step):
-            filled = {
-                "options": _fill(step.options, variables, step.name),
-                "accelerate": _fill(step.accelerate, variables, step.name),
-            }
-            if behind:
-                filled |= {"name": "-".join((step.name, *behind)), "repeats": step.name}
-            yield step.model_copy(update=filled)
+        if isinstance(step, Repeated):
+            choices = [_choices(name, value, variables) for name, value in step.values.items()]
+            for chosen in itertools.product(*choices):
+                values = dict(zip(step.values, chosen, strict=True))
+                names = [_NOT_IN_NAMES.sub("-", str(_name(value)).lower()) for value in chosen]
+                yield from _written_out(step.steps, {**variables, **values}, asked, (*behind, *names))
             continue
-        choices = [_choices(name, value, variables) for name, value in step.values.items()]
-        for chosen in itertools.product(*choices):
-            values = dict(zip(step.values, chosen, strict=True))
-            names = [_NOT_IN_NAMES.sub("-", str(_name(value)).lower()) for value in values.values()]
-            yield from _written_out(step.steps, {**variables, **values}, (*behind, *names))
+        name = "-".join((step.name, *behind))
+        options = {**step.options, **asked.of(step.name, name)}
+        try:
+            yield Step(
+                name=name,
+                command=step.command,
+                options=_fill(options, variables, f"step {step.name}"),
+                accelerate=_fill(step.accelerate, variables, f"step {step.name}"),
+                repeats=step.name if behind else "",
+            )
+        except ValidationError as error:
+            first = error.errors()[0]
+            raise RecipeError(f"step {name}: {first['loc'][0]}: {first['msg'].lower()}") from error
 
 
 def _choices(name: str, value: Any, variables: Mapping[str, Any]) -> list[Any]:
     """What a name stands for, one after the other; a mapping's entries all have the same keys afterwards."""
-    value = _fill(value, variables, f"for {name}")
+    _check_word(name, "for")
     if name in variables:
         raise RecipeError(f"for {name}: there is a variable of that name; give it another")
+    value = _fill(value, variables, f"for {name}")
     if (
         isinstance(value, dict)
         and value
-        and all(isinstance(entry, (dict, type(None))) for entry in value.values())
+        and all(isinstance(each, (dict, type(None))) for each in value.values())
     ):
         keys = dict.fromkeys(key for entry in value.values() for key in entry or ())
-        return [{**dict.fromkeys(keys), **(entry or {}), "name": choice} for choice, entry in value.items()]
-    if isinstance(value, list) and value and not any(isinstance(entry, (dict, list)) for entry in value):
+        return [
+            Choice(str(choice), {**dict.fromkeys(keys), **(entry or {})}) for choice, entry in value.items()
+        ]
+    if isinstance(value, list) and value and not any(isinstance(each, (dict, list)) for each in value):
         return value
     raise RecipeError(
         f"for {name}: write a list of values, or a mapping from names to mappings, found {value!r}"
@@ -107,31 +162,41 @@ def _choices(name: str, value: Any, variables: Mapping[str, Any]) -> list[Any]:
 
 
 def _name(value: Any) -> Any:
-    return value["name"] if isinstance(value, dict) else value
+    return value.name if isinstance(value, Choice) else value
 
 
-def _fill(value: Any, variables: Mapping[str, Any], step: str) -> Any:
+def _check_word(name: str, what: str) -> None:
+    if _WORD.fullmatch(name) is None:
+        raise RecipeError(f"{what} {name}: names are lower-case letters, digits and _")
+
+
+def _fill(value: Any, variables: Mapping[str, Any], where: str) -> Any:
     """A value with variables in their places; one that is the whole value keeps its type."""
     if isinstance(value, list):
-        return [_fill(part, variables, step) for part in value]
+        return [_fill(part, variables, where) for part in value]
     if isinstance(value, dict):
-        return {key: _fill(part, variables, step) for key, part in value.items()}
+        return {key: _fill(part, variables, where) for key, part in value.items()}
     if not isinstance(value, str):
         return value
     whole = _REFERENCE.fullmatch(value)
     if whole:
-        return _found(whole, variables, step)
-    return _REFERENCE.sub(lambda match: str(_found(match, variables, step)), value)
+        return _found(whole[1], variables, where)
+    return _REFERENCE.sub(lambda match: str(_found(match[1], variables, where)), value)
 
 
-def _found(match: re.Match[str], variables: Mapping[str, Any], step: str) -> Any:
-    name, key = match[1], match[2]
+def _found(reference: str, variables: Mapping[str, Any], where: str) -> Any:
+    """What a reference stands for: a variable, the name of a choice, or a key of either."""
+    name, dot, key = reference.partition(".")
+    if not all(_WORD.fullmatch(part) for part in ((name, key) if dot else (name,))):
+        raise RecipeError(f"{where}: ${{{reference}}} is no reference; write ${{name}} or ${{name.key}}")
     if name not in variables:
-        raise RecipeError(f"step {step}: {unknown('variable', name, variables)}")
+        raise RecipeError(f"{where}: {unknown('variable', name, variables)}")
     value = variables[name]
-    if key is None:
-        return _name(value) if isinstance(value, dict) and "name" in value else value
-    if not isinstance(value, dict) or key not in value:
-        keys = value if isinstance(value, dict) else ()
-        raise RecipeError(f"step {step}: {name} has {unknown('key', key, keys)}")
-    return value[key]
+    if not dot:
+        return _name(value)
+    keys = value.keys if isinstance(value, Choice) else value
+    if not isinstance(keys, dict) or key not in keys:
+        raise RecipeError(
+            f"{where}: {name} has {unknown('key', key, keys if isinstance(keys, dict) else ())}"
+        )
+    return keys[key]

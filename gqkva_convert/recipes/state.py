@@ -13,6 +13,7 @@ from gqkva_convert.checkpoint.jsonfile import read_json, replace_json
 from gqkva_convert.checkpoint.sidecars import BENCH, EVALUATION, MEASURED, PAGE, PICTURES, REPORT
 from gqkva_convert.errors import CheckpointError, RecipeError
 from gqkva_convert.recipes.commands import CommandLine
+from gqkva_convert.uptraining.settings import read_recipe
 
 STATE = "run.json"
 FORMAT_VERSION = 1
@@ -90,7 +91,7 @@ def key_of(line: CommandLine) -> str:
     written = step.options.get(WRITES.get(step.command, ""))
     read = {
         f"{name} {number}" if number else name: content(path, step.command)
-        for name, value in step.options.items()
+        for name, value in _with_settings(step.options).items()
         if value is not written
         for number, path in enumerate(_paths(value))
         if path.exists()
@@ -123,10 +124,20 @@ def paths_of(line: CommandLine) -> set[Path]:
     return {path for value in line.step.options.values() for path in _paths(value)}
 
 
+def _with_settings(options: dict[str, Any]) -> dict[str, Any]:
+    """A step's options, and what the file of settings that it names says of data and teachers."""
+    file = options.get("recipe")
+    if not isinstance(file, str) or not Path(file).is_file():
+        return options
+    settings = read_recipe(Path(file))
+    named = ("data", "held_out", "teacher")
+    return {**{key: value for key, value in settings.items() if key in named}, **options}
+
+
 def _paths(value: Any) -> list[Path]:
-    """What may be paths in an option's value."""
-    values = value if isinstance(value, list) else [value]
-    return [Path(part) for part in values if isinstance(part, str) and part]
+    """What may be paths in an option's value; some options take several with commas between them."""
+    values = [part for part in (value if isinstance(value, list) else [value]) if isinstance(part, str)]
+    return [Path(part) for text in values for part in dict.fromkeys((text, *text.split(","))) if part]
 
 
 def content(path: Path, command: str = "") -> str:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from gqkva_convert.data.processors import arguments, load_processor, sequence_length
+from gqkva_convert.data.records import check_labels
 from gqkva_convert.data.tasks import CAUSAL, EMBEDDING, IMAGES
 from gqkva_convert.errors import DataError, TrainingError
 from gqkva_convert.uptraining.batches import Batch, ImageBatches, TextBatches, image_records
@@ -112,7 +113,7 @@ def _pictures(settings: TrainingSettings, folder: Path, model: Any) -> tuple[Row
             "images are not streamed; leave out streaming, and they are prepared on disk once"
         )
     found, columns = image_records(settings.data)
-    _check_labels(found, columns[1], model, settings.data)
+    check_labels(found, columns[1], model.config.num_labels, settings.data)
     collator = ImageBatches(folder, columns, settings.augment, settings.seed)
     if len(found) < 2:
         raise DataError(f"{settings.data}: {len(found)} images are too few to train on")
@@ -128,15 +129,3 @@ def _pictures(settings: TrainingSettings, folder: Path, model: Any) -> tuple[Row
             )
         rows.held_out = [others[number] for number in range(min(settings.held_out_rows, len(others)))]
     return rows, collator
-
-
-def _check_labels(found: Any, column: str, model: Any, data: str) -> None:
-    """Refuse labels that the model has no logit for."""
-    feature = found.features[column]
-    count = getattr(feature, "num_classes", None)
-    highest = count - 1 if count is not None else max(found[column], default=0)
-    if highest >= model.config.num_labels:
-        raise DataError(
-            f"{data} has labels up to {highest}, the model answers {model.config.num_labels}; give data with "
-            "its labels"
-        )

@@ -123,6 +123,7 @@ class Run:
                     "settings": settings,
                     "overwrite": overwrite,
                     "from_scratch": self.from_scratch,
+                    "any_model": not (self.folder / REPORT).is_file(),
                 },
                 overwrite=overwrite,
             )

@@ -99,9 +99,12 @@ def _train(
 ) -> dict[str, Any]:
     named = Path(folder).resolve()
     out = named.with_name(f"{named.name}-{suffix}") if out is None else Path(out).absolute()
+    path = out.with_name(f"{out.name}-run") if run_folder is None else Path(run_folder).absolute()
+    run = RunFolder(path)
+    stored = run.settings() if resume else {}
+    any_model = any_model or stored.get("any_model", False)
     is_named = not named.exists() and (any_model or str(folder) == BUILT_IN)
     folder = locate(str(folder)).folder if is_named else named
-    path = out.with_name(f"{out.name}-run") if run_folder is None else Path(run_folder).absolute()
     open_checkpoint(folder)
     if not any_model and not (folder / REPORT).is_file():
         raise CheckpointError(
@@ -110,9 +113,7 @@ def _train(
     for written in (out, path):
         if written.resolve().is_relative_to(folder):
             raise OutputError(f"{written} lies inside {folder}, which is read; choose a place beside it")
-    run = RunFolder(path)
     if resume:
-        stored = run.settings()
         if "finished" in stored:
             raise TrainingError(
                 f"the run in {path} is finished; its result was written to {stored['finished']}"

@@ -11,6 +11,7 @@ questions for each task, and `train.jsonl`.
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import random
 from collections.abc import Iterator
@@ -93,6 +94,8 @@ def write_task(out: Path, name: str, questions: list[Example]) -> None:
         "doc_to_choice": "{{choices}}",
         "doc_to_target": "label",
         "target_delimiter": "",
+        # lm-evaluation-harness reports the version; it changes with the questions.
+        "metadata": {"version": hashlib.sha256(path.read_bytes()).hexdigest()[:12]},
         "metric_list": [{"metric": "acc", "aggregation": "mean", "higher_is_better": True}],
     }
     (out / f"{name}.yaml").write_text(yaml.safe_dump(task, sort_keys=False))

@@ -128,6 +128,61 @@ def test_bad_input_is_one_line(
     assert message in result.stderr
 
 
+def test_only_what_differs_in_its_seed_is_a_repetition(tmp_path: Path) -> None:
+    """Folders of one name in different places are different models, and one folder named twice is one."""
+    for number, place in enumerate(("one/trained", "two/trained")):
+        for seed in (0, 1):
+            measure(learners.make_decoder(tmp_path / place / f"mha-seed{seed}"), 1.0 + number)
+    places = [tmp_path / place / "trained" for place in ("one", "two")]
+    found = gqkva_convert.compare([*places, places[0] / ".." / "trained"])
+    rows = {row["name"]: row["repeats"] for row in found["rows"]}
+    assert rows == {"one/trained/mha": 2, "two/trained/mha": 2}
+
+
+def test_what_cannot_be_compared_is_marked_or_refused(models: Path, gqkva: Run, tmp_path: Path) -> None:
+    """Other numbers of samples, other originals; two files of one name are not told apart by chance."""
+    other = learners.make_decoder(tmp_path / "other")
+    path = other / "gqkva_evaluation.json"
+    metric = {"metric": "loss", "value": 1.0, "interval": [1.1, 1.2], "difference": 0.5, "better": "lower"}
+    results = [
+        {"task": "t", "data": "texts.jsonl", "samples": count, "against": "m", "metrics": [metric]}
+        for count in (32, 64)
+    ]
+    path.write_text(json.dumps({"format_version": 1, "results": results[:1]}))
+    data = json.loads((models / "gqa" / "gqkva_evaluation.json").read_text())
+    data["results"][0] |= {"samples": 1000, "against": "n"}
+    (models / "gqa" / "gqkva_evaluation.json").write_text(json.dumps(data))
+    wanted = ("--metric", "loss minus the original's", "--metric", "loss", "--out", tmp_path / "out")
+    result = gqkva("compare", models / "gqa", other, *wanted)
+    assert result.exit_code == 0, result.stderr
+    assert "measured on 32 or 1000 samples" in result.stderr
+    assert "measured against different originals, m and n" in (tmp_path / "out" / "comparison.md").read_text()
+    path.write_text(json.dumps({"format_version": 1, "results": results}))
+    both = gqkva("compare", other, "--metric", "loss on texts.jsonl, 64 samples")
+    assert (both.exit_code, "1.0000" in both.stdout) == (0, True)
+    path.write_text(json.dumps({"format_version": 1, "results": [results[0], results[0]]}))
+    twice = gqkva("compare", other)
+    assert (twice.exit_code, "was measured twice on what is called texts.jsonl" in twice.stderr) == (13, True)
+
+
+def test_damaged_records_of_training_are_one_line(gqkva: Run, models: Path, tmp_path: Path) -> None:
+    folder = learners.make_decoder(tmp_path / "mha")
+    measure(folder, 1.0)
+    (folder / "gqkva_training.json").write_text('{"seconds_per_step": "fast", "tokens": "many"}')
+    report = json.loads((models / "gqa" / "gqkva_report.json").read_text())
+    (models / "gqa" / "gqkva_report.json").write_text(json.dumps({**report, "uptraining": [1]}))
+    for place in (folder, models / "gqa"):
+        result = gqkva("compare", place)
+        assert (result.exit_code, len(result.stderr.strip().splitlines())) == (3, 1), result.stderr
+        assert "is not what `gqkva uptrain` writes" in result.stderr
+
+
+def test_names_are_no_formulas(gqkva: Run, tmp_path: Path) -> None:
+    folder = learners.make_decoder(tmp_path / "a$\\q$b")
+    measure(folder, 1.0)
+    assert gqkva("compare", folder, "--out", tmp_path / "out").exit_code == 0
+
+
 def test_what_was_not_measured_is_said(gqkva: Run, tmp_path: Path) -> None:
     folder = learners.make_decoder(tmp_path / "mha")
     nothing = gqkva("compare", folder)

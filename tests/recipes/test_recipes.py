@@ -153,15 +153,20 @@ def test_nothing_that_others_made_is_replaced(gqkva: Run, recipe: Path, tmp_path
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("run_folder", [None, "elsewhere"])
+@pytest.mark.parametrize(
+    ("run_folder", "any_model"),
+    [(None, False), ("elsewhere", False), (None, True)],
+    ids=["beside", "elsewhere", "any-model"],
+)
 def test_an_interrupted_training_step_goes_on(
-    run_folder: str | None, recipe: Path, source: Path, tmp_path: Path
+    run_folder: str | None, any_model: bool, recipe: Path, source: Path, tmp_path: Path
 ) -> None:
     """SIGINT in the middle, then the same command: training goes on from its checkpoint, wherever that is."""
     data = learners.write_texts(tmp_path / "more.jsonl", 400)
     with recipe.open("a") as file:
         file.write(
-            f"  - uptrain: {{folder: '${{work}}/gqa', out: '${{work}}/out', data: {data}, teacher: {source}, "
+            f"  - uptrain: {{folder: '{source if any_model else '${work}/gqa'}', teacher: {source}, "
+            f"any_model: {str(any_model).lower()}, out: '${{work}}/out', data: {data}, "
             "tokens: 200k, length: 32, batch_size: 8, others: {evaluation_steps: 20}"
             + (f", run_folder: '${{work}}/{run_folder}'}}\n" if run_folder else "}\n")
         )
@@ -217,6 +222,10 @@ def test_an_interrupted_training_step_goes_on(
         ),
         ("description: x\nneeds: y\nsteps: [{inspect: {model: '${mode}'}}]\n", "no variable 'mode'"),
         (
+            "description: x\nneeds: y\nsteps: [{convert: {model: m, out: o, gkv: 2, dry_run: true}}]\n",
+            "a dry run writes nothing; leave dry_run out",
+        ),
+        (
             "description: x\nneeds: y\nsteps: [{name: a, inspect: {model: m}}, {name: a, demo: {}}]\n",
             "two steps are called 'a'",
         ),
@@ -271,7 +280,8 @@ def test_options_of_every_kind_become_words(tmp_path: Path) -> None:
     steps = {
         "inspect": "{model: m}",
         "plan": "{model: m, out: p.json, gkv: 2, pictures: false}",
-        "convert": "{model: m, out: o, kv-budget: 25%, dry_run: true}",
+        "convert": "{model: m, out: o, kv-budget: 25%}",
+        "push": "{folder: o, repo_id: me/o, dry_run: true}",
         "demo": "{gkv: [2, 1], merge: [mean]}",
         "uptrain": "{folder: o, out: u, data: d, others: {streaming: true}}",
     }
@@ -282,7 +292,8 @@ def test_options_of_every_kind_become_words(tmp_path: Path) -> None:
     for line in prepare(tmp_path / "r.yaml", commands(), (), None).lines:
         lines[line.step.command] = str(line)
     assert lines["plan"] == "gqkva plan m --out p.json --gkv 2 --no-pictures"
-    assert lines["convert"] == "gqkva convert m o --kv-budget 25% --dry-run"
+    assert lines["convert"] == "gqkva convert m o --kv-budget 25%"
+    assert lines["push"] == "gqkva push o me/o --dry-run"
     assert lines["demo"] == "gqkva demo --gkv 2 --gkv 1 --merge mean"
     assert lines["uptrain"] == "gqkva uptrain o u --data d --set streaming=True"
 

@@ -217,6 +217,7 @@ def test_pictures(run: Callable[..., dict[str, Any]], tmp_path: Path) -> None:
             f"config={tmp_path / 'vit.json'}",
             f"data={data}",
             "variants={mha: , gqkva-2.3: {gq: 2, gkv: 3}}",
+            "split=null",
             "pretrain.others={torch_compile: false, mixed_precision: 'no'}",
             LAUNCHER,
         ],

@@ -29,7 +29,8 @@ steps:
                gkv: "${variant.gkv}", seed: "${seed}"}
       - for: {share: [0.05]}
         steps:
-          - convert: {model: "${work}/${variant}-seed${seed}", out: "${work}/${variant}-${share}", gkv: 2}
+          - convert: {model: "${work}/${variant}-seed${seed}", gkv: 2,
+                      out: "${work}/${variant}-${share}-seed${seed}"}
 """
 
 
@@ -56,7 +57,19 @@ def test_every_combination_runs_in_the_order_written(tmp_path: Path) -> None:
     ]
     assert found["init-0-mha"] == "gqkva init vit w/mha-seed0 --seed 0"
     assert found["init-1-gqkva-2-3"] == "gqkva init vit w/gqkva-2.3-seed1 --gkv 3 --gq 2 --seed 1"
-    assert found["convert-1-mha-0-05"] == "gqkva convert w/mha-seed1 w/mha-0.05 --gkv 2"
+    assert found["convert-1-mha-0-05"] == "gqkva convert w/mha-seed1 w/mha-0.05-seed1 --gkv 2"
+
+
+def test_changes_and_variables_may_use_variables(tmp_path: Path) -> None:
+    """A value from outside is filled like one of the recipe; a variable may use those before it."""
+    text = TEXT.replace("{seeds: [0, 1]}", "{seeds: [0], kind: vit, methods: {a: {arch: '${kind}'}}}")
+    found = lines(text, tmp_path, "init.config=${work}/c.json", "init-0-mha.task=${kind}")
+    assert found["init-0-mha"].endswith("--config w/c.json --task vit --seed 0")
+    assert "--task" not in found["init-0-gqkva-2-3"]
+    repeated = text.replace("variant: {mha: , gqkva-2.3: {gq: 2, gkv: 3}}", "variant: '${methods}'")
+    repeated = repeated.replace("architecture: vit", "architecture: '${variant.arch}'")
+    repeated = repeated.replace('"${variant.gq}"', "2").replace('"${variant.gkv}"', "3")
+    assert lines(repeated, tmp_path)["init-0-a"] == "gqkva init vit w/a-seed0 --gkv 3 --gq 2 --seed 0"
 
 
 def test_a_change_is_of_all_repetitions_or_of_one(tmp_path: Path) -> None:
@@ -74,6 +87,12 @@ def test_a_change_is_of_all_repetitions_or_of_one(tmp_path: Path) -> None:
         ('"${seeds}"', "[[1], [2]]", "for seed: write a list of values"),
         ('"${seeds}"', '"${sedes}"', "no variable 'sedes'; did you mean 'seeds'?"),
         ("      seed: ", "      seeds: ", "for seeds: there is a variable of that name"),
+        ("      seed: ", "      Seed: ", "for Seed: names are lower-case letters, digits and _"),
+        ('"${seeds}"', "[0.5, '0-5']", "two steps are called 'init-0-5-mha'"),
+        ('"${seeds}"', "[1, 1]", "two steps are called 'init-1-mha'"),
+        ('-seed${seed}", gq', '-seed", gq', "steps init-0-mha and init-1-mha both write"),
+        ("{seeds: [0, 1]}", "{seeds: '${later}', later: [1]}", "variable seeds: no variable 'later'"),
+        ("${variant.gq}", "${Variant.gq}", "${Variant.gq} is no reference; write ${name} or ${name.key}"),
         ("${variant.gq}", "${variant.gp}", "variant has no key 'gp'; did you mean 'gq'?"),
         ("${variant.gq}", "${seed.gq}", "seed has no key 'gq'"),
         ("  - for: {share", "  - fro: {share", "no command 'fro'"),

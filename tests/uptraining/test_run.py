@@ -132,6 +132,20 @@ def test_accumulated_steps_are_the_large_batch(lesson: Lesson, tmp_path: Path) -
     assert parts["held_out_loss"] == pytest.approx(whole["held_out_loss"], rel=1e-5)
 
 
+def test_a_model_that_is_no_conversion_is_gone_on_with(lesson: Lesson, tmp_path: Path) -> None:
+    """The run remembers what it was allowed."""
+
+    def cut(entry: dict[str, Any]) -> None:
+        if entry.get("step") == 5 and "loss" in entry:
+            raise PowerCutError
+
+    given = settings(lesson)
+    with pytest.raises(PowerCutError):
+        gqkva_convert.uptrain(lesson.teacher, tmp_path / "out", given, watch=cut, any_model=True)
+    gqkva_convert.uptrain(lesson.teacher, tmp_path / "out", resume=True)
+    assert (tmp_path / "out" / "gqkva_training.json").is_file()
+
+
 def test_batches_made_ahead_are_the_same(
     lesson: Lesson, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
