@@ -178,26 +178,28 @@ def _measured(folder: Path) -> Measured:
 
 
 def _by_data(folder: Path, results: Sequence[Result]) -> list[tuple[str, Result]]:
-    """Results by their data's name, with the split where one was named, and its samples where those differ.
+    """Results by their data's name, and by what they differ in where the same data was measured twice.
 
     Raises:
         EvaluationError: Two results cannot be told apart.
     """
-    names = [
-        " ".join(filter(None, (short_name(result.data), result.split and f"({result.split})")))
-        for result in results
-    ]
-    names = [
-        name if names.count(name) == 1 else f"{name}, {result.samples} {result.unit or 'samples'}"
-        for name, result in zip(names, results, strict=True)
-    ]
-    for name in names:
-        if names.count(name) > 1:
-            raise EvaluationError(
-                f"{folder} was measured twice on what is called {name}; remove {EVALUATION} from it and "
-                "measure again, each on data of another name"
-            )
-    return list(zip(names, results, strict=True))
+    by_name: dict[str, list[Result]] = {}
+    for result in results:
+        split = f" ({result.split})" if result.split else ""
+        by_name.setdefault(f"{short_name(result.data)}{split}", []).append(result)
+    named: dict[str, Result] = {}
+    for name, same in by_name.items():
+        facts = [{"samples": result.samples, **(result.settings or {})} for result in same]
+        differing = [key for key in facts[0] if any(fact.get(key) != facts[0][key] for fact in facts)]
+        for result, fact in zip(same, facts, strict=True):
+            full = ", ".join([name, *(f"{key} {fact.get(key)}" for key in differing)])
+            if full in named:
+                raise EvaluationError(
+                    f"{folder} was measured twice on what is called {full}; remove {EVALUATION} from it and "
+                    "measure again, each on data of another name"
+                )
+            named[full] = result
+    return list(named.items())
 
 
 def _method(folder: Path, training: Training | None) -> str | None:

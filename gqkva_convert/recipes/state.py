@@ -92,7 +92,7 @@ def key_of(line: CommandLine) -> str:
     read = {
         f"{name} {number}" if number else name: content(path, step.command)
         for name, value in _with_settings(step.options).items()
-        if value is not written
+        if value is not written and name != "run_folder"  # what a run has left is no reason to begin anew
         for number, path in enumerate(_paths(value))
         if path.exists()
     }

@@ -158,7 +158,7 @@ def test_what_cannot_be_compared_is_marked_or_refused(models: Path, gqkva: Run, 
     assert "measured on 32 or 1000 samples" in result.stderr
     assert "measured against different originals, m and n" in (tmp_path / "out" / "comparison.md").read_text()
     path.write_text(json.dumps({"format_version": 1, "results": results}))
-    both = gqkva("compare", other, "--metric", "loss on texts.jsonl, 64 samples")
+    both = gqkva("compare", other, "--metric", "loss on texts.jsonl, samples 64")
     assert (both.exit_code, "1.0000" in both.stdout) == (0, True)
     path.write_text(json.dumps({"format_version": 1, "results": [results[0], results[0]]}))
     twice = gqkva("compare", other)
