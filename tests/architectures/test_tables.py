@@ -187,7 +187,8 @@ def test_heads_may_be_reordered_with_the_output_projection(
     (out / "config.json").write_text((folder / "config.json").read_text())
     before = tiny_models.outputs(tiny_models.load(folder, family.architecture))
     after = tiny_models.outputs(tiny_models.load(out, family.architecture))
-    torch.testing.assert_close(after, before, rtol=1e-4, atol=1e-5)
+    # Sums in another order round otherwise, by as much as their largest terms say.
+    torch.testing.assert_close(after, before, rtol=1e-4, atol=1e-5 * max(1.0, float(before.abs().max())))
 
 
 def test_heads_with_a_bias_of_their_own_keep_their_places(tiny: TinyFolder) -> None:

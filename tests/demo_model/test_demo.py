@@ -65,6 +65,7 @@ def test_windows_are_spread_over_all_held_out_text() -> None:
     assert few[-1] in many[len(many) // 2 :]
 
 
+@pytest.mark.slow
 def test_the_demo_measures_a_working_model() -> None:
     """The original must predict held-out code about as well as its training says, each conversion worse."""
     data = demo([4, 1], tokens=8192, uptrain_tokens=0)

@@ -65,8 +65,8 @@ def test_the_file_needs_torch_and_transformers_only(family: object) -> None:
     ("family", "variant", "auto"),
     [
         ("bert", "GQKVA", "AutoModelForMaskedLM"),
-        ("gpt_neox", "unequal", "AutoModelForCausalLM"),
-        ("llama", "GQKVA", "AutoModelForSequenceClassification"),
+        pytest.param("gpt_neox", "unequal", "AutoModelForCausalLM", marks=pytest.mark.slow),
+        pytest.param("llama", "GQKVA", "AutoModelForSequenceClassification", marks=pytest.mark.slow),
         pytest.param("opt", "MQA", "AutoModelForCausalLM", marks=pytest.mark.slow),
         pytest.param("olmo2", "unequal", "AutoModelForCausalLM", marks=pytest.mark.slow),
         pytest.param("vit", "GKVA", "AutoModelForImageClassification", marks=pytest.mark.slow),

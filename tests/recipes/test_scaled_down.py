@@ -196,6 +196,9 @@ def test_summaries(run: Callable[..., dict[str, Any]], tmp_path: Path) -> None:
         "alphas=[0.1]",
         "groups={mqa: {gkv: 1}}",
         "convert-default.calibration_length=32",
+        "bench.context=32",
+        "bench.batch=1",
+        "bench.new_tokens=2",
     )
     assert len(rows_of(tmp_path / "work" / "comparison")) == 5
 

@@ -42,6 +42,7 @@ def closed_gap(result: dict[str, Any]) -> float:
     return float((result["held_out_loss_before"] - result["held_out_loss"]) / lost)
 
 
+@pytest.mark.slow
 def test_an_encoder_without_a_head_learns_its_teachers_states(minilm: Path, tmp_path: Path) -> None:
     """Real embeddings: the cosine with the original's rises."""
     data = learners.write_texts(tmp_path / "texts.jsonl", 200)
@@ -84,6 +85,7 @@ def test_scores_mean_the_same_in_every_division(minilm: Path, tmp_path: Path) ->
         uptrain(student, tmp_path / "no", **fixed, per_device_batch_size=1)
 
 
+@pytest.mark.slow
 def test_a_masked_language_model_learns_from_its_teacher(minilm: Path, tmp_path: Path) -> None:
     config = transformers.AutoConfig.from_pretrained(minilm)
     config.num_hidden_layers, config.intermediate_size = 2, 64
