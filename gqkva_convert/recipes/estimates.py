@@ -175,6 +175,8 @@ def _fresh(line: CommandLine) -> Size:
     """
     with line.command.make_context(line.step.command, list(line.words)) as context:
         known = {name: value for name, value in context.params.items() if name in _OF_INIT}
+    # Some versions of typer make a path of it only when they call the command.
+    known["config"] = None if known["config"] is None else Path(known["config"])
     # A tokenizer on the Hub, or of a step before, is not there yet: the vocabulary is the configuration's.
     tokenizer = known.pop("tokenizer")
     is_here = (
