@@ -164,7 +164,7 @@ def _show_plan(conversion: Conversion, as_json: bool) -> None:
     for kind in dict.fromkeys(block.kind for block in conversion.plan.blocks):
         blocks = [block for block in conversion.plan.blocks if block.kind == kind]
         groups = " ".join("+".join(map(str, group)) for group in blocks[0].groups("key"))
-        before, _, after = _variants(blocks).partition(" -> ")
+        before, after = _variants(blocks)
         heads.add_row(kind, str(len(blocks)), before, after, groups)
     print_table(heads)
     files = make_table(
@@ -198,20 +198,19 @@ def _show_plan(conversion: Conversion, as_json: bool) -> None:
 def _show_result(conversion: Conversion) -> None:
     blocks = conversion.plan.blocks
     changed = [block for block in blocks if block.target != block.source] or list(blocks)
-    typer.echo(f"{conversion.target}: {_variants(changed)}, {_sizes(conversion.to_dict())}")
+    before, after = _variants(changed)
+    typer.echo(f"{conversion.target}: {before} -> {after}, {_sizes(conversion.to_dict())}")
     if conversion.calibrated is None and conversion.plan.merge == "closed-form":
         typer.echo("merged from weights alone; --calibration DATA loses less (docs/quality.md)", err=True)
     if not conversion.plan.is_native(conversion.model.family):
         typer.echo("load it with trust_remote_code=True, or with `import gqkva_convert` and without")
 
 
-def _variants(blocks: Sequence[BlockPlan]) -> str:
-    """What layers were and are; as many names as differ."""
-    before, after = (
-        " and ".join(dict.fromkeys(layout.name for layout in layouts))
-        for layouts in ([block.source for block in blocks], [block.target for block in blocks])
-    )
-    return f"{before} -> {after}"
+def _variants(blocks: Sequence[BlockPlan]) -> tuple[str, str]:
+    """What layers were and what they are; as many names as differ."""
+    before = dict.fromkeys(block.source.name for block in blocks)
+    after = dict.fromkeys(block.target.name for block in blocks)
+    return " and ".join(before), " and ".join(after)
 
 
 def _sizes(data: dict[str, Any]) -> str:

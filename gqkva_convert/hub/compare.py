@@ -32,6 +32,25 @@ DIFFERENCE = " minus the original's"
 
 
 @dataclass(frozen=True)
+class Measurement:
+    """One metric of one folder.
+
+    Attributes:
+        value: The number.
+        interval: Its 95 % interval over samples.
+        better: ``lower`` or ``higher``.
+        samples: How many there were.
+        against: The model that a difference is to.
+    """
+
+    value: float
+    interval: Interval | None
+    better: str
+    samples: int | None
+    against: str | None = None
+
+
+@dataclass(frozen=True)
 class Measured:
     """One folder, and what is known of it.
 
@@ -40,9 +59,7 @@ class Measured:
         variant: Its attention.
         method: How it was converted, and whether it was trained afterwards; None for what is no conversion.
         sizes: By the names of `SIZES`.
-        metrics: Values with their intervals, by metric and data.
-        better: ``lower`` or ``higher``, by the same.
-        samples: How many samples and the model measured against, by the same.
+        metrics: By metric and data.
         training: What its last training took; None where it was not trained.
     """
 
@@ -50,9 +67,7 @@ class Measured:
     variant: str
     method: str | None
     sizes: dict[str, int]
-    metrics: dict[str, tuple[float, Interval | None]]
-    better: dict[str, str]
-    samples: dict[str, tuple[int | None, str | None]]
+    metrics: dict[str, Measurement]
     training: Training | None
 
 
@@ -156,25 +171,23 @@ def _models(folders: Iterable[str | Path]) -> list[Path]:
 
 def _measured(folder: Path) -> Measured:
     facts = inspect(str(folder))
-    metrics: dict[str, tuple[float, Interval | None]] = {}
-    better: dict[str, str] = {}
-    samples: dict[str, tuple[int | None, str | None]] = {}
+    metrics: dict[str, Measurement] = {}
     evaluation = read_evaluation(folder)
     for data, result in () if evaluation is None else _by_data(folder, evaluation.results):
         for metric in result.metrics:
-            metrics[f"{metric.metric} on {data}"] = (metric.value, metric.interval)
-            better[f"{metric.metric} on {data}"] = metric.better or "higher"
-            samples[f"{metric.metric} on {data}"] = (result.samples, None)
+            better = metric.better or "higher"
+            metrics[f"{metric.metric} on {data}"] = Measurement(
+                metric.value, metric.interval, better, result.samples
+            )
             if metric.difference is not None:
-                key = f"{metric.metric}{DIFFERENCE} on {data}"
-                metrics[key] = (metric.difference, metric.difference_interval)
-                better[key] = metric.better or "higher"
-                samples[key] = (result.samples, result.against)
+                metrics[f"{metric.metric}{DIFFERENCE} on {data}"] = Measurement(
+                    metric.difference, metric.difference_interval, better, result.samples, result.against
+                )
     cache = facts["kv_cache_bytes_per_token"] + facts["cross_cache_bytes_per_source_token"]
     sizes = {"parameters": facts["parameters"]["total"], "bytes": facts["bytes"], "kv-cache": cache}
     variant = " and ".join(dict.fromkeys(kind["variant"] for kind in facts["attention"]))
     training = read_training(folder)
-    return Measured(folder, variant, _method(folder, training), sizes, metrics, better, samples, training)
+    return Measured(folder, variant, _method(folder, training), sizes, metrics, training)
 
 
 def _by_data(folder: Path, results: Sequence[Result]) -> list[tuple[str, Result]]:
@@ -219,7 +232,7 @@ def _compared(found: list[Measured], wanted: Sequence[str], size: str) -> Compar
         raise EvaluationError("nothing was measured of these folders; run gqkva evaluate on each")
     known = dict.fromkeys(key for each in found for key in each.metrics)
     keys = [_key(name, list(known)) for name in wanted] or _first_of_each(list(known))
-    better = {key: value for each in found for key, value in each.better.items() if key in keys}
+    better = {key: one.better for each in found for key, one in each.metrics.items() if key in keys}
     groups: dict[Path, list[Measured]] = {}
     for each in found:
         groups.setdefault(each.folder.with_name(_SEED.sub("", each.folder.name)), []).append(each)
@@ -231,9 +244,9 @@ def _compared(found: list[Measured], wanted: Sequence[str], size: str) -> Compar
 
 def _notes(found: list[Measured], key: str) -> list[str]:
     """In what the measurements of a metric differ, but for the model."""
-    measured = [each.samples[key] for each in found if key in each.samples]
-    counts = {count for count, _ in measured if count is not None}
-    originals = {name for _, name in measured if name is not None}
+    measured = [each.metrics[key] for each in found if key in each.metrics]
+    counts = {one.samples for one in measured if one.samples is not None}
+    originals = {one.against for one in measured if one.against is not None}
     notes = []
     if len(counts) > 1:
         notes.append(f"{key}: measured on {' or '.join(map(str, sorted(counts)))} samples")
@@ -296,20 +309,18 @@ def _row(name: str, members: list[Measured], keys: list[str]) -> Row:
 
 
 def _raw(member: Measured) -> dict[str, Any]:
-    metrics = {
-        key: {"value": value, "interval": interval} for key, (value, interval) in member.metrics.items()
-    }
+    metrics = {key: {"value": one.value, "interval": one.interval} for key, one in member.metrics.items()}
     training = {} if member.training is None else member.training.model_dump(exclude={"settings"})
     return {"name": member.folder.name, "metrics": metrics, "training": training}
 
 
 def _value(members: list[Measured], key: str) -> Value | None:
-    values = [member.metrics[key][0] for member in members if key in member.metrics]
+    measured = [member.metrics[key] for member in members if key in member.metrics]
+    values = [one.value for one in measured]
     if not values:
         return None
     if len(values) == 1:
-        interval = next(member.metrics[key][1] for member in members if key in member.metrics)
-        return Value(values[0], interval, tuple(values))
+        return Value(values[0], measured[0].interval, tuple(values))
     return Value(statistics.fmean(values), student_interval(values), tuple(values))
 
 

@@ -221,7 +221,7 @@ def _estimate(
         return Estimate(note="the model's size is not known here")
     note = "size assumed" if model.assumed else ""
     if command == "init":
-        short = ", ".join(filter(None, ("short", note)))
+        short = _joined("short", note)
         return Estimate(memory_bytes=model.nbytes, disk_bytes=model.nbytes, note=short)
     if command in ("convert", "plan", "export", "verify"):
         return _conversion(command, options, model, speed, note)
@@ -239,7 +239,7 @@ def _conversion(command: str, options: dict[str, Any], model: Size, speed: Speed
     # One pass for moments, one for calls of blocks, one over candidates.
     seconds += 3 * 2 * model.parameters * tokens / speed.operations
     if "layerwise" in str(options.get("refine", "")):
-        note = ", ".join(filter(None, (note, "without the layer-wise fit: minutes a layer")))
+        note = _joined(note, "without the layer-wise fit: minutes a layer")
         return Estimate(seconds, model.nbytes, disk, note)
     return Estimate(seconds, model.nbytes, disk, note)
 
@@ -250,7 +250,7 @@ def _evaluation(
     memory = sum(size.nbytes for size in (model, *others))
     samples = options.get("samples")
     if not isinstance(samples, int) or "data" not in options:
-        return Estimate(None, memory, None, ", ".join(filter(None, (note, "as long as its data"))))
+        return Estimate(None, memory, None, _joined(note, "as long as its data"))
     tokens = samples * _length(options.get("length"), model)
     operations = sum(2 * size.parameters * tokens for size in (model, *others))
     return Estimate(operations / speed.operations, memory, None, note)
@@ -261,7 +261,7 @@ def _training(options: dict[str, Any], model: Size, others: list[Size], speed: S
     disk = model.nbytes + _KEPT * _KEPT_BYTES * model.parameters
     tokens = _tokens(options, model)
     if tokens is None:
-        return Estimate(None, memory, disk, ", ".join(filter(None, (note, "as long as its budget"))))
+        return Estimate(None, memory, disk, _joined(note, "as long as its budget"))
     each = 6 * model.parameters + sum(2 * size.parameters for size in others)
     return Estimate(each * tokens / speed.operations, memory, disk, note)
 
@@ -284,3 +284,8 @@ def _tokens(options: dict[str, Any], model: Size) -> float | None:
         return share * of
     rows = parse_count(options.get("samples"))
     return rows * model.row if isinstance(rows, (int, float)) and model.row is not None else None
+
+
+def _joined(*notes: str) -> str:
+    """Notes that say something, with commas between them."""
+    return ", ".join(filter(None, notes))

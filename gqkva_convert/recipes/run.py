@@ -53,13 +53,15 @@ def prepare(path: Path, commands: Mapping[str, Any], changes: Iterable[str], wor
     lines = tuple(command_line(step, usable) for step in settle(recipe, changes, folder))
     written: dict[Path, str] = {}
     for line in lines:
-        for out in outputs_of(line) if line.step.command in WRITES else ():
+        outputs = outputs_of(line)
+        if line.step.command not in WRITES:
+            continue
+        for out in outputs:
             if out in written:
                 raise RecipeError(f"steps {written[out]} and {line.step.name} both write {out}")
             written[out] = line.step.name
-        if line.step.command in WRITES and line.step.options.get("dry_run"):
+        if line.step.options.get("dry_run"):
             raise RecipeError(f"step {line.step.name}: a dry run writes nothing; leave dry_run out")
-        outputs_of(line)
     return Prepared(path, recipe, lines, folder)
 
 

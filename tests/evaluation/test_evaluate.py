@@ -271,8 +271,6 @@ def test_refusals_are_one_line(
     tiny: Callable[[str], Path],
     tmp_path: Path,
 ) -> None:
-    if "cuda" in arguments and torch.cuda.is_available():
-        pytest.skip("there is a GPU")
     named = {
         "TEXTS": learners.write_texts(tmp_path / "texts.jsonl", 4),
         "OTHER": tiny("llama"),

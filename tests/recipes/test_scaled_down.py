@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import io
 import json
+import runpy
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import learners
 import pytest
-import yaml
 from PIL import Image
 from typer.testing import Result
 
@@ -44,22 +44,9 @@ def tasks(tmp_path: Path) -> Path:
     folder = tmp_path / "tasks"
     folder.mkdir()
     questions = [{"context": "the quick brown", "choices": [" fox", " river"], "label": 0}] * 4
+    write_task = runpy.run_path(str(ROOT / "recipes" / "asymgqa" / "make_tasks.py"))["write_task"]
     for name in ("next_line", "package"):
-        file = folder / f"{name}.jsonl"
-        file.write_text("".join(json.dumps(question) + "\n" for question in questions))
-        task = {
-            "task": name,
-            "dataset_path": "json",
-            "dataset_kwargs": {"data_files": {"test": str(file)}},
-            "test_split": "test",
-            "output_type": "multiple_choice",
-            "doc_to_text": "{{context}}",
-            "doc_to_choice": "{{choices}}",
-            "doc_to_target": "label",
-            "target_delimiter": "",
-            "metric_list": [{"metric": "acc", "aggregation": "mean", "higher_is_better": True}],
-        }
-        (folder / f"{name}.yaml").write_text(yaml.safe_dump(task))
+        write_task(folder, name, questions)
     learners.write_texts(folder / "train.jsonl")
     return folder
 
