@@ -20,7 +20,7 @@ import torch
 from PIL import Image
 
 import gqkva_convert
-from gqkva_convert.uptraining.batches import ImageBatches
+from gqkva_convert.uptraining.pictures import ImageBatches
 
 # Side of the model's input, and of the pictures in the file.
 CASES = {"CIFAR-10": (32, (32, 32)), "ImageNet": (224, (500, 375))}
@@ -48,8 +48,8 @@ def main() -> None:
             config.write_text(json.dumps({"image_size": side, "patch_size": side // 8}))
             gqkva_convert.init("vit", Path(folder) / name, config=config)
             records = [{"image": jpeg(size, seed), "label": 0} for seed in range(arguments.batch)]
-            for augment in (False, True):
-                batches = ImageBatches(Path(folder) / name, ("image", "label"), augment, seed=0)
+            for augment in (None, "shift", "randaugment"):
+                batches = ImageBatches(Path(folder) / name, ("image", "label"), 10, augment)
                 batches.batch(records, range(arguments.batch))
                 times = []
                 for _ in range(arguments.rounds):

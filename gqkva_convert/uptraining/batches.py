@@ -1,28 +1,16 @@
-"""Rows as the tensors that a model takes, with labels; which rows each process takes in each step."""
+"""Rows of text as the tensors that a model takes, with labels; which rows each process takes in each step."""
 
 from __future__ import annotations
 
-import os
 import random
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from gqkva_convert.data.processors import load_processor
-from gqkva_convert.data.records import (
-    LABEL_COLUMNS,
-    PICTURE_COLUMNS,
-    find_columns,
-    load_records,
-    picture_of,
-)
 from gqkva_convert.data.tasks import CAUSAL, MASKED, TO_TARGET
-from gqkva_convert.errors import DataError
 from gqkva_convert.uptraining.rows import Row
 
 Batch = dict[str, Any]
@@ -30,8 +18,6 @@ Batch = dict[str, Any]
 IGNORED = -100
 # Where a causal batch is no padding. Models are not told: padding stands behind all that matters.
 PRESENT = "present"
-# Share of a picture's side that augmentation shifts it by, at most.
-_SHIFT = 0.125
 _MASKED_SHARE = 0.15
 
 
@@ -157,79 +143,6 @@ def _padded(rows: Sequence[Any], pad: int) -> tuple[Tensor, Tensor]:
         ids[place, : len(row)] = torch.as_tensor(row)
         mask[place, : len(row)] = 1
     return ids, mask
-
-
-class ImageBatches:
-    """Makes batches of pictures with labels.
-
-    Args:
-        folder: Checkpoint folder, for its image processor.
-        columns: Column of the picture and of the label.
-        augment: Whether pictures are shifted and mirrored at random (kornia) while training.
-        seed: Seed of that.
-        workers: Threads that open and scale pictures; by default half of the processor's cores, at most 8.
-    """
-
-    def __init__(
-        self, folder: Path, columns: tuple[str, str], augment: bool, seed: int, workers: int | None = None
-    ) -> None:
-        self.workers = min(8, (os.cpu_count() or 2) // 2) if workers is None else workers
-        self.pool = ThreadPoolExecutor(self.workers) if self.workers > 1 else None
-        self.processor = load_processor(folder, "AutoImageProcessor")
-        self.picture, self.label = columns
-        self.seed = seed
-        self.translate = _translation() if augment else None
-        mean = getattr(self.processor, "image_mean", None) or [0, 0, 0]
-        self.mode = "L" if len(mean) == 1 else "RGB"
-
-    def batch(self, rows: Sequence[Row], numbers: Sequence[int] = ()) -> Batch:
-        """Pixels and labels; without numbers nothing is drawn at random."""
-        if self.pool is None:
-            pixels = self._pixels(rows)
-        else:
-            share = -(-len(rows) // self.workers)
-            parts = [rows[start : start + share] for start in range(0, len(rows), share)]
-            pixels = torch.cat(list(self.pool.map(self._pixels, parts)))
-        if self.translate is not None and len(numbers):
-            pixels = self._augmented(self.translate, pixels, numbers)
-        return {"pixel_values": pixels, "labels": torch.tensor([int(row[self.label]) for row in rows])}
-
-    def _pixels(self, rows: Sequence[Row]) -> Tensor:
-        pictures = [picture_of(row, self.picture).convert(self.mode) for row in rows]
-        pixels: Tensor = self.processor(images=pictures, return_tensors="pt")["pixel_values"]
-        return pixels
-
-    def _augmented(self, translate: Any, pixels: Tensor, numbers: Sequence[int]) -> Tensor:
-        """Each picture shifted by up to an eighth and mirrored or not, as its row's number decides."""
-        draws = [random.Random(f"{self.seed} {number}") for number in numbers]
-        size = torch.tensor([pixels.shape[-1], pixels.shape[-2]])
-        shifts = torch.tensor([[draw.uniform(-_SHIFT, _SHIFT) for _ in range(2)] for draw in draws]) * size
-        mirrored = torch.tensor([draw.random() < 0.5 for draw in draws])
-        moved = translate(pixels, shifts.to(pixels.dtype), padding_mode="border")
-        return torch.where(mirrored[:, None, None, None], moved.flip(-1), moved)
-
-
-def _translation() -> Any:
-    try:
-        from kornia.geometry.transform import translate
-    except ImportError as error:
-        raise DataError(
-            "augment needs the package kornia; pip install 'gqkva-convert[images]', or leave augment out"
-        ) from error
-    return translate
-
-
-def image_records(data: str) -> tuple[Any, tuple[str, str]]:
-    """A data set of labelled pictures, prepared on disk, and its columns.
-
-    Raises:
-        DataError: It has no pictures or no labels.
-    """
-    found = load_records(data, streaming=False)
-    first = found[0] if len(found) else {}
-    picture = find_columns(first, [(name,) for name in PICTURE_COLUMNS], "images")[0]
-    label = find_columns(first, [(name,) for name in LABEL_COLUMNS], "labels")[0]
-    return found, (picture, label)
 
 
 @dataclass(frozen=True)

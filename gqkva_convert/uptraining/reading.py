@@ -9,7 +9,8 @@ from gqkva_convert.data.processors import arguments, load_processor, sequence_le
 from gqkva_convert.data.records import check_labels
 from gqkva_convert.data.tasks import CAUSAL, EMBEDDING, IMAGES
 from gqkva_convert.errors import DataError, TrainingError
-from gqkva_convert.uptraining.batches import Batch, ImageBatches, TextBatches, image_records
+from gqkva_convert.uptraining.batches import Batch, TextBatches
+from gqkva_convert.uptraining.pictures import ImageBatches, image_records
 from gqkva_convert.uptraining.rows import (
     Row,
     Rows,
@@ -44,8 +45,9 @@ def open_rows(settings: TrainingSettings, folder: Path, model: Any, task: str) -
     """
     if task == IMAGES:
         return _pictures(settings, folder, model)
-    if settings.augment:
-        raise TrainingError("augment shifts and mirrors images, and this model reads text")
+    for name in ("augment", "mixup"):
+        if getattr(settings, name):
+            raise TrainingError(f"{name} changes images, and this model reads text; leave it out")
     tokenizer = load_processor(folder, "AutoTokenizer")
     length = sequence_length(settings.length, model, tokenizer)
     packing = settings.packing and task == CAUSAL and keeps_texts_apart(model)
@@ -114,7 +116,8 @@ def _pictures(settings: TrainingSettings, folder: Path, model: Any) -> tuple[Row
         )
     found, columns = image_records(settings.data)
     check_labels(found, columns[1], model.config.num_labels, settings.data)
-    collator = ImageBatches(folder, columns, settings.augment, settings.seed)
+    classes = model.config.num_labels
+    collator = ImageBatches(folder, columns, classes, settings.augment, settings.mixup, settings.seed)
     if len(found) < 2:
         raise DataError(f"{settings.data}: {len(found)} images are too few to train on")
     shuffled = found.shuffle(seed=settings.seed)

@@ -291,6 +291,11 @@ class Run:
                 f"batch_size {batch} over {processes} processes is {batch // processes} rows each, which "
                 f"per_device_batch_size {per_device} does not divide"
             )
+        if self.settings.mixup and per_device % 2:
+            raise TrainingError(
+                f"mixup mixes images two by two, and a pass has {per_device} rows; choose an even batch_size "
+                "and per_device_batch_size"
+            )
         return StepPlan(batch, per_device, processes)
 
     def _finish(self, trainer: Trainer, overwrite: bool) -> dict[str, Any]:

@@ -54,7 +54,10 @@ class TrainingSettings(BaseModel):
         streaming: Read records as they are needed rather than prepare all of the run's on disk first.
         packing: Fill each row with several texts that do not see each other.
         length: Tokens a row; by default 2,048 or as many as the model reads.
-        augment: Shift and mirror images at random.
+        augment: Change images at random: ``shift`` shifts and mirrors them, ``randaugment`` also changes
+            their colours and shapes.
+        mixup: Alpha of the proportions that images are mixed in, two by two (0.2 to 0.8 in practice); 0 mixes
+            none.
         teacher: The source model, or a folder of `gqkva teacher`.
         loss: Weights of the terms ``task``, ``kl``, ``hidden`` and ``attention``; by default ``kl`` with a
             teacher (``hidden`` for models without logits) and ``task`` without.
@@ -100,7 +103,8 @@ class TrainingSettings(BaseModel):
     streaming: bool = False
     packing: bool = True
     length: Count | None = None
-    augment: bool = False
+    augment: Literal["shift", "randaugment"] | None = None
+    mixup: Annotated[float, Field(ge=0)] = 0.0
     teacher: str | None = None
     loss: Weights = {}
     temperature: Annotated[float, Field(gt=0)] = 1.0

@@ -9,11 +9,9 @@ import learners
 import pytest
 import torch
 import transformers
-from PIL import Image
 
-import gqkva_convert
 from gqkva_convert.data.tasks import MASKED
-from gqkva_convert.uptraining.batches import IGNORED, ImageBatches, StepPlan, TextBatches, causal_batch, count
+from gqkva_convert.uptraining.batches import IGNORED, StepPlan, TextBatches, causal_batch, count
 from gqkva_convert.uptraining.reading import keeps_texts_apart
 
 ROW = {"input_ids": [5, 6, 7, 8, 9, 10], "starts": [0, 2, 5]}
@@ -111,34 +109,3 @@ def test_masks_are_drawn_by_the_number_of_a_row() -> None:
     assert int(chosen.sum()) == round(0.15 * (length - 2))
     assert labels[chosen].equal(torch.tensor(rows[0]["input_ids"])[chosen[:length]])
     assert int((both["labels"][1] != IGNORED).sum()) == 1
-
-
-def test_pictures_are_shifted_and_mirrored_by_the_number_of_a_row(tmp_path: Path) -> None:
-    """Alike in every batch, otherwise in the next epoch; by an eighth at most; never while measuring."""
-    pytest.importorskip("kornia")
-    (tmp_path / "c.json").write_text('{"image_size": 32, "patch_size": 8, "hidden_size": 48}')
-    gqkva_convert.init("vit", tmp_path / "vit", config=tmp_path / "c.json")
-    picture = Image.new("RGB", (32, 32))
-    picture.paste((255, 255, 255), (12, 12, 16, 20))
-    rows = [{"img": picture, "label": 0}] * 64
-    batches = ImageBatches(tmp_path / "vit", ("img", "label"), True, seed=0)
-    numbers = list(range(64))
-    pixels = batches.batch(rows, numbers)["pixel_values"]
-    assert pixels[5].equal(batches.batch(rows[:1], [5])["pixel_values"][0])
-    assert not pixels[5].equal(batches.batch(rows[:1], [64 + 5])["pixel_values"][0])
-    measured = batches.batch(rows)["pixel_values"]
-    plain = ImageBatches(tmp_path / "vit", ("img", "label"), False, seed=0)
-    assert measured.equal(plain.batch(rows, numbers)["pixel_values"])
-    for workers in (1, 5):
-        threads = ImageBatches(tmp_path / "vit", ("img", "label"), True, seed=0, workers=workers)
-        assert pixels.equal(threads.batch(rows, numbers)["pixel_values"])
-    light = (pixels[:, 0] + 1) / 2
-    places = torch.arange(32.0) + 0.5
-    down = (light.sum(2) * places).sum(1) / light.sum((1, 2))
-    across = (light.sum(1) * places).sum(1) / light.sum((1, 2))
-    assert float((down - 16).abs().max()) <= 4.01
-    assert float((down - 16).abs().max()) > 2
-    # The bright bar stands left of the middle; mirrored it stands right of it.
-    offset = torch.minimum((across - 14).abs(), (across - 18).abs())
-    assert float(offset.max()) <= 4.01
-    assert 16 < int((across > 16).sum()) < 48

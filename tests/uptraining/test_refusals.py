@@ -57,7 +57,7 @@ def test_a_folder_that_is_no_conversion_is_refused(
             ["which per_device_batch_size 4 does not"],
         ),
         (["--stop-within", "1%"], 12, ["stop_within needs a teacher"]),
-        (["--set", "augment=true"], 12, ["augment shifts and mirrors images"]),
+        (["--set", "augment=shift"], 12, ["augment changes images"]),
         (["--report-to", "nobody"], 12, ["accelerate does not start"]),
         (["--resume"], 12, ["leave out --data"]),
         (["--recipe", "none.yaml"], 12, ["none.yaml: No such file"]),

@@ -135,10 +135,19 @@ def test_a_sequence_to_sequence_model_learns_from_its_teacher(tmp_path: Path, mi
     assert result["held_out_loss"] < result["held_out_loss_before"] < 10.3
 
 
-@pytest.mark.parametrize("augment", [False, pytest.param(True, marks=pytest.mark.slow)])
-def test_a_picture_model_learns_from_its_teacher(augment: bool, tmp_path: Path, shared_models: Path) -> None:
+@pytest.mark.parametrize(
+    "change",
+    [
+        {},
+        pytest.param({"augment": "shift"}, marks=pytest.mark.slow),
+        pytest.param({"augment": "randaugment", "mixup": 0.2}, marks=pytest.mark.slow),
+    ],
+)
+def test_a_picture_model_learns_from_its_teacher(
+    change: dict[str, Any], tmp_path: Path, shared_models: Path
+) -> None:
     """The Fashion-MNIST ViT at one key/value head, from a parquet file of pictures and labels."""
-    if augment:
+    if change:
         pytest.importorskip("kornia")
     from io import BytesIO
 
@@ -162,7 +171,7 @@ def test_a_picture_model_learns_from_its_teacher(augment: bool, tmp_path: Path, 
         teacher=str(source),
         samples=160,
         length=None,
-        augment=augment,
+        **change,
         held_out_rows=40,
     )
     assert result["task"] == "image-classification"

@@ -1,0 +1,101 @@
+"""Rows of labelled pictures as the tensors that a model takes."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gqkva_convert.data.processors import load_processor
+from gqkva_convert.data.records import (
+    LABEL_COLUMNS,
+    PICTURE_COLUMNS,
+    find_columns,
+    load_records,
+    picture_of,
+)
+from gqkva_convert.uptraining.augmentation import Augmentation, Kind, mix_pairs
+from gqkva_convert.uptraining.batches import Batch
+from gqkva_convert.uptraining.rows import Row
+
+
+class ImageBatches:
+    """Makes batches of pictures with labels.
+
+    Args:
+        folder: Checkpoint folder, for its image processor.
+        columns: Column of the picture and of the label.
+        classes: Number of labels.
+        augment: How pictures are changed at random while training; None leaves them.
+        mixup: Alpha of the proportions that pairs of pictures are mixed in while training; 0 mixes none.
+        seed: Seed of both.
+        workers: Threads that open and scale pictures; by default half of the processor's cores, at most 8.
+
+    Raises:
+        DataError: `augment` needs kornia, which is missing.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        columns: tuple[str, str],
+        classes: int,
+        augment: Kind | None = None,
+        mixup: float = 0.0,
+        seed: int = 0,
+        workers: int | None = None,
+    ) -> None:
+        self.workers = min(8, (os.cpu_count() or 2) // 2) if workers is None else workers
+        self.pool = ThreadPoolExecutor(self.workers) if self.workers > 1 else None
+        self.processor = load_processor(folder, "AutoImageProcessor")
+        self.picture, self.label = columns
+        self.classes = classes
+        self.mixup = mixup
+        self.seed = seed
+        mean = getattr(self.processor, "image_mean", None) or [0, 0, 0]
+        self.mode = "L" if len(mean) == 1 else "RGB"
+        std = getattr(self.processor, "image_std", None) or [1] * len(mean)
+        if not getattr(self.processor, "do_normalize", True):
+            mean, std = [0] * len(mean), [1] * len(mean)
+        self.augmentation = None if augment is None else Augmentation(augment, seed, mean, std)
+
+    def batch(self, rows: Sequence[Row], numbers: Sequence[int] = ()) -> Batch:
+        """Pixels and labels, or their probabilities where pictures are mixed.
+
+        Without numbers nothing is drawn at random.
+        """
+        if self.pool is None:
+            pixels = self._pixels(rows)
+        else:
+            share = -(-len(rows) // self.workers)
+            parts = [rows[start : start + share] for start in range(0, len(rows), share)]
+            pixels = torch.cat(list(self.pool.map(self._pixels, parts)))
+        labels = torch.tensor([int(row[self.label]) for row in rows])
+        if self.augmentation is not None and len(numbers):
+            pixels = self.augmentation(pixels, numbers)
+        if self.mixup and len(numbers):
+            pixels, labels = mix_pairs(pixels, labels, self.classes, self.mixup, self.seed, numbers)
+        return {"pixel_values": pixels, "labels": labels}
+
+    def _pixels(self, rows: Sequence[Row]) -> Tensor:
+        pictures = [picture_of(row, self.picture).convert(self.mode) for row in rows]
+        pixels: Tensor = self.processor(images=pictures, return_tensors="pt")["pixel_values"]
+        return pixels
+
+
+def image_records(data: str) -> tuple[Any, tuple[str, str]]:
+    """A data set of labelled pictures, prepared on disk, and its columns.
+
+    Raises:
+        DataError: It has no pictures or no labels.
+    """
+    found = load_records(data, streaming=False)
+    first = found[0] if len(found) else {}
+    picture = find_columns(first, [(name,) for name in PICTURE_COLUMNS], "images")[0]
+    label = find_columns(first, [(name,) for name in LABEL_COLUMNS], "labels")[0]
+    return found, (picture, label)
