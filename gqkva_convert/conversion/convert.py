@@ -57,6 +57,7 @@ class Conversion:
         shards: Output files.
         target: Output folder.
         calibrated: The source with its calibration data, where the plan uses any.
+        command: The words behind ``gqkva`` that ask for this conversion.
     """
 
     located: Located
@@ -66,6 +67,7 @@ class Conversion:
     shards: tuple[Shard, ...]
     target: Path
     calibrated: CalibratedModel | None = None
+    command: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """The whole conversion as JSON data, for `--dry-run --json`."""
@@ -136,7 +138,11 @@ def prepare(
     else:
         chosen, calibrated = complete_plan(located, source, first_plan(source), stages)
     target = Path(out) if out is not None else Path(f"{_base_name(located)}-{chosen.variant}")
-    return planned_conversion(located, source, chosen, target, max_shard_bytes, calibrated)
+    wished = ["--plan", str(plan)] if request is None else request.words()
+    wished += ["--max-shard-size", max_shard_size] if max_shard_size else []
+    wished += ["--revision", located.revision] if located.revision else []
+    command = ("convert", located.name, str(target), *wished)
+    return planned_conversion(located, source, chosen, target, max_shard_bytes, calibrated, command)
 
 
 def planned_conversion(
@@ -146,6 +152,7 @@ def planned_conversion(
     target: Path,
     max_shard_bytes: int | None,
     calibrated: CalibratedModel | None = None,
+    command: tuple[str, ...] = (),
 ) -> Conversion:
     """Everything a plan will do to a source; writes nothing.
 
@@ -156,6 +163,7 @@ def planned_conversion(
         target: Output folder.
         max_shard_bytes: Largest output file; None keeps the source's division.
         calibrated: The source with the data that the plan names.
+        command: The words behind ``gqkva`` that ask for it.
 
     Raises:
         GqkvaError: The plan does not fit the source, or the target is or holds it.
@@ -167,7 +175,7 @@ def planned_conversion(
     shards = make_shards(steps, source.checkpoint.files, max_shard_bytes)
     if target.resolve() == located.folder.resolve() or target.resolve() in located.folder.resolve().parents:
         raise OutputError(f"{target} is or holds the source; choose another folder")
-    return Conversion(located, source, plan, steps, shards, target, calibrated)
+    return Conversion(located, source, plan, steps, shards, target, calibrated, command)
 
 
 def convert(
@@ -287,7 +295,9 @@ def write(
             write_json(folder / f"{SAFETENSORS}.index.json", _index(conversion.shards))
         output = check_folder(folder, conversion.steps)
         timings = {"write": written - started, "total": time.perf_counter() - started}
-        report = make_report(source, output, conversion.plan, conversion.steps, left_behind, timings)
+        report = make_report(
+            conversion.command, source, output, conversion.plan, conversion.steps, left_behind, timings
+        )
         data.note(report, output)
         write_json(folder / REPORT, report)
         (folder / _RUN).unlink()

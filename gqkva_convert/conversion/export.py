@@ -38,7 +38,10 @@ def prepare_export(
     max_shard_bytes = parse_size(max_shard_size) if max_shard_size else None
     chosen = architecture(source) if callable(architecture) else architecture
     plan = export_plan(source) if chosen is None else deci_plan(source)
-    return planned_conversion(located, source, plan, Path(out), max_shard_bytes)
+    wished = ["--architecture", DECI] if plan.architecture == DECI else []
+    wished += ["--max-shard-size", max_shard_size] if max_shard_size else []
+    command = ("export", located.name, str(out), *wished)
+    return planned_conversion(located, source, plan, Path(out), max_shard_bytes, command=command)
 
 
 def require_architecture(name: str) -> None:

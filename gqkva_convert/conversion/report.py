@@ -7,7 +7,7 @@ import importlib.metadata
 import json
 import math
 import platform
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -81,6 +81,7 @@ def count_parameters(shapes: Iterable[tuple[int, ...]]) -> int:
 
 
 def make_report(
+    command: Sequence[str],
     source: dict[str, Any],
     output: Checkpoint,
     plan: Plan,
@@ -92,6 +93,7 @@ def make_report(
     return {
         "format_version": FORMAT_VERSION,
         "versions": versions(),
+        "command": list(command),
         "source": source,
         "plan": plan.to_dict(),
         "steps": describe(steps),
@@ -121,7 +123,7 @@ def provenance(source: dict[str, Any], plan: Plan) -> dict[str, str]:
     """What every weight file says of itself in its header."""
     summary = {
         "version": importlib.metadata.version("gqkva-convert"),
-        "source": source["name"],
+        "source": source["name"] if source["revision"] else Path(source["name"]).name,
         "revision": source["revision"],
         "variant": plan.variant,
         "grouping": plan.grouping,

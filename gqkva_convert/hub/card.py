@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import gqkva_convert
 from gqkva_convert.errors import CheckpointError
-from gqkva_convert.hub.facts import Facts, short_name
+from gqkva_convert.hub.facts import Facts
+from gqkva_convert.hub.names import short_name
 from gqkva_convert.hub.prose import Prose
 
 if TYPE_CHECKING:

@@ -15,8 +15,8 @@ from gqkva_convert.conversion.inspect import inspect
 from gqkva_convert.conversion.plan import Plan
 from gqkva_convert.conversion.report import read_report
 from gqkva_convert.errors import CheckpointError, EvaluationError, OutputError
-from gqkva_convert.hub.facts import short_name
 from gqkva_convert.hub.measured import Interval, Result, Training, read_evaluation, read_training
+from gqkva_convert.hub.names import short_name
 
 SIZES = {
     "parameters": "parameters",

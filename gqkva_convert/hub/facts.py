@@ -122,10 +122,3 @@ class Facts:
             if layer.isdigit():
                 found.setdefault(kind, {})[int(layer)] = errors
         return found
-
-
-def short_name(name: str) -> str:
-    """A Hub id or a short name as it is; of a path its last part, since folders are nobody's business."""
-    path = Path(name)
-    is_path = path.is_absolute() or name.startswith((".", "~")) or path.suffix != "" or path.exists()
-    return path.name if is_path and path.name else name

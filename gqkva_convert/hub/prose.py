@@ -9,9 +9,11 @@ from typing import Any
 from gqkva_convert.conversion.deci import DECI
 from gqkva_convert.conversion.plan import BlockPlan
 from gqkva_convert.heads import HeadLayout
-from gqkva_convert.hub.facts import Facts, short_name
+from gqkva_convert.hub.commands import making_commands
+from gqkva_convert.hub.facts import Facts
 from gqkva_convert.hub.licences import notices
 from gqkva_convert.hub.measured import Bench, Metric, Result, Row
+from gqkva_convert.hub.names import short_name
 from gqkva_convert.runtimes.gguf.families import RUNTIME_FAMILIES
 
 # Runtimes besides llama.cpp that tests run stock results of these types in, with equal logits.
@@ -205,7 +207,11 @@ class Prose(Facts):
         if plan.dtype:
             rows.append(("dtype", plan.dtype))
         rows.append(("versions", ", ".join(f"{name} {value}" for name, value in self._versions().items())))
-        lines = ["## How it was made", _table(("", ""), rows)]
+        lines = ["## How it was made"]
+        commands = making_commands(self)
+        if commands:
+            lines.append("```\n" + "\n".join(commands).replace("```", "") + "\n```")
+        lines.append(_table(("", ""), rows))
         proof = self.report.get("verification")
         if isinstance(proof, dict) and proof.get("passed") is True:
             against = proof.get("against")

@@ -9,6 +9,7 @@ makes as many commits as it sees fit.
 from __future__ import annotations
 
 import hashlib
+import json
 import re
 from collections.abc import Callable
 from contextlib import suppress
@@ -17,7 +18,8 @@ from typing import Any
 
 from gqkva_convert.checkpoint.digest import file_sha256
 from gqkva_convert.checkpoint.folder import Checkpoint, open_checkpoint
-from gqkva_convert.checkpoint.sidecars import REPORT
+from gqkva_convert.checkpoint.jsonfile import read_json
+from gqkva_convert.checkpoint.sidecars import BENCH, EVALUATION, REPORT
 from gqkva_convert.conversion.report import read_report
 from gqkva_convert.conversion.source_card import front_matter, stated_card
 from gqkva_convert.conversion.verify import require_verified
@@ -26,10 +28,13 @@ from gqkva_convert.hub.answers import Say, redact, require_token
 from gqkva_convert.hub.card import is_ours, model_card, read_card
 from gqkva_convert.hub.files import CARD, choose_files, refuse_tokens
 from gqkva_convert.hub.licences import duties, find_licence, obstacle
+from gqkva_convert.hub.names import without_folders
 from gqkva_convert.hub.sending import Push, PushFile, Sending
 
 Progress = Callable[[int], None]
 
+# Files that name models and data as they were called here.
+_RECORDS = (REPORT, EVALUATION, BENCH)
 _REPO_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 
@@ -130,14 +135,22 @@ def prepare_push(
         stated = licence.name or ", ".join(licence.ids)
         remarks.append(f"{folder / CARD} names no licence in its front matter; the source's is {stated}")
     sent, left = choose_files(checkpoint, text)
+    recorded = {name: _record(path) for name, path in sent.items() if name in _RECORDS}
     files = [
         PushFile(name, path, path.stat().st_size, checksums.get(path.name) or file_sha256(path))
         for name, path in sent.items()
+        if name not in recorded
     ]
     content = text.encode()
     refuse_tokens(content, f"the card of {folder}")
-    files.append(PushFile(CARD, content, len(content), hashlib.sha256(content).hexdigest()))
+    for name, written in {**recorded, CARD: content}.items():
+        files.append(PushFile(name, written, len(written), hashlib.sha256(written).hexdigest()))
     return Push(folder, repo_id, tuple(files), left, how, text, remarks)
+
+
+def _record(path: Path) -> bytes:
+    """What a file of ours says, without the folders of this machine."""
+    return f"{json.dumps(without_folders(read_json(path)), indent=2)}\n".encode()
 
 
 def _check_name(repo_id: str) -> None:

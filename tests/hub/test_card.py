@@ -19,7 +19,7 @@ from gqkva_convert.conversion.inspect import inspect
 from gqkva_convert.conversion.model import open_model
 from gqkva_convert.errors import CheckpointError
 from gqkva_convert.hub.card import is_ours, model_card, read_card
-from gqkva_convert.hub.facts import short_name
+from gqkva_convert.hub.names import short_name
 
 METRIC = {
     "metric": "perplexity",
@@ -237,6 +237,7 @@ def test_a_card_that_cannot_be_read_is_named(text: str | bytes, tmp_path: Path) 
         ("/home/someone/corpus", "corpus"),
         ("../corpus.txt", "corpus.txt"),
         ("data/corpus.jsonl", "corpus.jsonl"),
+        ("Qwen/Qwen2.5-7B", "Qwen/Qwen2.5-7B"),
     ],
 )
 def test_paths_are_nobodys_business(given: str, shown: str) -> None:

@@ -60,7 +60,8 @@ def test_a_push_arrives_whole_in_one_commit_with_its_card(hub: HubState, stock: 
         "LICENSE",
         "README.md",
     }
-    assert all(content == (stock / name).read_bytes() for name, content in files.items() if name in sent)
+    as_they_are = sent - {"gqkva_report.json"}
+    assert all(files[name] == (stock / name).read_bytes() for name in as_they_are)
     assert set(found["left_here"]) == {".env", "optimizer.pt", "my_token.txt", "checkpoints", "vocab.txt"}
     assert found["commit_url"] == f"{hub.address}/{REPO}/commit/{repository.refs['main']}"
     assert {file["name"]: file["sha256"] for file in found["files"]} == {
@@ -70,6 +71,27 @@ def test_a_push_arrives_whole_in_one_commit_with_its_card(hub: HubState, stock: 
     assert TOKEN not in result.output + "".join(map(repr, files.values()))
     assert "POST /api/validate-yaml" in hub.requests
     assert "sending" in result.stderr
+
+
+def test_nothing_sent_names_a_folder_of_this_machine(hub: HubState, stock: Path, gqkva: Run) -> None:
+    """Neither weights nor reports nor measurements, and of what was run the last part of each path."""
+    evaluation = {
+        "format_version": 1,
+        "results": [
+            {"task": "x", "data": str(stock / "private.jsonl"), "metrics": [{"metric": "y", "value": 1}]}
+        ],
+    }
+    (stock / "gqkva_evaluation.json").write_text(json.dumps(evaluation))
+    assert gqkva("push", stock, REPO).exit_code == 0
+    files = hub.repositories[REPO].files("main")
+    assert files is not None
+    assert [name for name, content in files.items() if str(stock.parent).encode() in content] == []
+    sent = json.loads(files["gqkva_report.json"])
+    kept = json.loads((stock / "gqkva_report.json").read_text())
+    assert sent["source"]["name"] == Path(kept["source"]["name"]).name
+    assert sent["command"] == ["convert", sent["source"]["name"], stock.name, *kept["command"][3:]]
+    assert {**sent, "source": 0, "command": 0} == {**kept, "source": 0, "command": 0}
+    assert json.loads(files["gqkva_evaluation.json"])["results"][0]["data"] == "private.jsonl"
 
 
 def test_what_was_pushed_loads_inspects_and_converts(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from gqkva_convert.calibration.data import DataSettings
 from gqkva_convert.conversion.planning.groups import FOR_GRIDS, SEARCHED
@@ -83,6 +84,18 @@ class Request:
             merge = RULES.get(self.chosen_merge)
             return () if self.calibration is None or merge is None or not merge.is_joint else ("output",)
         return parse_refinements(self.refine)
+
+    def words(self) -> list[str]:
+        """The options of `gqkva convert` that ask for this."""
+        names = ("gq", "gkv", "kv_budget", "blocks", "grouping", "merge", "refine", "dtype")
+        options: dict[str, Any] = {name: getattr(self, name) for name in names}
+        options["seed"] = self.seed or None
+        if self.calibration is not None:
+            options["calibration"] = self.calibration.data
+            options["calibration_samples"] = self.calibration.samples
+            options["calibration_length"] = self.calibration.length
+        given = {name: value for name, value in options.items() if value is not None}
+        return [word for name, value in given.items() for word in (f"--{name.replace('_', '-')}", str(value))]
 
     @property
     def variant(self) -> Variant | None:

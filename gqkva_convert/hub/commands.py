@@ -1,0 +1,69 @@
+"""The command lines that made a folder, from what its report records, without anybody's folder names."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Iterable
+from typing import Any
+
+from gqkva_convert.hub.facts import Facts
+from gqkva_convert.hub.names import short_word
+
+# Settings of a training run that `gqkva uptrain` has an option for; the others are given with --set.
+_OPTIONS = (
+    *(
+        "data",
+        "held_out",
+        "teacher",
+        "tokens",
+        "samples",
+        "alpha",
+        "pretraining_tokens",
+        "length",
+        "batch_size",
+    ),
+    *(
+        "per_device_batch_size",
+        "learning_rate",
+        "loss",
+        "matching",
+        "train",
+        "mixed_precision",
+        "stop_within",
+        "seed",
+    ),
+)
+
+
+def making_commands(facts: Facts) -> list[str]:
+    """What was run, in order; nothing where a report, an older one for instance, does not say."""
+    words = facts.report.get("command")
+    if not isinstance(words, list) or len(words) < 3:
+        return []
+    command, source, out, *options = map(str, words)
+    base, _ = facts.base()
+    found = [_line(["gqkva", command, source if base is None else base, out, *options])]
+    if facts.training is not None and isinstance(facts.training.get("settings"), dict):
+        found.append(_line(_training_words(out, facts.training)))
+    return found
+
+
+def _training_words(folder: str, training: dict[str, Any]) -> list[str]:
+    processes = training.get("processes")
+    many = isinstance(processes, int) and processes > 1
+    words = ["gqkva", "uptrain"]
+    if many:
+        words = ["accelerate", "launch", "--num_processes", str(processes), "-m", "gqkva_convert", "uptrain"]
+    words.append(folder)
+    for name, value in training["settings"].items():
+        if isinstance(value, dict):
+            value = ",".join(f"{key}={part}" for key, part in value.items())
+        if name in _OPTIONS:
+            words += [f"--{name.replace('_', '-')}", str(value)]
+        else:
+            words += ["--set", f"{name}={value}"]
+    return words
+
+
+def _line(words: Iterable[str]) -> str:
+    return shlex.join(short_word(word) for word in words)
