@@ -15,6 +15,7 @@ from gqkva_convert.modeling.registration import register_when_loaded
 if TYPE_CHECKING:
     from gqkva_convert.calibration.data import DataSettings as DataSettings
     from gqkva_convert.cli.run import run as run
+    from gqkva_convert.comparison.compare import compare as compare
     from gqkva_convert.conversion.convert import convert as convert
     from gqkva_convert.conversion.init import init as init
     from gqkva_convert.conversion.inspect import inspect as inspect
@@ -26,7 +27,6 @@ if TYPE_CHECKING:
     from gqkva_convert.evaluation.settings import EvaluationSettings as EvaluationSettings
     from gqkva_convert.evaluation.speed.bench import bench as bench
     from gqkva_convert.heads import HeadLayout as HeadLayout
-    from gqkva_convert.hub.compare import compare as compare
     from gqkva_convert.hub.push import push as push
     from gqkva_convert.hub.report import report as report
     from gqkva_convert.runtimes.export import export as export
@@ -39,7 +39,7 @@ __version__ = "0.1.0"
 
 _PUBLIC = {
     "bench": "gqkva_convert.evaluation.speed.bench",
-    "compare": "gqkva_convert.hub.compare",
+    "compare": "gqkva_convert.comparison.compare",
     "convert": "gqkva_convert.conversion.convert",
     "export": "gqkva_convert.runtimes.export",
     "init": "gqkva_convert.conversion.init",

@@ -39,7 +39,8 @@ def compare_command(
     as_json: Json = False,
 ) -> None:
     """Put measured models side by side; folders that differ in -seedN alone are repetitions."""
-    from gqkva_convert.hub.compare import compare_models, table, write
+    from gqkva_convert.comparison.output import table, write
+    from gqkva_convert.comparison.rows import compare_models
 
     comparison = compare_models(folders, metrics=metric or (), size=size)
     written = [] if out is None else write(comparison, out)

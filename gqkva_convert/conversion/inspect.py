@@ -11,6 +11,7 @@ from gqkva_convert.checkpoint.dtypes import BITS, FLOATS
 from gqkva_convert.checkpoint.folder import open_checkpoint
 from gqkva_convert.checkpoint.hub import is_hub_id, locate, open_remote
 from gqkva_convert.checkpoint.sidecars import REPORT
+from gqkva_convert.conversion.deci import DECI, is_deci
 from gqkva_convert.conversion.model import (
     Block,
     SourceModel,
@@ -61,7 +62,7 @@ def inspect(model: str | Path, revision: str | None = None) -> dict[str, Any]:
         source = read_model(open_checkpoint(locate(str(model), revision).folder))
     return {
         "model": str(model),
-        "model_type": source.family.model_type,
+        "model_type": DECI if is_deci(source.config) else source.family.model_type,
         "converted": _converted_by(Path(model)),
         "expressible_in_stock_transformers": source.family.is_native,
         "attention": [entry for kind in _kinds(source) for entry in _describe_kind(source, kind)],

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import gqkva_convert
+from gqkva_convert.data.names import short_name
 from gqkva_convert.errors import CheckpointError
 from gqkva_convert.hub.facts import Facts
-from gqkva_convert.hub.names import short_name
 from gqkva_convert.hub.prose import Prose
 
 if TYPE_CHECKING:

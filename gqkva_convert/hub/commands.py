@@ -6,8 +6,8 @@ import shlex
 from collections.abc import Iterable
 from typing import Any
 
+from gqkva_convert.data.names import short_word
 from gqkva_convert.hub.facts import Facts
-from gqkva_convert.hub.names import short_word
 
 # Settings of a training run that `gqkva uptrain` has an option for; the others are given with --set.
 _OPTIONS = (

@@ -11,8 +11,8 @@ from gqkva_convert.conversion.model import SourceModel, is_grouped, open_model
 from gqkva_convert.conversion.plan import Plan
 from gqkva_convert.conversion.report import read_report
 from gqkva_convert.conversion.source_card import stated_card
+from gqkva_convert.evaluation.measured import Bench, Evaluation, read_bench, read_evaluation
 from gqkva_convert.hub.licences import FoundLicence, find_licence
-from gqkva_convert.hub.measured import Bench, Evaluation, read_bench, read_evaluation
 from gqkva_convert.modeling.families import GROUPED_FAMILIES
 
 # What the classes that an Auto class gives are for, as the Hub calls it, where that is one thing. The first

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from gqkva_convert.conversion.plan import BlockPlan
-from gqkva_convert.hub.measured import Evaluation, Metric
+from gqkva_convert.evaluation.measured import Evaluation, Metric
+from gqkva_convert.pictures import pyplot, save_picture
 
 # Inches; readable on a phone, where a page is as wide as the picture.
 _WIDTH = 7.0
@@ -23,7 +24,7 @@ def draw_heads(blocks: tuple[BlockPlan, ...], file: Path) -> Path:
         blocks: What became of each attention block.
         file: PNG file to write.
     """
-    plt = matplotlib_pyplot()
+    plt = pyplot()
     kinds = list(dict.fromkeys(block.kind for block in blocks))
     by_kind = {kind: [block for block in blocks if block.kind == kind] for kind in kinds}
     heights = [max(1.2, 0.22 * len(by_kind[kind]) + 0.9) for kind in kinds]
@@ -65,7 +66,7 @@ def draw_sizes(sizes: Sequence[tuple[str, float, float]], file: Path) -> Path:
         sizes: Name, before and after.
         file: PNG file to write.
     """
-    plt = matplotlib_pyplot()
+    plt = pyplot()
     figure, axis = plt.subplots(figsize=(_WIDTH, 0.5 * len(sizes) + 0.9))
     names = [name for name, _, _ in sizes][::-1]
     shares = [after / before for _, before, after in sizes][::-1]
@@ -88,7 +89,7 @@ def draw_errors(errors: dict[str, dict[int, dict[str, float]]], file: Path) -> P
     """
     if not errors:
         return None
-    plt = matplotlib_pyplot()
+    plt = pyplot()
     figure, axes = plt.subplots(len(errors), 1, figsize=(_WIDTH, 2.4 * len(errors)), squeeze=False)
     for (kind, layers), axis in zip(errors.items(), axes[:, 0], strict=True):
         numbers = sorted(layers)
@@ -120,7 +121,7 @@ def draw_quality(evaluation: Evaluation, file: Path) -> Path | None:
     ]
     if not found:
         return None
-    plt = matplotlib_pyplot()
+    plt = pyplot()
     figure, axes = plt.subplots(len(found), 1, figsize=(_WIDTH, 0.95 * len(found) + 0.3), squeeze=False)
     for (data, metric), axis in zip(found, axes[:, 0], strict=True):
         assert metric.against is not None
@@ -140,23 +141,3 @@ def draw_quality(evaluation: Evaluation, file: Path) -> Path | None:
         axis.set_title(f"{metric.metric} on {Path(data).name}{better}", fontsize=9, loc="left")
         axis.tick_params(labelsize=8)
     return save_picture(figure, file)
-
-
-def matplotlib_pyplot() -> Any:
-    """Pyplot that draws into files alone."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    return plt
-
-
-def save_picture(figure: Any, file: Path) -> Path:
-    """Write a figure and let go of it."""
-    import matplotlib.pyplot as plt
-
-    figure.tight_layout()
-    figure.savefig(file, dpi=150)
-    plt.close(figure)
-    return file

@@ -8,12 +8,12 @@ from typing import Any
 
 from gqkva_convert.conversion.deci import DECI
 from gqkva_convert.conversion.plan import BlockPlan
+from gqkva_convert.data.names import short_name
+from gqkva_convert.evaluation.measured import Bench, Metric, Result, Row
 from gqkva_convert.heads import HeadLayout
 from gqkva_convert.hub.commands import making_commands
 from gqkva_convert.hub.facts import Facts
 from gqkva_convert.hub.licences import notices
-from gqkva_convert.hub.measured import Bench, Metric, Result, Row
-from gqkva_convert.hub.names import short_name
 from gqkva_convert.runtimes.gguf.families import RUNTIME_FAMILIES
 
 # Runtimes besides llama.cpp that tests run stock results of these types in, with equal logits.

@@ -23,12 +23,12 @@ from gqkva_convert.checkpoint.sidecars import BENCH, EVALUATION, REPORT
 from gqkva_convert.conversion.report import read_report
 from gqkva_convert.conversion.source_card import front_matter, stated_card
 from gqkva_convert.conversion.verify import require_verified
+from gqkva_convert.data.names import without_folders
 from gqkva_convert.errors import HubError, VerificationError
 from gqkva_convert.hub.answers import Say, redact, require_token
 from gqkva_convert.hub.card import is_ours, model_card, read_card
 from gqkva_convert.hub.files import CARD, choose_files, refuse_tokens
 from gqkva_convert.hub.licences import duties, find_licence, obstacle
-from gqkva_convert.hub.names import without_folders
 from gqkva_convert.hub.sending import Push, PushFile, Sending
 
 Progress = Callable[[int], None]

@@ -14,6 +14,7 @@ from typing import Any
 from gqkva_convert.checkpoint.jsonfile import read_json, replace_json, write_json
 from gqkva_convert.checkpoint.publish import locked
 from gqkva_convert.errors import OutputError, TrainingError
+from gqkva_convert.pictures import pyplot, save_picture
 
 SETTINGS, METRICS, CURVE = "settings.json", "metrics.jsonl", "loss.png"
 _STEP = re.compile(r"step-(\d+)$")
@@ -139,15 +140,10 @@ class RunFolder:
 
     def draw(self, teacher_loss: float | None, what: str) -> None:
         """Draw the losses over tokens, as a PNG beside the metrics."""
-        import matplotlib
-
-        matplotlib.use("Agg")
-        import matplotlib.pyplot as plt
-
         found = self.metrics()
         trained = [(entry["tokens"], entry["loss"]) for entry in found if "loss" in entry]
         held = [(entry["tokens"], entry["held_out_loss"]) for entry in found if "held_out_loss" in entry]
-        figure, axes = plt.subplots(1, 2, figsize=(10, 4), layout="constrained")
+        figure, axes = pyplot().subplots(1, 2, figsize=(10, 4), layout="constrained")
         for axis, points, title in (
             (axes[0], trained, f"training loss ({what})"),
             (axes[1], held, "held-out loss"),
@@ -160,8 +156,7 @@ class RunFolder:
         if teacher_loss is not None:
             axes[1].axhline(teacher_loss, linestyle="--", color="gray", label="original")
             axes[1].legend()
-        figure.savefig(self.path / CURVE, dpi=120)
-        plt.close(figure)
+        save_picture(figure, self.path / CURVE)
 
 
 def _flush(file: Path) -> None:

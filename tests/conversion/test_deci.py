@@ -51,7 +51,8 @@ def test_layers_keep_their_key_value_heads(
     assert (config["num_attention_heads"], config["head_dim"]) == (heads, 4)
     assert not config.keys() & {"attention_layouts", "auto_map"}
     assert not list((tmp_path / "out").glob("*.py"))
-    assert inspect(tmp_path / "out")["kv_cache_bytes_per_token"] == sum(counts) * 2 * 4 * 4
+    facts = inspect(tmp_path / "out")
+    assert (facts["model_type"], facts["kv_cache_bytes_per_token"]) == ("deci", sum(counts) * 2 * 4 * 4)
     proof = verify(tmp_path / "out", grouped)
     assert proof["passed"], [check for check in proof["checks"] if not check["passed"]]
     again = json.loads((convert(tmp_path / "out", tmp_path / "mqa", gkv=1) / "config.json").read_text())

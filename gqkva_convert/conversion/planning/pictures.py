@@ -9,6 +9,7 @@ import numpy as np
 
 from gqkva_convert.conversion.planning.choose import Findings
 from gqkva_convert.grouping.evolution import Front
+from gqkva_convert.pictures import pyplot, save_picture
 
 # Size of a layer's square and of the letters on it, in inches and points; readable at 32 layers of 32 heads.
 _SIDE = 2.6
@@ -26,9 +27,6 @@ def draw_findings(findings: Findings, grouping: str, folder: Path) -> list[Path]
     Returns:
         The files written.
     """
-    import matplotlib
-
-    matplotlib.use("Agg")
     for old in (*folder.glob("similarity-*.png"), folder / "losses.png", folder / "front.png"):
         old.unlink(missing_ok=True)
     written = []
@@ -43,13 +41,12 @@ def draw_findings(findings: Findings, grouping: str, folder: Path) -> list[Path]
 
 def _draw_similarities(findings: Findings, kind: str, grouping: str, file: Path) -> Path:
     """A square a layer: similarity of every pair of heads, heads of a group side by side and outlined."""
-    import matplotlib.pyplot as plt
     from matplotlib.patches import Rectangle
 
     layers = [layer for its_kind, layer in findings.similarities if its_kind == kind]
     columns = min(_COLUMNS, len(layers))
     rows = -(-len(layers) // columns)
-    figure, axes = plt.subplots(
+    figure, axes = pyplot().subplots(
         rows,
         columns,
         figsize=(_SIDE * columns + 0.6, _SIDE * rows + 0.6),
@@ -79,21 +76,17 @@ def _draw_similarities(findings: Findings, kind: str, grouping: str, file: Path)
         axis.set_axis_off()
     figure.suptitle(f"{kind} attention: similarity of heads; groups of {grouping}", fontsize=11)
     figure.colorbar(image, ax=axes, shrink=min(1.0, 1.5 / rows), label="similarity")
-    figure.savefig(file, dpi=130)
-    plt.close(figure)
-    return file
+    return save_picture(figure, file)
 
 
 def _draw_losses(findings: Findings, grouping: str, file: Path) -> Path:
     """A line a grouping: what the closed form loses in each layer, the chosen one on top."""
-    import matplotlib.pyplot as plt
-
     places = list(findings.losses)
-    figure, axis = plt.subplots(figsize=(max(5.0, 0.28 * len(places) + 2), 3.6), layout="constrained")
+    figure, axis = pyplot().subplots(figsize=(max(5.0, 0.28 * len(places) + 2), 3.6), layout="constrained")
     lines = {name: found for name, found in findings.method_losses.items() if name != grouping}
     for (name, found), marker in zip(lines.items(), "s^vDPX", strict=False):
         style = {"marker": marker, "markersize": 4, "linewidth": 1.0, "linestyle": "--"}
-        axis.plot([100 * found[place] for place in places], label=name, **style)  # type: ignore[arg-type]
+        axis.plot([100 * found[place] for place in places], label=name, **style)
     axis.plot([100 * findings.losses[place] for place in places], "ko-", label=f"{grouping} (chosen)")
     names = [
         f"{layer}" if len({kind for kind, _ in places}) == 1 else f"{kind} {layer}" for kind, layer in places
@@ -104,15 +97,11 @@ def _draw_losses(findings: Findings, grouping: str, file: Path) -> Path:
     axis.set_ylim(bottom=0)
     axis.grid(alpha=0.3)
     axis.legend()
-    figure.savefig(file, dpi=130)
-    plt.close(figure)
-    return file
+    return save_picture(figure, file)
 
 
 def _draw_front(front: Front, file: Path) -> Path:
-    import matplotlib.pyplot as plt
-
-    figure, axis = plt.subplots(figsize=(5.5, 3.8), layout="constrained")
+    figure, axis = pyplot().subplots(figsize=(5.5, 3.8), layout="constrained")
     points = sorted(zip(front.heads, front.errors, strict=True))
     best, kept = np.inf, []
     for heads, error in points:
@@ -125,6 +114,4 @@ def _draw_front(front: Front, file: Path) -> Path:
     axis.set_ylabel("weight-sharing error")
     axis.grid(alpha=0.3)
     axis.legend()
-    figure.savefig(file, dpi=130)
-    plt.close(figure)
-    return file
+    return save_picture(figure, file)

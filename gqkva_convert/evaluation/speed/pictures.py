@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from gqkva_convert.pictures import pyplot, save_picture
+
 # Value, what the axis says, and what it is divided by.
 _PANELS = (
     ("decode_tokens_per_second", "decoding, tokens/s", 1.0),
@@ -21,15 +23,10 @@ def draw(result: dict[str, Any], file: Path) -> None:
         result: As `bench` returns it.
         file: Where to write, whatever its ending.
     """
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
     rows = [row for row in result["rows"] if row["skipped"] is None]
     panels = [panel for panel in _PANELS if any(row[panel[0]] for row in rows)] or list(_PANELS[:1])
     across, by = ("context", "batch") if len({row["context"] for row in rows}) > 1 else ("batch", "context")
-    figure, axes = plt.subplots(
+    figure, axes = pyplot().subplots(
         1, len(panels), figsize=(4.4 * len(panels), 3.8), squeeze=False, layout="constrained"
     )
     for axis, (value, title, unit) in zip(axes.flat, panels, strict=True):
@@ -41,8 +38,7 @@ def draw(result: dict[str, Any], file: Path) -> None:
         axes.flat[0].legend(fontsize=8)
     name, device = Path(result["model"]).name, result["device"]
     figure.suptitle(f"{name}: {device}, {result['dtype']}, {result['date']}", fontsize=11)
-    figure.savefig(file, dpi=130, format="png")
-    plt.close(figure)
+    save_picture(figure, file)
 
 
 def _draw_lines(axis: Any, rows: list[dict[str, Any]], value: str, unit: float, across: str, by: str) -> None:

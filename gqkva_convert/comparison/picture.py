@@ -5,10 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gqkva_convert.hub.pictures import matplotlib_pyplot, save_picture
+from gqkva_convert.comparison.reading import SIZES
+from gqkva_convert.pictures import pyplot, save_picture
 
 if TYPE_CHECKING:
-    from gqkva_convert.hub.compare import Comparison, Row
+    from gqkva_convert.comparison.rows import Comparison, Row
 
 # How much larger the largest is than the smallest before sizes are drawn by their ratio.
 _RATIO = 6
@@ -24,9 +25,7 @@ def draw(comparison: Comparison, key: str, file: Path) -> Path:
         key: The metric.
         file: PNG file to write.
     """
-    from gqkva_convert.hub.compare import SIZES
-
-    plt = matplotlib_pyplot()
+    plt = pyplot()
     rows = [row for row in comparison.rows if key in row.metrics]
     figure, axis = plt.subplots(figsize=(9.0, 5.5))
     series: dict[str | None, list[Row]] = {}

@@ -13,7 +13,7 @@ import pytest
 from typer.testing import Result
 
 import gqkva_convert
-from gqkva_convert.hub.compare import student_interval
+from gqkva_convert.comparison.rows import student_interval
 
 Run = Callable[..., Result]
 

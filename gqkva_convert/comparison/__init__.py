@@ -1,0 +1,1 @@
+"""Measured models side by side: tables and pictures of many folders."""
