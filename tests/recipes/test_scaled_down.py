@@ -144,6 +144,21 @@ def test_language(run: Callable[..., dict[str, Any]], tasks: Path, tmp_path: Pat
     assert len(rows_of(tmp_path / "work" / "comparison" / "tuned")) == 14
 
 
+def test_bidirectional(run: Callable[..., dict[str, Any]], tmp_path: Path, shared_models: Path) -> None:
+    """The Fashion-MNIST ViT of 4 heads, without labels to calibrate on."""
+    data = write_pictures(tmp_path / "pictures.parquet", 28)
+    run(
+        "asymgqa/bidirectional.yaml",
+        f"model={shared_models / 'vit-fmnist-hf'}",
+        f"calibration={data}",
+        "calibration_samples=20",
+        f"data={data}",
+        "metric=top-1 accuracy",
+        "sizes={size-2: {gkv: 2}}",
+    )
+    assert len(rows_of(tmp_path / "work" / "comparison")) == 13
+
+
 def test_t5(run: Callable[..., dict[str, Any]], tmp_path: Path) -> None:
     """The encoder stays; the decoder's own attention and its attention to the encoder are converted."""
     data = write_dialogues(tmp_path / "pairs.jsonl")
