@@ -5,7 +5,7 @@ check: ## everything CI checks, in this environment
 	ruff check .
 	mypy
 	python docs/generate.py --check
-	pytest
+	pytest -n 2
 
 test: ## tests alone; make test ARGS="-k verify"
 	pytest $(ARGS)
