@@ -29,7 +29,7 @@ def write(comparison: Comparison, out: Path) -> list[Path]:
 
 def slug(key: str) -> str:
     """A metric's name as a file's."""
-    return re.sub(r"[^a-z0-9.]+", "-", key.lower()).strip("-.")
+    return re.sub(r"[^\w.]+", "-", key.lower()).strip("-.")
 
 
 def table(comparison: Comparison) -> tuple[list[str], list[list[str]]]:

@@ -15,7 +15,7 @@ from gqkva_convert.errors import EvaluationError
 from gqkva_convert.evaluation.measured import Interval
 
 # Folders whose names differ in this alone are repetitions of one experiment.
-_SEED = re.compile(r"-seed(\d+)$")
+_SEED = re.compile(r"-seed\d+$")
 _CONFIDENCE = 0.95
 FORMAT_VERSION = 1
 
@@ -78,7 +78,7 @@ def _compared(found: list[Measured], wanted: Sequence[str], size: str) -> Compar
         groups.setdefault(each.folder.with_name(_SEED.sub("", each.folder.name)), []).append(each)
     rows = [_row(name, groups[path], keys) for path, name in _names(list(groups)).items()]
     rows.sort(key=lambda row: (-row.sizes[size], row.name))
-    notes = [note for key in keys for note in _notes(found, key)]
+    notes = [note for key in keys for note in [*_notes(found, key), *_interval_notes(rows, key)]]
     return Comparison(size, tuple(keys), better, tuple(rows), tuple(notes))
 
 
@@ -93,6 +93,22 @@ def _notes(found: list[Measured], key: str) -> list[str]:
     if len(originals) > 1:
         names = sorted({short_name(str(name)) for name in originals})
         notes.append(f"{key}: measured against different originals, {' and '.join(names)}")
+    return notes
+
+
+def _interval_notes(rows: list[Row], key: str) -> list[str]:
+    """What a reader of intervals and repetitions would take wrongly."""
+    counts = {row.name: len(row.metrics[key].repeats) for row in rows if key in row.metrics}
+    notes = [
+        f"{key}: {row.name} was measured in {counts.get(row.name, 0)} of {row.repeats} repetitions"
+        for row in rows
+        if 0 < counts.get(row.name, 0) < row.repeats
+    ]
+    if len({count > 1 for count in counts.values()}) > 1:
+        notes.append(
+            f"{key}: intervals are over samples where there is one repetition, over repetitions where there "
+            "are several"
+        )
     return notes
 
 

@@ -2,36 +2,53 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
 # How the names of files end that models and data are in; Hub ids have dots too.
 _FILES = (".csv", ".gz", ".gguf", ".json", ".jsonl", ".npz", ".parquet", ".txt", ".yaml", ".yml")
+# The folders of a path from a root, a home, here or above, anywhere in a text; web addresses are none.
+_FOLDERS = re.compile(r"(?<![\w:/.~])(?:file://)?(?:~[\w-]*|\.{1,2})?/(?:[^\s/,=:;'\"]+/)*(?=[^\s/])")
+# What reports and measurements call models, data and folders by.
+_NAMED = frozenset({"name", "data", "against", "teacher", "model", "held_out", "command", "folder"})
 
 
 def short_name(name: str) -> str:
     """A Hub id or a short name as it is; of a path its last part."""
     path = Path(name)
-    is_file = path.suffix.lower() in _FILES or path.exists()
-    return path.name if (_leads_somewhere(name) or is_file) and path.name else name
+    is_path = path.is_absolute() or name.startswith((".", "~")) or path.suffix.lower() in _FILES
+    return path.name if (is_path or _exists(path)) and path.name else name
 
 
 def short_word(word: str) -> str:
-    """A word of a command line with its path, if it is one, cut to the last part; of NAME=VALUE the value."""
+    """A word of a command line with its paths cut to their last parts; of NAME=VALUE those of the value."""
     name, equals, value = word.partition("=")
-    return f"{name}={short_name(value)}" if equals and name.isidentifier() else short_name(word)
+    if equals and name.isidentifier():
+        return f"{name}={short_word(value)}"
+    return ",".join(map(short_name, word.split(",")))
 
 
-def without_folders(data: Any) -> Any:
-    """JSON data with every path that begins at a root, a home or above cut to its last part."""
+def without_folders(data: Any, *, named: bool = False) -> Any:
+    """JSON data with every path cut to its last part.
+
+    Args:
+        data: What a report or a measurement holds.
+        named: Whether texts in it name models, data or folders, so that a path may begin here.
+    """
     if isinstance(data, dict):
-        return {name: without_folders(value) for name, value in data.items()}
+        return {
+            without_folders(key): without_folders(value, named=key in _NAMED) for key, value in data.items()
+        }
     if isinstance(data, list):
-        return [without_folders(value) for value in data]
-    if isinstance(data, str) and "\n" not in data and _leads_somewhere(data.rpartition("=")[2]):
-        return short_word(data)
-    return data
+        return [without_folders(value, named=named) for value in data]
+    if not isinstance(data, str):
+        return data
+    return _FOLDERS.sub("", short_word(data) if named else data)
 
 
-def _leads_somewhere(name: str) -> bool:
-    return Path(name).is_absolute() or name.startswith(("./", "../", "~"))
+def _exists(path: Path) -> bool:
+    try:
+        return path.exists()
+    except OSError:  # a text too long to be a path
+        return False

@@ -215,5 +215,8 @@ def picture_of(record: Record, column: str) -> Any:
     from PIL import Image
 
     picture = record[column]
-    data = picture.get("bytes") if isinstance(picture, dict) else picture
-    return Image.open(io.BytesIO(data)) if isinstance(data, bytes) else picture
+    if isinstance(picture, dict):  # as `datasets` stores what it has not opened
+        picture = picture["path"] if picture.get("bytes") is None else picture["bytes"]
+    if isinstance(picture, str):
+        return Image.open(picture)
+    return Image.open(io.BytesIO(picture)) if isinstance(picture, bytes) else picture

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import datetime
+import hashlib
+import json
 import os
 import platform
 import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -64,6 +67,27 @@ def read_results(folder: Path) -> list[dict[str, Any]]:
     return [result for result in results if isinstance(result, dict)]
 
 
+def result_keys(folder: Path) -> dict[str, str]:
+    """What each measurement of a folder is of, as a short key, and the checksum of what was found."""
+    return {_key(result): _checksum(result) for result in read_results(folder)}
+
+
+def _key(result: dict[str, Any]) -> str:
+    return _checksum([result.get(part) for part in _SUBJECT])
+
+
+def _checksum(data: Any) -> str:
+    return hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def remove_results(folder: Path, keys: Iterable[str]) -> None:
+    """Forget measurements, by their keys."""
+    found, unwanted = read_results(folder), set(keys)
+    kept = [result for result in found if _key(result) not in unwanted]
+    if len(kept) < len(found):
+        _write(folder, kept)
+
+
 def require_writable(folder: Path) -> None:
     """Refuse a folder that results cannot be kept in, before hours of measuring.
 
@@ -86,15 +110,18 @@ def add_results(folder: Path, results: list[dict[str, Any]]) -> None:
     Raises:
         OutputError: The folder cannot be written.
     """
-    new = {repr([result.get(key) for key in _SUBJECT]) for result in results}
+    new = {_key(result) for result in results}
     kept = [
         result
         for result in read_results(folder)
-        if repr([result.get(key) for key in _SUBJECT]) not in new
-        and result.get("model_sha256") == results[0]["model_sha256"]
+        if _key(result) not in new and result.get("model_sha256") == results[0]["model_sha256"]
     ]
+    _write(folder, [*kept, *results])
+
+
+def _write(folder: Path, results: list[dict[str, Any]]) -> None:
     path = folder / EVALUATION
     try:
-        replace_json(path, {"format_version": FORMAT_VERSION, "results": [*kept, *results]})
+        replace_json(path, {"format_version": FORMAT_VERSION, "results": results})
     except OSError as error:
         raise OutputError(f"cannot write {path}: {error.strerror}; use --no-save") from error

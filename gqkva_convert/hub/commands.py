@@ -10,8 +10,8 @@ from gqkva_convert.data.names import short_word
 from gqkva_convert.hub.facts import Facts
 
 # Settings of a training run that `gqkva uptrain` has an option for; the others are given with --set.
-_OPTIONS = (
-    *(
+_OPTIONS = frozenset(
+    [
         "data",
         "held_out",
         "teacher",
@@ -21,8 +21,6 @@ _OPTIONS = (
         "pretraining_tokens",
         "length",
         "batch_size",
-    ),
-    *(
         "per_device_batch_size",
         "learning_rate",
         "loss",
@@ -31,7 +29,7 @@ _OPTIONS = (
         "mixed_precision",
         "stop_within",
         "seed",
-    ),
+    ]
 )
 
 
@@ -55,7 +53,11 @@ def _training_words(folder: str, training: dict[str, Any]) -> list[str]:
     if many:
         words = ["accelerate", "launch", "--num_processes", str(processes), "-m", "gqkva_convert", "uptrain"]
     words.append(folder)
-    for name, value in training["settings"].items():
+    # What accelerate was set up with counts where the settings say nothing.
+    found = {"mixed_precision": training.get("mixed_precision"), **training["settings"]}
+    for name, value in found.items():
+        if value is None or (name == "mixed_precision" and value == "no"):
+            continue
         if isinstance(value, dict):
             value = ",".join(f"{key}={part}" for key, part in value.items())
         if name in _OPTIONS:

@@ -181,6 +181,9 @@ class Prose(Facts):
             ("of them matching attention blocks", self.training.get("matching_steps")),
             ("tokens", self.training.get("tokens")),
             ("learning rate", self.training.get("learning_rate")),
+            ("processes", self.training.get("processes")),
+            ("divided by", self.training.get("distributed_type")),
+            ("precision", self.training.get("mixed_precision")),
             ("seed", settings.get("seed")),
             ("held-out loss before", self.training.get("held_out_loss_before")),
             ("held-out loss after", self.training.get("held_out_loss")),
@@ -211,6 +214,8 @@ class Prose(Facts):
         commands = making_commands(self)
         if commands:
             lines.append("```\n" + "\n".join(commands).replace("```", "") + "\n```")
+        if any("--plan" in command.split() for command in commands):
+            lines.append("The plan is what `gqkva_report.json` holds under `plan`.")
         lines.append(_table(("", ""), rows))
         proof = self.report.get("verification")
         if isinstance(proof, dict) and proof.get("passed") is True:

@@ -135,7 +135,7 @@ def prepare_push(
         stated = licence.name or ", ".join(licence.ids)
         remarks.append(f"{folder / CARD} names no licence in its front matter; the source's is {stated}")
     sent, left = choose_files(checkpoint, text)
-    recorded = {name: _record(path) for name, path in sent.items() if name in _RECORDS}
+    recorded = {name: public_record(path) for name, path in sent.items() if name in _RECORDS}
     files = [
         PushFile(name, path, path.stat().st_size, checksums.get(path.name) or file_sha256(path))
         for name, path in sent.items()
@@ -148,9 +148,18 @@ def prepare_push(
     return Push(folder, repo_id, tuple(files), left, how, text, remarks)
 
 
-def _record(path: Path) -> bytes:
+def public_record(path: Path) -> bytes:
     """What a file of ours says, without the folders of this machine."""
-    return f"{json.dumps(without_folders(read_json(path)), indent=2)}\n".encode()
+    data = read_json(path)
+    source = data.get("source") if path.name == REPORT else None
+    if isinstance(source, dict) and not source.get("revision"):
+        # No model of the Hub: a folder, however its name looks.
+        source["name"] = Path(str(source.get("name"))).name
+    words = data.get("command") if path.name == REPORT else None
+    if isinstance(words, list) and len(words) > 2:
+        local = not isinstance(source, dict) or not source.get("revision")
+        words[1:3] = [Path(words[1]).name if local else words[1], Path(words[2]).name]
+    return f"{json.dumps(without_folders(data), indent=2)}\n".encode()
 
 
 def _check_name(repo_id: str) -> None:

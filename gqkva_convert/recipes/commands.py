@@ -116,7 +116,7 @@ def _option(parameter: Any, value: Any) -> list[str]:
             return [name]
         return [parameter.secondary_opts[0]] if parameter.secondary_opts else []
     if isinstance(value, dict):
-        return [word for key, part in value.items() for word in (name, f"{key}={part}")]
+        value = [f"{key}={part}" for key, part in value.items()]
     if isinstance(value, list):
         if parameter.multiple:
             return [word for part in value for word in (name, str(part))]

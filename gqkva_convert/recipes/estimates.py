@@ -97,7 +97,7 @@ def speed_of(gpus: Gpus | None) -> Speed:
         peak, count = peak_flops(torch.device("cuda")), torch.cuda.device_count()
         if peak is not None:
             return _share(peak, count, torch.cuda.get_device_name())
-    elif gpus is not None:
+    if gpus is not None:
         peak = peak_of(gpus.name)
         if peak is None:
             raise RecipeError(f"gpus.name {gpus.name!r}: its speed is not known here; name another or none")

@@ -5,19 +5,30 @@ from __future__ import annotations
 import contextlib
 import datetime
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from gqkva_convert.checkpoint.jsonfile import read_json
 from gqkva_convert.checkpoint.publish import locked
 from gqkva_convert.conversion.report import versions
 from gqkva_convert.errors import OutputError, RecipeError
 from gqkva_convert.recipes.commands import NO_STEPS, CommandLine, command_line
 from gqkva_convert.recipes.schema import Recipe, read_recipe, unknown
 from gqkva_convert.recipes.settle import settle
-from gqkva_convert.recipes.state import WRITES, State, content, key_of, outputs_of, paths_of
+from gqkva_convert.recipes.state import (
+    WRITES,
+    State,
+    content,
+    forget_measured,
+    key_of,
+    measured_by,
+    outputs_of,
+    paths_of,
+)
 
 LOG = "commands.sh"
 # What is told of a step: its line, its number, how many there are, and whether it was done before.
@@ -114,12 +125,17 @@ def run_recipe(
 def _run_step(prepared: Prepared, state: State, line: CommandLine, key: str, forced: bool) -> None:
     outputs = outputs_of(line)
     actual = _continued(state, line, key, outputs, forced)
+    earlier = state.steps.get(line.step.name, {})
+    goes_on = "--resume" in actual.words
     entry: dict[str, Any] = {
         "command": str(actual),
         "key": key,
         "done": False,
+        "begun": earlier["begun"] if goes_on else time.time(),
         "outputs": {str(path): None for path in outputs},
     }
+    forget_measured(line, earlier)
+    before = measured_by(line)
     state.steps[line.step.name] = entry
     state.write()
     started = datetime.datetime.now(datetime.timezone.utc)
@@ -136,10 +152,13 @@ def _run_step(prepared: Prepared, state: State, line: CommandLine, key: str, for
             raise RecipeError(f"step {line.step.name} did not write {path}")
         if line.step.command in WRITES:
             entry["outputs"][str(path)] = content(path)
+    measured = measured_by(line)
+    if measured:
+        entry["measured"] = {name: found for name, found in measured.items() if before.get(name) != found}
     # Running it may have changed what it reads: a folder it measures gets files beside the weights.
     state.steps[line.step.name] = {**entry, "done": True, "key": key_of(line)}
     state.write()
-    _log(prepared, line, entry)
+    _log(prepared, line.with_flag("--overwrite") if "--overwrite" in actual.words else line, entry)
 
 
 def _continued(state: State, line: CommandLine, key: str, outputs: list[Path], forced: bool) -> CommandLine:
@@ -148,12 +167,23 @@ def _continued(state: State, line: CommandLine, key: str, outputs: list[Path], f
         return line
     out = outputs[0]
     run_folder = Path(str(line.step.options.get("run_folder") or out.with_name(f"{out.name}-run")))
-    has_run = line.step.command in ("uptrain", "pretrain") and (run_folder / "settings.json").is_file()
-    if has_run and not forced and not out.exists() and state.has_begun(line, key):
+    begun = state.begun(line, key)
+    if begun is not None and not forced and _is_unfinished(line, run_folder, begun):
         return _resumed(line)
     if state.made(str(out)) and (out.exists() or run_folder.exists()):
         return line.with_flag("--overwrite")
     return line
+
+
+def _is_unfinished(line: CommandLine, run_folder: Path, begun: float) -> bool:
+    """Whether a run folder is of a training that began with the step and can go on."""
+    settings = run_folder / "settings.json"
+    if line.step.command not in ("uptrain", "pretrain") or not settings.is_file():
+        return False
+    if settings.stat().st_mtime < begun:
+        return False  # of an earlier training, with other settings perhaps
+    found = read_json(settings)
+    return isinstance(found, dict) and "finished" not in found
 
 
 def _resumed(line: CommandLine) -> CommandLine:
@@ -166,7 +196,6 @@ def _resumed(line: CommandLine) -> CommandLine:
 
 def _in_process(line: CommandLine) -> None:
     import gc
-    import sys
 
     line.run()
     gc.collect()
@@ -177,7 +206,7 @@ def _in_process(line: CommandLine) -> None:
 
 def _launched(line: CommandLine) -> None:
     """Run a step under `accelerate launch`; an interrupt reaches it as well, and it is waited for."""
-    process = subprocess.Popen(line.launched())
+    process = subprocess.Popen(line.launched(), stdout=_stdout())
     try:
         code = process.wait()
     except BaseException:
@@ -189,11 +218,22 @@ def _launched(line: CommandLine) -> None:
         raise RecipeError(f"step {line.step.name} ended with exit code {code}; what it said stands above")
 
 
+def _stdout() -> int | None:
+    """Where this process's standard output goes, for a child: elsewhere while a caller redirects it."""
+    if sys.stdout is sys.__stdout__:
+        return None
+    try:
+        return sys.stdout.fileno()
+    except (AttributeError, OSError, ValueError):  # a stream in memory
+        return None
+
+
 def _log(prepared: Prepared, line: CommandLine, entry: dict[str, Any]) -> None:
     """Append to a shell script that makes the same again."""
     path = prepared.work / LOG
     if not path.exists():
-        path.write_text(f"# {prepared.recipe.description}\nset -e\n", encoding="utf-8")
+        said = prepared.recipe.description.strip().splitlines()
+        path.write_text("".join(f"# {part}\n" for part in said) + "set -e\n", encoding="utf-8")
     with path.open("a", encoding="utf-8") as file:
         ran = ", ".join(f"{name} {version}" for name, version in entry["versions"].items())
         file.write(f"\n# {line.step.name}: {entry['started']}, {entry['seconds']} s; {ran}\n{line}\n")

@@ -12,6 +12,7 @@ from gqkva_convert.checkpoint.digest import files_sha256
 from gqkva_convert.checkpoint.jsonfile import read_json, replace_json
 from gqkva_convert.checkpoint.sidecars import BENCH, EVALUATION, MEASURED, PAGE, PICTURES, REPORT
 from gqkva_convert.errors import CheckpointError, RecipeError
+from gqkva_convert.evaluation.results import remove_results, result_keys
 from gqkva_convert.recipes.commands import CommandLine
 from gqkva_convert.uptraining.settings import read_recipe
 
@@ -70,15 +71,21 @@ class State:
         known = self.steps.get(line.step.name)
         if known is None or known["key"] != key or not known["done"]:
             return False
-        return all(
-            Path(path).exists() and (checksum is None or content(Path(path)) == checksum)
+        if not all(
+            exists(Path(path)) and (checksum is None or content(Path(path)) == checksum)
             for path, checksum in known["outputs"].items()
-        )
+        ):
+            return False
+        measured = known.get("measured")
+        return measured is None or measured.items() <= measured_by(line).items()
 
-    def has_begun(self, line: CommandLine, key: str) -> bool:
-        """Whether a step began on what it would read now and did not end."""
+    def begun(self, line: CommandLine, key: str) -> float | None:
+        """When a step began that reads what it would read now and did not end; None where there is none."""
         known = self.steps.get(line.step.name)
-        return known is not None and known["key"] == key and not known["done"]
+        if known is None or known["key"] != key or known["done"]:
+            return None
+        found: float | None = known.get("begun")
+        return found
 
     def made(self, path: str) -> bool:
         """Whether a step of this recipe began to write a path."""
@@ -94,7 +101,7 @@ def key_of(line: CommandLine) -> str:
         for name, value in _with_settings(step.options).items()
         if value is not written and name != "run_folder"  # what a run has left is no reason to begin anew
         for number, path in enumerate(_paths(value))
-        if path.exists()
+        if exists(path)
     }
     data = [step.command, list(line.words), step.accelerate, read]
     return hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()
@@ -119,6 +126,18 @@ def outputs_of(line: CommandLine) -> list[Path]:
     return []
 
 
+def measured_by(line: CommandLine) -> dict[str, str]:
+    """Keys and checksums of all that was measured of the folder that a step measures."""
+    outputs = outputs_of(line) if line.step.command == "evaluate" else []
+    return result_keys(outputs[0].parent) if outputs else {}
+
+
+def forget_measured(line: CommandLine, known: dict[str, Any]) -> None:
+    """Take what a step measured with other settings out of the folder that it is about to measure again."""
+    if known.get("measured") and outputs_of(line):
+        remove_results(outputs_of(line)[0].parent, known["measured"])
+
+
 def paths_of(line: CommandLine) -> set[Path]:
     """Every path among a step's options, whether it is there or not."""
     return {path for value in line.step.options.values() for path in _paths(value)}
@@ -138,6 +157,14 @@ def _paths(value: Any) -> list[Path]:
     """What may be paths in an option's value; some options take several with commas between them."""
     values = [part for part in (value if isinstance(value, list) else [value]) if isinstance(part, str)]
     return [Path(part) for text in values for part in dict.fromkeys((text, *text.split(","))) if part]
+
+
+def exists(path: Path) -> bool:
+    """Whether a word of a command line is a path to something; long texts are none."""
+    try:
+        return path.exists()
+    except OSError:
+        return False
 
 
 def content(path: Path, command: str = "") -> str:

@@ -130,5 +130,6 @@ def _pictures(settings: TrainingSettings, folder: Path, model: Any) -> tuple[Row
                 f"{settings.held_out} has columns {', '.join(other_columns)}, "
                 f"{settings.data} {', '.join(columns)}"
             )
+        check_labels(others, columns[1], classes, settings.held_out)
         rows.held_out = [others[number] for number in range(min(settings.held_out_rows, len(others)))]
     return rows, collator

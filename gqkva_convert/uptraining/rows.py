@@ -30,8 +30,8 @@ from gqkva_convert.data.tasks import CAUSAL, EMBEDDING, MASKED, TO_TARGET
 from gqkva_convert.errors import DataError
 
 Row = dict[str, Any]
-# Changes when the same records would give other rows.
-_FORMAT = 1
+# Changes when the same records would give other rows, or others are held out.
+_FORMAT = 2
 # Texts tokenised at once, rows that a stream shuffles among, rows written at once.
 _TEXTS, _BUFFER, _WRITTEN = 256, 2048, 512
 # Rows that tell how long a stream's are.
@@ -68,7 +68,7 @@ class StoredRows:
 
     Args:
         rows: The rows.
-        held_out: How many of the last to measure on.
+        held_out: How many of the first to measure on: the same ones whatever the budget.
         seed: Seed of the order.
         size: Tokens of a row.
         digest: Names the rows: of equal data and settings it is equal.
@@ -86,8 +86,9 @@ class StoredRows:
         self.digest = digest
         self.count = len(rows) - held_out
         self.seed = seed
-        self.held_out = [rows[number] for number in range(self.count, len(rows))]
-        some = range(0, self.count, max(1, self.count // 256))
+        self.held_out = [rows[number] for number in range(held_out)]
+        self._first = held_out
+        some = range(held_out, len(rows), max(1, self.count // 256))
         self.tokens_per_row = sum(size(rows[number]) for number in some) / len(some)
         self._epoch, self._order = -1, []  # type: ignore[var-annotated]
 
@@ -97,7 +98,7 @@ class StoredRows:
             order = list(range(self.count))
             random.Random(f"{self.seed} {epoch}").shuffle(order)
             self._epoch, self._order = epoch, order
-        stored = self._order[place]
+        stored = self._first + self._order[place]
         return {**self.rows[stored], "row": stored}
 
     def seek(self, number: int) -> None:

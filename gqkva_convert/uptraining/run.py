@@ -338,6 +338,8 @@ class Run:
             "seconds": round(progress.seconds, 1),
             "seconds_per_step": round(statistics.median(trainer.step_seconds or [0.0]), 5),
             "processes": trainer.plan.processes,
+            "distributed_type": str(trainer.accelerator.distributed_type.value),
+            "mixed_precision": trainer.accelerator.mixed_precision,
             "device": str(trainer.accelerator.device),
             "metrics": str(self.run.path / METRICS),
         }

@@ -85,7 +85,8 @@ def test_files_hold_the_same_numbers_as_the_table(models: Path, gqkva: Run, tmp_
     ]
     assert "loss on other.txt" in data["rows"][1]["members"][0]["metrics"]
     markdown = (out / "comparison.md").read_text().splitlines()
-    assert len(markdown) == 4
+    assert [line[0] for line in markdown if line] == ["|"] * 4 + ["l"]
+    assert "intervals are over samples where there is one repetition" in markdown[-1]
     assert markdown[3].endswith("| 6.0000 | 5.0000 to 7.0000 | 2.0000 | 1.9000 to 2.1000 |")
     assert markdown[2].endswith("| - | - |")
     assert "6.0000" in result.stdout

@@ -93,6 +93,36 @@ def test_the_command_of_a_training_has_the_same_settings(gqkva: Run, tmp_path: P
     assert settings_of(None, [value for name, value in pairs if name == "--set"], **options) == settings
 
 
+def test_precision_that_accelerate_was_set_up_with_is_named(tmp_path: Path) -> None:
+    learners.make_decoder(tmp_path / "model")
+    learners.make_conversion(tmp_path / "model", tmp_path / "out")
+    report = json.loads((tmp_path / "out" / "gqkva_report.json").read_text())
+    for recorded, words in (("bf16", " --mixed-precision bf16"), ("no", "")):
+        report["uptraining"] = {"settings": {"data": "x.jsonl"}, "mixed_precision": recorded}
+        (tmp_path / "out" / "gqkva_report.json").write_text(json.dumps(report))
+        assert making_commands(Facts(tmp_path / "out", None))[1] == f"gqkva uptrain out{words} --data x.jsonl"
+
+
+def test_the_plan_of_a_report_is_the_plan_that_its_command_names(
+    gqkva: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The file itself is not sent along."""
+    monkeypatch.chdir(tmp_path)
+    learners.make_decoder(tmp_path / "model")
+    learners.write_texts(tmp_path / "texts.jsonl", 40)
+    asked = ["--gkv", 2, "--calibration", "texts.jsonl", "--calibration-samples", 4]
+    assert gqkva("plan", "model", "--out", "plan.json", *asked).exit_code == 0
+    assert gqkva("convert", "model", "out", "--plan", "plan.json").exit_code == 0
+    assert "under `plan`" in str(model_card(tmp_path / "out"))
+    first = weights(tmp_path / "out")
+    plan = json.loads((tmp_path / "out" / "gqkva_report.json").read_text())["plan"]
+    (tmp_path / "plan.json").write_text(json.dumps(plan))
+    (tmp_path / "out").rename(tmp_path / "first")
+    (command,) = making_commands(Facts(tmp_path / "first", None))
+    assert gqkva(*shlex.split(command)[1:]).exit_code == 0
+    assert weights(tmp_path / "out") == first
+
+
 def test_an_export_names_what_it_was_made_from(gqkva: Run, tmp_path: Path) -> None:
     """Folders above are left out."""
     learners.make_decoder(tmp_path / "private" / "model")

@@ -8,6 +8,7 @@ import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import transformers
@@ -15,6 +16,7 @@ from hub_server import READ_TOKEN, TOKEN, HubState
 from typer.testing import Result
 
 from gqkva_convert import push
+from gqkva_convert.hub.push import public_record
 from gqkva_convert.hub.sending import PushFile, _describe, _groups
 
 Run = Callable[..., Result]
@@ -92,6 +94,33 @@ def test_nothing_sent_names_a_folder_of_this_machine(hub: HubState, stock: Path,
     assert sent["command"] == ["convert", sent["source"]["name"], stock.name, *kept["command"][3:]]
     assert {**sent, "source": 0, "command": 0} == {**kept, "source": 0, "command": 0}
     assert json.loads(files["gqkva_evaluation.json"])["results"][0]["data"] == "private.jsonl"
+
+
+@pytest.mark.parametrize(
+    ("recorded", "sent"),
+    [
+        (
+            {"source": {"name": "secret/mha"}, "command": ["convert", "secret/mha", "secret/out"]},
+            ["mha", "out"],
+        ),
+        ({"uptraining": {"settings": {"data": "secret/a.jsonl,/secret/b.jsonl"}}}, ["a.jsonl,b.jsonl"]),
+        ({"uptraining": {"settings": {"teacher": "secret/c.yaml"}}}, ["c.yaml"]),
+        (
+            {"files_left_behind": {"/secret/file": "see file:///secret/notes and ~me/secret/x"}},
+            ["notes", "x"],
+        ),
+        (
+            {"note": "https://huggingface.co/a/b, a/b and 1/2 stay"},
+            ["https://huggingface.co/a/b, a/b and 1/2"],
+        ),
+    ],
+)
+def test_paths_in_reports_end_up_short(recorded: dict[str, Any], sent: list[str], tmp_path: Path) -> None:
+    """Relative ones, several of them, in texts and as names; addresses and Hub ids stay."""
+    (tmp_path / "gqkva_report.json").write_text(json.dumps(recorded))
+    text = public_record(tmp_path / "gqkva_report.json").decode()
+    assert "secret" not in text
+    assert all(part in text for part in sent)
 
 
 def test_what_was_pushed_loads_inspects_and_converts(

@@ -116,14 +116,33 @@ def test_opt(run: Callable[..., dict[str, Any]], tasks: Path, tmp_path: Path) ->
         "samples=8",
         "convert.calibration_samples=16",
         "uptrain.batch_size=4",
+        "uptrain.others={mixed_precision: 'no'}",
     )
     rows = rows_of(tmp_path / "work" / "comparison" / "converted")
     assert len(rows) == 10
-    key = "nats per token minus the original's on train.jsonl"
+    key = "perplexity on train.jsonl"
+    assert "acc on package" in next(iter(rows.values()))["metrics"]
     assert (
         rows["tiny-default-half"]["metrics"][key]["value"]
         < rows["tiny-neighbour-mean-half"]["metrics"][key]["value"]
     )
+
+
+def test_train(run: Callable[..., dict[str, Any]], tmp_path: Path) -> None:
+    """Both shapes, from a stream as on a GPU."""
+    run(
+        "asymgqa/train.yaml",
+        f"data={learners.write_texts(tmp_path / 'corpus.jsonl', 400)}",
+        "tokenizer=built-in",
+        "init.config=recipes/asymgqa/models/opt-cpu.json",
+        "shapes=[opt]",
+        "pretrain.tokens=4k",
+        "pretrain.length=32",
+        "pretrain.batch_size=8",
+        "pretrain.per_device_batch_size=4",
+        "pretrain.others={mixed_precision: 'no', torch_compile: false}",
+    )
+    assert (tmp_path / "work" / "models" / "opt" / "config.json").is_file()
 
 
 def test_language(run: Callable[..., dict[str, Any]], tasks: Path, tmp_path: Path) -> None:
