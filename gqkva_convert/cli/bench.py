@@ -138,17 +138,10 @@ def _measured(row: dict[str, Any], generates: bool) -> list[str]:
 
 
 def _print_speedups(result: dict[str, Any]) -> None:
-    table = make_table(
-        f"times as fast as {result['against']}",
-        [
-            ("context", True),
-            ("batch", True),
-            ("prefill", True),
-            ("decoding", True),
-            ("bytes moved allow", True),
-            ("of that", True),
-        ],
-    )
+    columns = [("context", True), ("batch", True), ("prefill", True)]
+    if any(entry["decode"] is not None for entry in result["speedup"]):
+        columns += [("decoding", True), ("bytes moved allow", True), ("of that", True)]
+    table = make_table(f"times as fast as {result['against']}", columns)
     for entry in result["speedup"]:
         cells = [f"{entry['context']:,}", str(entry["batch"]), f"{entry['prefill']:.2f}"]
         if entry["decode"] is not None:

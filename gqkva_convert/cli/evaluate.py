@@ -131,6 +131,8 @@ def print_result(result: dict[str, Any]) -> None:
                 cells += [_number(metric[name]), _interval(metric[f"{name}_interval"])]
         table.add_row(*cells)
     print_table(table)
+    chosen = {name: value for name, value in result["settings"].items() if value is not None}
+    typer.echo(", ".join(f"{name.replace('_', ' ')} {value}" for name, value in chosen.items()))
 
 
 def _number(value: float | None) -> str:

@@ -48,7 +48,9 @@ def push_command(
 
     The token is that of `hf auth login` or HF_TOKEN. The same command goes on after an interruption.
     """
-    from gqkva_convert.hub.push import prepare_push, push_bytes, send
+    from gqkva_convert.hub.push import check_place, prepare_push, push_bytes, send
+
+    check_place(revision, create_pr)
 
     def say(line: str) -> None:
         typer.echo(line, err=True)

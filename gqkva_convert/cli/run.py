@@ -157,7 +157,9 @@ def _dry_run(prepared: Prepared, as_json: bool, here: bool) -> None:
         )
     print_table(table)
     known = [estimate.seconds for estimate in estimates if estimate.seconds is not None]
-    typer.echo(f"together about {_duration(sum(known))}, and what {len(estimates) - len(known)} steps take\n")
+    left = len(estimates) - len(known)
+    together = f"together about {_duration(sum(known))}" if known else "no step's time is estimated"
+    typer.echo(f"{together}{f'; {left} steps are not estimated' if known and left else ''}\n")
     for line in prepared.lines:
         typer.echo(str(line))
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import difflib
 import io
+import logging
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -68,9 +70,14 @@ def load_records(data: str, *, streaming: bool, part: str = TRAIN, split: str | 
     except ImportError as error:
         raise DataError(f"data are read with the package datasets, which does not load: {error}") from error
     datasets.disable_progress_bars()
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # its retries are not our user's business
     with _one_line(data):
         if data == LIBRARY and not Path(data).exists():
-            return _library(part, streaming=streaming)
+            if split is not None and split not in (TRAIN, TEST):
+                raise DataError(
+                    f"{LIBRARY} has the parts {TRAIN} and {TEST}, no {split}; leave out the split"
+                )
+            return _library(split or part, streaming=streaming)
         found: Any = datasets.load_dataset(**_where(data, part, split), streaming=streaming)
         if not isinstance(found, (datasets.IterableDataset, datasets.Dataset)):
             found = found[next(name for name in (*_PARTS[part], *found) if name in found)]
@@ -110,10 +117,13 @@ def _one_line(data: str) -> Iterator[None]:
         raise
     except Exception as error:
         reason = f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''}"
-        raise DataError(
-            f"cannot read {data!r} as a data set ({reason}); give a txt, jsonl, csv or parquet "
-            "file, a folder of images, or the id of a data set on the Hub"
-        ) from error
+        remedy = "give a txt, jsonl, csv or parquet file, a folder of images, or a Hub id"
+        near = difflib.get_close_matches(data, (*KNOWN, LIBRARY), n=1)
+        if near and near[0] != data:
+            remedy = f"did you mean {near[0]}?"
+        elif "split" in str(error).lower():
+            remedy = "choose another --split, or leave it out"
+        raise DataError(f"cannot read {data!r} as a data set ({reason}); {remedy}") from error
 
 
 def is_running_text(data: str) -> bool:
@@ -137,8 +147,12 @@ def _where(data: str, part: str, split: str | None) -> dict[str, Any]:
         return {"path": _BUILDERS[path.suffix], "data_files": str(path), "split": "train", **names}
     part_of = {} if split is None else {"split": split}
     if path.is_dir():
-        if any(file.suffix.lower() in _IMAGES for file in path.rglob("*")):
-            return {"path": "imagefolder", "data_dir": str(path), **part_of}
+        images = [file for file in path.rglob("*") if file.suffix.lower() in _IMAGES]
+        if images:
+            # Folders in it are labels, a single one too, which `datasets` would take for none.
+            is_one = len({file.parent for file in images}) == 1 and images[0].parent != path
+            labels = {"drop_labels": False} if is_one else {}
+            return {"path": "imagefolder", "data_dir": str(path), **labels, **part_of}
         return {"path": str(path), **part_of}
     if data in set(_BUILDERS.values()) or data == "imagefolder":
         raise DataError(f"{data!r} is a format, not data; give a file, a folder or the id of a data set")
@@ -185,29 +199,6 @@ def text_columns(record: Record) -> tuple[str, ...]:
     alone: list[tuple[str, ...]] = [(name,) for name in TEXT_COLUMNS if name in record]
     choices = alone or [*PAIR_COLUMNS, *TARGET_COLUMNS, (TEXT_COLUMNS[0],)]
     return find_columns(record, choices, "texts")
-
-
-def check_labels(found: Any, column: str, known: int, data: str) -> None:
-    """Refuse labels that a model has no answer for.
-
-    Args:
-        found: A data set, as `load_records` gives it.
-        column: Its labels.
-        known: How many the model tells apart.
-        data: What the user called it.
-
-    Raises:
-        DataError: They are none of 0 to ``known`` - 1, as where a part for testing keeps them secret.
-    """
-    try:
-        labels = [int(value) for value in found.unique(column)]
-    except (TypeError, ValueError) as error:
-        raise DataError(f"{data}: the labels in {column!r} are no whole numbers") from error
-    if labels and (max(labels) >= known or min(labels) < 0):
-        raise DataError(
-            f"{data} has labels from {min(labels)} to {max(labels)}, the model answers {known}; give data "
-            "with its labels, or another --split"
-        )
 
 
 def picture_of(record: Record, column: str) -> Any:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
+from gqkva_convert.data.labels import label_numbers
 from gqkva_convert.data.processors import arguments, load_processor, sequence_length
 from gqkva_convert.data.records import (
     LABEL_COLUMNS,
     PAIR_COLUMNS,
     PICTURE_COLUMNS,
     TEXT_COLUMNS,
-    check_labels,
     find_columns,
     picture_of,
 )
@@ -33,7 +33,7 @@ def score_labels(subject: Subject) -> AnswerScores:
 
     found = records(subject.settings)
     label = find_columns(found[0], [(name,) for name in LABEL_COLUMNS], "labels")[0]
-    check_labels(found, label, subject.model.config.num_labels, str(subject.settings.data))
+    number = label_numbers(found, label, subject.model.config, str(subject.settings.data))
     batch = _images(subject, found) if subject.task == IMAGES else _texts(subject, found)
     places = draw(range(len(found)), subject.settings)
     size = subject.settings.batch_size or _BATCH
@@ -44,7 +44,7 @@ def score_labels(subject: Subject) -> AnswerScores:
             some = [found[place] for place in places[start : start + size]]
             inputs = batch(some)
             own, *other = (_logits(model, inputs) for model in subject.models)
-            targets = torch.tensor([int(record[label]) for record in some])
+            targets = torch.tensor([number(record[label]) for record in some])
             values = score_answers(own, other[0] if other else None, targets, accuracy=True)
             for row in range(len(some)):
                 scores.add({"answers": 1.0, **{name: float(each[row]) for name, each in values.items()}})

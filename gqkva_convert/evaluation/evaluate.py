@@ -99,7 +99,8 @@ def _chosen(settings: EvaluationSettings, *names: str) -> dict[str, Any]:
 def _on_tasks(subject: Subject) -> list[dict[str, Any]]:
     from gqkva_convert.evaluation.harness import run_tasks
 
-    settings = _chosen(subject.settings, "samples", "seed", "dtype")
+    settings = _chosen(subject.settings, "samples", "seed", "length", "batch_size")
+    settings["dtype"] = str(subject.model.dtype).removeprefix("torch.")
     return [
         {
             "task": HARNESS,

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import math
-from collections.abc import Sequence
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, redirect_stderr
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +39,7 @@ def run_tasks(subject: Subject) -> list[dict[str, Any]]:
             f"lm-evaluation-harness runs models that write text, and this is one for {subject.task}; "
             "measure it on --data"
         )
-    with quiet("lm_eval"):
+    with quiet("lm_eval"), _without_bars():
         manager = _manager(subject.settings.tasks)
         own, *other = (_run(subject, model, manager) for model in subject.models)
     names = [name for name in own["results"] if name in (*own["samples"], *own.get("groups", {}))]
@@ -49,6 +52,19 @@ def run_tasks(subject: Subject) -> list[dict[str, Any]]:
         }
         for name in names
     ]
+
+
+@contextmanager
+def _without_bars() -> Iterator[None]:
+    """Leave out the bars of the harness and of its data where nobody watches them."""
+    import datasets
+
+    if sys.stderr.isatty():
+        yield
+        return
+    datasets.disable_progress_bars()
+    with redirect_stderr(io.StringIO()):
+        yield
 
 
 def _manager(tasks: Sequence[str]) -> Any:

@@ -53,6 +53,7 @@ class Result(_Read):
     versions: dict[str, Any] | None = None
     machine: str | None = None
     date: str | None = None
+    model_sha256: str | None = None
 
 
 class Evaluation(_Read):

@@ -73,7 +73,12 @@ def result_keys(folder: Path) -> dict[str, str]:
 
 
 def _key(result: dict[str, Any]) -> str:
-    return _checksum([result.get(part) for part in _SUBJECT])
+    return _checksum([_resolved(result.get(part)) for part in _SUBJECT])
+
+
+def _resolved(name: Any) -> Any:
+    """A path as it is called everywhere; anything else as it is."""
+    return str(Path(name).resolve()) if isinstance(name, str) and Path(name).exists() else name
 
 
 def _checksum(data: Any) -> str:

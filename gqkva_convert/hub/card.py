@@ -26,6 +26,12 @@ _TASKS = {
     "text classification": "text-classification",
     "lm-eval": "text-generation",
 }
+# Pictures of `gqkva report` that a card shows.
+_PICTURES = {
+    "report-heads.png": "Attention heads by layer; those of one colour share a key and a value head",
+    "report-errors.png": "What each attention block's output lost",
+    "report-quality.png": "This model and the original",
+}
 _MARK = re.compile(r"\n<!-- Written by gqkva (\S+), sha256 ([0-9a-f]{64}) -->\s*\Z")
 
 
@@ -45,8 +51,13 @@ def model_card(folder: str | Path, *, repo_id: str | None = None) -> ModelCard:
     from huggingface_hub import ModelCard
 
     card = Prose(Path(folder), repo_id)
-    content = f"---\n{_metadata(card).to_yaml(line_break=None)}\n---\n\n{card.text()}\n"
+    content = f"---\n{_metadata(card).to_yaml(line_break=None)}\n---\n\n{card.text(_shown(card))}\n"
     return ModelCard(f"{content}{_mark(content)}")
+
+
+def _shown(facts: Facts) -> dict[str, str]:
+    """Pictures of `gqkva report` that lie in the folder."""
+    return {file: shown for file, shown in _PICTURES.items() if (facts.folder / file).is_file()}
 
 
 def is_ours(content: str) -> bool:

@@ -6,11 +6,14 @@ import re
 from pathlib import Path
 from typing import Any
 
+from gqkva_convert.checkpoint.digest import files_sha256
+from gqkva_convert.checkpoint.sidecars import EVALUATION, REPORT
 from gqkva_convert.conversion.inspect import cache_bytes
 from gqkva_convert.conversion.model import SourceModel, is_grouped, open_model
 from gqkva_convert.conversion.plan import Plan
 from gqkva_convert.conversion.report import read_report
 from gqkva_convert.conversion.source_card import stated_card
+from gqkva_convert.errors import CheckpointError, VerificationError
 from gqkva_convert.evaluation.measured import Bench, Evaluation, read_bench, read_evaluation
 from gqkva_convert.hub.licences import FoundLicence, find_licence
 from gqkva_convert.modeling.families import GROUPED_FAMILIES
@@ -45,6 +48,9 @@ class Facts:
 
     def __init__(self, folder: Path, repo_id: str | None) -> None:
         self.folder = folder
+        if not (folder / REPORT).is_file():
+            what = f"has no {REPORT}" if folder.is_dir() else "is no folder"
+            raise VerificationError(f"{folder} {what}; give an output of gqkva convert, export or uptrain")
         self.address = repo_id or folder.resolve().name
         self.name = self.address.rpartition("/")[2]
         self.report = read_report(folder)
@@ -52,12 +58,27 @@ class Facts:
         self.plan = Plan.from_dict(self.report["plan"])
         self.source: dict[str, Any] = self.report["source"]
         self.evaluation: Evaluation | None = read_evaluation(folder)
+        self._require_current()
         self.bench: Bench | None = read_bench(folder)
         self.stated = stated_card(self.source)
         self.licence: FoundLicence = find_licence(self.stated, folder)
         training = self.report.get("uptraining")
         self.training: dict[str, Any] | None = training if isinstance(training, dict) else None
         self.is_grouped = is_grouped(self.model.config)
+
+    def _require_current(self) -> None:
+        """Refuse to tell what was measured of other weights.
+
+        Raises:
+            CheckpointError: The weights have changed since.
+        """
+        results = self.evaluation.results if self.evaluation else []
+        measured = {result.model_sha256 for result in results} - {None}
+        if measured and measured != {files_sha256({file.name: file for file in self.model.checkpoint.files})}:
+            raise CheckpointError(
+                f"{self.folder / EVALUATION} was measured of other weights than are there; remove it or "
+                "measure again with gqkva evaluate"
+            )
 
     def base(self) -> tuple[str | None, str | None]:
         """Hub id and commit of the model that this was made from, as far as recorded."""

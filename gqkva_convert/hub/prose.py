@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 from gqkva_convert.conversion.deci import DECI
@@ -38,10 +39,16 @@ _REPOSITORY = "https://pypi.org/project/gqkva-convert"
 class Prose(Facts):
     """The parts of a card or page, from the same facts."""
 
-    def text(self) -> str:
+    def text(self, pictures: Mapping[str, str] = MappingProxyType({})) -> str:
+        """The whole text.
+
+        Args:
+            pictures: Files to show and what they show, behind what is said of heads.
+        """
         parts = [
             self._head(),
             self._heads(),
+            *(f"![{shown}]({file})" for file, shown in pictures.items()),
             self._quality(),
             self._speed(),
             self._loading(),
@@ -92,6 +99,8 @@ class Prose(Facts):
     def _quality(self) -> str:
         if self.evaluation is None or not self.evaluation.results:
             return "## Quality\n\nNot measured."
+        originals = {short_name(str(name)) for name in (self.source.get("name"), self.base()[0]) if name}
+        others = {short_name(result.against) for result in self.evaluation.results if result.against}
         rows = [
             (
                 result.task,
@@ -105,8 +114,10 @@ class Prose(Facts):
             for result in self.evaluation.results
             for metric in result.metrics
         ]
-        heading = ("task", "data", "samples", "metric", "this model", "original", "difference")
+        beside = "original" if others <= originals else "beside " + " or ".join(sorted(others))
+        heading = ("task", "data", "samples", "metric", "this model", beside, "difference")
         lines = ["## Quality", _table(heading, rows)]
+        lines += dict.fromkeys(_settings(result) for result in self.evaluation.results)
         lines += dict.fromkeys(_measured_with(result) for result in self.evaluation.results)
         return "\n\n".join(line for line in lines if line)
 
@@ -154,7 +165,8 @@ class Prose(Facts):
             )
         if self.is_grouped:
             return "\n\n".join(lines) if len(lines) > 1 else ""
-        if model_type in RUNTIME_FAMILIES or model_type == DECI:
+        has_words = any((self.folder / name).is_file() for name in ("tokenizer.json", "tokenizer.model"))
+        if has_words and (model_type in RUNTIME_FAMILIES or model_type == DECI):
             lines.append(
                 f"`gqkva export --runtime gguf` writes `{model_type}` models as a file for llama.cpp, whose "
                 "logits gqkva compares with those of transformers (`tests/runtimes/test_llama_cpp.py` in its "
@@ -293,6 +305,13 @@ def _measured_with(found: Result | Bench, before: str = "Measured on ") -> str:
     parts += [f"{name} {version}" for name, version in (found.versions or {}).items()]
     stated = ", ".join(_cell(part) for part in parts if part)
     return (before + stated + ("." if before.startswith("M") else "")) if stated else ""
+
+
+def _settings(result: Result) -> str:
+    """How a result was measured, as far as it says."""
+    chosen = {name: value for name, value in (result.settings or {}).items() if value is not None}
+    said = ", ".join(f"{name.replace('_', ' ')} {_value(value)}" for name, value in chosen.items())
+    return f"{_cell(short_name(result.data))}: {_cell(said)}." if said else ""
 
 
 def _speed_row(row: Row) -> tuple[str, ...]:

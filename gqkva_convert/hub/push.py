@@ -19,7 +19,7 @@ from typing import Any
 from gqkva_convert.checkpoint.digest import file_sha256
 from gqkva_convert.checkpoint.folder import Checkpoint, open_checkpoint
 from gqkva_convert.checkpoint.jsonfile import read_json
-from gqkva_convert.checkpoint.sidecars import BENCH, EVALUATION, REPORT
+from gqkva_convert.checkpoint.sidecars import BENCH, EVALUATION, PAGE, REPORT
 from gqkva_convert.conversion.report import read_report
 from gqkva_convert.conversion.source_card import front_matter, stated_card
 from gqkva_convert.conversion.verify import require_verified
@@ -135,6 +135,9 @@ def prepare_push(
         stated = licence.name or ", ".join(licence.ids)
         remarks.append(f"{folder / CARD} names no licence in its front matter; the source's is {stated}")
     sent, left = choose_files(checkpoint, text)
+    if PAGE in sent and any(is_newer(folder / name, sent[PAGE]) for name in (EVALUATION, BENCH)):
+        del sent[PAGE]
+        left[PAGE] = "older than what was measured since; write it again with gqkva report"
     recorded = {name: public_record(path) for name, path in sent.items() if name in _RECORDS}
     files = [
         PushFile(name, path, path.stat().st_size, checksums.get(path.name) or file_sha256(path))
@@ -146,6 +149,11 @@ def prepare_push(
     for name, written in {**recorded, CARD: content}.items():
         files.append(PushFile(name, written, len(written), hashlib.sha256(written).hexdigest()))
     return Push(folder, repo_id, tuple(files), left, how, text, remarks)
+
+
+def is_newer(file: Path, than: Path) -> bool:
+    """Whether a file is there and was written after another."""
+    return file.is_file() and file.stat().st_mtime > than.stat().st_mtime
 
 
 def public_record(path: Path) -> bytes:
@@ -207,13 +215,22 @@ def send(
     say: Say | None = None,
 ) -> dict[str, Any]:
     """Send a prepared push; takes the arguments of `push`."""
-    if create_pr and revision is not None:
-        raise HubError("a pull request goes to the main branch; leave out --revision or --create-pr")
+    check_place(revision, create_pr)
     require_token()
     _write_card(prepared)
     return Sending(prepared, revision, create_pr, say or (lambda _: None)).run(
         private, message or f"Upload {prepared.folder.resolve().name} with gqkva", new_card
     )
+
+
+def check_place(revision: str | None, create_pr: bool) -> None:
+    """Refuse places that exclude each other.
+
+    Raises:
+        HubError: Both a branch and a pull request are asked for.
+    """
+    if create_pr and revision is not None:
+        raise HubError("a pull request goes to the main branch; leave out --revision or --create-pr")
 
 
 def _write_card(prepared: Push) -> None:

@@ -12,12 +12,12 @@ from pathlib import Path
 from typing import Any
 
 from gqkva_convert.architectures import FAMILIES
-from gqkva_convert.checkpoint.hub import BUILT_IN, is_hub_id
+from gqkva_convert.checkpoint.hub import BUILT_IN, is_hub_id, locate
 from gqkva_convert.checkpoint.jsonfile import read_json
 from gqkva_convert.conversion.init import init
 from gqkva_convert.conversion.init_processors import default_config
 from gqkva_convert.conversion.inspect import inspect
-from gqkva_convert.errors import GqkvaError, RecipeError
+from gqkva_convert.errors import GqkvaError, RecipeError, TrainingError
 from gqkva_convert.recipes.commands import CommandLine
 from gqkva_convert.recipes.schema import Assumed, Gpus
 from gqkva_convert.recipes.state import WRITES
@@ -162,7 +162,8 @@ def _size(name: str, assume: Mapping[str, Assumed]) -> Size | None:
         if name in assume:
             return Size(assume[name].parameters, assume[name].bytes, assumed=True)
         return None
-    path = Path(name) / "config.json"
+    folder = locate(name).folder if name == BUILT_IN else Path(name)
+    path = folder / "config.json"
     config = read_json(path) if path.is_file() else {}
     return Size(facts["parameters"]["total"], facts["bytes"], *_positions(config))
 
@@ -206,7 +207,12 @@ def _all_options(line: CommandLine) -> dict[str, Any]:
     """A step's options, and those of the file of settings that it names."""
     options = dict(line.step.options)
     if line.step.command in ("uptrain", "pretrain", "teacher") and "recipe" in options:
-        options = {**read_recipe(Path(str(options["recipe"]))), **options}
+        try:
+            options = {**read_recipe(Path(str(options["recipe"]))), **options}
+        except TrainingError as error:
+            raise RecipeError(
+                f"step {line.step.name}: {error}; paths begin where gqkva run is called"
+            ) from error
     return options
 
 

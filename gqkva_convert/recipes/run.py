@@ -111,7 +111,7 @@ def run_recipe(
         state = State.read(prepared.work)
         for number, line in enumerate(prepared.lines, 1):
             forced = forced or (begin_at is not None and begin_at in (line.step.name, line.step.repeats))
-            key = key_of(line)
+            key = key_of(line, prepared.work)
             done = not (forced or paths_of(line) & written) and state.is_done(line, key)
             if watch is not None:
                 watch(line, number, len(prepared.lines), done)
@@ -132,7 +132,7 @@ def _run_step(prepared: Prepared, state: State, line: CommandLine, key: str, for
         "key": key,
         "done": False,
         "begun": earlier["begun"] if goes_on else time.time(),
-        "outputs": {str(path): None for path in outputs},
+        "outputs": {str(path.resolve()): None for path in outputs},
     }
     forget_measured(line, earlier)
     before = measured_by(line)
@@ -151,12 +151,12 @@ def _run_step(prepared: Prepared, state: State, line: CommandLine, key: str, for
         if not path.exists():
             raise RecipeError(f"step {line.step.name} did not write {path}")
         if line.step.command in WRITES:
-            entry["outputs"][str(path)] = content(path)
+            entry["outputs"][str(path.resolve())] = content(path)
     measured = measured_by(line)
     if measured:
         entry["measured"] = {name: found for name, found in measured.items() if before.get(name) != found}
     # Running it may have changed what it reads: a folder it measures gets files beside the weights.
-    state.steps[line.step.name] = {**entry, "done": True, "key": key_of(line)}
+    state.steps[line.step.name] = {**entry, "done": True, "key": key_of(line, prepared.work)}
     state.write()
     _log(prepared, line.with_flag("--overwrite") if "--overwrite" in actual.words else line, entry)
 

@@ -125,6 +125,11 @@ def read_recipe(path: Path, commands: Iterable[str]) -> Recipe:
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"]))
+        parts: dict[str, type[BaseModel]] = {"gpus": Gpus, "assume": Assumed}
+        part = parts.get(str(first["loc"][0]))
+        if first["type"] == "extra_forbidden" and part is not None:
+            near = unknown("key", str(first["loc"][-1]), part.model_fields)
+            raise RecipeError(f"{path}: {first['loc'][0]}: {near}") from error
         raise RecipeError(f"{path}: {where}: {first['msg'].lower()}") from error
 
 
@@ -180,7 +185,8 @@ class _Reader:
         given = [str(key) for key in entry if key not in extra]
         for command in given:
             if command not in self.commands:
-                raise RecipeError(f"{where}: {unknown('command', command, self.commands)}")
+                beside = (*self.commands, "name", "accelerate", "for")
+                raise RecipeError(f"{where}: {unknown('command', command, beside)}")
         if len(given) != 1:
             raise RecipeError(f"{where}: a step is one command, found {', '.join(given) or 'none'}")
         options = entry[given[0]] or {}

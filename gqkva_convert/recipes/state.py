@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,8 @@ WRITES = dict.fromkeys(
 )
 # Commands that write beside the weights they read.
 _BESIDE = {"evaluate": EVALUATION, "bench": BENCH, "report": PAGE}
+# Files of questions that a task of lm-evaluation-harness names.
+_DATA_FILE = re.compile(r"[^\s'\",\[\]{}]+\.(?:jsonl?|csv|parquet|txt)\b")
 # Commands that read what others measured, too, and files that do not count as read.
 _READS_MEASURED = {
     "report": frozenset({PAGE, *PICTURES, "README.md"}),
@@ -89,11 +92,16 @@ class State:
 
     def made(self, path: str) -> bool:
         """Whether a step of this recipe began to write a path."""
-        return any(path in known["outputs"] for known in self.steps.values())
+        return any(str(Path(path).resolve()) in known["outputs"] for known in self.steps.values())
 
 
-def key_of(line: CommandLine) -> str:
-    """What a step does and reads, as one checksum: its words, and the contents of every path among them."""
+def key_of(line: CommandLine, work: Path) -> str:
+    """What a step does and reads, as one checksum: its words, and the contents of every path among them.
+
+    Args:
+        line: The step.
+        work: The recipe's folder, whose name does not count: it may be called from elsewhere.
+    """
     step = line.step
     written = step.options.get(WRITES.get(step.command, ""))
     read = {
@@ -103,7 +111,8 @@ def key_of(line: CommandLine) -> str:
         for number, path in enumerate(_paths(value))
         if exists(path)
     }
-    data = [step.command, list(line.words), step.accelerate, read]
+    words = [word.replace(str(work), "${work}") for word in line.words]
+    data = [step.command, words, step.accelerate, read]
     return hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()
 
 
@@ -122,7 +131,8 @@ def outputs_of(line: CommandLine) -> list[Path]:
     if step.command in _BESIDE:
         folder = Path(str(next(iter(line.words), "")))
         saves = step.options.get("save", True)
-        return [folder / _BESIDE[step.command]] if saves and folder.parts else []
+        # Of models that are no folder nothing is kept.
+        return [folder / _BESIDE[step.command]] if saves and folder.is_dir() else []
     return []
 
 
@@ -144,7 +154,12 @@ def paths_of(line: CommandLine) -> set[Path]:
 
 
 def _with_settings(options: dict[str, Any]) -> dict[str, Any]:
-    """A step's options, and what the file of settings that it names says of data and teachers."""
+    """A step's options, and what files of settings and tasks that it names say of data and teachers."""
+    asked = options.get("tasks")
+    tasks = [path for path in _paths(asked) if path.suffix in (".yaml", ".yml") and exists(path)]
+    if tasks:
+        named_in = [name for path in tasks for name in _DATA_FILE.findall(path.read_text(errors="replace"))]
+        options = {**options, "questions": named_in}
     file = options.get("recipe")
     if not isinstance(file, str) or not Path(file).is_file():
         return options

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,9 @@ from gqkva_convert.uptraining.augmentation import Augmentation, Kind, mix_pairs
 from gqkva_convert.uptraining.batches import Batch
 from gqkva_convert.uptraining.rows import Row
 
+# Where a row already has the model's own number of its label.
+ANSWER = "answer"
+
 
 class ImageBatches:
     """Makes batches of pictures with labels.
@@ -34,6 +37,7 @@ class ImageBatches:
         augment: How pictures are changed at random while training; None leaves them.
         mixup: Alpha of the proportions that pairs of pictures are mixed in while training; 0 mixes none.
         seed: Seed of both.
+        number: From a label of the data to the model's.
         workers: Threads that open and scale pictures; by default half of the processor's cores, at most 8.
 
     Raises:
@@ -48,12 +52,15 @@ class ImageBatches:
         augment: Kind | None = None,
         mixup: float = 0.0,
         seed: int = 0,
+        *,
+        number: Callable[[Any], int] = int,
         workers: int | None = None,
     ) -> None:
         self.workers = min(8, (os.cpu_count() or 2) // 2) if workers is None else workers
         self.pool = ThreadPoolExecutor(self.workers) if self.workers > 1 else None
         self.processor = load_processor(folder, "AutoImageProcessor")
         self.picture, self.label = columns
+        self.number = number
         self.classes = classes
         self.mixup = mixup
         self.seed = seed
@@ -75,7 +82,9 @@ class ImageBatches:
             share = -(-len(rows) // self.workers)
             parts = [rows[start : start + share] for start in range(0, len(rows), share)]
             pixels = torch.cat(list(self.pool.map(self._pixels, parts)))
-        labels = torch.tensor([int(row[self.label]) for row in rows])
+        labels = torch.tensor(
+            [row[ANSWER] if ANSWER in row else self.number(row[self.label]) for row in rows]
+        )
         if self.augmentation is not None and len(numbers):
             pixels = self.augmentation(pixels, numbers)
         if self.mixup and len(numbers):

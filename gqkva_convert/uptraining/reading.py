@@ -5,12 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Protocol
 
+from gqkva_convert.data.labels import label_numbers
 from gqkva_convert.data.processors import arguments, load_processor, sequence_length
-from gqkva_convert.data.records import check_labels
 from gqkva_convert.data.tasks import CAUSAL, EMBEDDING, IMAGES
 from gqkva_convert.errors import DataError, TrainingError
 from gqkva_convert.uptraining.batches import Batch, TextBatches
-from gqkva_convert.uptraining.pictures import ImageBatches, image_records
+from gqkva_convert.uptraining.pictures import ANSWER, ImageBatches, image_records
 from gqkva_convert.uptraining.rows import (
     Row,
     Rows,
@@ -115,9 +115,9 @@ def _pictures(settings: TrainingSettings, folder: Path, model: Any) -> tuple[Row
             "images are not streamed; leave out streaming, and they are prepared on disk once"
         )
     found, columns = image_records(settings.data)
-    check_labels(found, columns[1], model.config.num_labels, settings.data)
-    classes = model.config.num_labels
-    collator = ImageBatches(folder, columns, classes, settings.augment, settings.mixup, settings.seed)
+    number = label_numbers(found, columns[1], model.config, settings.data)
+    classes, changes = model.config.num_labels, (settings.augment, settings.mixup, settings.seed)
+    collator = ImageBatches(folder, columns, classes, *changes, number=number)
     if len(found) < 2:
         raise DataError(f"{settings.data}: {len(found)} images are too few to train on")
     shuffled = found.shuffle(seed=settings.seed)
@@ -130,6 +130,7 @@ def _pictures(settings: TrainingSettings, folder: Path, model: Any) -> tuple[Row
                 f"{settings.held_out} has columns {', '.join(other_columns)}, "
                 f"{settings.data} {', '.join(columns)}"
             )
-        check_labels(others, columns[1], classes, settings.held_out)
-        rows.held_out = [others[number] for number in range(min(settings.held_out_rows, len(others)))]
+        theirs = label_numbers(others, columns[1], model.config, settings.held_out)
+        kept = (others[place] for place in range(min(settings.held_out_rows, len(others))))
+        rows.held_out = [{**row, ANSWER: theirs(row[columns[1]])} for row in kept]
     return rows, collator

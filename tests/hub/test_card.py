@@ -13,6 +13,8 @@ from grouped_pairs import plan_of
 from huggingface_hub import ModelCard, metadata_load
 from huggingface_hub.repocard_data import eval_results_to_model_index, model_index_to_eval_results
 
+from gqkva_convert import report
+from gqkva_convert.checkpoint.digest import files_sha256
 from gqkva_convert.checkpoint.hub import Located
 from gqkva_convert.conversion.convert import planned_conversion, write
 from gqkva_convert.conversion.inspect import inspect
@@ -31,7 +33,7 @@ METRIC = {
     "difference_interval": [0.6, 0.8],
     "better": "lower",
 }
-EVALUATION = {
+EVALUATION: dict[str, Any] = {
     "format_version": 1,
     "results": [
         {
@@ -46,7 +48,6 @@ EVALUATION = {
             "versions": {"torch": "2.13.0"},
             "machine": "2 cores",
             "date": "2026-11-25",
-            "model_sha256": "0" * 64,
         },
         {"task": "lm-eval", "data": "arc_easy", "metrics": [{"metric": "acc", "value": 0.25}]},
     ],
@@ -129,6 +130,32 @@ def test_every_number_of_a_card_was_recorded(stock: Path) -> None:
     assert "| 4,096 | 1 | original | - | - | 20.5 | - | - |" in text
     assert all(digest in text for digest in report["verification"]["sha256"].values())
     assert all(paper in text for paper in ("2311.03426", "2305.13245", "2406.14963"))
+
+
+def test_measurements_of_other_weights_are_refused(stock: Path) -> None:
+    """They would stand on the card as this model's."""
+    result = {**EVALUATION["results"][1], "model_sha256": "0" * 64}
+    (stock / "gqkva_evaluation.json").write_text(json.dumps({"format_version": 1, "results": [result]}))
+    with pytest.raises(CheckpointError, match="was measured of other weights"):
+        model_card(stock)
+    weights = {path.name: path for path in stock.glob("*.safetensors")}
+    result["model_sha256"] = files_sha256(weights)
+    (stock / "gqkva_evaluation.json").write_text(json.dumps({"format_version": 1, "results": [result]}))
+    assert "arc_easy" in str(model_card(stock))
+
+
+def test_a_card_says_how_and_beside_what_it_was_measured(stock: Path) -> None:
+    """Length and stride decide a perplexity; what is no source is not called the original."""
+    (stock / "gqkva_evaluation.json").write_text(json.dumps(EVALUATION))
+    text = str(model_card(stock))
+    assert "length 256." in text
+    assert "| original | difference |" in text
+    results = [{**result, "against": "me/another"} for result in EVALUATION["results"]]
+    (stock / "gqkva_evaluation.json").write_text(json.dumps({**EVALUATION, "results": results}))
+    assert "| beside me/another | difference |" in str(model_card(stock))
+    assert "report-heads.png" not in text
+    report(stock)
+    assert "](report-heads.png)" in str(model_card(stock))
 
 
 def test_what_was_not_measured_is_not_claimed(grouped: Path) -> None:

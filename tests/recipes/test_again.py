@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import runpy
 import shlex
 import shutil
 import signal
@@ -22,6 +23,7 @@ from typer.testing import Result
 from gqkva_convert.recipes import run as running
 
 Run = Callable[..., Result]
+ROOT = Path(__file__).parents[2]
 
 
 def left_out(gqkva: Run, *arguments: Any) -> list[bool]:
@@ -168,6 +170,44 @@ def test_the_log_of_several_runs_makes_the_last_again(gqkva: Run, recipe: Path, 
         result = gqkva(*shlex.split(line)[1:])
         assert result.exit_code == 0, result.stderr
     assert (tmp_path / "work" / "gqa" / "model.safetensors").read_bytes() == last
+
+
+def test_a_recipe_goes_on_from_another_folder(
+    gqkva: Run, recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A folder is the same however it is called."""
+    monkeypatch.chdir(tmp_path)
+    assert left_out(gqkva, recipe, "--work", "work") == [False, False]
+    assert left_out(gqkva, recipe, "--work", tmp_path / "work") == [True, True]
+    (tmp_path / "below").mkdir()
+    monkeypatch.chdir(tmp_path / "below")
+    assert left_out(gqkva, recipe, "--work", "../work", "--set", "gkv=1") == [False, False]
+
+
+def test_new_questions_are_asked(gqkva: Run, source: Path, tmp_path: Path) -> None:
+    """Files that a task names are read by the step that names the task."""
+    pytest.importorskip("lm_eval")
+    questions = [{"context": "the quick brown", "choices": [" fox", " river"], "label": 0}] * 4
+    write_task = runpy.run_path(str(ROOT / "recipes" / "asymgqa" / "make_tasks.py"))["write_task"]
+    write_task(tmp_path, "words", questions)
+    (tmp_path / "r.yaml").write_text(
+        "description: x\nneeds: y\nsteps:\n"
+        f"  - evaluate: {{model: {source}, tasks: {tmp_path / 'words.yaml'}}}\n"
+    )
+    work = ("--work", tmp_path / "work")
+    assert [left_out(gqkva, tmp_path / "r.yaml", *work) for _ in range(2)] == [[False], [True]]
+    write_task(tmp_path, "words", questions * 2)
+    assert left_out(gqkva, tmp_path / "r.yaml", *work) == [False]
+
+
+def test_models_that_are_no_folder_are_measured_too(gqkva: Run, tmp_path: Path) -> None:
+    """Nothing is kept of them, so that they are measured again."""
+    data = learners.write_texts(tmp_path / "texts.jsonl", 12)
+    (tmp_path / "r.yaml").write_text(
+        "description: x\nneeds: y\nsteps:\n"
+        f"  - evaluate: {{model: built-in, data: {data}, samples: 2, length: 32}}\n"
+    )
+    assert left_out(gqkva, tmp_path / "r.yaml", "--work", tmp_path / "work") == [False]
 
 
 def test_long_texts_are_no_paths(gqkva: Run, source: Path, tmp_path: Path) -> None:

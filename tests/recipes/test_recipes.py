@@ -106,6 +106,14 @@ def test_the_demo_recipe_runs_from_a_model_to_its_measurements(gqkva: Run, tmp_p
             "two steps are called 'a'",
         ),
         ("description: x\nneeds: y\nsteps: [{name: A b, inspect: {model: m}}]\n", "step 1: name: "),
+        (
+            "description: x\nneeds: y\nsteps: [{inspect: {model: m}, acelerate: 2}]\n",
+            "no command 'acelerate'; did you mean 'accelerate'?",
+        ),
+        (
+            "description: x\nneeds: y\ngpus: {name: H100, cont: 2}\nsteps: [{inspect: {model: m}}]\n",
+            "gpus: no key 'cont'; did you mean 'count'?",
+        ),
     ],
 )
 def test_a_wrong_recipe_is_refused_in_one_line(text: str, message: str, gqkva: Run, tmp_path: Path) -> None:

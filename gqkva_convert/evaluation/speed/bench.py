@@ -62,7 +62,8 @@ def bench(
         cache: ``static``, allocated once, or ``dynamic``, which `generate` uses by default and which grows
             by a copy at each token.
         seed: Seed of the tokens.
-        save: Whether to leave ``gqkva_bench.json`` and ``gqkva_bench.png`` in the folder.
+        save: Whether to leave ``gqkva_bench.json`` and ``gqkva_bench.png`` in the model's folder, where it is
+            one.
         progress: Begins a stage of so many units of work and gives what counts them.
 
     Returns:
@@ -87,6 +88,7 @@ def bench(
     names = {CONVERTED: str(model)} | ({} if against is None else {ORIGINAL: str(against)})
     sources = {name: open_model(locate(where).folder) for name, where in names.items()}
     folder = Path(model)
+    save = save and folder.is_dir()  # of a model of the Hub nothing is kept
     if save and not os.access(folder, os.W_OK):
         raise OutputError(f"{folder} cannot be written; --no-save leaves it alone")
 
