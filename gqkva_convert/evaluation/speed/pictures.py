@@ -1,4 +1,4 @@
-"""A picture of a measurement: speed and cache over the context, a line for each model and batch."""
+"""A picture of a measurement: speed and cache over the context, a line for each model and batch, or bars."""
 
 from __future__ import annotations
 
@@ -30,15 +30,28 @@ def draw(result: dict[str, Any], file: Path) -> None:
         1, len(panels), figsize=(4.4 * len(panels), 3.8), squeeze=False, layout="constrained"
     )
     for axis, (value, title, unit) in zip(axes.flat, panels, strict=True):
-        _draw_lines(axis, rows, value, unit, across, by)
-        axis.set_xlabel("positions" if across == "context" else "batch")
+        if len({row[across] for row in rows}) > 1:
+            _draw_lines(axis, rows, value, unit, across, by)
+            axis.set_xlabel("positions" if across == "context" else "batch")
+        else:
+            _draw_bars(axis, rows, value, unit)
         axis.set_title(title, fontsize=10)
         axis.grid(alpha=0.3)
-    if rows:
+    if axes.flat[0].get_legend_handles_labels()[0]:
         axes.flat[0].legend(fontsize=8)
     name, device = Path(result["model"]).name, result["device"]
     figure.suptitle(f"{name}: {device}, {result['dtype']}, {result['date']}", fontsize=11)
     save_picture(figure, file)
+
+
+def _draw_bars(axis: Any, rows: list[dict[str, Any]], value: str, unit: float) -> None:
+    """A bar a model, where there is one context and one batch."""
+    names = [f"{row['model']}\n{row['context']:,} x {row['batch']}" for row in rows]
+    heights = [row[value] / unit for row in rows]
+    for number, (name, height) in enumerate(zip(names, heights, strict=True)):
+        axis.bar(name, height, width=0.5, color=f"C{number}")
+        axis.annotate(f"{height:,.4g}", (name, height), ha="center", va="bottom", fontsize=8)
+    axis.margins(y=0.12)
 
 
 def _draw_lines(axis: Any, rows: list[dict[str, Any]], value: str, unit: float, across: str, by: str) -> None:
