@@ -107,6 +107,20 @@ def test_the_demo_recipe_runs_from_a_model_to_its_measurements(gqkva: Run, tmp_p
         ),
         ("description: x\nneeds: y\nsteps: [{name: A b, inspect: {model: m}}]\n", "step 1: name: "),
         (
+            "description: x\nneeds: y\nsteps: [{evaluate: {model: m, data: d, samples: 0}}]\n",
+            "step evaluate: --samples 0: at least 1",
+        ),
+        (
+            "description: x\nneeds: y\nsteps: [{uptrain: {folder: m, out: o, data: d, tokens: 1k, "
+            "others: {weight_decai: 1}}}]\n",
+            "step uptrain: no setting 'weight_decai'; did you mean weight_decay?",
+        ),
+        (
+            "description: x\nneeds: y\nsteps: [{uptrain: {folder: m, out: o, data: d, loss: {kl: 1}, "
+            "tokens: 1k}}]\n",
+            "step uptrain: loss kl needs a teacher",
+        ),
+        (
             "description: x\nneeds: y\nsteps: [{inspect: {model: m}, acelerate: 2}]\n",
             "no command 'acelerate'; did you mean 'accelerate'?",
         ),
@@ -167,7 +181,8 @@ def test_options_of_every_kind_become_words(tmp_path: Path) -> None:
         "convert": "{model: m, out: o, kv-budget: 25%}",
         "push": "{folder: o, repo_id: me/o, dry_run: true}",
         "demo": "{gkv: [2, 1], merge: [mean]}",
-        "uptrain": "{folder: o, out: u, data: d, loss: {kl: 1, task: 0.5}, others: {ema: 0.9, liger: 0}}",
+        "uptrain": "{folder: o, out: u, data: d, teacher: t, tokens: 1k, loss: {kl: 1, task: 0.5}, "
+        "others: {ema: 0.9, liger: 0}}",
     }
     lines = {}
     for name, options in steps.items():
@@ -179,7 +194,10 @@ def test_options_of_every_kind_become_words(tmp_path: Path) -> None:
     assert lines["convert"] == "gqkva convert m o --kv-budget 25%"
     assert lines["push"] == "gqkva push o me/o --dry-run"
     assert lines["demo"] == "gqkva demo --gkv 2 --gkv 1 --merge mean"
-    assert lines["uptrain"] == "gqkva uptrain o u --data d --loss kl=1,task=0.5 --set ema=0.9 --set liger=0"
+    trained = (
+        "gqkva uptrain o u --data d --teacher t --tokens 1k --loss kl=1,task=0.5 --set ema=0.9 --set liger=0"
+    )
+    assert lines["uptrain"] == trained
 
 
 def test_from_python(recipe: Path, tmp_path: Path) -> None:

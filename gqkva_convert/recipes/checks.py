@@ -1,0 +1,45 @@
+"""What can be known to be wrong with a step's options before anything runs, hours before its turn perhaps."""
+
+from __future__ import annotations
+
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+from gqkva_convert.errors import GqkvaError, RecipeError
+from gqkva_convert.evaluation.settings import EvaluationSettings
+from gqkva_convert.recipes.schema import Step
+from gqkva_convert.uptraining.settings import TrainingSettings, make_settings, read_recipe
+
+
+def check_options(step: Step) -> None:
+    """Refuse options that the step's command would refuse whatever it reads.
+
+    Raises:
+        RecipeError: Names the step.
+    """
+    try:
+        if step.command in ("uptrain", "pretrain"):
+            make_settings(_training_values(step.options))
+        elif step.command == "evaluate":
+            known = {field.name for field in fields(EvaluationSettings)}
+            asked = {
+                name: value for name, value in step.options.items() if name in known and value is not None
+            }
+            tasks = asked.pop("tasks", ())
+            names = tasks.split(",") if isinstance(tasks, str) else tasks
+            EvaluationSettings(**asked, tasks=tuple(names))
+    except GqkvaError as error:
+        raise RecipeError(f"step {step.name}: {error}") from error
+
+
+def _training_values(options: dict[str, Any]) -> dict[str, Any]:
+    """Settings of a training step: its file's, its own, and those it gives with ``others``."""
+    values: dict[str, Any] = {}
+    if options.get("recipe") is not None:
+        values |= read_recipe(Path(str(options["recipe"])))
+    values |= {name: value for name, value in options.items() if name in TrainingSettings.model_fields}
+    others = options.get("others") or {}
+    pairs = others.items() if isinstance(others, dict) else (str(each).split("=", 1) for each in others)
+    values |= {str(pair[0]).strip(): pair[1] for pair in pairs if len(pair) == 2}
+    return {name: value for name, value in values.items() if value is not None}
