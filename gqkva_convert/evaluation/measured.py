@@ -16,7 +16,8 @@ Interval = tuple[float, float]
 
 
 class _Read(BaseModel):
-    model_config = ConfigDict(allow_inf_nan=False, extra="ignore")
+    # Names with model_ are ours, not pydantic's.
+    model_config = ConfigDict(allow_inf_nan=False, extra="ignore", protected_namespaces=())
 
 
 class Metric(_Read):
