@@ -58,7 +58,7 @@ def main() -> None:
                     times.append(time.perf_counter() - started)
                 rate = arguments.batch / statistics.median(times)
                 rows.append({"pictures": name, "augment": augment, "per second": round(rate)})
-                print(f"{name:9} {'augmented' if augment else 'as it is':9} {rate:7,.0f} pictures/s")
+                print(f"{name:9} {augment or 'as it is':11} {rate:7,.0f} pictures/s")
     print(json.dumps(rows))
 
 
