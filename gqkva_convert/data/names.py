@@ -18,7 +18,7 @@ def short_name(name: str) -> str:
     """A Hub id or a short name as it is; of a path its last part."""
     path = Path(name)
     is_path = path.is_absolute() or name.startswith((".", "~")) or path.suffix.lower() in _FILES
-    return path.name if (is_path or _exists(path)) and path.name else name
+    return path.name if (is_path or exists(path)) and path.name else name
 
 
 def short_word(word: str) -> str:
@@ -47,7 +47,8 @@ def without_folders(data: Any, *, named: bool = False) -> Any:
     return _FOLDERS.sub("", short_word(data) if named else data)
 
 
-def _exists(path: Path) -> bool:
+def exists(path: Path) -> bool:
+    """Whether a word of a command line is a path to something."""
     try:
         return path.exists()
     except OSError:  # a text too long to be a path

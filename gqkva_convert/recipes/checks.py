@@ -6,7 +6,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from gqkva_convert.errors import GqkvaError, RecipeError
+from gqkva_convert.errors import GqkvaError, RecipeError, TrainingError
 from gqkva_convert.evaluation.settings import EvaluationSettings
 from gqkva_convert.recipes.schema import Step
 from gqkva_convert.uptraining.settings import TrainingSettings, make_settings, read_recipe
@@ -21,6 +21,8 @@ def check_options(step: Step) -> None:
     try:
         if step.command in ("uptrain", "pretrain"):
             make_settings(_training_values(step.options))
+        elif step.command == "teacher":
+            settings_of_file(step.options)
         elif step.command == "evaluate":
             known = {field.name for field in fields(EvaluationSettings)}
             asked = {
@@ -33,11 +35,23 @@ def check_options(step: Step) -> None:
         raise RecipeError(f"step {step.name}: {error}") from error
 
 
+def settings_of_file(options: dict[str, Any]) -> dict[str, Any]:
+    """What the file of settings says that a training step names; nothing where it names none.
+
+    Raises:
+        RecipeError: The file cannot be read.
+    """
+    if options.get("recipe") is None:
+        return {}
+    try:
+        return read_recipe(Path(str(options["recipe"])))
+    except TrainingError as error:
+        raise RecipeError(f"{error}; paths begin where gqkva run is called") from error
+
+
 def _training_values(options: dict[str, Any]) -> dict[str, Any]:
     """Settings of a training step: its file's, its own, and those it gives with ``others``."""
-    values: dict[str, Any] = {}
-    if options.get("recipe") is not None:
-        values |= read_recipe(Path(str(options["recipe"])))
+    values = settings_of_file(options)
     values |= {name: value for name, value in options.items() if name in TrainingSettings.model_fields}
     others = options.get("others") or {}
     pairs = others.items() if isinstance(others, dict) else (str(each).split("=", 1) for each in others)

@@ -17,11 +17,12 @@ from gqkva_convert.checkpoint.jsonfile import read_json
 from gqkva_convert.conversion.init import init
 from gqkva_convert.conversion.init_processors import default_config
 from gqkva_convert.conversion.inspect import inspect
-from gqkva_convert.errors import GqkvaError, RecipeError, TrainingError
+from gqkva_convert.errors import GqkvaError, RecipeError
+from gqkva_convert.recipes.checks import settings_of_file
 from gqkva_convert.recipes.commands import CommandLine
 from gqkva_convert.recipes.schema import Assumed, Gpus
 from gqkva_convert.recipes.state import WRITES
-from gqkva_convert.uptraining.settings import parse_count, parse_share, read_recipe
+from gqkva_convert.uptraining.settings import parse_count, parse_share
 
 # Bytes a second that a conversion from weights alone copies and merges at (docs/benchmarks.md).
 _CONVERT_RATE = 1.5e9
@@ -206,13 +207,8 @@ def _positions(config: Mapping[str, Any]) -> tuple[int | None, int | None]:
 def _all_options(line: CommandLine) -> dict[str, Any]:
     """A step's options, and those of the file of settings that it names."""
     options = dict(line.step.options)
-    if line.step.command in ("uptrain", "pretrain", "teacher") and "recipe" in options:
-        try:
-            options = {**read_recipe(Path(str(options["recipe"]))), **options}
-        except TrainingError as error:
-            raise RecipeError(
-                f"step {line.step.name}: {error}; paths begin where gqkva run is called"
-            ) from error
+    if line.step.command in ("uptrain", "pretrain", "teacher"):
+        options = {**settings_of_file(options), **options}
     return options
 
 

@@ -66,10 +66,9 @@ def prepare(path: Path, commands: Mapping[str, Any], changes: Iterable[str], wor
     written: dict[Path, str] = {}
     for line in lines:
         check_options(line.step)
-        outputs = outputs_of(line)
         if line.step.command not in WRITES:
             continue
-        for out in outputs:
+        for out in outputs_of(line):
             if out in written:
                 raise RecipeError(f"steps {written[out]} and {line.step.name} both write {out}")
             written[out] = line.step.name

@@ -12,6 +12,7 @@ from typing import Any
 from gqkva_convert.checkpoint.digest import files_sha256
 from gqkva_convert.checkpoint.jsonfile import read_json, replace_json
 from gqkva_convert.checkpoint.sidecars import BENCH, EVALUATION, MEASURED, PAGE, PICTURES, REPORT
+from gqkva_convert.data.names import exists
 from gqkva_convert.errors import CheckpointError, RecipeError
 from gqkva_convert.evaluation.results import remove_results, result_keys
 from gqkva_convert.recipes.commands import CommandLine
@@ -172,14 +173,6 @@ def _paths(value: Any) -> list[Path]:
     """What may be paths in an option's value; some options take several with commas between them."""
     values = [part for part in (value if isinstance(value, list) else [value]) if isinstance(part, str)]
     return [Path(part) for text in values for part in dict.fromkeys((text, *text.split(","))) if part]
-
-
-def exists(path: Path) -> bool:
-    """Whether a word of a command line is a path to something; long texts are none."""
-    try:
-        return path.exists()
-    except OSError:
-        return False
 
 
 def content(path: Path, command: str = "") -> str:

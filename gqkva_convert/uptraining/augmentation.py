@@ -8,15 +8,15 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Sequence
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
 from gqkva_convert.errors import DataError
+from gqkva_convert.uptraining.settings import Augment
 
-Kind = Literal["shift", "randaugment"]
 # Share of a picture's side that it is shifted by, at most.
 _SHIFT = 0.125
 # Operations a picture, and their strength of 1: the choice of Cubuk et al. for ImageNet (N = 2, M = 9 of 30).
@@ -43,7 +43,7 @@ class Augmentation:
         DataError: kornia is missing.
     """
 
-    def __init__(self, kind: Kind, seed: int, mean: Sequence[float], std: Sequence[float]) -> None:
+    def __init__(self, kind: Augment, seed: int, mean: Sequence[float], std: Sequence[float]) -> None:
         try:
             import kornia
         except ImportError as error:

@@ -19,9 +19,10 @@ from gqkva_convert.data.records import (
     load_records,
     picture_of,
 )
-from gqkva_convert.uptraining.augmentation import Augmentation, Kind, mix_pairs
+from gqkva_convert.uptraining.augmentation import Augmentation, mix_pairs
 from gqkva_convert.uptraining.batches import Batch
 from gqkva_convert.uptraining.rows import Row
+from gqkva_convert.uptraining.settings import Augment
 
 # Where a row already has the model's own number of its label.
 ANSWER = "answer"
@@ -49,7 +50,7 @@ class ImageBatches:
         folder: Path,
         columns: tuple[str, str],
         classes: int,
-        augment: Kind | None = None,
+        augment: Augment | None = None,
         mixup: float = 0.0,
         seed: int = 0,
         *,

@@ -40,6 +40,9 @@ Count = Annotated[int, BeforeValidator(parse_count), Field(ge=1)]
 Share = Annotated[float, BeforeValidator(parse_share), Field(ge=0, le=1)]
 Weights = Annotated[dict[str, Annotated[float, Field(ge=0)]], BeforeValidator(parse_weights)]
 
+# How pictures are changed at random.
+Augment = Literal["shift", "randaugment"]
+
 
 class TrainingSettings(BaseModel):
     """Everything that decides a run's result, but the model.
@@ -103,7 +106,7 @@ class TrainingSettings(BaseModel):
     streaming: bool = False
     packing: bool = True
     length: Count | None = None
-    augment: Literal["shift", "randaugment"] | None = None
+    augment: Augment | None = None
     mixup: Annotated[float, Field(ge=0)] = 0.0
     teacher: str | None = None
     loss: Weights = {}
