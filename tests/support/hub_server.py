@@ -87,7 +87,7 @@ class HubState:
     lock: threading.Lock = field(default_factory=threading.Lock)
 
     def add(self, name: str, folder: Path | None = None, **facts: Any) -> Repository:
-        """Make a repository that holds a folder's files."""
+        """Make a repository that holds a folder's files; a data set's name begins with ``datasets/``."""
         repository = self.repositories[name] = Repository(**facts)
         files = {}
         for path in sorted(folder.rglob("*")) if folder is not None else ():
@@ -208,9 +208,9 @@ class Handler(BaseHTTPRequestHandler):
             self.large_file(body)
         elif found := re.fullmatch(r"/([^/]+/[^/]+)\.git/info/lfs/objects/batch", route):
             self.batch(json.loads(body)["objects"], found[1])
-        elif found := re.fullmatch(r"/api/models/([^/]+/[^/]+)(/.*)?", route):
+        elif found := re.fullmatch(r"/api/(?:models/|(?=datasets/))((?:datasets/)?[^/]+/[^/]+)(/.*)?", route):
             self.with_repository(found[1], lambda repository: self.api(repository, found, body))
-        elif found := re.fullmatch(r"/([^/]+/[^/]+)/resolve/([^/]+)/(.+)", route):
+        elif found := re.fullmatch(r"/((?:datasets/)?[^/]+/[^/]+)/resolve/([^/]+)/(.+)", route):
             self.with_repository(
                 found[1], lambda repository: self.resolve(repository, unquote(found[2]), unquote(found[3]))
             )
@@ -243,7 +243,7 @@ class Handler(BaseHTTPRequestHandler):
 
     def api(self, repository: Repository, found: re.Match[str], body: bytes) -> None:
         kind, _, rest = (found[2] or "/").lstrip("/").partition("/")
-        ref, _, _ = rest.partition("/")
+        ref, _, inside = rest.partition("/")
         revision = unquote(ref) if ref else "main"
         if kind == "branch":
             is_new = revision not in repository.refs
@@ -258,11 +258,12 @@ class Handler(BaseHTTPRequestHandler):
         elif kind == "commit":
             self.commit(repository, found[1], revision, body)
         elif kind == "tree":
-            tree = []
-            for name, content in sorted(files.items()):
-                entry = {"type": "file", "path": name, "size": len(content), "oid": git_id(content)}
-                tree.append(entry | self.large_facts(name, content))
-            self.reply(200, tree)
+            is_deep = self.query.get("recursive") == ["True"]
+            self.reply(200, self.tree(files, unquote(inside), is_deep))
+        elif kind == "paths-info":
+            wanted = json.loads(body)["paths"]
+            entries = [entry for entry in self.tree(files, "", True) if entry["path"] in wanted]
+            self.reply(200, entries)
         elif kind not in ("", "revision"):
             self.reply(404, {"error": "no such page"})
         else:
@@ -284,6 +285,23 @@ class Handler(BaseHTTPRequestHandler):
                     "tags": [],
                 },
             )
+
+    def tree(self, files: dict[str, bytes], folder: str, is_deep: bool) -> list[dict[str, Any]]:
+        """What lies in a folder: files and folders, those in folders too if asked."""
+        entries: dict[str, dict[str, Any]] = {}
+        start = f"{folder}/" if folder else ""
+        for name, content in sorted(files.items()):
+            if not name.startswith(start):
+                continue
+            parts = name.removeprefix(start).split("/")
+            for depth in range(1, len(parts)):
+                inner = start + "/".join(parts[:depth])
+                if is_deep or depth == 1:
+                    entries[inner] = {"type": "directory", "path": inner, "size": 0, "oid": "0" * 40}
+            if is_deep or len(parts) == 1:
+                entry = {"type": "file", "path": name, "size": len(content), "oid": git_id(content)}
+                entries[name] = entry | self.large_facts(name, content)
+        return list(entries.values())
 
     def large_facts(self, name: str, content: bytes) -> dict[str, Any]:
         if not self.state.is_large(name):
