@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, redirect_stderr
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 
@@ -88,7 +89,7 @@ def _manager(tasks: Sequence[str]) -> Any:
 
 
 def _run(subject: Subject, model: Any, manager: Any) -> Any:
-    from lm_eval import simple_evaluate
+    from lm_eval import evaluator
     from lm_eval.models.huggingface import HFLM
 
     settings = subject.settings
@@ -100,19 +101,21 @@ def _run(subject: Subject, model: Any, manager: Any) -> Any:
         max_length=settings.length,
     )
     try:
-        return simple_evaluate(
-            harness,
-            tasks=list(settings.tasks),
-            num_fewshot=settings.num_fewshot,
-            limit=settings.samples,
-            bootstrap_iters=0,
-            log_samples=True,
-            task_manager=manager,
-            random_seed=settings.seed,
-            numpy_random_seed=settings.seed,
-            torch_random_seed=settings.seed,
-            fewshot_random_seed=settings.seed,
-        )
+        # It asks git about the folder that this runs in, and git complains where that is no repository.
+        with patch.object(evaluator, "get_git_commit_hash", lambda: None):
+            return evaluator.simple_evaluate(
+                harness,
+                tasks=list(settings.tasks),
+                num_fewshot=settings.num_fewshot,
+                limit=settings.samples,
+                bootstrap_iters=0,
+                log_samples=True,
+                task_manager=manager,
+                random_seed=settings.seed,
+                numpy_random_seed=settings.seed,
+                torch_random_seed=settings.seed,
+                fewshot_random_seed=settings.seed,
+            )
     except Exception as error:  # tasks are other people's code and data
         raise EvaluationError(
             f"--tasks {','.join(settings.tasks)}: {type(error).__name__}: {first_line(error)}"
