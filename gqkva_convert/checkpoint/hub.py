@@ -9,7 +9,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
-from gqkva_convert.checkpoint.folder import PICKLED, SAFETENSORS, Checkpoint, read_config, read_index
+from gqkva_convert.checkpoint.folder import (
+    PICKLED,
+    SAFETENSORS,
+    Checkpoint,
+    open_checkpoint,
+    read_config,
+    read_index,
+)
 from gqkva_convert.checkpoint.header import StoredTensor
 from gqkva_convert.errors import CheckpointError, HubError, OutputError
 
@@ -106,6 +113,18 @@ def _from_hub(model: str, revision: str | None) -> Located:
         return Located(folder, model, info.sha, checksums)
 
     return ask_hub(model, fetch)
+
+
+def is_fetched(model: str, revision: str | None = None) -> bool:
+    """Whether all of a Hub model's weights lie in the cache already."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    try:
+        open_checkpoint(Path(snapshot_download(model, revision=revision, local_files_only=True)))
+    except (LocalEntryNotFoundError, CheckpointError):
+        return False
+    return True
 
 
 def _weights_to_fetch(folder: Path, names: set[str]) -> list[str]:

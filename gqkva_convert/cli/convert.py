@@ -34,7 +34,6 @@ from gqkva_convert.cli.output import (
     print_table,
     stage_progress,
 )
-from gqkva_convert.cli.plan import make_request
 from gqkva_convert.errors import LayoutError
 
 if TYPE_CHECKING:
@@ -83,6 +82,7 @@ def convert_command(
 ) -> None:
     """Merge a checkpoint's heads and write the result, as a stock checkpoint where one can hold it."""
     from gqkva_convert.conversion.convert import kept_shards, prepare, write
+    from gqkva_convert.conversion.planning.request import make_request
 
     request = None
     if plan is None:

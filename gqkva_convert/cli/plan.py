@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
@@ -25,10 +25,6 @@ from gqkva_convert.cli.options import (
     Seed,
 )
 from gqkva_convert.cli.output import make_table, print_json, print_table, stage_progress
-from gqkva_convert.errors import LayoutError
-
-if TYPE_CHECKING:
-    from gqkva_convert.conversion.planning.request import Request
 
 
 def plan_command(
@@ -59,6 +55,7 @@ def plan_command(
 ) -> None:
     """Choose groups and merge rules, and write them down for `gqkva convert --plan`."""
     from gqkva_convert.conversion.planning.command import plan
+    from gqkva_convert.conversion.planning.request import make_request
 
     request = make_request(
         gq=gq,
@@ -82,23 +79,6 @@ def plan_command(
         print_json(data)
         return
     _print(data)
-
-
-def make_request(
-    *, calibration: str | None, samples: int | None, length: int | None, seed: int | None, **wishes: Any
-) -> Request:
-    """The options of a plan as one request."""
-    from gqkva_convert.calibration.data import DataSettings
-    from gqkva_convert.conversion.planning.request import Request
-
-    settings, seed = None, seed or 0
-    if calibration is not None:
-        settings = DataSettings(
-            calibration, samples=128 if samples is None else samples, length=length, seed=seed
-        )
-    elif samples is not None or length is not None:
-        raise LayoutError("--calibration-samples and --calibration-length go with --calibration")
-    return Request(**wishes, seed=seed, calibration=settings)
 
 
 def _print(data: dict[str, Any]) -> None:

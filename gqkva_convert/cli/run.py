@@ -145,7 +145,7 @@ def _dry_run(prepared: Prepared, as_json: bool, here: bool) -> None:
         typer.echo(f"expect: {prepared.recipe.expect}")
     table = make_table(
         f"{prepared.path}, on {speed.source}",
-        [("step", False), ("time", True), ("memory", True), ("disk", True), ("", False)],
+        [("step", False), ("time", True), ("memory", True), ("disk", True), ("download", True), ("", False)],
     )
     for line, estimate in zip(prepared.lines, estimates, strict=True):
         table.add_row(
@@ -153,6 +153,7 @@ def _dry_run(prepared: Prepared, as_json: bool, here: bool) -> None:
             _duration(estimate.seconds),
             "-" if estimate.memory_bytes is None else human_bytes(estimate.memory_bytes),
             "-" if not estimate.disk_bytes else human_bytes(estimate.disk_bytes),
+            "-" if not estimate.download_bytes else human_bytes(estimate.download_bytes),
             estimate.note,
         )
     print_table(table)

@@ -2,14 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+from gqkva_convert.checkpoint.hub import BUILT_IN, locate
+from gqkva_convert.conversion.model import open_model
+from gqkva_convert.conversion.planning.choose import request_plan
+from gqkva_convert.conversion.planning.request import make_request
+from gqkva_convert.conversion.steps import make_steps
 from gqkva_convert.errors import GqkvaError, RecipeError, TrainingError
 from gqkva_convert.evaluation.settings import EvaluationSettings
+from gqkva_convert.recipes.commands import CommandLine
 from gqkva_convert.recipes.schema import Step
 from gqkva_convert.uptraining.settings import TrainingSettings, make_settings, read_recipe
+
+# Options of `gqkva plan` and `gqkva convert` that say what to plan.
+_WISHES = ("gq", "gkv", "kv_budget", "blocks", "grouping", "merge", "refine", "seed", "dtype", "calibration")
 
 
 def check_options(step: Step) -> None:
@@ -33,6 +43,31 @@ def check_options(step: Step) -> None:
             EvaluationSettings(**asked, tasks=tuple(names))
     except GqkvaError as error:
         raise RecipeError(f"step {step.name}: {error}") from error
+
+
+def check_heads(line: CommandLine, written: Collection[Path]) -> None:
+    """Refuse a plan or conversion whose numbers of heads do not fit its model, where that is here already.
+
+    Args:
+        line: The step.
+        written: What steps before it write.
+
+    Raises:
+        RecipeError: Names the step.
+    """
+    values = line.values() if line.step.command in ("plan", "convert") else {}
+    model = values.get("model")
+    if model is None or values.get("plan") is not None:
+        return
+    if Path(model) in written or not (model == BUILT_IN or Path(model).is_dir()):
+        return
+    wishes = {name: values[name] for name in _WISHES}
+    asked = {"samples": values["calibration_samples"], "length": values["calibration_length"]}
+    try:
+        source = open_model(locate(model).folder)
+        make_steps(source, request_plan(source, make_request(**wishes, **asked)))
+    except GqkvaError as error:
+        raise RecipeError(f"step {line.step.name}: {error}") from error
 
 
 def settings_of_file(options: dict[str, Any]) -> dict[str, Any]:

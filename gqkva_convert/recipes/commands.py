@@ -58,6 +58,11 @@ class CommandLine:
         command = ["-m", "gqkva_convert", self.step.command, *self.words]
         return [sys.executable, *module, *self._launcher(), *command]
 
+    def values(self) -> dict[str, Any]:
+        """What the command would be given, by parameter; None for what is not said."""
+        with self.command.make_context(self.step.command, list(self.words)) as context:
+            return dict(context.params)
+
     def run(self) -> None:
         """Run it in this process.
 

@@ -7,12 +7,12 @@ is left open rather than guessed.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from gqkva_convert.architectures import FAMILIES
-from gqkva_convert.checkpoint.hub import BUILT_IN, is_hub_id, locate
+from gqkva_convert.checkpoint.hub import BUILT_IN, is_fetched, is_hub_id, locate
 from gqkva_convert.checkpoint.jsonfile import read_json
 from gqkva_convert.conversion.init import init
 from gqkva_convert.conversion.init_processors import default_config
@@ -74,12 +74,14 @@ class Estimate:
         memory_bytes: Weights, and what training keeps beside them; not activations.
         disk_bytes: What it writes.
         note: What is not known, or what the numbers rest on.
+        download_bytes: Weights that it is the first to fetch from the Hub.
     """
 
     seconds: float | None = None
     memory_bytes: float | None = None
     disk_bytes: float | None = None
     note: str = ""
+    download_bytes: float | None = None
 
 
 def speed_of(gpus: Gpus | None) -> Speed:
@@ -138,16 +140,29 @@ def estimate_recipe(
         return sizes[name]
 
     found = []
+    there: set[Any] = set()  # made by a step, or fetched by one
     for line in lines:
         options = _all_options(line)
         model = _fresh(line) if line.step.command == "init" else size_of(_subject(line))
         written = options.get(WRITES.get(line.step.command, ""))
         if written is not None and line.step.command != "plan":
             sizes[str(written)] = model  # an upper bound: conversions only get smaller
-        others = [size_of(options[name]) for name in ("against", "teacher") if name in options]
-        known = [size for size in others if size is not None]
-        found.append(_estimate(line.step.command, options, model, known, speed))
+            there.add(str(written))
+        others = [options[name] for name in ("against", "teacher") if name in options]
+        known = [size for size in map(size_of, others) if size is not None]
+        estimate = _estimate(line.step.command, options, model, known, speed)
+        if line.step.command != "inspect":  # which reads headers alone
+            fetched = {name for name in (_subject(line), *others) if _is_to_fetch(name, options)} - there
+            there |= fetched
+            nbytes = sum(size.nbytes for size in map(size_of, fetched) if size is not None)
+            estimate = replace(estimate, download_bytes=nbytes or None)
+        found.append(estimate)
     return found
+
+
+def _is_to_fetch(name: Any, options: Mapping[str, Any]) -> bool:
+    """Whether a model is one of the Hub's that is not in the cache."""
+    return isinstance(name, str) and is_hub_id(name) and not is_fetched(name, options.get("revision"))
 
 
 def _subject(line: CommandLine) -> Any:
@@ -175,8 +190,7 @@ def _fresh(line: CommandLine) -> Size:
     Raises:
         RecipeError: It cannot be made.
     """
-    with line.command.make_context(line.step.command, list(line.words)) as context:
-        known = {name: value for name, value in context.params.items() if name in _OF_INIT}
+    known = {name: value for name, value in line.values().items() if name in _OF_INIT}
     # Some versions of typer make a path of it only when they call the command.
     known["config"] = None if known["config"] is None else Path(known["config"])
     # A tokenizer on the Hub, or of a step before, is not there yet: the vocabulary is the configuration's.

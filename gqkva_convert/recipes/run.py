@@ -16,7 +16,7 @@ from gqkva_convert.checkpoint.jsonfile import read_json
 from gqkva_convert.checkpoint.publish import locked
 from gqkva_convert.conversion.report import versions
 from gqkva_convert.errors import OutputError, RecipeError
-from gqkva_convert.recipes.checks import check_options
+from gqkva_convert.recipes.checks import check_heads, check_options
 from gqkva_convert.recipes.commands import NO_STEPS, CommandLine, command_line
 from gqkva_convert.recipes.schema import Recipe, read_recipe, unknown
 from gqkva_convert.recipes.settle import settle
@@ -66,6 +66,7 @@ def prepare(path: Path, commands: Mapping[str, Any], changes: Iterable[str], wor
     written: dict[Path, str] = {}
     for line in lines:
         check_options(line.step)
+        check_heads(line, written)
         if line.step.command not in WRITES:
             continue
         for out in outputs_of(line):

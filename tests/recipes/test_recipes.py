@@ -8,11 +8,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from hub_server import running_hub, use_hub
 from typer.testing import Result
 
 import gqkva_convert
+from gqkva_convert.checkpoint.folder import open_checkpoint
 from gqkva_convert.cli.run import commands
-from gqkva_convert.errors import LayoutError
+from gqkva_convert.errors import RecipeError
 from gqkva_convert.recipes.run import prepare
 from gqkva_convert.recipes.schema import Recipe
 
@@ -121,6 +123,15 @@ def test_the_demo_recipe_runs_from_a_model_to_its_measurements(gqkva: Run, tmp_p
             "step uptrain: loss kl needs a teacher",
         ),
         (
+            "description: x\nneeds: y\nsteps: [{inspect: {model: built-in}}, "
+            "{convert: {model: built-in, out: o, gkv: 3}}]\n",
+            "step convert: self attention: --gkv 3 does not divide 8 key/value heads",
+        ),
+        (
+            "description: x\nneeds: y\nsteps: [{plan: {model: built-in, gkv: 2, merge: auto}}]\n",
+            "step plan: --merge auto compares rules on data: give --calibration",
+        ),
+        (
             "description: x\nneeds: y\nsteps: [{inspect: {model: m}, acelerate: 2}]\n",
             "no command 'acelerate'; did you mean 'accelerate'?",
         ),
@@ -203,8 +214,38 @@ def test_options_of_every_kind_become_words(tmp_path: Path) -> None:
 def test_from_python(recipe: Path, tmp_path: Path) -> None:
     result = gqkva_convert.run(recipe, ["gkv=1"], work=tmp_path / "work")
     assert [step["name"] for step in result["steps"]] == ["convert", "evaluate"]
-    with pytest.raises(LayoutError):
+    with pytest.raises(RecipeError):
         gqkva_convert.run(recipe, ["gkv=3"], work=tmp_path / "other")
+
+
+def test_a_dry_run_says_what_it_would_download(
+    gqkva: Run, source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Once for each model of the Hub, nothing for what is in the cache or what a step makes."""
+    steps = (
+        "inspect: {model: me/tiny}",
+        "convert: {model: me/tiny, out: o/made, gkv: 2}",
+        "verify: {folder: o/made}",
+    )
+    text = "".join(
+        f"  - {step}\n" for step in (*steps, "evaluate: {model: o/made, against: me/tiny, data: d.txt}")
+    )
+    (tmp_path / "r.yaml").write_text(f"description: x\nneeds: y\nsteps:\n{text}")
+    monkeypatch.chdir(tmp_path)
+    with running_hub() as hub:
+        hub.add("me/tiny", source)
+        use_hub(hub, tmp_path / "cache", monkeypatch)
+
+        def downloads() -> list[int | None]:
+            result = gqkva("run", "r.yaml", "--dry-run", "--json")
+            assert result.exit_code == 0, result.stderr
+            return [step["download_bytes"] for step in json.loads(result.stdout)["steps"]]
+
+        weights = open_checkpoint(source).nbytes
+        assert downloads() == [None, weights, None, None]
+        assert downloads() == [None, weights, None, None], "a dry run fetched it"
+        assert gqkva("convert", "me/tiny", "elsewhere", "--gkv", "2").exit_code == 0
+        assert downloads() == [None] * 4
 
 
 def test_the_schema_is_documented() -> None:

@@ -100,3 +100,33 @@ class Request:
     @property
     def variant(self) -> Variant | None:
         return None if self.kv_budget is not None else Variant(self.gq, self.gkv)
+
+
+def make_request(
+    *,
+    calibration: str | None = None,
+    samples: int | None = None,
+    length: int | None = None,
+    seed: int | None = None,
+    **wishes: Any,
+) -> Request:
+    """A request as the command line's options put it.
+
+    Args:
+        calibration: Name of the data to run through the model.
+        samples: Of the data; None for 128.
+        length: Of each sample.
+        seed: None for 0.
+        wishes: The other attributes of `Request`.
+
+    Raises:
+        LayoutError: The options contradict each other.
+    """
+    settings, seed = None, seed or 0
+    if calibration is not None:
+        settings = DataSettings(
+            calibration, samples=128 if samples is None else samples, length=length, seed=seed
+        )
+    elif samples is not None or length is not None:
+        raise LayoutError("--calibration-samples and --calibration-length go with --calibration")
+    return Request(**wishes, seed=seed, calibration=settings)
