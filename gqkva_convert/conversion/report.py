@@ -142,7 +142,8 @@ def read_report(folder: Path) -> dict[str, Any]:
     """
     path = folder / REPORT
     if not path.is_file():
-        raise VerificationError(f"{folder} has no {REPORT}; only outputs of `gqkva convert` can be verified")
+        what = f"has no {REPORT}" if folder.is_dir() else "is no folder"
+        raise VerificationError(f"{folder} {what}; give an output of gqkva convert, export or uptrain")
     report = read_json(path)
     if not isinstance(report, dict) or report.get("format_version") != FORMAT_VERSION:
         raise VerificationError(

@@ -12,6 +12,7 @@ import gqkva_convert
 from gqkva_convert.data.names import short_name
 from gqkva_convert.errors import CheckpointError
 from gqkva_convert.hub.facts import Facts
+from gqkva_convert.hub.pictures import CAPTIONS, ERRORS, HEADS, QUALITY
 from gqkva_convert.hub.prose import Prose
 
 if TYPE_CHECKING:
@@ -25,12 +26,6 @@ _TASKS = {
     "sequence to sequence": "text2text-generation",
     "text classification": "text-classification",
     "lm-eval": "text-generation",
-}
-# Pictures of `gqkva report` that a card shows.
-_PICTURES = {
-    "report-heads.png": "Attention heads by layer; those of one colour share a key and a value head",
-    "report-errors.png": "What each attention block's output lost",
-    "report-quality.png": "This model and the original",
 }
 _MARK = re.compile(r"\n<!-- Written by gqkva (\S+), sha256 ([0-9a-f]{64}) -->\s*\Z")
 
@@ -56,8 +51,8 @@ def model_card(folder: str | Path, *, repo_id: str | None = None) -> ModelCard:
 
 
 def _shown(facts: Facts) -> dict[str, str]:
-    """Pictures of `gqkva report` that lie in the folder."""
-    return {file: shown for file, shown in _PICTURES.items() if (facts.folder / file).is_file()}
+    """Pictures of `gqkva report` that lie in the folder and say what the text does not."""
+    return {file: CAPTIONS[file] for file in (HEADS, ERRORS, QUALITY) if (facts.folder / file).is_file()}
 
 
 def is_ours(content: str) -> bool:

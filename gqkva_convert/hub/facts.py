@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from gqkva_convert.checkpoint.digest import files_sha256
-from gqkva_convert.checkpoint.sidecars import EVALUATION, REPORT
+from gqkva_convert.checkpoint.sidecars import EVALUATION
 from gqkva_convert.conversion.inspect import cache_bytes
 from gqkva_convert.conversion.model import SourceModel, is_grouped, open_model
 from gqkva_convert.conversion.plan import Plan
 from gqkva_convert.conversion.report import read_report
 from gqkva_convert.conversion.source_card import stated_card
-from gqkva_convert.errors import CheckpointError, VerificationError
+from gqkva_convert.errors import CheckpointError
 from gqkva_convert.evaluation.measured import Bench, Evaluation, read_bench, read_evaluation
 from gqkva_convert.hub.licences import FoundLicence, find_licence
 from gqkva_convert.modeling.families import GROUPED_FAMILIES
@@ -48,12 +48,9 @@ class Facts:
 
     def __init__(self, folder: Path, repo_id: str | None) -> None:
         self.folder = folder
-        if not (folder / REPORT).is_file():
-            what = f"has no {REPORT}" if folder.is_dir() else "is no folder"
-            raise VerificationError(f"{folder} {what}; give an output of gqkva convert, export or uptrain")
+        self.report = read_report(folder)
         self.address = repo_id or folder.resolve().name
         self.name = self.address.rpartition("/")[2]
-        self.report = read_report(folder)
         self.model: SourceModel = open_model(folder)
         self.plan = Plan.from_dict(self.report["plan"])
         self.source: dict[str, Any] = self.report["source"]

@@ -6,10 +6,21 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from gqkva_convert.checkpoint.sidecars import BENCH_PICTURE, PICTURES
 from gqkva_convert.conversion.plan import BlockPlan
 from gqkva_convert.evaluation.measured import Evaluation, Metric
 from gqkva_convert.pictures import pyplot, save_picture
 
+HEADS, SIZES, ERRORS, QUALITY, LOSS = PICTURES
+# What each file shows.
+CAPTIONS = {
+    HEADS: "Attention heads by layer; those of one colour share a key and a value head.",
+    SIZES: "What is left of the original's parameters and cache.",
+    ERRORS: "What each attention block's output lost, on calibration data held out, as a share of it.",
+    QUALITY: "This model and the original, with 95 % intervals.",
+    BENCH_PICTURE: "Speed and cache, this model and the original.",
+    LOSS: "Loss over tokens of training.",
+}
 # Inches; readable on a phone, where a page is as wide as the picture.
 _WIDTH = 7.0
 _ORIGINAL, _CONVERTED = "#8a8f98", "#1f6feb"

@@ -9,10 +9,19 @@ from tempfile import TemporaryDirectory
 from gqkva_convert.checkpoint.sidecars import BENCH_PICTURE, PAGE, PICTURES
 from gqkva_convert.errors import OutputError
 from gqkva_convert.hub.page import render_page
-from gqkva_convert.hub.pictures import draw_errors, draw_heads, draw_quality, draw_sizes
+from gqkva_convert.hub.pictures import (
+    CAPTIONS,
+    ERRORS,
+    HEADS,
+    LOSS,
+    QUALITY,
+    SIZES,
+    draw_errors,
+    draw_heads,
+    draw_quality,
+    draw_sizes,
+)
 from gqkva_convert.hub.prose import Prose
-
-HEADS, SIZES, ERRORS, QUALITY, LOSS = PICTURES
 
 
 def report(folder: str | Path) -> list[Path]:
@@ -52,39 +61,32 @@ def report(folder: str | Path) -> list[Path]:
 def _draw(prose: Prose, scratch: Path) -> dict[str, list[tuple[Path, str]]]:
     """Pictures by the heading that they stand under, with what they show."""
     sizes = [(name.partition(",")[0], before, after) for name, before, after in prose.sizes()]
-    pictures = {
+    found: dict[str, list[Path | None]] = {
         "Heads and size": [
-            (
-                draw_heads(prose.plan.blocks, scratch / HEADS),
-                "Attention heads by layer; those of one colour share a key and a value head.",
-            ),
-            (
-                draw_sizes(sizes, scratch / SIZES),
-                "What is left of the original's parameters and cache.",
-            ),
-        ]
+            draw_heads(prose.plan.blocks, scratch / HEADS),
+            draw_sizes(sizes, scratch / SIZES),
+            draw_errors(prose.block_errors(), scratch / ERRORS),
+        ],
+        "Quality": [None if prose.evaluation is None else draw_quality(prose.evaluation, scratch / QUALITY)],
+        "Speed": [_speed(prose)],
+        "Training after the conversion": [_training_curve(prose, scratch / LOSS)],
     }
-    errors = draw_errors(prose.block_errors(), scratch / ERRORS)
-    if errors is not None:
-        shown = "What each attention block's output lost, on calibration data held out, as a share of it."
-        pictures["Heads and size"].append((errors, shown))
-    quality = None if prose.evaluation is None else draw_quality(prose.evaluation, scratch / QUALITY)
-    if quality is not None:
-        pictures["Quality"] = [(quality, "This model and the original, with 95 % intervals.")]
-    speed = prose.folder / BENCH_PICTURE
-    if prose.bench is not None and speed.is_file():
-        pictures["Speed"] = [(speed, "Speed and cache, this model and the original.")]
-    curve = _training_curve(prose)
-    if curve is not None:
-        shutil.copyfile(curve, scratch / LOSS)
-        pictures["Training after the conversion"] = [(scratch / LOSS, "Loss over tokens of training.")]
-    return pictures
+    drawn = {heading: [file for file in files if file is not None] for heading, files in found.items()}
+    return {
+        heading: [(file, CAPTIONS[file.name]) for file in files] for heading, files in drawn.items() if files
+    }
 
 
-def _training_curve(prose: Prose) -> Path | None:
-    """The picture that training drew, where its folder is still there."""
+def _speed(prose: Prose) -> Path | None:
+    """The picture that `gqkva bench` drew."""
+    picture = prose.folder / BENCH_PICTURE
+    return picture if prose.bench is not None and picture.is_file() else None
+
+
+def _training_curve(prose: Prose, copy: Path) -> Path | None:
+    """A copy of the picture that training drew, where its folder is still there."""
     recorded = (prose.training or {}).get("metrics")
     if not isinstance(recorded, str):
         return None
     curve = Path(recorded).with_name("loss.png")
-    return curve if curve.is_file() else None
+    return Path(shutil.copyfile(curve, copy)) if curve.is_file() else None
