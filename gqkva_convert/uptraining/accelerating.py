@@ -9,6 +9,8 @@ from typing import Any
 
 from gqkva_convert.errors import TrainingError, first_line
 from gqkva_convert.modeling.quiet import quiet_transformers
+from gqkva_convert.uptraining.batches import StepPlan
+from gqkva_convert.uptraining.settings import TrainingSettings
 
 
 def start_processes() -> Any:
@@ -25,19 +27,59 @@ def start_processes() -> Any:
     quiet_transformers()
     # It tells at every checkpoint that tied weights are stored once.
     logging.getLogger("accelerate.utils.other").setLevel(logging.ERROR)
-    if parse_flag_from_env("ACCELERATE_USE_DEEPSPEED"):
-        raise TrainingError(
-            "DeepSpeed is not supported; take recipes/accelerate/fsdp2.yaml, which shards weights, gradients "
-            "and optimiser states as ZeRO-3 does"
-        )
     if os.environ.get("ACCELERATE_DYNAMO_BACKEND", "no").lower() not in ("no", ""):
         raise TrainingError("accelerate is set to compile the model; leave that out and give torch_compile")
+    uses_deepspeed = parse_flag_from_env("ACCELERATE_USE_DEEPSPEED")
+    if uses_deepspeed:
+        _require_deepspeed()
     # One process prepares the rows of all; the others wait longer than the usual ten minutes.
     state = PartialState(cpu=_on_processors(), timeout=timedelta(hours=6))
+    if uses_deepspeed and state.distributed_type == DistributedType.MULTI_CPU:
+        # Accelerate starts DeepSpeed on accelerators only; its engine runs on processors as well.
+        PartialState._shared_state["distributed_type"] = DistributedType.DEEPSPEED
     if state.distributed_type == DistributedType.MULTI_CPU and parse_flag_from_env("ACCELERATE_USE_FSDP"):
         # Accelerate shards on accelerators only, and would silently not; torch shards over gloo as well.
         PartialState._shared_state["distributed_type"] = DistributedType.MULTI_GPU
     return state
+
+
+def _require_deepspeed() -> None:
+    """Refuse what was not started as it has to be, or is not installed.
+
+    Raises:
+        TrainingError: Says which.
+    """
+    try:
+        import deepspeed  # noqa: F401
+    except ImportError as error:
+        raise TrainingError(
+            f"DeepSpeed does not load ({first_line(error)}); pip install 'gqkva-convert[deepspeed]'"
+        ) from error
+
+
+def _set_up_deepspeed(accelerator: Any, settings: TrainingSettings, plan: StepPlan) -> None:
+    """Tell DeepSpeed what it is not told by Accelerate's file.
+
+    Raises:
+        TrainingError: File or settings ask for what was not tried.
+    """
+    config = accelerator.state.deepspeed_plugin.deepspeed_config
+    zero = config.get("zero_optimization", {})
+    if zero.get("stage", 0) not in (1, 2):
+        raise TrainingError(
+            f"DeepSpeed's ZeRO stage {zero.get('stage', 0)}: stages 1 and 2 are known to work; "
+            "recipes/accelerate/fsdp2.yaml shards weights as stage 3 does, ddp.yaml nothing as stage 0"
+        )
+    for name in ("offload_optimizer", "offload_param"):
+        if zero.get(name, {}).get("device", "none") != "none":
+            raise TrainingError(f"DeepSpeed's {name} has not been tried; leave it out of accelerate's file")
+    if settings.ema is not None:
+        raise TrainingError(
+            "ema is not kept under DeepSpeed, which has the exact weights to itself; leave it out"
+        )
+    config["train_micro_batch_size_per_gpu"] = plan.per_device
+    config["gradient_accumulation_steps"] = plan.accumulation
+    config["gradient_clipping"] = settings.max_grad_norm
 
 
 def _on_processors() -> bool:
@@ -50,8 +92,8 @@ def _on_processors() -> bool:
 
 
 def make_accelerator(
-    mixed_precision: str | None,
-    accumulation: int,
+    settings: TrainingSettings,
+    plan: StepPlan,
     run_folder: Path,
     report_to: tuple[str, ...],
     *,
@@ -60,8 +102,8 @@ def make_accelerator(
     """Accelerate's object for a run.
 
     Args:
-        mixed_precision: ``no``, ``bf16`` or ``fp16``; None for what Accelerate was started with.
-        accumulation: Forward passes a step.
+        settings: Of the run; without a ``mixed_precision`` it is what Accelerate was started with.
+        plan: How rows are divided.
         run_folder: Where trackers write.
         report_to: Trackers.
         leaves_out_weights: Whether some steps give some weights no gradient.
@@ -69,18 +111,19 @@ def make_accelerator(
     Raises:
         TrainingError: A tracker is not installed, or the device does not take the precision.
     """
-    from accelerate import Accelerator
+    from accelerate import Accelerator, PartialState
     from accelerate.state import AcceleratorState
-    from accelerate.utils import DistributedDataParallelKwargs, GradientAccumulationPlugin
+    from accelerate.utils import DistributedDataParallelKwargs, DistributedType, GradientAccumulationPlugin
 
     AcceleratorState._reset_state()  # an earlier run of this process may have had another precision
+    uses_deepspeed = PartialState().distributed_type == DistributedType.DEEPSPEED
     handlers = [DistributedDataParallelKwargs(find_unused_parameters=True)] if leaves_out_weights else []
     try:
-        return Accelerator(
-            cpu=_on_processors(),
-            mixed_precision=mixed_precision,
+        accelerator = Accelerator(
+            cpu=_on_processors() and not uses_deepspeed,  # or it would leave DeepSpeed out
+            mixed_precision=settings.mixed_precision,
             gradient_accumulation_plugin=GradientAccumulationPlugin(
-                num_steps=accumulation, sync_with_dataloader=False
+                num_steps=plan.accumulation, sync_with_dataloader=False
             ),
             log_with=list(report_to) or None,
             project_dir=str(run_folder),
@@ -88,6 +131,9 @@ def make_accelerator(
         )
     except (ValueError, ImportError) as error:
         raise TrainingError(f"accelerate does not start: {first_line(error)}") from error
+    if uses_deepspeed:
+        _set_up_deepspeed(accelerator, settings, plan)
+    return accelerator
 
 
 def use_liger(model: Any) -> None:

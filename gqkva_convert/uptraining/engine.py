@@ -27,6 +27,7 @@ from gqkva_convert.uptraining.rows import Row, Rows, StoredRows
 from gqkva_convert.uptraining.run_folder import RunFolder
 from gqkva_convert.uptraining.schedule import Schedule
 from gqkva_convert.uptraining.settings import TrainingSettings
+from gqkva_convert.uptraining.stepping import make_stepper
 from gqkva_convert.uptraining.weights import Average
 
 # Makes a batch of rows; without numbers nothing is drawn at random.
@@ -102,7 +103,8 @@ class Trainer:
         self.plain = objective
         self.objective, self.optimizer = accelerator.prepare(objective, optimizer)
         objective.is_sharded = any(hasattr(value, "to_local") for value in self.objective.parameters())
-        _fill_state(self.optimizer.optimizer)
+        self.stepper = make_stepper(accelerator, self.objective, self.optimizer, settings.max_grad_norm)
+        self.stepper.fill_state()
         self.average = None if settings.ema is None else Average(self.objective, settings.ema)
         self.teacher_loss: float | None = None
         self.first_loss: float | None = None
@@ -159,27 +161,17 @@ class Trainer:
         scale = self.plan.accumulation * self.plan.processes
         sums: dict[str, Any] = {}
         self.objective.train()
-        for batch in batches:
+        for number, batch in enumerate(batches, 1):
             with self.accelerator.accumulate(self.objective):
                 loss = self.objective(batch, counts, "matching" if matching else "train")
-                self.accelerator.backward(loss * scale)
+                self.stepper.backward(loss * scale, is_last=number == len(batches))
             for name, value in self.plain.last.items():
                 sums[name] = sums.get(name, 0.0) + value
         names = sorted(sums)
         found = dict(zip(names, self._summed([sums[name] for name in names]), strict=True))
-        if matching:
-            # Zeros that shards bring along must not count as steps of weights that do not move yet.
-            for group in self.optimizer.param_groups:
-                if not group["attention"]:
-                    for parameter in group["params"]:
-                        parameter.grad = None
-        norm = self._clipped()
-        finite = math.isfinite(found["loss"]) and (norm is None or math.isfinite(norm))
-        if finite or self.accelerator.mixed_precision == "fp16":  # fp16's scaler leaves such steps out itself
-            self.optimizer.step()
-            if self.average is not None:
-                self.average.update()
-        self.optimizer.zero_grad(set_to_none=True)
+        norm, finite = self.stepper.step(found["loss"], matching=matching)
+        if self.average is not None and (finite or self.accelerator.mixed_precision == "fp16"):
+            self.average.update()
         self.progress.step += 1
         self.progress.tokens += counts.positions
         seconds = time.perf_counter() - started
@@ -204,12 +196,6 @@ class Trainer:
     def _after(self, step: int, number: int) -> tuple[int, int] | None:
         step, number = divmod(step * self.plan.accumulation + number + 1, self.plan.accumulation)
         return (step, number) if step < self.schedule.steps else None
-
-    def _clipped(self) -> float | None:
-        norm = self.accelerator.clip_grad_norm_(self.objective.parameters(), self.settings.max_grad_norm)
-        if norm is None:
-            return None
-        return float(norm.full_tensor() if hasattr(norm, "full_tensor") else norm)
 
     def _overflowed(self) -> None:
         """Now and then fp16's gradients overflow, and its scaler halves their scale; not for ever."""
@@ -418,29 +404,16 @@ class Trainer:
     def final_weights(self) -> dict[str, Tensor]:
         """The student's weights, gathered; empty on other processes than the main one."""
         with self._averaged():
-            state = self.accelerator.get_state_dict(self.objective)
+            state = self.stepper.weights()
         prefix = "student."
         return {
             name.removeprefix("module.").removeprefix(prefix): value
-            for name, value in (state or {}).items()
+            for name, value in state.items()
             if name.removeprefix("module.").startswith(prefix)
         }
 
 
 _COUNTS = ("items", "positions")
-
-
-def _fill_state(optimizer: Any) -> None:
-    """Let every weight have its state from the start: shards of a checkpoint are read into what is there.
-
-    Weights that the first stage does not train would have none until the second.
-    """
-    for group in optimizer.param_groups:
-        group["lr"] = 0.0
-        for parameter in group["params"]:
-            parameter.grad = torch.zeros_like(parameter)
-    optimizer.step()
-    optimizer.zero_grad(set_to_none=True)
 
 
 def objective_items(batch: Batch, terms: dict[str, Tensor]) -> int:

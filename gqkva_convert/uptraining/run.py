@@ -161,8 +161,8 @@ class Run:
         steps = self._steps(rows)
         matching = self._matching_share(weights)
         accelerator = make_accelerator(
-            settings.mixed_precision,
-            plan.accumulation,
+            settings,
+            plan,
             self.run.path,
             self.report_to,
             leaves_out_weights=matching > 0 or task == EMBEDDING or not {"task", "kl"} & weights.keys(),
