@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from gqkva_convert.conversion.init_processors import (
 )
 from gqkva_convert.conversion.model import Block, block_layout, check_config, config_number, stored_part
 from gqkva_convert.conversion.plan import BlockPlan, Plan, plan_layouts
-from gqkva_convert.errors import FamilyError, LayoutError
+from gqkva_convert.errors import CheckpointError, FamilyError, LayoutError
 from gqkva_convert.heads import Variant
 from gqkva_convert.modeling.families import GROUPED_FAMILIES
 
@@ -70,13 +71,11 @@ def init(
     family = FAMILIES.get(architecture)
     if family is None:
         raise FamilyError(f"no family {architecture!r}; known are {', '.join(sorted(FAMILIES))}")
-    given = {} if config is None else read_json(Path(config))
-    if not isinstance(given, dict):
-        raise FamilyError(f"{config}: a configuration is a JSON object, found {type(given).__name__}")
+    given = _given_config(config)
     defaults = default_config(family)
     trained_on = None if dry_run else tokenizer_data
     reader = fresh_tokenizer(family, given, defaults, tokenizer, trained_on)
-    stock = _stock_config({**vocabulary_of(reader, family, defaults), **given}, family, task)
+    stock = _stock_config({**vocabulary_of(reader, family, defaults, given), **given}, family, task)
     check_config(stock, family, Path("config.json") if config is None else Path(config))
     family = stored_part(family, stock)
     plan = _plan(stock, family, None if gq is None and gkv is None else Variant(gq, gkv), blocks)
@@ -121,6 +120,40 @@ def init(
     }
 
 
+def _given_config(file: str | Path | None) -> dict[str, Any]:
+    """What the user's file says; nothing without one.
+
+    Raises:
+        FamilyError: It cannot be read.
+    """
+    if file is None:
+        return {}
+    try:
+        given = read_json(Path(file))
+    except CheckpointError as error:
+        raise FamilyError(f"--config {str(error).partition(';')[0]}") from error
+    if not isinstance(given, dict):
+        raise FamilyError(f"{file}: a configuration is a JSON object, found {type(given).__name__}")
+    return given
+
+
+def _refuse_misspelt(given: dict[str, Any], config: Any) -> None:
+    """Refuse keys that transformers would keep and nothing would read, where they are nearly another.
+
+    Args:
+        given: What the user gave.
+        config: The configuration made of it.
+
+    Raises:
+        FamilyError: Names key and nearest key.
+    """
+    known = {*type(config)().to_dict(), *type(config).attribute_map, "architectures"}
+    for key in given:
+        near = difflib.get_close_matches(key, known, n=1, cutoff=0.8)
+        if key not in known and near and near[0] not in given:
+            raise FamilyError(f"the configuration has no key {key!r}; did you mean {near[0]!r}?")
+
+
 def _stock_config(given: dict[str, Any], family: Family, task: str | None) -> dict[str, Any]:
     """A whole configuration, with transformers' defaults for what was not given."""
     import transformers
@@ -135,15 +168,18 @@ def _stock_config(given: dict[str, Any], family: Family, task: str | None) -> di
         raise FamilyError(f"{family.model_type} has no class {name!r}; choose of {', '.join(known)}")
     keys = {key: value for key, value in given.items() if key != "model_type"}
     try:
-        config: dict[str, Any] = transformers.AutoConfig.for_model(family.model_type, **keys).to_dict()
+        config = transformers.AutoConfig.for_model(family.model_type, **keys)
     except Exception as error:  # whatever transformers raises for a value it cannot take
         raise _refused(error) from error
-    return {**config, "architectures": [name]}
+    _refuse_misspelt(keys, config)
+    return {**config.to_dict(), "architectures": [name]}
 
 
 def _refused(error: Exception) -> FamilyError:
     message = str(error).strip().splitlines()
-    return FamilyError(f"the configuration is refused by transformers: {message[-1] if message else error!r}")
+    return FamilyError(
+        f"the configuration is refused by transformers: {message[-1].strip() if message else error!r}"
+    )
 
 
 def _plan(config: dict[str, Any], family: Family, variant: Variant | None, blocks: str | None) -> Plan:

@@ -87,10 +87,14 @@ def _load(source: str) -> Any:
     )
 
 
-def vocabulary_of(tokenizer: Any, family: Family, defaults: dict[str, Any]) -> dict[str, Any]:
-    """Keys of a configuration that a tokenizer decides; none without one."""
+def vocabulary_of(
+    tokenizer: Any, family: Family, defaults: dict[str, Any], given: dict[str, Any]
+) -> dict[str, Any]:
+    """Keys of a configuration that a tokenizer decides; without one what a decoder begins with."""
     if tokenizer is None:
-        return {}
+        if not defaults.get("is_encoder_decoder") or defaults.get("decoder_start_token_id") is not None:
+            return {}
+        return {"decoder_start_token_id": given.get("pad_token_id", defaults.get("pad_token_id"))}
     ids = {f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in ("pad", "bos", "eos")}
     if defaults.get("is_encoder_decoder"):
         # T5's decoder begins with padding, others' with an end.

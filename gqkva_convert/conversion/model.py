@@ -14,7 +14,7 @@ from gqkva_convert.checkpoint.header import StoredTensor
 from gqkva_convert.conversion.deci import MISTRAL, PER_LAYER, deci_layouts, is_deci
 from gqkva_convert.errors import FamilyError, LayoutError, WeightError
 from gqkva_convert.heads import HeadLayout
-from gqkva_convert.modeling.families import MODEL_TYPE_PREFIX, grouped_name
+from gqkva_convert.modeling.families import GROUPED_FAMILIES, MODEL_TYPE_PREFIX, grouped_name
 from gqkva_convert.modeling.layouts import LAYOUTS, layouts_from_config
 
 # Keys with such words in them change attention in some model. One that the family's table does not
@@ -232,6 +232,18 @@ def active_norms(config: dict[str, Any], attention: Attention) -> list[HeadNorm]
     return [norm for norm in attention.norms if norm.key is None or config.get(norm.key)]
 
 
+def _check_class(config: dict[str, Any], family: Family, folder: Path) -> None:
+    """Refuse a grouped model of a class that there is none of."""
+    grouped = GROUPED_FAMILIES[family.model_type]
+    names = {grouped_name(name) for every in grouped.auto_classes.values() for name in every}
+    wrong = set(config.get("architectures") or ()) - names
+    if wrong:
+        raise FamilyError(
+            f"{folder}: config.json names the class {min(wrong)!r}; grouped ones of {family.model_type} are "
+            f"{', '.join(sorted(names))}"
+        )
+
+
 def check_config(config: dict[str, Any], family: Family, folder: Path) -> None:
     """Refuse a configuration that changes attention in a way the table does not know."""
     quantised = config.get("quantization_config") or config.get("compression_config")
@@ -244,6 +256,7 @@ def check_config(config: dict[str, Any], family: Family, folder: Path) -> None:
     known = _COMMON_KEYS | family.config_keys | _table_keys(family)
     if is_grouped(config):
         known |= {LAYOUTS}
+        _check_class(config, family, folder)
     if is_deci(config):
         known |= {PER_LAYER}
     towers = {name for name, _, inner in (key.partition(".") for key in _number_names(family)) if inner}

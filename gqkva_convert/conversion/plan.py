@@ -311,7 +311,7 @@ def chosen_kinds(family: Family, blocks: str | None) -> set[str]:
     asked = {name.strip() for name in blocks.split(",")}
     if not asked <= kinds:
         raise LayoutError(
-            f"{family.model_type} has no {', '.join(sorted(asked - kinds))} attention; "
+            f"{family.model_type} has no {', '.join(sorted(asked - kinds)) or 'unnamed'} attention; "
             f"choose of {', '.join(sorted(kinds))}"
         )
     return asked | ({"cross"} & kinds if "decoder" in asked else set())

@@ -152,6 +152,11 @@ def test_a_fresh_model_reopens_and_is_drawn_by_its_seed(family: str, tmp_path: P
     assert torch.equal(states[0][name], states[1][name])
     assert not torch.equal(states[0][name], states[2][name])
     assert 0 < states[0][name].std() < 1
+    if family == "t5":
+        words = torch.arange(6)[None]
+        model = load_model(out, "")
+        assert model(input_ids=words, labels=words).loss.item() > 0
+        assert model.generate(input_ids=words, max_new_tokens=2).shape[1] > 1
 
 
 def test_a_native_variant_is_a_stock_model(tmp_path: Path) -> None:
@@ -198,6 +203,7 @@ def test_a_native_variant_is_a_stock_model(tmp_path: Path) -> None:
         (["llama", "out", "--tokenizer-data", "x"], {**TINY, "vocab_size": "many"}, 4, "whole number"),
         (["t5", "out", "--tokenizer", "built-in"], {}, 4, "the tokenizer has no pad token"),
         (["vit", "out"], {**TINY, "image_size": [32, 32, 32]}, 4, "image_size"),
+        (["vit", "out"], {"hidden_sise": 12}, 4, "no key 'hidden_sise'; did you mean 'hidden_size'?"),
         (["llama", "out", "--tokenizer", "./nowhere"], TINY, 3, "is not a folder"),
         (["llama", "out", "--blocks", "self"], TINY, 2, "--blocks says what to group"),
     ],

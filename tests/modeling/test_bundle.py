@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -103,17 +104,29 @@ def test_a_tampered_file_is_not_run_unless_asked_for(tiny: Tiny, tmp_path: Path)
     grouped, _ = load_pair(tiny("bert"), "GQKVA", tmp_path)
     folder, trace = tmp_path / "grouped", tmp_path / "trace"
     name = "modeling_gqkva_bert.py"
-    (folder / name).write_text(f"open({str(trace)!r}, 'w').close()\n{modeling_text(grouped.family)}")
-    load = "transformers.AutoModelForMaskedLM.from_pretrained(sys.argv[1])"
-    ours = f"import gqkva_convert, sys, transformers\n{load}"
-    subprocess.run([sys.executable, "-c", ours, folder], check=True, capture_output=True)
-    theirs = f"import sys\nsys.modules['gqkva_convert'] = None\nimport transformers\n{load}"
-    refused = subprocess.run(
-        [sys.executable, "-c", theirs, folder], capture_output=True, text=True, stdin=subprocess.DEVNULL
-    )
+    (folder / name).write_text(f"{modeling_text(grouped.family)}\nopen({str(trace)!r}, 'w').close()\n")
+
+    def load(first: str, trust: str) -> subprocess.CompletedProcess[str]:
+        script = f"import sys\n{first}\nimport transformers\n"
+        script += f"transformers.AutoModelForMaskedLM.from_pretrained(sys.argv[1]{trust})"
+        environment = {**os.environ, "HF_MODULES_CACHE": str(tmp_path / "modules")}
+        return subprocess.run(
+            [sys.executable, "-c", script, folder],
+            capture_output=True,
+            text=True,
+            stdin=subprocess.DEVNULL,
+            env=environment,
+        )
+
+    assert load("import gqkva_convert", "").returncode == 0
+    without_us = "sys.modules['gqkva_convert'] = None"
+    refused = load(without_us, "")
     assert refused.returncode != 0
-    assert "trust_remote_code" in refused.stderr
+    assert "ValueError" in refused.stderr
+    assert "trust_remote_code=True" in refused.stderr
     assert not trace.exists()
+    assert load(without_us, ", trust_remote_code=True").returncode == 0
+    assert trace.exists(), "a file that is run leaves a trace, or this shows nothing"
 
 
 def test_our_commands_do_not_run_the_file(tiny: Tiny, tmp_path: Path, gqkva: Callable[..., object]) -> None:
@@ -216,6 +229,19 @@ def test_edited_layouts_that_cannot_be_are_refused(
     assert words in result.stderr  # type: ignore[attr-defined]
     with pytest.raises(LayoutError, match="attention_layouts"):
         transformers.AutoModel.from_pretrained(tmp_path / "grouped")
+
+
+def test_a_class_that_there_is_none_of_is_refused(
+    tiny: Tiny, tmp_path: Path, gqkva: Callable[..., object]
+) -> None:
+    """A misspelt one would otherwise be built as another."""
+    load_pair(tiny("bert"), "GQKVA", tmp_path)
+    path = tmp_path / "grouped" / "config.json"
+    config = json.loads(path.read_text())
+    path.write_text(json.dumps({**config, "architectures": ["GqkvaNope"]}))
+    result = gqkva("inspect", tmp_path / "grouped")
+    assert result.exit_code == 4  # type: ignore[attr-defined]
+    assert "names the class 'GqkvaNope'; grouped ones of bert are" in result.stderr  # type: ignore[attr-defined]
 
 
 def test_converting_writes_the_file_and_says_how_to_load(

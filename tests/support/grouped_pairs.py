@@ -61,9 +61,15 @@ def write_pair(source: Path, variant: str, folder: Path) -> tuple[Path, Path]:
     layers = range(1 + max(block.layer for block in model.blocks))
     grouped, stock = folder / "grouped", folder / "stock"
     write_excerpt(model, plan, make_steps(model, plan), layers, grouped)
-    again, back = open_model(grouped), reversed_plan(plan)
-    write_excerpt(again, back, make_steps(again, back), layers, stock)
+    write_expanded(grouped, plan, stock)
     return grouped, stock
+
+
+def write_expanded(grouped: Path, plan: Plan, stock: Path) -> None:
+    """Write the stock checkpoint of a grouped one that ``plan`` made: a linear map of its weights."""
+    model, back = open_model(grouped), reversed_plan(plan)
+    layers = range(1 + max(block.layer for block in model.blocks))
+    write_excerpt(model, back, make_steps(model, back), layers, stock)
 
 
 def load_pair(source: Path, variant: str, folder: Path) -> tuple[Any, Any]:

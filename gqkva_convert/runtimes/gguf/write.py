@@ -199,7 +199,7 @@ def _family(model_type: str, config: dict[str, Any], plan: Plan) -> RuntimeFamil
 def _require_known(source: SourceModel) -> None:
     if source.family.model_type not in RUNTIME_FAMILIES:
         raise NotExpressibleError(
-            f"{source.checkpoint.folder}: --runtime gguf does not write a {source.family.model_type}; "
+            f"{source.checkpoint.folder}: --runtime gguf does not write {source.family.model_type} models; "
             f"it writes {', '.join(sorted(RUNTIME_FAMILIES))}"
         )
 
