@@ -97,7 +97,7 @@ def calibrated_moments(
     """The sums over batches, from the cache where they are there; resumes an interrupted run.
 
     In a distributed run (``accelerate launch``, ``torchrun``) each process takes its share of the batches;
-    the main process goes on with the sums, the others end here.
+    the main process goes on with the sums, the others end here. Caches need not be shared.
 
     Args:
         load: Gives the model when it is needed.
@@ -111,13 +111,16 @@ def calibrated_moments(
     """
     import torch
     from accelerate import PartialState
+    from accelerate.utils import broadcast_object_list
 
     state = PartialState(cpu=not torch.cuda.is_available())
     folder = make_cache("calibration")
     done = folder / f"{key}.safetensors"
     share = list(batches)[state.process_index :: state.num_processes]
-    found = _read(done)
-    if found is None:
+    # Nodes may have caches of their own; the main process's counts.
+    found = _read(done) if state.is_main_process else None
+    (is_there,) = broadcast_object_list([found is not None])
+    if not is_there:
         partial = folder / f"{key}.{state.process_index}-of-{state.num_processes}.partial.safetensors"
         start = Moments.load(partial) if _read(partial) is not None else None
         if start is not None:
@@ -134,12 +137,12 @@ def calibrated_moments(
         sum_over_processes(moments)
         if state.is_main_process:
             _save(moments, done)
+            found = StoredMoments(done)
         state.wait_for_everyone()
         partial.unlink(missing_ok=True)
-        found = StoredMoments(done)
     else:
         progress(len(share))
-    if not state.is_main_process:
+    if found is None:
         raise SystemExit(0)
     return found
 
@@ -165,10 +168,13 @@ def _read(file: Path) -> StoredMoments | None:
     if not file.is_file():
         return None
     try:
-        return StoredMoments(file)
+        found = StoredMoments(file)
+        if found.is_intact():
+            return found
     except Exception:  # whatever safetensors says of half a file
-        file.unlink(missing_ok=True)
-        return None
+        pass
+    file.unlink(missing_ok=True)
+    return None
 
 
 def _save(moments: Moments, file: Path) -> None:

@@ -52,13 +52,12 @@ class DataSettings:
 
     def __post_init__(self) -> None:
         whole = {"samples": self.samples, "seed": self.seed, "batch_tokens": self.batch_tokens}
-        wrong = [name for name, number in whole.items() if type(number) is not int or number < 0]
+        wrong = [f"{name} {n!r}" for name, n in whole.items() if type(n) is not int or n < 0]
         if not isinstance(self.data, str) or not self.data.strip():
             raise DataError(f"calibration data are a file, a folder or a name, found {self.data!r}")
         if wrong or (self.length is not None and type(self.length) is not int) or self.batch_tokens == 0:
-            raise DataError(
-                f"calibration {', '.join(wrong) or 'length or batch_tokens'}: whole numbers are needed"
-            )
+            said = ", ".join(wrong) or f"length {self.length!r}, batch_tokens {self.batch_tokens!r}"
+            raise DataError(f"calibration {said}: give whole numbers from 0 on")
         if self.samples < 2:
             raise DataError(f"{self.samples} calibration samples: give at least 2, one is held out")
         if self.length is not None and self.length < 2:

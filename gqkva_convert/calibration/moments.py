@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -49,7 +50,10 @@ class Moments:
             for (kind, layer), matrix in sums.items()
         }
         scratch = file.with_name(f".{file.name}.{os.getpid()}.new")
-        save_file(tensors, scratch, {"batches": str(self.batches)})
+        checksum = _checksum((name, tensors[name]) for name in sorted(tensors))
+        save_file(tensors, scratch, {"batches": str(self.batches), "sha256": checksum})
+        with scratch.open("rb") as written:
+            os.fsync(written.fileno())
         scratch.replace(file)
 
     @classmethod
@@ -83,6 +87,14 @@ class StoredMoments:
     def __contains__(self, place: Place) -> bool:
         return _name("query", place) in self.names
 
+    def is_intact(self) -> bool:
+        """Whether the sums are those that were written; reads all of them."""
+        from safetensors import safe_open
+
+        with safe_open(self.file, "numpy") as stored:
+            found = _checksum((name, stored.get_tensor(name)) for name in sorted(self.names))
+            return bool(stored.metadata().get("sha256") == found)
+
     def size(self, place: Place) -> int:
         """Inputs of a block's queries and the constant behind them; reads no sums."""
         from safetensors import safe_open
@@ -99,6 +111,14 @@ class StoredMoments:
             name = _name("key", place)
             key: Array = stored.get_tensor(name) if name in self.names else query
         return query / query[-1, -1], key / key[-1, -1]
+
+
+def _checksum(tensors: Iterable[tuple[str, Array]]) -> str:
+    digest = hashlib.sha256()
+    for name, tensor in tensors:
+        digest.update(name.encode())
+        digest.update(np.ascontiguousarray(tensor).data)
+    return digest.hexdigest()
 
 
 def _name(role: str, place: Place) -> str:

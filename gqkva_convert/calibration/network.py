@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from gqkva_convert.errors import CheckpointError, first_line
+from gqkva_convert.errors import CheckpointError, DataError, first_line
 from gqkva_convert.modeling.families import GROUPED_FAMILIES, MODEL_TYPE_PREFIX
 from gqkva_convert.modeling.quiet import quiet_transformers
 from gqkva_convert.modeling.resize import find_block
@@ -74,7 +74,11 @@ def attention_blocks(model: Any) -> dict[tuple[str, int], Any]:
 
 
 def run_batch(model: Any, batch: dict[str, Any]) -> None:
-    """One forward pass whose output nobody needs."""
+    """One forward pass whose output nobody needs.
+
+    Raises:
+        DataError: The data do not fit the model.
+    """
     import inspect
 
     import torch
@@ -86,8 +90,11 @@ def run_batch(model: Any, batch: dict[str, Any]) -> None:
         inputs["use_cache"] = False
     if "logits_to_keep" in arguments:
         inputs["logits_to_keep"] = 1  # the logits of every position would be the largest tensor of all
-    with torch.inference_mode():
-        model(**inputs)
+    try:
+        with torch.inference_mode():
+            model(**inputs)
+    except (ValueError, IndexError) as error:  # images of another size, words that are not in the vocabulary
+        raise DataError(f"the model cannot read these data: {first_line(error)}") from error
 
 
 def valid_positions(kind: str, batch: dict[str, Any], role: str) -> Any:

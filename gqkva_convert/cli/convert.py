@@ -200,7 +200,8 @@ def _show_result(conversion: Conversion) -> None:
     changed = [block for block in blocks if block.target != block.source] or list(blocks)
     before, after = _variants(changed)
     typer.echo(f"{conversion.target}: {before} -> {after}, {_sizes(conversion.to_dict())}")
-    if conversion.calibrated is None and conversion.plan.merge == "closed-form":
+    merges = any(block.target != block.source for block in blocks)
+    if merges and conversion.calibrated is None and conversion.plan.merge == "closed-form":
         typer.echo("merged from weights alone; --calibration DATA loses less (docs/quality.md)", err=True)
     if not conversion.plan.is_native(conversion.model.family):
         typer.echo("load it with trust_remote_code=True, or with `import gqkva_convert` and without")

@@ -199,6 +199,17 @@ class Plan:
         if self.dtype is not None and self.dtype not in FLOAT_BY_NAME:
             raise LayoutError(f"no dtype {self.dtype!r}; choose one of {', '.join(FLOAT_BY_NAME)}")
 
+    @property
+    def wants_rules(self) -> bool:
+        """Whether rules of groups are still to be compared."""
+        merging = (block for block in self.blocks if block.target != block.source)
+        return self.merge == "auto" and any(block.rules is None for block in merging)
+
+    @property
+    def looks_at_data(self) -> bool:
+        """Whether it cannot be carried out without calibration data."""
+        return bool(self.refine) or self.wants_rules
+
     def is_native(self, family: Family) -> bool:
         """Whether the family's stock architecture can hold the result."""
         for attention in family.attention:

@@ -70,6 +70,7 @@ def load_records(data: str, *, streaming: bool, part: str = TRAIN, split: str | 
     except ImportError as error:
         raise DataError(f"data are read with the package datasets, which does not load: {error}") from error
     datasets.disable_progress_bars()
+    datasets.logging.set_verbosity(datasets.logging.CRITICAL)  # what it cannot read we say ourselves
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # its retries are not our user's business
     with _one_line(data):
         if data == LIBRARY and not Path(data).exists():

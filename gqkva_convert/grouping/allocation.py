@@ -30,7 +30,11 @@ def allocate(losses: Sequence[Mapping[int, float]], budget: int) -> list[int] | 
         best = following
     if not best:
         return None
-    return list(min(best.values(), key=lambda entry: (entry[0], sum(entry[1])))[1])
+    # Heads are not spent on what is nothing but rounding.
+    rounding = 1e-9 * sum(max(choices.values()) for choices in losses)
+    least = min(loss for loss, _ in best.values())
+    enough = (chosen for loss, chosen in best.values() if loss <= least + rounding)
+    return list(min(enough, key=sum))
 
 
 def sizes_by_norm(norms: NDArray[np.float64], heads: int) -> list[int]:

@@ -182,6 +182,8 @@ class HeadLayout:
         Raises:
             LayoutError: A field is missing or the maps do not fit each other.
         """
+        if not isinstance(data, dict):
+            raise LayoutError(f"not a head layout: {data!r:.80}")
         try:
             if "num_attention_heads" in data:
                 numbers = data["num_attention_heads"], data["num_key_value_heads"], data["head_dim"]

@@ -144,6 +144,17 @@ def test_requests_that_data_cannot_meet_are_refused(
     refused(gqkva(*sound), "reads sound")
 
 
+def test_images_of_another_size_are_refused(shared_models: Path, tmp_path: Path, gqkva: Run) -> None:
+    """A processor that does not scale leaves them as they are."""
+    from PIL import Image
+
+    (tmp_path / "images").mkdir()
+    for number in range(8):
+        Image.new("L", (32, 32), number).save(tmp_path / "images" / f"{number}.png")
+    model = ("convert", shared_models / "vit-fmnist-hf", tmp_path / "out", "--gkv", "2")
+    refused(gqkva(*model, "--calibration", tmp_path / "images"), "the model cannot read these data", "32*32")
+
+
 def test_settings_are_checked_when_made() -> None:
     with pytest.raises(DataError, match="sequences of 1 tokens"):
         DataSettings("x", length=1)

@@ -118,10 +118,11 @@ def test_something_is_always_held_out_and_never_learned_from() -> None:
 
 @pytest.mark.slow
 def test_two_processes_sum_up_what_one_does(llama: Path, tmp_path: Path) -> None:
-    """Each takes its share of the batches, and only the main one goes on."""
+    """Each takes its share of the batches, and only the main one goes on; each has a cache of its own."""
     script = tmp_path / "script.py"
     script.write_text(
-        "import sys, torch\n"
+        "import os, sys, torch\n"
+        "os.environ['GQKVA_CACHE'] += os.environ['RANK']\n"
         "from pathlib import Path\n"
         "from gqkva_convert.calibration.cache import calibrated_moments\n"
         "from gqkva_convert.calibration.network import load_network\n"
@@ -131,16 +132,17 @@ def test_two_processes_sum_up_what_one_does(llama: Path, tmp_path: Path) -> None
         "calibrated_moments(load, batches, 'key', progress=lambda _: None)\n"
         "print('went on')\n"
     )
-    result = subprocess.run(
-        [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", script, llama],
-        check=True,
-        capture_output=True,
-        text=True,
-        env={**os.environ, "GQKVA_CACHE": str(tmp_path)},
-        timeout=200,
-    )
-    assert result.stdout.count("went on") == 1
-    found = Moments.load(tmp_path / "calibration" / "key.safetensors")
+    for _ in ("summed up", "read again"):
+        result = subprocess.run(
+            [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", script, llama],
+            check=True,
+            capture_output=True,
+            text=True,
+            env={**os.environ, "GQKVA_CACHE": str(tmp_path / "cache")},
+            timeout=200,
+        )
+        assert result.stdout.count("went on") == 1
+    found = Moments.load(tmp_path / "cache0" / "calibration" / "key.safetensors")
     expected = collect(load_network(llama, 1, ""), text_batches(5))
     for place, total in expected.query.items():
         np.testing.assert_allclose(found.query[place], total, rtol=1e-9)
@@ -156,6 +158,12 @@ def test_damaged_sums_are_made_again_and_a_cache_without_room_is_named(
     model, batches = load_network(llama, 1, ""), text_batches(2)
     found = calibrated_moments(lambda: model, batches, "key", progress=lambda _: None)
     assert ("self", 0) in found
+    wanted = found.mean(("self", 0))[0]
+    data = bytearray(found.file.read_bytes())
+    data[len(data) // 2 :] = bytes(len(data) - len(data) // 2)
+    found.file.write_bytes(data)
+    again = calibrated_moments(lambda: model, batches, "key", progress=lambda _: None)
+    np.testing.assert_array_equal(again.mean(("self", 0))[0], wanted)
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("GQKVA_CACHE", str(tmp_path / "file"))
     with pytest.raises(OutputError, match="set GQKVA_CACHE to another folder"):

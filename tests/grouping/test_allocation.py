@@ -24,6 +24,11 @@ def test_an_allocation_is_the_best_there_is() -> None:
         assert sum(chosen) <= budget
 
 
+def test_no_head_is_kept_for_what_is_rounding() -> None:
+    """Heads that are copies of each other merge for nothing, but for the last bits."""
+    assert allocate([{1: 0.5, 2: 3e-17, 4: 1e-17}, {1: 0.5, 2: 2e-16, 4: 1e-17}], 8) == [2, 2]
+
+
 def test_a_budget_too_small_has_no_allocation() -> None:
     assert allocate([{2: 0.0}, {2: 0.0}], 3) is None
 

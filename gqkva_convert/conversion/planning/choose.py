@@ -26,6 +26,7 @@ from gqkva_convert.conversion.planning.groups import (
     grid_plan,
     search_groups,
     similarity,
+    total_loss,
 )
 from gqkva_convert.conversion.planning.request import Request
 from gqkva_convert.conversion.planning.trials import choose_grids
@@ -34,7 +35,9 @@ from gqkva_convert.conversion.refinement.fit import choose_rules
 from gqkva_convert.conversion.rotary import block_turning
 from gqkva_convert.errors import LayoutError
 from gqkva_convert.grouping.allocation import allocate
+from gqkva_convert.grouping.costs import query_similarity
 from gqkva_convert.grouping.evolution import Front, evolve
+from gqkva_convert.grouping.search import neighbour_groups
 from gqkva_convert.heads import HeadLayout, divisors
 
 if TYPE_CHECKING:
@@ -98,7 +101,9 @@ def plan_model(
     if request.chosen_grouping in SEARCHED or request.kv_budget is not None:
         plan, findings = _grouped(model, plan, request, calibrated, stages, compare)
     if calibrated is not None and plan.grouping == "loss" and "layerwise" in plan.refine:
-        plan = choose_grids(model, plan, calibrated, stages)
+        before, plan = plan, choose_grids(model, plan, calibrated, stages)
+        if findings is not None:
+            _forget_grids(findings, before, plan)
     if plan.merge == "auto" and calibrated is not None:
         plan = choose_plan_rules(model, plan, calibrated, stages)
     return plan, calibrated, findings
@@ -217,7 +222,13 @@ def _grouped(
             findings.similarities[place] = similarity(statistics, grouping)
             if shares_queries:
                 turning = block_turning(model, block)
-                planned[place] = grid_plan(block, statistics, grouping, target, turning, seed)
+                planned[place], findings.losses[place], findings.neighbour_losses[place] = grid_plan(
+                    block, statistics, grouping, target, turning, seed
+                )
+                merges_keys = target.num_key_heads < target.num_attention_heads
+                if not merges_keys:
+                    findings.similarities[place] = query_similarity(statistics)
+                findings.groups[place] = planned[place].groups("key" if merges_keys else "query")
             elif grouping.startswith("evolution"):
                 pass  # looks at all layers together, below
             elif request.kv_budget is not None:
@@ -248,6 +259,7 @@ def _grouped(
             planned[place] = block_plan(block, curve[number].groups)
             findings.groups[place] = curve[number].groups
             findings.losses[place] = curve[number].loss
+            findings.neighbour_losses[place] = curve[number].neighbour_loss
     elif grouping.startswith("evolution"):
         front = evolve(
             [findings.similarities[block.attention.kind, block.layer] for block in chosen],
@@ -261,8 +273,39 @@ def _grouped(
             place = block.attention.kind, block.layer
             planned[place], findings.groups[place] = block_plan(block, groups), groups
         findings = replace(findings, front=front)
+        _weigh(model, request, chosen, calibrated, findings)
     blocks = tuple(planned.get((block.kind, block.layer), block) for block in plan.blocks)
     return replace(plan, blocks=blocks), findings
+
+
+def _weigh(
+    model: SourceModel,
+    request: Request,
+    chosen: Sequence[Block],
+    calibrated: CalibratedModel | None,
+    findings: Findings,
+) -> None:
+    """Note what the closed form loses of groups that were found by other measures."""
+    with TensorReader(model.checkpoint.files, pickled=model.checkpoint.pickled) as reader:
+        for block in chosen:
+            place = block.attention.kind, block.layer
+            measured = calibrated.measured(*place) if calibrated else None
+            statistics = block_statistics(model, block, reader, measured)
+            groups = findings.groups[place]
+            neighbours = neighbour_groups(statistics.units, len(groups))
+            findings.losses[place] = total_loss(statistics, groups)
+            findings.neighbour_losses[place] = total_loss(statistics, neighbours)
+
+
+def _forget_grids(findings: Findings, before: Plan, after: Plan) -> None:
+    """Take in grids that were chosen by trying them; what the closed form loses of those is not known."""
+    for old, block in zip(before.blocks, after.blocks, strict=True):
+        if block.order != old.order:
+            place = block.kind, block.layer
+            merges_keys = block.target.num_key_heads < block.target.num_attention_heads
+            findings.groups[place] = block.groups("key" if merges_keys else "query")
+            for losses in (findings.losses, findings.neighbour_losses, *findings.method_losses.values()):
+                losses.pop(place, None)
 
 
 def complete_plan(
@@ -270,17 +313,11 @@ def complete_plan(
 ) -> tuple[Plan, CalibratedModel | None]:
     """A plan that was read from a file, with its data, and with rules where ``auto`` has none yet."""
     if plan.calibration is None:
-        if plan.refine or (plan.merge == "auto" and any(block.rules is None for block in _merging(plan))):
-            raise LayoutError("the plan refines or compares rules, for which it names no calibration data")
         return plan, None
     calibrated = CalibratedModel(located, model, plan.calibration, stages)
-    if plan.merge == "auto" and any(block.rules is None for block in _merging(plan)):
+    if plan.wants_rules:
         plan = choose_plan_rules(model, plan, calibrated, stages)
     return plan, calibrated
-
-
-def _merging(plan: Plan) -> list[BlockPlan]:
-    return [block for block in plan.blocks if block.target != block.source]
 
 
 def choose_plan_rules(model: SourceModel, plan: Plan, calibrated: CalibratedModel, stages: Stages) -> Plan:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from gqkva_convert.checkpoint.hub import locate
+from gqkva_convert.checkpoint.jsonfile import write_json
 from gqkva_convert.conversion.model import open_model
 from gqkva_convert.conversion.plan import Plan
 from gqkva_convert.conversion.planning.choose import Findings, plan_model
@@ -14,6 +16,8 @@ from gqkva_convert.conversion.planning.pictures import draw_findings
 from gqkva_convert.conversion.planning.request import Request
 from gqkva_convert.conversion.refinement.calibrated import Stages, no_stages
 from gqkva_convert.errors import OutputError
+
+_FRONT = "front.json"
 
 
 def plan(
@@ -39,7 +43,8 @@ def plan(
         stages: Shows progress.
 
     Returns:
-        JSON data: the plan, a row a block with what the closed form loses, and the files written.
+        JSON data: the plan, a row a block with what the closed form loses, the front of ``evolution``
+        (errors, numbers of heads and groups of its points), and the files written.
 
     Raises:
         GqkvaError: It cannot be planned or written.
@@ -65,9 +70,13 @@ def plan(
         if pictures and findings is not None:
             folder.mkdir(exist_ok=True)
             written += [str(path) for path in draw_findings(findings, chosen.grouping, folder)]
+            if findings.front is not None:
+                write_json(folder / _FRONT, asdict(findings.front))
+                written.append(str(folder / _FRONT))
     except OSError as error:
         raise OutputError(f"{file} cannot be written: {error.strerror or error}") from error
-    return {"plan": chosen.to_dict(), "rows": _rows(chosen, findings), "written": written}
+    front = None if findings is None or findings.front is None else asdict(findings.front)
+    return {"plan": chosen.to_dict(), "rows": _rows(chosen, findings), "front": front, "written": written}
 
 
 def _rows(plan: Plan, findings: Findings | None) -> list[dict[str, Any]]:

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Iterator
+from dataclasses import fields
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from gqkva_convert.calibration.data import DataSettings
 from gqkva_convert.conversion.model import SourceModel
 from gqkva_convert.conversion.plan import BlockPlan, Plan
-from gqkva_convert.errors import GqkvaError, LayoutError
+from gqkva_convert.errors import DataError, GqkvaError, LayoutError, first_line
+from gqkva_convert.heads import HeadLayout
 
 _KEYS = {
     "variant",
@@ -56,7 +60,11 @@ def read_plan(file: Path, model: SourceModel) -> Plan:
         raise LayoutError(f"{file}, line {error.lineno}: not JSON: {error.msg}") from error
     except RecursionError as error:
         raise LayoutError(f"{file}, line 1: not a conversion plan: it is nested without end") from error
+    except ValueError as error:  # a number of thousands of digits
+        raise LayoutError(f"{file}, line 1: not a conversion plan: {first_line(error)}") from error
     lines = _Lines(text)
+    for key, line in lines.repeated():
+        raise LayoutError(f"{file}, line {line}: {key!r} stands there twice")
     if not isinstance(data, dict) or not isinstance(data.get("blocks"), list):
         raise LayoutError(f"{file}, line 1: not a conversion plan: it has no list of blocks")
     if data.get("architecture") is not None:
@@ -84,14 +92,15 @@ def read_plan(file: Path, model: SourceModel) -> Plan:
             key = next(
                 (key for key in ("target", "order", "rules", "source") if _is_at_fault(entry, key)), "kind"
             )
-            raise LayoutError(f"{file}, line {lines.of('blocks', number, key)}: {error}") from error
+            said = str(error) if isinstance(error, GqkvaError) else f"no {key}: {entry.get(key)!r:.80}"
+            raise LayoutError(f"{file}, line {lines.of('blocks', number, key)}: {said}") from error
         expected = {"kind": block.attention.kind, "layer": block.layer, "source": block.layout}
         wrong = next((key for key, value in expected.items() if getattr(found, key) != value), None)
         if wrong is not None:
             raise LayoutError(
                 f"{file}, line {lines.of('blocks', number, wrong)}: a plan for layer {found.layer} of "
-                f"{found.kind!r}, {found.source.name}; the model has layer {block.layer} of "
-                f"{block.attention.kind!r}, {block.layout.name}, there"
+                f"{found.kind!r}, {_heads(found.source)}; the model has layer {block.layer} of "
+                f"{block.attention.kind!r}, {_heads(block.layout)}, there"
             )
         in_place = tuple(range(len(found.order)))
         if block.attention.head_bias is not None and found.order != in_place:
@@ -112,12 +121,49 @@ def read_plan(file: Path, model: SourceModel) -> Plan:
             f"{file}, line {lines.of('variant')}: a variant is a short name such as gqa-8, "
             f"found {data['variant']!r}"
         )
+    _check_calibration(data, file, lines)
     try:
-        return Plan.from_dict(data)
+        plan = Plan.from_dict(data)
     except (GqkvaError, TypeError) as error:
         keys = ("merge", "grouping", "dtype", "calibration", "refine", "seed", "variant")
         named = next((key for key in keys if key in str(error)), "")
         raise LayoutError(f"{file}, line {lines.of(named) if named in data else 1}: {error}") from error
+    if plan.calibration is None and plan.looks_at_data:
+        named = "refine" if plan.refine else "merge"
+        raise LayoutError(
+            f"{file}, line {lines.of(named)}: {named} {data[named]!r} looks at data, and calibration "
+            "names none"
+        )
+    return plan
+
+
+def _heads(layout: HeadLayout) -> str:
+    return f"{layout.name} with {layout.num_attention_heads} heads of {layout.head_dim}"
+
+
+def _check_calibration(data: dict[str, Any], file: Path, lines: _Lines) -> None:
+    """Refuse settings of calibration data that are none.
+
+    Raises:
+        LayoutError: Names the line.
+    """
+    settings = data.get("calibration")
+    if settings is None:
+        return
+    if not isinstance(settings, dict):
+        raise LayoutError(
+            f"{file}, line {lines.of('calibration')}: calibration is an object, found {settings!r:.80}"
+        )
+    known = {field.name for field in fields(DataSettings)}
+    for key in settings.keys() - known:
+        raise LayoutError(f"{file}, line {lines.of('calibration', key)}: calibration has no {key!r}")
+    if "data" not in settings:
+        raise LayoutError(f"{file}, line {lines.of('calibration')}: calibration has no 'data'")
+    for key, value in settings.items():
+        try:
+            DataSettings(**{"data": "any", key: value})
+        except DataError as error:
+            raise LayoutError(f"{file}, line {lines.of('calibration', key)}: {error}") from error
 
 
 def _is_at_fault(entry: dict[str, Any], key: str) -> bool:
@@ -149,6 +195,21 @@ class _Lines:
         import yaml
 
         return yaml.compose(self.text.replace("\t", " "), Loader=yaml.SafeLoader)
+
+    def repeated(self) -> Iterator[tuple[str, int]]:
+        """Keys that an object has twice, and the line of the second."""
+        waiting = [self.root]
+        while waiting:
+            node = waiting.pop()
+            if node.id == "sequence":
+                waiting += node.value
+            elif node.id == "mapping":
+                seen = set()
+                for key, value in node.value:
+                    if key.value in seen:
+                        yield key.value, key.start_mark.line + 1
+                    seen.add(key.value)
+                    waiting.append(value)
 
     def of(self, *path: str | int) -> int:
         """Line of the part at a path, or of the nearest around it."""

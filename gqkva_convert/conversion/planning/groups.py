@@ -226,11 +226,14 @@ def grid_plan(
     target: HeadLayout,
     turning: Turning,
     seed: str,
-) -> BlockPlan:
+) -> tuple[BlockPlan, float, float]:
     """A block whose queries are shared too: heads assigned to a grid (GQKVA) or to rows (GKVA).
 
     A quick search proposes; under ``loss``, what the closed form loses decides between the proposal and the
     heads as they stand, and over swaps from the better of them, as far as `_GRID_LOOKS` reach.
+
+    Returns:
+        The block, what the closed form loses of it, and what it loses of the heads as they stand.
     """
     rows = target.num_query_heads
     across = mean_cost(query_similarity(statistics))
@@ -245,13 +248,16 @@ def grid_plan(
     def loss(order: tuple[int, ...]) -> float:
         return grid_loss(statistics, order, target.query, target.key, turning)
 
-    order = proposal
+    order, in_place = proposal, tuple(range(statistics.units))
+    neighbour_loss = loss(in_place)
     if grouping == "loss":
         looks = _GRID_LOOKS // statistics.units
-        order = _swapped(min((tuple(range(statistics.units)), proposal), key=loss), loss, looks, seed)
+        order = _swapped(min((in_place, proposal), key=loss), loss, looks, seed)
+    found = loss(order)
     if block.attention.head_bias is not None:
-        target, order = without_reordering(order, target), tuple(range(len(order)))
-    return BlockPlan(block.attention.kind, block.layer, block.layout, target, order)
+        target, order = without_reordering(order, target), in_place
+    plan = BlockPlan(block.attention.kind, block.layer, block.layout, target, order)
+    return plan, found, neighbour_loss
 
 
 def _swapped(

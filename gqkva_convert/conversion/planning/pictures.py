@@ -27,7 +27,7 @@ def draw_findings(findings: Findings, grouping: str, folder: Path) -> list[Path]
     Returns:
         The files written.
     """
-    for old in (*folder.glob("similarity-*.png"), folder / "losses.png", folder / "front.png"):
+    for old in (*folder.glob("similarity-*.png"), folder / "losses.png", *folder.glob("front.*")):
         old.unlink(missing_ok=True)
     written = []
     for kind in dict.fromkeys(kind for kind, _ in findings.similarities):
@@ -94,7 +94,8 @@ def _draw_losses(findings: Findings, grouping: str, file: Path) -> Path:
     axis.set_xticks(range(len(places)), names, fontsize=8, rotation=90 if len(places) > 12 else 0)
     axis.set_xlabel("layer")
     axis.set_ylabel("closed form loses, % of the block")
-    axis.set_ylim(bottom=0)
+    highest = max(found[place] for found in (*lines.values(), findings.losses) for place in places)
+    axis.set_ylim(0, None if highest > 1e-9 else 1)  # or rounding would look like a loss
     axis.grid(alpha=0.3)
     axis.legend()
     return save_picture(figure, file)

@@ -24,16 +24,17 @@ _RIDGES = (1e-6, 1e-4, 1e-2)
 
 
 def parse_refinements(text: str | None) -> tuple[str, ...]:
-    """Names separated by commas, in the order they run.
+    """Names separated by commas, in the order they run; ``none`` alone, or None, for none.
 
     Raises:
         LayoutError: There is no such refinement.
     """
-    asked = {name.strip() for name in (text or "").split(",") if name.strip() and name.strip() != "none"}
+    if text is None or text.strip() == "none":
+        return ()
+    asked = {name.strip() for name in text.split(",")}
     if not asked <= set(REFINEMENTS):
-        raise LayoutError(
-            f"no refinement {', '.join(sorted(asked - set(REFINEMENTS)))}; choose of {', '.join(REFINEMENTS)}"
-        )
+        wrong = ", ".join(repr(name) for name in sorted(asked - set(REFINEMENTS)))
+        raise LayoutError(f"no refinement {wrong}; choose of {', '.join(REFINEMENTS)}, or none alone")
     return tuple(name for name in REFINEMENTS if name in asked)
 
 

@@ -33,7 +33,7 @@ def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ("grouping", "pictures"),
     [
         ("asym", {"similarity-self.png", "losses.png"}),
-        ("evolution", {"similarity-self.png", "front.png"}),
+        ("evolution", {"similarity-self.png", "losses.png", "front.png"}),
     ],
 )
 def test_a_plan_comes_with_pictures(
@@ -52,7 +52,14 @@ def test_a_plan_comes_with_pictures(
     assert result.exit_code == 0, result.output
     data = json.loads(result.stdout)
     assert [row["layer"] for row in data["rows"]] == [0, 1, 2, 3]
-    assert {Path(name).name for name in data["written"]} == {"plan.json", *pictures}
+    assert all(0 < row["loss"] < 1 and row["neighbour_loss"] > 0 for row in data["rows"])
+    front = {"front.json"} if grouping == "evolution" else set()
+    assert {Path(name).name for name in data["written"]} == {"plan.json", *pictures, *front}
+    if front:
+        points = json.loads((tmp_path / "plan" / "front.json").read_text())
+        assert points == data["front"]
+        chosen = [{frozenset(map(int, g.split("+"))) for g in row["groups"].split()} for row in data["rows"]]
+        assert chosen in [[set(map(frozenset, layer)) for layer in point] for point in points["choices"]]
     for name in pictures:
         assert (tmp_path / "plan" / name).read_bytes().startswith(PNG)
     refused = gqkva("plan", MODEL, *options, "--out", file)
@@ -101,11 +108,27 @@ def test_losses_are_drawn_for_every_cheap_grouping(
 def test_shared_queries_are_grouped_too(options: list[str], tmp_path: Path, gqkva: Run) -> None:
     """Heads are assigned to the places of a grid, which is more than their order."""
     file = tmp_path / "plan.json"
-    result = gqkva("plan", MODEL, *options, "--grouping", "loss", "--out", file, "--no-pictures")
+    result = gqkva("plan", MODEL, *options, "--grouping", "loss", "--out", file, "--no-pictures", "--json")
     assert result.exit_code == 0, result.output
-    orders = [block["order"] for block in json.loads(file.read_text())["blocks"]]
-    assert any(order is not None for order in orders)
+    data = json.loads(result.stdout)
+    assert any(block["order"] is not None for block in json.loads(file.read_text())["blocks"])
+    assert all(0 < row["loss"] <= row["neighbour_loss"] for row in data["rows"])
     assert not (tmp_path / "plan").exists()
+
+
+@pytest.mark.parametrize(("options", "sizes"), [({"gq": 2, "gkv": 4}, 2), ({"gq": 4}, 2)])
+def test_the_groups_of_a_grid_are_outlined(
+    options: dict[str, int], sizes: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Keys where keys are shared, queries where those alone are."""
+    import matplotlib.pyplot as plt
+
+    figures: list[Any] = []
+    monkeypatch.setattr(plt, "close", figures.append)
+    result = plan(MODEL, tmp_path / "plan.json", Request(**options, grouping="weights"))
+    boxes = [box for axis in figures[0].axes[:4] for box in axis.patches]
+    assert [box.get_width() for box in boxes] == [sizes] * 16
+    assert all(row["loss"] > 0 for row in result["rows"])
 
 
 @pytest.mark.parametrize(

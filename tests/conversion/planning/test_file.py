@@ -87,6 +87,17 @@ def line_of(text: str, part: str, number: int = 0) -> int:
             "rules for 1 key",
         ),
         (lambda plan: plan["blocks"][0].pop("target"), "    {", 0, "the block has no 'target'"),
+        (lambda plan: plan["blocks"][0].update(target=[1]), '"target"', 0, "not a head layout: [1]"),
+        (lambda plan: plan.update(merge="auto"), '"merge"', 0, "looks at data, and calibration names none"),
+        (lambda plan: plan.update(refine=["output"]), '"refine"', 0, "calibration names none"),
+        (lambda plan: plan.update(calibration=3), '"calibration"', 0, "calibration is an object"),
+        (lambda plan: plan.update(calibration={"sample": 2}), '"sample"', 0, "calibration has no 'sample'"),
+        (
+            lambda plan: plan.update(calibration={"data": "x.txt", "length": -1}),
+            '"length"',
+            0,
+            "sequences of -1 tokens",
+        ),
     ],
 )
 def test_what_does_not_fit_is_named_with_its_line(
@@ -116,6 +127,8 @@ def test_files_that_are_no_plans_are_refused(tmp_path: Path, llama: Path, gqkva:
         ("[]", "it has no list of blocks"),
         ("{}", "no list of blocks"),
         ("[" * 100000, "nested"),
+        ('{"seed": ' + 5000 * "9" + "}", "line 1: not a conversion plan: Exceeds the limit"),
+        ('{"seed": 0,\n"seed": 1, "blocks": []}', "line 2: 'seed' stands there twice"),
     ):
         (tmp_path / "plan.json").write_text(text)
         result = gqkva("convert", llama, tmp_path / "out", "--plan", tmp_path / "plan.json")

@@ -221,7 +221,9 @@ def test_an_interrupted_fit_goes_on(corpus: Path, tmp_path: Path, monkeypatch: p
         (["--gkv", "4", "--refine", "output"], "--refine output fits to data: give --calibration"),
         (["--gkv", "4", "--merge", "auto"], "--merge auto compares rules on data"),
         (["--gkv", "4", "--grouping", "asym"], "--grouping asym compares heads on data"),
-        (["--gkv", "4", "--calibration", "{corpus}", "--refine", "polish"], "no refinement polish"),
+        (["--gkv", "4", "--calibration", "{corpus}", "--refine", "polish"], "no refinement 'polish'"),
+        (["--gkv", "4", "--calibration", "{corpus}", "--refine", "output,none"], "no refinement 'none'"),
+        (["--gkv", "4", "--calibration", "{corpus}", "--refine", ""], "no refinement ''"),
         (
             ["--gkv", "4", "--calibration", "{corpus}", "--merge", "mean", "--refine", "output"],
             "--refine goes on from a merge of whole blocks, which --merge mean is not",
