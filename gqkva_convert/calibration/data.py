@@ -8,7 +8,13 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gqkva_convert.data.processors import arguments, is_causal, load_processor, sequence_length
+from gqkva_convert.data.processors import (
+    arguments,
+    check_size,
+    is_causal,
+    load_processor,
+    sequence_length,
+)
 from gqkva_convert.data.records import (
     PICTURE_COLUMNS,
     TARGET_COLUMNS,
@@ -86,7 +92,7 @@ def make_batches(settings: DataSettings, folder: Path, model: Any) -> list[Batch
     if has_images and has_text:
         return _captioned_images(settings, folder, model)
     if has_images:
-        return _images(settings, folder)
+        return _images(settings, folder, model)
     tokenizer = load_processor(folder, "AutoTokenizer")
     length = sequence_length(settings.length, model, tokenizer)
     if model.config.is_encoder_decoder:
@@ -215,7 +221,7 @@ def _pictures(settings: DataSettings) -> Iterator[tuple[Any, Record]]:
         yield picture_of(record, name), record
 
 
-def _images(settings: DataSettings, folder: Path) -> list[Batch]:
+def _images(settings: DataSettings, folder: Path, model: Any) -> list[Batch]:
     processor = load_processor(folder, "AutoImageProcessor")
     pictures = []
     for picture, _ in islice(_pictures(settings), settings.samples):
@@ -223,10 +229,12 @@ def _images(settings: DataSettings, folder: Path) -> list[Batch]:
         pictures.append(picture.convert("L" if len(mean) == 1 else "RGB"))
     if len(pictures) < 2:
         raise DataError(f"{settings.data}: {len(pictures)} images are too few to calibrate on")
-    return [
-        {"pixel_values": processor(images=pictures[at : at + 16], return_tensors="pt")["pixel_values"]}
-        for at in range(0, len(pictures), 16)
-    ]
+    batches = []
+    for at in range(0, len(pictures), 16):
+        pixels = processor(images=pictures[at : at + 16], return_tensors="pt")["pixel_values"]
+        check_size(pixels, model.config, settings.data)
+        batches.append({"pixel_values": pixels})
+    return batches
 
 
 def _captioned_images(settings: DataSettings, folder: Path, model: Any) -> list[Batch]:
@@ -248,5 +256,6 @@ def _captioned_images(settings: DataSettings, folder: Path, model: Any) -> list[
         batch = _encode(tokenizer, captions[at : at + 16], length)
         batch.pop("token_type_ids", None)
         batch["pixel_values"] = processor(images=pictures[at : at + 16], return_tensors="pt")["pixel_values"]
+        check_size(batch["pixel_values"], model.config, settings.data)
         batches.append(batch)
     return batches

@@ -70,6 +70,29 @@ def has_other_words(first: Path, second: Path) -> bool:
     return shared < _SHARED_WORDS * max(len(ours), len(theirs))
 
 
+def check_size(pixels: Any, config: Any, data: str) -> None:
+    """Refuse pictures of another size than a model's: the processors of some models do not change it.
+
+    Args:
+        pixels: What the processor made of some pictures, ``(pictures, channels, height, width)``.
+        config: The model's configuration.
+        data: Name of the data.
+
+    Raises:
+        DataError: The model reads others.
+    """
+    if config.model_type.endswith("dinov2"):
+        return  # fits its positions to any size
+    size = getattr(getattr(config, "vision_config", config), "image_size", None)
+    wanted = (size, size) if isinstance(size, int) else size
+    found = tuple(pixels.shape[-2:])
+    if wanted is not None and found != tuple(wanted):
+        raise DataError(
+            f"{data}: pictures of {found[0]} x {found[1]} come out of the model's image processor, the model "
+            f"reads {wanted[0]} x {wanted[1]}; give pictures of that size"
+        )
+
+
 def _pil_processor(folder: Path) -> Any:
     """The image processor that a folder names, in the form that needs Pillow alone, if there is one."""
     import json

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from gqkva_convert.data.labels import label_numbers
-from gqkva_convert.data.processors import arguments, load_processor, sequence_length
+from gqkva_convert.data.processors import arguments, check_size, load_processor, sequence_length
 from gqkva_convert.data.records import (
     LABEL_COLUMNS,
     PAIR_COLUMNS,
@@ -15,7 +15,6 @@ from gqkva_convert.data.records import (
     picture_of,
 )
 from gqkva_convert.data.tasks import IMAGES
-from gqkva_convert.errors import DataError
 from gqkva_convert.evaluation.agreement import AnswerScores, score_answers
 from gqkva_convert.evaluation.samples import draw, encode, records
 from gqkva_convert.evaluation.subject import Subject
@@ -69,7 +68,7 @@ def _images(subject: Subject, found: Any) -> Any:
     def batch(some: list[Any]) -> dict[str, Any]:
         pictures = [picture_of(record, column).convert(mode) for record in some]
         pixels = processor(images=pictures, return_tensors="pt")["pixel_values"]
-        _check_size(pixels, subject)
+        check_size(pixels, subject.model.config, str(subject.settings.data))
         return {"pixel_values": pixels}
 
     return batch
@@ -86,16 +85,3 @@ def _texts(subject: Subject, found: Any) -> Any:
         return encode(tokenizer, [(record[names[0]], record[names[1]]) for record in some], length)
 
     return batch
-
-
-def _check_size(pixels: Any, subject: Subject) -> None:
-    """Refuse pictures of another size: the processors of some models do not change it."""
-    config = subject.model.config
-    size = getattr(config, "image_size", None)
-    wanted = (size, size) if isinstance(size, int) else size
-    found = tuple(pixels.shape[-2:])
-    if wanted is not None and found != tuple(wanted):
-        raise DataError(
-            f"{subject.settings.data}: pictures of {found[0]} x {found[1]} come out of the model's image "
-            f"processor, the model reads {wanted[0]} x {wanted[1]}; give pictures of that size"
-        )

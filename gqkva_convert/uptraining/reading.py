@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from gqkva_convert.data.labels import label_numbers
-from gqkva_convert.data.processors import arguments, load_processor, sequence_length
+from gqkva_convert.data.processors import arguments, check_size, load_processor, sequence_length
 from gqkva_convert.data.tasks import CAUSAL, EMBEDDING, IMAGES
 from gqkva_convert.errors import DataError, TrainingError
 from gqkva_convert.uptraining.batches import Batch, TextBatches
@@ -120,6 +120,7 @@ def _pictures(settings: TrainingSettings, folder: Path, model: Any) -> tuple[Row
     collator = ImageBatches(folder, columns, classes, *changes, number=number)
     if len(found) < 2:
         raise DataError(f"{settings.data}: {len(found)} images are too few to train on")
+    check_size(collator.batch([found[0]])["pixel_values"], model.config, settings.data)
     shuffled = found.shuffle(seed=settings.seed)
     held = 0 if settings.held_out is not None else max(1, min(settings.held_out_rows, len(found) // 10))
     rows = StoredRows(shuffled, held, settings.seed, lambda row: 1)

@@ -152,7 +152,9 @@ def test_images_of_another_size_are_refused(shared_models: Path, tmp_path: Path,
     for number in range(8):
         Image.new("L", (32, 32), number).save(tmp_path / "images" / f"{number}.png")
     model = ("convert", shared_models / "vit-fmnist-hf", tmp_path / "out", "--gkv", "2")
-    refused(gqkva(*model, "--calibration", tmp_path / "images"), "the model cannot read these data", "32*32")
+    refused(
+        gqkva(*model, "--calibration", tmp_path / "images"), "pictures of 32 x 32 come out", "reads 28 x 28"
+    )
 
 
 def test_settings_are_checked_when_made() -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 import learners
 import pytest
 from learners import Lesson
+from PIL import Image
 from typer.testing import Result
 
 Run = Callable[..., Result]
@@ -80,6 +81,16 @@ def test_texts_shorter_than_a_row_are_refused(gqkva: Run, base: list[object], tm
     )
     file.write_text("")
     refused(gqkva(*base, "--data", file), 11, "is empty")
+
+
+def test_pictures_of_another_size_are_refused(gqkva: Run, tmp_path: Path, shared_models: Path) -> None:
+    """A processor that does not scale leaves them as they are."""
+    for label in ("a", "b"):
+        (tmp_path / "images" / label).mkdir(parents=True)
+        for number in range(6):
+            Image.new("L", (32, 32), number).save(tmp_path / "images" / label / f"{number}.png")
+    model = ("pretrain", shared_models / "vit-fmnist-hf", tmp_path / "out", "--data", tmp_path / "images")
+    refused(gqkva(*model, "--samples", "8", "--set", "batch_size=4"), 11, "pictures of 32 x 32 come out")
 
 
 def test_a_teacher_of_another_kind_is_refused(
