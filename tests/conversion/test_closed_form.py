@@ -28,8 +28,8 @@ Tiny = Callable[[str], Path]
 @pytest.mark.parametrize(
     "options",
     [
-        {"gkv": 2, "grouping": "random", "seed": 3},
         {"gq": 2, "gkv": 3},
+        pytest.param({"gkv": 2, "grouping": "random", "seed": 3}, marks=pytest.mark.slow),
         pytest.param({"gkv": 2}, marks=pytest.mark.slow),
         pytest.param({"gkv": 1}, marks=pytest.mark.slow),
         pytest.param({"gq": 3}, marks=pytest.mark.slow),

@@ -258,7 +258,13 @@ def test_the_default_name_says_what_was_done(
 
 
 @pytest.mark.parametrize(
-    "name", ["aidreams230K-mha-hf", "stories260K-hf", "stories260K-mha-hf", "tinystories-656k-hf"]
+    "name",
+    [
+        "stories260K-hf",
+        "tinystories-656k-hf",
+        pytest.param("aidreams230K-mha-hf", marks=pytest.mark.slow),
+        pytest.param("stories260K-mha-hf", marks=pytest.mark.slow),
+    ],
 )
 def test_real_checkpoints_convert_and_verify(name: str, shared_models: Path, tmp_path: Path) -> None:
     """Checkpoints trained by others, with their own tokenizers and settings."""

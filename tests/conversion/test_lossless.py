@@ -78,7 +78,7 @@ def _repeat(tensor: torch.Tensor, gkv: int, heads: int) -> torch.Tensor:
 
 
 @every_native
-@pytest.mark.parametrize("grouping", ["neighbour", "random"])
+@pytest.mark.parametrize("grouping", ["random", pytest.param("neighbour", marks=pytest.mark.slow)])
 def test_verify_proves_every_native_conversion(
     family: Family, grouping: str, tiny: Callable[[str], Path], tmp_path: Path
 ) -> None:

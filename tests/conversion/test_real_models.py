@@ -50,7 +50,15 @@ def test_minilm_in_the_full_layout_is_minilm(minilm: Path) -> None:
     assert torch.equal(embed(full, minilm), embed(stock, minilm))
 
 
-@pytest.mark.parametrize("options", [{"gkv": 6}, {"gkv": 4}, {"gq": 3, "gkv": 4}, {"gq": 1}])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"gkv": 4},
+        {"gq": 3, "gkv": 4},
+        pytest.param({"gkv": 6}, marks=pytest.mark.slow),
+        pytest.param({"gq": 1}, marks=pytest.mark.slow),
+    ],
+)
 def test_minilm_converts_to_every_variant(options: dict[str, int], minilm: Path, tmp_path: Path) -> None:
     """Converted, proven, loaded with its tokenizer, and exported back to a stock BERT that says the same."""
     out = convert(minilm, tmp_path / "out", **options)
@@ -68,7 +76,15 @@ def test_minilm_converts_to_every_variant(options: dict[str, int], minilm: Path,
     assert torch.cosine_similarity(found, original).min() > 0.2  # averaged, untrained: related, not equal
 
 
-@pytest.mark.parametrize("options", [{"gkv": 2}, {"gkv": 1}, {"gq": 2, "gkv": 2}, {"gq": 1}])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"gkv": 1},
+        {"gq": 2, "gkv": 2},
+        pytest.param({"gkv": 2}, marks=pytest.mark.slow),
+        pytest.param({"gq": 1}, marks=pytest.mark.slow),
+    ],
+)
 @pytest.mark.parametrize("name", ["vit-fmnist-hf", "stories260K-mha-hf"])
 def test_shared_checkpoints_convert_to_every_variant(
     name: str, options: dict[str, int], shared_models: Path, tmp_path: Path

@@ -65,7 +65,8 @@ def test_the_file_needs_torch_and_transformers_only(family: object) -> None:
 @pytest.mark.parametrize(
     ("family", "variant", "auto"),
     [
-        ("bert", "GQKVA", "AutoModelForMaskedLM"),
+        # All families, with torch and transformers alone: .ci/load_without_us.py.
+        pytest.param("bert", "GQKVA", "AutoModelForMaskedLM", marks=pytest.mark.slow),
         pytest.param("gpt_neox", "unequal", "AutoModelForCausalLM", marks=pytest.mark.slow),
         pytest.param("llama", "GQKVA", "AutoModelForSequenceClassification", marks=pytest.mark.slow),
         pytest.param("opt", "MQA", "AutoModelForCausalLM", marks=pytest.mark.slow),
@@ -106,27 +107,25 @@ def test_a_tampered_file_is_not_run_unless_asked_for(tiny: Tiny, tmp_path: Path)
     name = "modeling_gqkva_bert.py"
     (folder / name).write_text(f"{modeling_text(grouped.family)}\nopen({str(trace)!r}, 'w').close()\n")
 
-    def load(first: str, trust: str) -> subprocess.CompletedProcess[str]:
-        script = f"import sys\n{first}\nimport transformers\n"
-        script += f"transformers.AutoModelForMaskedLM.from_pretrained(sys.argv[1]{trust})"
-        environment = {**os.environ, "HF_MODULES_CACHE": str(tmp_path / "modules")}
-        return subprocess.run(
-            [sys.executable, "-c", script, folder],
-            capture_output=True,
-            text=True,
-            stdin=subprocess.DEVNULL,
-            env=environment,
-        )
-
-    assert load("import gqkva_convert", "").returncode == 0
-    without_us = "sys.modules['gqkva_convert'] = None"
-    refused = load(without_us, "")
-    assert refused.returncode != 0
-    assert "ValueError" in refused.stderr
-    assert "trust_remote_code=True" in refused.stderr
+    script = (
+        "import sys\nfrom pathlib import Path\n"
+        "sys.modules['gqkva_convert'] = None\nimport transformers\n"
+        "load = transformers.AutoModelForMaskedLM.from_pretrained\n"
+        "folder, trace = sys.argv[1], Path(sys.argv[2])\n"
+        "try:\n    load(folder)\n"
+        "except ValueError as error:\n    assert 'trust_remote_code=True' in str(error), error\n"
+        "else:\n    sys.exit('it was loaded')\n"
+        "assert not trace.exists(), 'it was run'\n"
+        "load(folder, trust_remote_code=True)\n"
+        "assert trace.exists(), 'a file that is run leaves a trace, or this shows nothing'\n"
+    )
+    environment = {**os.environ, "HF_MODULES_CACHE": str(tmp_path / "modules")}
+    command = [sys.executable, "-c", script, folder, trace]
+    shown = subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL, env=environment)
+    assert shown.returncode == 0, shown.stderr
+    trace.unlink()
+    assert transformers.AutoModelForMaskedLM.from_pretrained(folder).family.model_type == "bert"
     assert not trace.exists()
-    assert load(without_us, ", trust_remote_code=True").returncode == 0
-    assert trace.exists(), "a file that is run leaves a trace, or this shows nothing"
 
 
 def test_our_commands_do_not_run_the_file(tiny: Tiny, tmp_path: Path, gqkva: Callable[..., object]) -> None:

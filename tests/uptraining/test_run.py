@@ -63,7 +63,7 @@ def test_training_makes_the_student_answer_like_its_teacher(lesson: Lesson, tmp_
         {},
         {"per_device_batch_size": 4},
         {"streaming": True},
-        {"train": "lora", "matching": 0.0},
+        pytest.param({"train": "lora", "matching": 0.0}, marks=pytest.mark.slow),
         {"ema": 0.9, "loss": "task=1,hidden=0.1,attention=0.1"},
     ],
     ids=["plain", "accumulated", "streamed", "lora", "averaged"],
@@ -153,7 +153,9 @@ def wait_for_step(run: Path, step: int) -> None:
     pytest.fail(f"step {step} was never reached")
 
 
-@pytest.mark.parametrize(("sent", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(
+    ("sent", "code"), [(signal.SIGTERM, 143), pytest.param(signal.SIGINT, 130, marks=pytest.mark.slow)]
+)
 def test_a_stopped_run_saves_and_goes_on(sent: int, code: int, lesson: Lesson, tmp_path: Path) -> None:
     """Ctrl-C and a pre-empted node: one line, the documented exit code, nothing lost."""
     process = start(lesson, tmp_path, tokens=400 * 8 * 16, evaluation_steps=1000)
