@@ -1,11 +1,12 @@
 """What one attention step costs in each layout, against torch's own attention.
 
-    python benchmarks/attention.py [--device cuda] [--json FILE] [--markdown FILE]
+    python benchmarks/attention.py [--device cuda] [--dtype float32] [--json FILE] [--markdown FILE]
+    python benchmarks/attention.py --only decode:16x32768,prefill:16x1024
 
-32 heads of 128 features, bfloat16. Decoding attends from one position to a cache, prefill from a prompt to
-itself. The yardsticks are `scaled_dot_product_attention` with as many equal key/value heads
-(``enable_gqa=True``) and with 32 of them. Medians of interleaved rounds after warming up; on a GPU by CUDA
-events. ``peak`` is what a step allocates beyond its inputs (CUDA only).
+32 heads of 128 features, bfloat16 unless said otherwise. Decoding attends from one position to a cache,
+prefill from a prompt to itself. The yardsticks are `scaled_dot_product_attention` with 8 equal KV heads
+heads (``enable_gqa=True``) and with 32 of them. Medians of interleaved rounds after warming up; on a GPU by
+CUDA events. ``peak`` is what a step allocates beyond its inputs (CUDA only).
 """
 
 from __future__ import annotations
@@ -43,13 +44,13 @@ LIMITS = {"GQA-8": 1.15, "GQKVA-4.8": 1.15, "unequal": 1.5}
 Step = Callable[[], Any]
 
 
-def steps(batch: int, length: int, positions: int, device: str) -> dict[str, Step]:
+def steps(batch: int, length: int, positions: int, device: str, dtype: torch.dtype) -> dict[str, Step]:
     """Every layout's step and the yardsticks, on inputs of their own stored heads."""
     generator = torch.Generator(device).manual_seed(0)
 
     def states(heads: int, count: int) -> torch.Tensor:
         shape = (batch, heads, count, HEAD_DIM)
-        return torch.randn(shape, generator=generator, device=device, dtype=torch.bfloat16)
+        return torch.randn(shape, generator=generator, device=device, dtype=dtype)
 
     causal = positions > 1
     made: dict[str, Step] = {}
@@ -123,12 +124,15 @@ def clock(step: Step, repeats: int, device: str) -> float:
         return (time.perf_counter() - began) / repeats
 
 
-def cases(device: str) -> list[tuple[str, int, int, int]]:
-    """Kind, batch, cache length, positions."""
+def cases(device: str, only: str) -> list[tuple[str, int, int, int]]:
+    """Kind, batch, cache length, positions; of ``only`` those named, as ``decode:16x32768``."""
+    if only:
+        named = [case.replace("x", ":").split(":") for case in only.split(",")]
+        return [(kind, int(b), int(n), 1 if kind == "decode" else int(n)) for kind, b, n in named]
     decode = [("decode", batch, length, 1) for batch in (1, 16) for length in (1024, 4096, 16384, 32768)]
     longest = 32768 if device == "cuda" else 4096
     prefill = [("prefill", 1, length, length) for length in (1024, 4096, 16384, 32768) if length <= longest]
-    if device == "cpu":  # 16 x 32k keys and values of 32 heads are 8.6 GB
+    if device == "cpu":  # 16 x 32k keys and values of 32 heads are 8.6 GB: with --only, where there is room
         decode.remove(("decode", 16, 32768, 1))
     return decode + prefill
 
@@ -158,11 +162,8 @@ def promises(results: list[dict[str, Any]]) -> str:
         limit = LIMITS.get(name.split()[0])
         if limit is None:
             continue
-        worst = max(
-            row["steps"][name]["median_ms"] / row["steps"][base]["median_ms"]
-            for row in results
-            if row["kind"] == "decode"
-        )
+        decoding = (row["steps"] for row in results if row["kind"] == "decode")
+        worst = max((step[name]["median_ms"] / step[base]["median_ms"] for step in decoding), default=0.0)
         kept = "yes" if worst <= limit else "**no**"
         lines.append(f"| {name} | {limit} x | {worst:.2f} x | {kept} |")
     return "\n".join(lines)
@@ -171,14 +172,17 @@ def promises(results: list[dict[str, Any]]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
+    parser.add_argument("--dtype", default="bfloat16", choices=["bfloat16", "float16", "float32"])
+    parser.add_argument("--only", default="", help="such as decode:16x32768,prefill:16x1024")
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--seconds", type=float, default=2.0, help="for each layout and case")
     parser.add_argument("--json", type=Path)
     parser.add_argument("--markdown", type=Path)
     arguments = parser.parse_args()
     results = []
-    for kind, batch, length, positions in cases(arguments.device):
-        made = steps(batch, length, positions, arguments.device)
+    dtype = getattr(torch, arguments.dtype)
+    for kind, batch, length, positions in cases(arguments.device, arguments.only):
+        made = steps(batch, length, positions, arguments.device, dtype)
         found = measure(made, arguments.device, arguments.rounds, arguments.seconds)
         results.append({"kind": kind, "batch": batch, "length": length, "steps": found})
         print(kind, batch, length, {k: round(v["median_ms"], 3) for k, v in found.items()}, file=sys.stderr)

@@ -225,10 +225,10 @@ def _grouped(
                 planned[place], findings.losses[place], findings.neighbour_losses[place] = grid_plan(
                     block, statistics, grouping, target, turning, seed
                 )
-                merges_keys = target.num_key_heads < target.num_attention_heads
-                if not merges_keys:
+                role = _merged_role(planned[place])
+                if role == "query":
                     findings.similarities[place] = query_similarity(statistics)
-                findings.groups[place] = planned[place].groups("key" if merges_keys else "query")
+                findings.groups[place] = planned[place].groups(role)
             elif grouping.startswith("evolution"):
                 pass  # looks at all layers together, below
             elif request.kv_budget is not None:
@@ -297,13 +297,17 @@ def _weigh(
             findings.neighbour_losses[place] = total_loss(statistics, neighbours)
 
 
+def _merged_role(block: BlockPlan) -> str:
+    """Whose groups a picture of a grid shows: keys', or queries' where those alone are shared."""
+    return "key" if block.target.num_key_heads < block.target.num_attention_heads else "query"
+
+
 def _forget_grids(findings: Findings, before: Plan, after: Plan) -> None:
     """Take in grids that were chosen by trying them; what the closed form loses of those is not known."""
     for old, block in zip(before.blocks, after.blocks, strict=True):
         if block.order != old.order:
             place = block.kind, block.layer
-            merges_keys = block.target.num_key_heads < block.target.num_attention_heads
-            findings.groups[place] = block.groups("key" if merges_keys else "query")
+            findings.groups[place] = block.groups(_merged_role(block))
             for losses in (findings.losses, findings.neighbour_losses, *findings.method_losses.values()):
                 losses.pop(place, None)
 

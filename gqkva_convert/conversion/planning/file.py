@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
 from dataclasses import fields
 from functools import cached_property
 from pathlib import Path
@@ -54,8 +53,16 @@ def read_plan(file: Path, model: SourceModel) -> Plan:
         text = file.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise LayoutError(f"{file}: no plan can be read there ({type(error).__name__})") from error
+    repeats = 0
+
+    def count_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        nonlocal repeats
+        found = dict(pairs)
+        repeats += len(pairs) - len(found)
+        return found
+
     try:
-        data = json.loads(text)
+        data = json.loads(text, object_pairs_hook=count_repeats)
     except json.JSONDecodeError as error:
         raise LayoutError(f"{file}, line {error.lineno}: not JSON: {error.msg}") from error
     except RecursionError as error:
@@ -63,7 +70,8 @@ def read_plan(file: Path, model: SourceModel) -> Plan:
     except ValueError as error:  # a number of thousands of digits
         raise LayoutError(f"{file}, line 1: not a conversion plan: {first_line(error)}") from error
     lines = _Lines(text)
-    for key, line in lines.repeated():
+    if repeats:
+        key, line = lines.repeated()
         raise LayoutError(f"{file}, line {line}: {key!r} stands there twice")
     if not isinstance(data, dict) or not isinstance(data.get("blocks"), list):
         raise LayoutError(f"{file}, line 1: not a conversion plan: it has no list of blocks")
@@ -196,10 +204,10 @@ class _Lines:
 
         return yaml.compose(self.text.replace("\t", " "), Loader=yaml.SafeLoader)
 
-    def repeated(self) -> Iterator[tuple[str, int]]:
-        """Keys that an object has twice, and the line of the second."""
+    def repeated(self) -> tuple[str, int]:
+        """A key that an object has twice, and the line of the second; there must be one."""
         waiting = [self.root]
-        while waiting:
+        while True:
             node = waiting.pop()
             if node.id == "sequence":
                 waiting += node.value
@@ -207,7 +215,7 @@ class _Lines:
                 seen = set()
                 for key, value in node.value:
                     if key.value in seen:
-                        yield key.value, key.start_mark.line + 1
+                        return key.value, key.start_mark.line + 1
                     seen.add(key.value)
                     waiting.append(value)
 
