@@ -231,6 +231,34 @@ def test_compiled_models_say_the_same(family: str, variant: str, tiny: Tiny, tmp
         assert_same(found.logits, expected.logits)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(("family", "variant"), [("llama", "unequal"), ("llama", "GQKVA"), ("gpt2", "mixed")])
+def test_compiled_decoding_with_a_static_cache_says_the_same(
+    family: str, variant: str, tiny: Tiny, tmp_path: Path
+) -> None:
+    """Without breaks, as `generate` compiles it on a GPU."""
+    torch.compiler.reset()
+    grouped, stock = load_pair(tiny(family), variant, tmp_path)
+    tokens = tiny_models.inputs(grouped)["input_ids"]
+    length = tokens.shape[1]
+    compiled = torch.compile(grouped.forward, fullgraph=True, backend="aot_eager")
+    steps: list[list[torch.Tensor]] = []
+    for forward, model in ((compiled, grouped), (stock.forward, stock)):
+        cache = transformers.StaticCache(config=model.config, max_cache_len=length + 3)
+        mask = torch.ones(len(tokens), length + 3, dtype=torch.long)
+        with torch.inference_mode():
+            options = {"past_key_values": cache, "use_cache": True}
+            found = [model(tokens, attention_mask=mask[:, :length], **options).logits[:, -1]]
+            for place in range(length, length + 3):
+                word = torch.full((len(tokens), 1), place % 7)
+                where = torch.tensor([[place]]).expand(len(tokens), 1)
+                seen = mask[:, : place + 1]
+                found.append(forward(word, attention_mask=seen, position_ids=where, **options).logits[:, -1])
+        steps.append(found)
+    for found, expected in zip(*steps, strict=True):
+        assert_same(found, expected)
+
+
 def test_a_block_the_layouts_do_not_name_stays_stock(tiny: Tiny, tmp_path: Path) -> None:
     """`--blocks decoder` leaves T5's encoder as it was."""
     from gqkva_convert import convert
