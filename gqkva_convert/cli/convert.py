@@ -197,11 +197,10 @@ def _show_plan(conversion: Conversion, as_json: bool) -> None:
 
 def _show_result(conversion: Conversion) -> None:
     blocks = conversion.plan.blocks
-    changed = [block for block in blocks if block.target != block.source] or list(blocks)
-    before, after = _variants(changed)
+    merged = [block for block in blocks if block.target != block.source]
+    before, after = _variants(merged or blocks)
     typer.echo(f"{conversion.target}: {before} -> {after}, {_sizes(conversion.to_dict())}")
-    merges = any(block.target != block.source for block in blocks)
-    if merges and conversion.calibrated is None and conversion.plan.merge == "closed-form":
+    if merged and conversion.calibrated is None and conversion.plan.merge == "closed-form":
         typer.echo("merged from weights alone; --calibration DATA loses less (docs/quality.md)", err=True)
     if not conversion.plan.is_native(conversion.model.family):
         typer.echo("load it with trust_remote_code=True, or with `import gqkva_convert` and without")

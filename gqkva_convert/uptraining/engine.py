@@ -161,10 +161,10 @@ class Trainer:
         scale = self.plan.accumulation * self.plan.processes
         sums: dict[str, Any] = {}
         self.objective.train()
-        for number, batch in enumerate(batches, 1):
+        for batch in batches:
             with self.accelerator.accumulate(self.objective):
                 loss = self.objective(batch, counts, "matching" if matching else "train")
-                self.stepper.backward(loss * scale, is_last=number == len(batches))
+                self.accelerator.backward(loss * scale)
             for name, value in self.plain.last.items():
                 sums[name] = sums.get(name, 0.0) + value
         names = sorted(sums)

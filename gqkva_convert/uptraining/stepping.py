@@ -10,7 +10,7 @@ from torch import Tensor
 
 
 class Stepper:
-    """Backward passes and steps of an optimiser that Accelerate wraps.
+    """Steps of an optimiser that Accelerate wraps.
 
     Args:
         accelerator: Accelerate's.
@@ -39,15 +39,6 @@ class Stepper:
         optimizer.zero_grad(set_to_none=True)
         for group in optimizer.param_groups:
             _forget_steps(optimizer, group["params"])
-
-    def backward(self, loss: Tensor, *, is_last: bool) -> None:
-        """Gradients of one of a step's passes.
-
-        Args:
-            loss: Its loss, times the number of passes and of processes, over which back ends average.
-            is_last: Whether it is the last of the step.
-        """
-        self.accelerator.backward(loss)
 
     def step(self, loss: float, *, matching: bool) -> tuple[float | None, bool]:
         """Change the weights, unless loss or gradients are not finite; fp16's scaler judges that itself.
@@ -90,13 +81,8 @@ class DeepSpeedStepper(Stepper):
     def fill_state(self) -> None:
         """DeepSpeed makes the state of every weight itself."""
 
-    def backward(self, loss: Tensor, *, is_last: bool) -> None:
-        # Accelerate would let the engine step at once, before it is known whether the loss is finite.
-        self.objective.set_gradient_accumulation_boundary(is_boundary=is_last)
-        self.objective.backward(loss)
-
     def step(self, loss: float, *, matching: bool) -> tuple[float | None, bool]:
-        self.objective.step()
+        # The engine has stepped behind the last backward pass, unless the gradients were not finite.
         optimizer = self.optimizer.optimizer
         if matching:
             # Zero gradients must not count as steps of weights that do not move yet.

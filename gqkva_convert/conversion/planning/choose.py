@@ -273,14 +273,13 @@ def _grouped(
             place = block.attention.kind, block.layer
             planned[place], findings.groups[place] = block_plan(block, groups), groups
         findings = replace(findings, front=front)
-        _weigh(model, request, chosen, calibrated, findings)
+        _weigh(model, chosen, calibrated, findings)
     blocks = tuple(planned.get((block.kind, block.layer), block) for block in plan.blocks)
     return replace(plan, blocks=blocks), findings
 
 
 def _weigh(
     model: SourceModel,
-    request: Request,
     chosen: Sequence[Block],
     calibrated: CalibratedModel | None,
     findings: Findings,
