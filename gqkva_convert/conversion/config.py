@@ -112,7 +112,7 @@ def _for_stock(config: dict[str, Any], family: Family) -> dict[str, Any]:
 
 def _for_grouped(config: dict[str, Any], family: Family, layouts: Layouts) -> dict[str, Any]:
     grouped = GROUPED_FAMILIES[family.model_type]
-    known = {name for names in grouped.auto_classes.values() for name in names}
+    known = grouped.stock_classes
     names = _stock_names(config) or [family.architecture]
     for name in names:
         if name not in known:

@@ -162,8 +162,7 @@ def _stock_config(given: dict[str, Any], family: Family, task: str | None) -> di
         raise FamilyError(f"the configuration is of a {given['model_type']}, not of a {family.model_type}")
     named = given.get("architectures") or [family.architecture]
     name = task or (named[0] if isinstance(named, list) else named)
-    grouped = GROUPED_FAMILIES[family.model_type]
-    known = sorted({name for names in grouped.auto_classes.values() for name in names})
+    known = sorted(GROUPED_FAMILIES[family.model_type].stock_classes)
     if name not in known:
         raise FamilyError(f"{family.model_type} has no class {name!r}; choose of {', '.join(known)}")
     keys = {key: value for key, value in given.items() if key != "model_type"}

@@ -234,8 +234,7 @@ def active_norms(config: dict[str, Any], attention: Attention) -> list[HeadNorm]
 
 def _check_class(config: dict[str, Any], family: Family, folder: Path) -> None:
     """Refuse a grouped model of a class that there is none of."""
-    grouped = GROUPED_FAMILIES[family.model_type]
-    names = {grouped_name(name) for every in grouped.auto_classes.values() for name in every}
+    names = set(map(grouped_name, GROUPED_FAMILIES[family.model_type].stock_classes))
     wrong = set(config.get("architectures") or ()) - names
     if wrong:
         raise FamilyError(

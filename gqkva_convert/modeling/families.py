@@ -45,6 +45,11 @@ class GroupedFamily:
     auto_classes: dict[str, tuple[str, ...]]
     facts: BlockFacts = BlockFacts()
 
+    @property
+    def stock_classes(self) -> tuple[str, ...]:
+        """Every stock class that an Auto class may give, once."""
+        return tuple(dict.fromkeys(name for names in self.auto_classes.values() for name in names))
+
 
 def grouped_name(stock: str) -> str:
     """Name of the grouped class of a stock class."""

@@ -143,7 +143,7 @@ def define_models(
         block_class: The family's own attention block, where the stock forward cannot serve.
     """
     classes: dict[str, type] = {}
-    for name in dict.fromkeys(name for names in family.auto_classes.values() for name in names):
+    for name in family.stock_classes:
         stock = getattr(transformers, name)
         attributes = {
             "__module__": module,
