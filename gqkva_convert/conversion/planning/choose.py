@@ -27,6 +27,7 @@ from gqkva_convert.conversion.planning.groups import (
     search_groups,
     similarity,
     total_loss,
+    weigh_grid,
 )
 from gqkva_convert.conversion.planning.request import Request
 from gqkva_convert.conversion.planning.trials import choose_grids
@@ -68,6 +69,16 @@ class Findings:
     neighbour_losses: dict[Place, float]
     method_losses: dict[str, dict[Place, float]] = field(default_factory=dict)
     front: Front | None = None
+
+    def take(self, place: Place, found: Grouped) -> None:
+        """Note the groups of a block and what is lost of them."""
+        self.groups[place], self.losses[place] = found.groups, found.loss
+        self.neighbour_losses[place] = found.neighbour_loss
+
+    def compare(self, place: Place, losses: dict[str, float]) -> None:
+        """Note what is lost of a block by grouping."""
+        for name, loss in losses.items():
+            self.method_losses.setdefault(name, {})[place] = loss
 
 
 def plan_model(
@@ -242,13 +253,10 @@ def _grouped(
                 count = target.num_key_heads
                 found = search_groups(statistics, grouping, count, seed)
                 planned[place] = block_plan(block, found.groups)
-                findings.groups[place], findings.losses[place] = found.groups, found.loss
-                findings.neighbour_losses[place] = found.neighbour_loss
+                findings.take(place, found)
                 if compare:
                     alone = None if measured is None else block_statistics(model, block, reader, None)
-                    compared = compare_groupings(statistics, alone, grouping, found, seed)
-                    for name, loss in compared.items():
-                        findings.method_losses.setdefault(name, {})[place] = loss
+                    findings.compare(place, compare_groupings(statistics, alone, grouping, found, seed))
             advance(1)
     if curves:
         losses = [{count: found.loss for count, found in curve.items()} for curve in curves]
@@ -257,9 +265,7 @@ def _grouped(
         for block, curve, number in zip(chosen, curves, numbers, strict=True):
             place = block.attention.kind, block.layer
             planned[place] = block_plan(block, curve[number].groups)
-            findings.groups[place] = curve[number].groups
-            findings.losses[place] = curve[number].loss
-            findings.neighbour_losses[place] = curve[number].neighbour_loss
+            findings.take(place, curve[number])
     elif grouping.startswith("evolution"):
         front = evolve(
             [findings.similarities[block.attention.kind, block.layer] for block in chosen],
@@ -276,6 +282,49 @@ def _grouped(
         _weigh(model, chosen, calibrated, findings)
     blocks = tuple(planned.get((block.kind, block.layer), block) for block in plan.blocks)
     return replace(plan, blocks=blocks), findings
+
+
+def look_at(
+    model: SourceModel, plan: Plan, request: Request, calibrated: CalibratedModel | None, compare: bool
+) -> Findings:
+    """What the closed form loses of groups that nobody searched for.
+
+    Args:
+        model: The source.
+        plan: The plan.
+        request: What was asked.
+        calibrated: The source with its data, where there are any.
+        compare: Look at what searched groups would lose too.
+    """
+    findings = Findings({}, {}, {}, {})
+    chosen = _chosen_blocks(model, request)
+    with TensorReader(model.checkpoint.files, pickled=model.checkpoint.pickled) as reader:
+        for block, planned in zip(model.blocks, plan.blocks, strict=True):
+            target = planned.target
+            if block not in chosen or block.layout.key != block.layout.value or target.key != target.value:
+                continue
+            place = block.attention.kind, block.layer
+            measured = calibrated.measured(*place) if calibrated else None
+            shares_queries = target.num_query_heads < target.num_attention_heads
+            statistics = block_statistics(model, block, reader, measured, shares_queries)
+            if shares_queries:
+                role = _merged_role(planned)
+                turning = block_turning(model, block)
+                findings.similarities[place] = (
+                    query_similarity(statistics) if role == "query" else similarity(statistics, "activations")
+                )
+                findings.take(place, weigh_grid(statistics, planned, role, turning))
+                continue
+            findings.similarities[place] = similarity(statistics, "activations")
+            groups = planned.groups("key")
+            neighbours = total_loss(statistics, neighbour_groups(statistics.units, len(groups)))
+            found = Grouped(groups, total_loss(statistics, groups), neighbours)
+            findings.take(place, found)
+            if compare:
+                alone = None if measured is None else block_statistics(model, block, reader, None)
+                seed = f"{request.seed}/{place[0]}/{place[1]}"
+                findings.compare(place, compare_groupings(statistics, alone, plan.grouping, found, seed))
+    return findings
 
 
 def _weigh(

@@ -10,7 +10,7 @@ from gqkva_convert.checkpoint.hub import locate
 from gqkva_convert.checkpoint.jsonfile import write_json
 from gqkva_convert.conversion.model import open_model
 from gqkva_convert.conversion.plan import Plan
-from gqkva_convert.conversion.planning.choose import Findings, plan_model
+from gqkva_convert.conversion.planning.choose import Findings, look_at, plan_model
 from gqkva_convert.conversion.planning.file import write_plan
 from gqkva_convert.conversion.planning.pictures import draw_findings
 from gqkva_convert.conversion.planning.request import Request
@@ -60,14 +60,16 @@ def plan(
         raise OutputError(f"{folder} is a file, and the pictures go into a folder of that name")
     located = locate(str(model), revision)
     source = open_model(located.folder)
-    chosen, _, findings = plan_model(located, source, request, stages, compare=pictures)
+    chosen, calibrated, findings = plan_model(located, source, request, stages, compare=pictures)
+    if findings is None:
+        findings = look_at(source, chosen, request, calibrated, compare=pictures)
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         scratch = file.with_name(f".{file.name}.new")
         write_plan(chosen, scratch)
         scratch.replace(file)
         written = [str(file)]
-        if pictures and findings is not None:
+        if pictures and findings.groups:
             folder.mkdir(exist_ok=True)
             written += [str(path) for path in draw_findings(findings, chosen.grouping, folder)]
             if findings.front is not None:
@@ -75,11 +77,11 @@ def plan(
                 written.append(str(folder / _FRONT))
     except OSError as error:
         raise OutputError(f"{file} cannot be written: {error.strerror or error}") from error
-    front = None if findings is None or findings.front is None else asdict(findings.front)
+    front = None if findings.front is None else asdict(findings.front)
     return {"plan": chosen.to_dict(), "rows": _rows(chosen, findings), "front": front, "written": written}
 
 
-def _rows(plan: Plan, findings: Findings | None) -> list[dict[str, Any]]:
+def _rows(plan: Plan, findings: Findings) -> list[dict[str, Any]]:
     rows = []
     for block in plan.blocks:
         place = block.kind, block.layer
@@ -90,8 +92,8 @@ def _rows(plan: Plan, findings: Findings | None) -> list[dict[str, Any]]:
                 "layer": block.layer,
                 "from": block.source.name,
                 "to": block.target.name,
-                "loss": findings.losses.get(place) if findings else None,
-                "neighbour_loss": findings.neighbour_losses.get(place) if findings else None,
+                "loss": findings.losses.get(place),
+                "neighbour_loss": findings.neighbour_losses.get(place),
                 "groups": groups,
             }
         )

@@ -260,6 +260,21 @@ def grid_plan(
     return plan, found, neighbour_loss
 
 
+def weigh_grid(statistics: BlockStatistics, plan: BlockPlan, role: str, turning: Turning) -> Grouped:
+    """What the closed form loses of a grid, and of the heads as they stand.
+
+    Args:
+        statistics: Of the block, those of its queries included.
+        plan: What happens to its heads.
+        role: Whose groups to name.
+        turning: How positions turn its heads.
+    """
+    in_place, target = tuple(range(statistics.units)), plan.target
+    order = tuple(head for head in plan.order if head is not None)
+    losses = [grid_loss(statistics, tried, target.query, target.key, turning) for tried in (order, in_place)]
+    return Grouped(plan.groups(role), *losses)
+
+
 def _swapped(
     order: tuple[int, ...], loss: Callable[[tuple[int, ...]], float], looks: int, seed: str
 ) -> tuple[int, ...]:

@@ -72,6 +72,8 @@ def test_a_plan_comes_with_pictures(
 @pytest.mark.parametrize(
     ("grouping", "data", "compared"),
     [
+        ("neighbour", False, {"neighbour", "weights", "loss"}),
+        ("random", True, {"neighbour", "random", "weights", "activations", "asym", "loss"}),
         ("weights", False, {"neighbour", "weights", "loss"}),
         ("loss", True, {"neighbour", "weights", "activations", "asym", "loss"}),
         ("asym-raw", True, {"neighbour", "weights", "activations", "asym", "asym-raw", "loss"}),
@@ -102,6 +104,17 @@ def test_losses_are_drawn_for_every_cheap_grouping(
     assert list(lines[grouping]) == pytest.approx([100 * row["loss"] for row in result["rows"]])
     assert list(lines["neighbour"]) == pytest.approx([100 * row["neighbour_loss"] for row in result["rows"]])
     assert sum(lines["loss"]) <= sum(lines["neighbour"])
+
+
+@pytest.mark.parametrize("grouping", ["neighbour", "random"])
+def test_what_unsearched_grids_lose_is_told(grouping: str, tmp_path: Path) -> None:
+    """Heads as they stand lose what neighbours lose; others lose something else."""
+    result = plan(MODEL, tmp_path / "plan.json", Request(gq=2, gkv=4, grouping=grouping))
+    losses = [(row["loss"], row["neighbour_loss"]) for row in result["rows"]]
+    assert all(min(pair) > 0 for pair in losses)
+    assert all(loss == neighbours for loss, neighbours in losses) == (grouping == "neighbour")
+    names = {Path(name).name for name in result["written"]}
+    assert names == {"plan.json", "similarity-self.png", "losses.png"}
 
 
 @pytest.mark.parametrize("options", [["--gq", "2", "--gkv", "4"], ["--gq", "4"]])
