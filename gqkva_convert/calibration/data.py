@@ -96,10 +96,31 @@ def make_batches(settings: DataSettings, folder: Path, model: Any) -> list[Batch
     tokenizer = load_processor(folder, "AutoTokenizer")
     length = sequence_length(settings.length, model, tokenizer)
     if model.config.is_encoder_decoder:
-        return _source_and_target(settings, tokenizer, length, model)
-    if is_causal(model):
-        return _windows(settings, tokenizer, length)
-    return _sentences(settings, tokenizer, length)
+        batches = _source_and_target(settings, tokenizer, length, model)
+    elif is_causal(model):
+        batches = _windows(settings, tokenizer, length)
+    else:
+        batches = _sentences(settings, tokenizer, length)
+    _check_known(batches, tokenizer, settings.data)
+    return batches
+
+
+def _check_known(batches: list[Batch], tokenizer: Any, data: str) -> None:
+    """Refuse texts that the tokenizer does not know: they look alike to the model."""
+    unknown = tokenizer.unk_token_id
+    others = tokenizer.eos_token_id, tokenizer.bos_token_id, tokenizer.pad_token_id
+    if unknown is None or unknown in others:
+        return
+    seen, missed = 0, 0
+    for batch in batches:
+        ids, mask = batch["input_ids"], batch.get("attention_mask")
+        seen += ids.numel() if mask is None else int(mask.sum())
+        missed += int((ids == unknown).sum())
+    if 2 * missed > seen:
+        raise DataError(
+            f"{data}: {missed} of {seen} tokens are unknown to the model's tokenizer; give text of a "
+            "language and script that it was trained on"
+        )
 
 
 def _texts(settings: DataSettings) -> Iterator[str]:

