@@ -1,18 +1,22 @@
-"""Exports answer the same in runtimes that know nothing of us: CTranslate2 and ONNX Runtime.
+"""Exports answer the same in runtimes that know nothing of us: CTranslate2, ONNX Runtime and vLLM.
 
 ``pip install -c constraints.txt -e '.[test,runtimes]' && pytest -m slow tests/conversion/test_runtimes.py``;
+vLLM wants other versions of much, so it is run by a Python of its own, which ``GQKVA_VLLM_PYTHON`` names;
 llama.cpp has ``tests/runtimes/test_llama_cpp.py``.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import subprocess
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+import vllm_answers
 from grouped_pairs import write_pair
 
 import gqkva_convert
@@ -77,3 +81,22 @@ def test_onnx_runtime(exported: Path, tmp_path: Path) -> None:
     session = onnxruntime.InferenceSession(str(tmp_path / "model.onnx"))
     (found,) = session.run(None, {session.get_inputs()[0].name: tokens.numpy()})
     assert np.abs(found - logits.numpy()).max() < 1e-4 * np.abs(logits.numpy()).max()
+
+
+def test_vllm(exported: Path, tmp_path: Path) -> None:
+    """Prompts of several lengths, side by side, go on with the tokens that the grouped model likes best."""
+    python = os.environ.get("GQKVA_VLLM_PYTHON")
+    if not python:
+        pytest.skip("GQKVA_VLLM_PYTHON does not name a Python with vLLM")
+    answers = tmp_path / "answers.json"
+    command = [python, vllm_answers.__file__, str(exported), str(answers)]
+    settings = {"VLLM_CPU_KVCACHE_SPACE": "1", "HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1"}
+    done = subprocess.run(command, env=os.environ | settings, capture_output=True, text=True, timeout=900)
+    assert done.returncode == 0, done.stdout + done.stderr
+    model = load_model(exported.parent / "grouped", "")
+    for prompt, answer in zip(vllm_answers.PROMPTS, json.loads(answers.read_text()), strict=True):
+        tokens = torch.tensor([prompt + answer["tokens"]])
+        with torch.inference_mode():
+            likely = model(tokens).logits[0, len(prompt) - 1 : -1].log_softmax(-1)
+        assert likely.argmax(-1).tolist() == answer["tokens"]
+        assert likely.max(-1).values.tolist() == pytest.approx(answer["logprobs"], abs=1e-3)
