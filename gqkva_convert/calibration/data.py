@@ -13,6 +13,7 @@ from gqkva_convert.data.processors import (
     check_size,
     is_causal,
     load_processor,
+    pixel_values,
     sequence_length,
 )
 from gqkva_convert.data.records import (
@@ -239,20 +240,19 @@ def _pictures(settings: DataSettings) -> Iterator[tuple[Any, Record]]:
     for record in read_records(settings.data, settings.seed):
         if not name:
             name = find_columns(record, [(column,) for column in PICTURE_COLUMNS], "images")[0]
-        yield picture_of(record, name), record
+        picture = picture_of(record, name)
+        picture.load()  # and close its file
+        yield picture, record
 
 
 def _images(settings: DataSettings, folder: Path, model: Any) -> list[Batch]:
     processor = load_processor(folder, "AutoImageProcessor")
-    pictures = []
-    for picture, _ in islice(_pictures(settings), settings.samples):
-        mean = getattr(processor, "image_mean", None) or [0, 0, 0]
-        pictures.append(picture.convert("L" if len(mean) == 1 else "RGB"))
+    pictures = [picture for picture, _ in islice(_pictures(settings), settings.samples)]
     if len(pictures) < 2:
         raise DataError(f"{settings.data}: {len(pictures)} images are too few to calibrate on")
     batches = []
     for at in range(0, len(pictures), 16):
-        pixels = processor(images=pictures[at : at + 16], return_tensors="pt")["pixel_values"]
+        pixels = pixel_values(processor, pictures[at : at + 16])
         check_size(pixels, model.config, settings.data)
         batches.append({"pixel_values": pixels})
     return batches
@@ -268,7 +268,7 @@ def _captioned_images(settings: DataSettings, folder: Path, model: Any) -> list[
     for picture, record in islice(_pictures(settings), settings.samples):
         name = find_columns(record, (("caption",), ("text",)), "captions")[0]
         caption = record[name][0] if isinstance(record[name], list) else record[name]
-        pictures.append(picture.convert("RGB"))
+        pictures.append(picture)
         captions.append(caption)
     if len(pictures) < 2:
         raise DataError(f"{settings.data}: {len(pictures)} images are too few to calibrate on")
@@ -276,7 +276,7 @@ def _captioned_images(settings: DataSettings, folder: Path, model: Any) -> list[
     for at in range(0, len(pictures), 16):
         batch = _encode(tokenizer, captions[at : at + 16], length)
         batch.pop("token_type_ids", None)
-        batch["pixel_values"] = processor(images=pictures[at : at + 16], return_tensors="pt")["pixel_values"]
+        batch["pixel_values"] = pixel_values(processor, pictures[at : at + 16])
         check_size(batch["pixel_values"], model.config, settings.data)
         batches.append(batch)
     return batches

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -68,6 +69,17 @@ def has_other_words(first: Path, second: Path) -> bool:
         return False
     shared: int = sum(theirs.get(word) == number for word, number in ours.items())
     return shared < _SHARED_WORDS * max(len(ours), len(theirs))
+
+
+def pixel_values(processor: Any, pictures: Iterable[Any]) -> Any:
+    """What a model's image processor makes of pictures, in one channel where the model has one.
+
+    Returns:
+        ``(pictures, channels, height, width)``.
+    """
+    mode = "L" if len(getattr(processor, "image_mean", None) or (0, 0, 0)) == 1 else "RGB"
+    opened = [picture.convert(mode) for picture in pictures]
+    return processor(images=opened, return_tensors="pt")["pixel_values"]
 
 
 def check_size(pixels: Any, config: Any, data: str) -> None:

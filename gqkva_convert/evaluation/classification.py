@@ -5,7 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 from gqkva_convert.data.labels import label_numbers
-from gqkva_convert.data.processors import arguments, check_size, load_processor, sequence_length
+from gqkva_convert.data.processors import (
+    arguments,
+    check_size,
+    load_processor,
+    pixel_values,
+    sequence_length,
+)
 from gqkva_convert.data.records import (
     LABEL_COLUMNS,
     PAIR_COLUMNS,
@@ -62,12 +68,9 @@ def _logits(model: Any, inputs: dict[str, Any]) -> Any:
 def _images(subject: Subject, found: Any) -> Any:
     column = find_columns(found[0], [(name,) for name in PICTURE_COLUMNS], "images")[0]
     processor = load_processor(subject.folder, "AutoImageProcessor")
-    mean = getattr(processor, "image_mean", None) or [0, 0, 0]
-    mode = "L" if len(mean) == 1 else "RGB"
 
     def batch(some: list[Any]) -> dict[str, Any]:
-        pictures = [picture_of(record, column).convert(mode) for record in some]
-        pixels = processor(images=pictures, return_tensors="pt")["pixel_values"]
+        pixels = pixel_values(processor, (picture_of(record, column) for record in some))
         check_size(pixels, subject.model.config, str(subject.settings.data))
         return {"pixel_values": pixels}
 

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gqkva_convert.data.processors import load_processor
+from gqkva_convert.data.processors import load_processor, pixel_values
 from gqkva_convert.data.records import (
     LABEL_COLUMNS,
     PICTURE_COLUMNS,
@@ -66,7 +66,6 @@ class ImageBatches:
         self.mixup = mixup
         self.seed = seed
         mean = getattr(self.processor, "image_mean", None) or [0, 0, 0]
-        self.mode = "L" if len(mean) == 1 else "RGB"
         std = getattr(self.processor, "image_std", None) or [1] * len(mean)
         if not getattr(self.processor, "do_normalize", True):
             mean, std = [0] * len(mean), [1] * len(mean)
@@ -93,8 +92,7 @@ class ImageBatches:
         return {"pixel_values": pixels, "labels": labels}
 
     def _pixels(self, rows: Sequence[Row]) -> Tensor:
-        pictures = [picture_of(row, self.picture).convert(self.mode) for row in rows]
-        pixels: Tensor = self.processor(images=pictures, return_tensors="pt")["pixel_values"]
+        pixels: Tensor = pixel_values(self.processor, (picture_of(row, self.picture) for row in rows))
         return pixels
 
 
