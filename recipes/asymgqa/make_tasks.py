@@ -3,9 +3,10 @@
     python recipes/asymgqa/make_tasks.py tasks
 
 `next_line`: which of four lines of a file follows a dozen others (multiple choice). `package`: which package
-a dozen lines are from (classification). Questions are of files that the built-in model has not seen; texts to
-fine-tune on, of both tasks together, are of those it has. Writes a YAML file of lm-evaluation-harness and its
-questions for each task, and `train.jsonl`.
+a dozen lines are from (classification). Questions are of files that the built-in model has not seen; texts
+to fine-tune on, of both tasks together, are of those it has (`train.jsonl`), and texts to measure that by of a
+tenth of those, which the others are not of (`held-out.jsonl`). Writes a YAML file of lm-evaluation-harness and
+its questions for each task too.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import argparse
 import hashlib
 import json
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -59,12 +60,16 @@ def package(lines: list[str], place: int, name: str) -> Example:
     return {"context": context, "choices": [f" {each}" for each in PACKAGES], "label": PACKAGES.index(name)}
 
 
-def examples(*, held_out: bool, seed: int, per_file: int) -> dict[str, list[Example]]:
-    """Examples of both tasks, shuffled; as many of each package as of the rarest."""
+def examples(
+    *, held_out: bool, seed: int, per_file: int, is_wanted: Callable[[str], bool] = bool
+) -> dict[str, list[Example]]:
+    """Examples of both tasks of the files wanted, shuffled; as many of each package as of the rarest."""
     draw = random.Random(seed)
     found: dict[str, list[Example]] = {"next_line": []}
     by_package: dict[str, list[Example]] = {name: [] for name in PACKAGES}
     for path, text in iter_texts(held_out=held_out):
+        if not is_wanted(path):
+            continue
         top = path.split("/")[0]
         for lines, place in windows(text, draw, per_file):
             example = next_line(lines, place, draw)
@@ -79,6 +84,11 @@ def examples(*, held_out: bool, seed: int, per_file: int) -> dict[str, list[Exam
     for every in found.values():
         draw.shuffle(every)
     return found
+
+
+def is_apart(path: str) -> bool:
+    """Whether a file is of the tenth that is not tuned on."""
+    return hashlib.sha256(path.encode()).digest()[0] % 10 == 0
 
 
 def write_task(out: Path, name: str, questions: list[Example]) -> None:
@@ -109,14 +119,21 @@ def main() -> None:
     arguments = parser.parse_args()
     arguments.out.mkdir(parents=True, exist_ok=True)
     questions = examples(held_out=True, seed=0, per_file=20)
-    texts = examples(held_out=False, seed=1, per_file=4)
-    train: list[str] = []
     for name, every in questions.items():
         write_task(arguments.out, name, every[: arguments.questions])
-        print(f"{name}: {min(len(every), arguments.questions)} questions, {len(texts[name])} texts at hand")
-        train += [each["context"] + each["choices"][each["label"]] for each in texts[name][: arguments.texts]]
-    random.Random(0).shuffle(train)
-    (arguments.out / "train.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in train))
+        print(f"{name}: {min(len(every), arguments.questions)} questions")
+    for file, apart in (("train", False), ("held-out", True)):
+        found = examples(
+            held_out=False, seed=1, per_file=4, is_wanted=lambda path, apart=apart: is_apart(path) == apart
+        )
+        texts = [
+            {"text": each["context"] + each["choices"][each["label"]]}
+            for every in found.values()
+            for each in every[: arguments.texts]
+        ]
+        random.Random(0).shuffle(texts)
+        (arguments.out / f"{file}.jsonl").write_text("".join(json.dumps(text) + "\n" for text in texts))
+        print(f"{file}.jsonl: {len(texts)} texts")
 
 
 if __name__ == "__main__":

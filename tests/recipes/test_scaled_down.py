@@ -47,7 +47,8 @@ def tasks(tmp_path: Path) -> Path:
     write_task = runpy.run_path(str(ROOT / "recipes" / "asymgqa" / "make_tasks.py"))["write_task"]
     for name in ("next_line", "package"):
         write_task(folder, name, questions)
-    learners.write_texts(folder / "train.jsonl")
+    for name in ("train", "held-out"):
+        learners.write_texts(folder / f"{name}.jsonl")
     return folder
 
 
