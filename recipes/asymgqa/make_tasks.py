@@ -3,10 +3,10 @@
     python recipes/asymgqa/make_tasks.py tasks
 
 `next_line`: which of four lines of a file follows a dozen others (multiple choice). `package`: which package
-a dozen lines are from (classification). Questions are of files that the built-in model has not seen; texts
-to fine-tune on, of both tasks together, are of those it has (`train.jsonl`), and texts to measure that by of a
-tenth of those, which the others are not of (`held-out.jsonl`). Writes a YAML file of lm-evaluation-harness and
-its questions for each task too.
+a dozen lines are from (classification). Questions are of files that the built-in model has not seen. Texts to
+fine-tune on, of both tasks together, are of those it has (`train.jsonl`), and texts to measure that by of a
+tenth of those, which the others are not of (`held-out.jsonl`). Writes a YAML file of lm-evaluation-harness
+and its questions for each task too.
 """
 
 from __future__ import annotations
