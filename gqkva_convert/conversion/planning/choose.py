@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from gqkva_convert.checkpoint.reader import TensorReader
@@ -17,6 +17,7 @@ from gqkva_convert.conversion.plan import (
     make_plan,
     plan_layouts,
 )
+from gqkva_convert.conversion.planning.findings import Findings, Place, merged_role, weigh
 from gqkva_convert.conversion.planning.groups import (
     SEARCHED,
     Grouped,
@@ -26,8 +27,6 @@ from gqkva_convert.conversion.planning.groups import (
     grid_plan,
     search_groups,
     similarity,
-    total_loss,
-    weigh_grid,
 )
 from gqkva_convert.conversion.planning.request import Request
 from gqkva_convert.conversion.planning.trials import choose_grids
@@ -37,48 +36,14 @@ from gqkva_convert.conversion.rotary import block_turning
 from gqkva_convert.errors import LayoutError
 from gqkva_convert.grouping.allocation import allocate
 from gqkva_convert.grouping.costs import query_similarity
-from gqkva_convert.grouping.evolution import Front, evolve
-from gqkva_convert.grouping.search import neighbour_groups
+from gqkva_convert.grouping.evolution import evolve
 from gqkva_convert.heads import HeadLayout, divisors
 
 if TYPE_CHECKING:
     from gqkva_convert.checkpoint.hub import Located
-    from gqkva_convert.grouping.statistics import Array
 
-Place = tuple[str, int]
 # Rules that ``auto`` tries on held-out data.
 _TRIED = tuple(rule for rule in GROUP_RULES if rule != "aligned")
-
-
-@dataclass(frozen=True)
-class Findings:
-    """What planning looked at, for pictures.
-
-    Attributes:
-        similarities: Inner products of each block's units, by kind and layer.
-        groups: Groups chosen.
-        losses: What the closed form loses of them, relative to each block.
-        neighbour_losses: The same of neighbour groups of as many heads.
-        method_losses: The same by grouping of all that were compared, the chosen one included.
-        front: Trade-offs found by ``evolution``.
-    """
-
-    similarities: dict[Place, Array]
-    groups: dict[Place, tuple[tuple[int, ...], ...]]
-    losses: dict[Place, float]
-    neighbour_losses: dict[Place, float]
-    method_losses: dict[str, dict[Place, float]] = field(default_factory=dict)
-    front: Front | None = None
-
-    def take(self, place: Place, found: Grouped) -> None:
-        """Note the groups of a block and what is lost of them."""
-        self.groups[place], self.losses[place] = found.groups, found.loss
-        self.neighbour_losses[place] = found.neighbour_loss
-
-    def compare(self, place: Place, losses: dict[str, float]) -> None:
-        """Note what is lost of a block by grouping."""
-        for name, loss in losses.items():
-            self.method_losses.setdefault(name, {})[place] = loss
 
 
 def plan_model(
@@ -114,7 +79,7 @@ def plan_model(
     if calibrated is not None and plan.grouping == "loss" and "layerwise" in plan.refine:
         before, plan = plan, choose_grids(model, plan, calibrated, stages)
         if findings is not None:
-            _forget_grids(findings, before, plan)
+            findings.forget_grids(before, plan)
     if plan.merge == "auto" and calibrated is not None:
         plan = choose_plan_rules(model, plan, calibrated, stages)
     return plan, calibrated, findings
@@ -220,7 +185,7 @@ def _grouped(
             for block, layout in zip(model.blocks, layouts, strict=True)
         }
     planned: dict[Place, BlockPlan] = {}
-    findings = Findings({}, {}, {}, {})
+    findings = Findings()
     curves: list[dict[int, Grouped]] = []
     with TensorReader(model.checkpoint.files, pickled=model.checkpoint.pickled) as reader:
         for block in chosen:
@@ -236,7 +201,7 @@ def _grouped(
                 planned[place], findings.losses[place], findings.neighbour_losses[place] = grid_plan(
                     block, statistics, grouping, target, turning, seed
                 )
-                role = _merged_role(planned[place])
+                role = merged_role(planned[place])
                 if role == "query":
                     findings.similarities[place] = query_similarity(statistics)
                 findings.groups[place] = planned[place].groups(role)
@@ -279,85 +244,9 @@ def _grouped(
             place = block.attention.kind, block.layer
             planned[place], findings.groups[place] = block_plan(block, groups), groups
         findings = replace(findings, front=front)
-        _weigh(model, chosen, calibrated, findings)
+        weigh(model, chosen, calibrated, findings)
     blocks = tuple(planned.get((block.kind, block.layer), block) for block in plan.blocks)
     return replace(plan, blocks=blocks), findings
-
-
-def look_at(
-    model: SourceModel, plan: Plan, request: Request, calibrated: CalibratedModel | None, compare: bool
-) -> Findings:
-    """What the closed form loses of groups that nobody searched for.
-
-    Args:
-        model: The source.
-        plan: The plan.
-        request: What was asked.
-        calibrated: The source with its data, where there are any.
-        compare: Look at what searched groups would lose too.
-    """
-    findings = Findings({}, {}, {}, {})
-    chosen = _chosen_blocks(model, request)
-    with TensorReader(model.checkpoint.files, pickled=model.checkpoint.pickled) as reader:
-        for block, planned in zip(model.blocks, plan.blocks, strict=True):
-            target = planned.target
-            if block not in chosen or block.layout.key != block.layout.value or target.key != target.value:
-                continue
-            place = block.attention.kind, block.layer
-            measured = calibrated.measured(*place) if calibrated else None
-            shares_queries = target.num_query_heads < target.num_attention_heads
-            statistics = block_statistics(model, block, reader, measured, shares_queries)
-            if shares_queries:
-                role = _merged_role(planned)
-                turning = block_turning(model, block)
-                findings.similarities[place] = (
-                    query_similarity(statistics) if role == "query" else similarity(statistics, "activations")
-                )
-                findings.take(place, weigh_grid(statistics, planned, role, turning))
-                continue
-            findings.similarities[place] = similarity(statistics, "activations")
-            groups = planned.groups("key")
-            neighbours = total_loss(statistics, neighbour_groups(statistics.units, len(groups)))
-            found = Grouped(groups, total_loss(statistics, groups), neighbours)
-            findings.take(place, found)
-            if compare:
-                alone = None if measured is None else block_statistics(model, block, reader, None)
-                seed = f"{request.seed}/{place[0]}/{place[1]}"
-                findings.compare(place, compare_groupings(statistics, alone, plan.grouping, found, seed))
-    return findings
-
-
-def _weigh(
-    model: SourceModel,
-    chosen: Sequence[Block],
-    calibrated: CalibratedModel | None,
-    findings: Findings,
-) -> None:
-    """Note what the closed form loses of groups that were found by other measures."""
-    with TensorReader(model.checkpoint.files, pickled=model.checkpoint.pickled) as reader:
-        for block in chosen:
-            place = block.attention.kind, block.layer
-            measured = calibrated.measured(*place) if calibrated else None
-            statistics = block_statistics(model, block, reader, measured)
-            groups = findings.groups[place]
-            neighbours = neighbour_groups(statistics.units, len(groups))
-            findings.losses[place] = total_loss(statistics, groups)
-            findings.neighbour_losses[place] = total_loss(statistics, neighbours)
-
-
-def _merged_role(block: BlockPlan) -> str:
-    """Whose groups a picture of a grid shows: keys', or queries' where those alone are shared."""
-    return "key" if block.target.num_key_heads < block.target.num_attention_heads else "query"
-
-
-def _forget_grids(findings: Findings, before: Plan, after: Plan) -> None:
-    """Take in grids that were chosen by trying them; what the closed form loses of those is not known."""
-    for old, block in zip(before.blocks, after.blocks, strict=True):
-        if block.order != old.order:
-            place = block.kind, block.layer
-            findings.groups[place] = block.groups(_merged_role(block))
-            for losses in (findings.losses, findings.neighbour_losses, *findings.method_losses.values()):
-                losses.pop(place, None)
 
 
 def complete_plan(

@@ -10,8 +10,9 @@ from gqkva_convert.checkpoint.hub import locate
 from gqkva_convert.checkpoint.jsonfile import write_json
 from gqkva_convert.conversion.model import open_model
 from gqkva_convert.conversion.plan import Plan
-from gqkva_convert.conversion.planning.choose import Findings, look_at, plan_model
+from gqkva_convert.conversion.planning.choose import plan_model
 from gqkva_convert.conversion.planning.file import write_plan
+from gqkva_convert.conversion.planning.findings import Findings, look_at
 from gqkva_convert.conversion.planning.pictures import draw_findings
 from gqkva_convert.conversion.planning.request import Request
 from gqkva_convert.conversion.refinement.calibrated import Stages, no_stages
@@ -62,7 +63,7 @@ def plan(
     source = open_model(located.folder)
     chosen, calibrated, findings = plan_model(located, source, request, stages, compare=pictures)
     if findings is None:
-        findings = look_at(source, chosen, request, calibrated, compare=pictures)
+        findings = look_at(source, chosen, calibrated, compare=pictures)
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         scratch = file.with_name(f".{file.name}.new")

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from gqkva_convert.conversion.planning.choose import Findings
+from gqkva_convert.conversion.planning.findings import Findings
 from gqkva_convert.grouping.evolution import Front
 from gqkva_convert.pictures import pyplot, save_picture
 
