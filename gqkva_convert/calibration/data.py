@@ -240,9 +240,7 @@ def _pictures(settings: DataSettings) -> Iterator[tuple[Any, Record]]:
     for record in read_records(settings.data, settings.seed):
         if not name:
             name = find_columns(record, [(column,) for column in PICTURE_COLUMNS], "images")[0]
-        picture = picture_of(record, name)
-        picture.load()  # and close its file
-        yield picture, record
+        yield picture_of(record, name), record
 
 
 def _images(settings: DataSettings, folder: Path, model: Any) -> list[Batch]:

@@ -51,7 +51,7 @@ def published_folder(target: Path, *, overwrite: bool) -> Iterator[Path]:
         with locked(target):
             if previous.exists() and not target.exists():
                 previous.rename(target)  # killed between the two renames below
-            _check_target(target, overwrite)
+            check_target(target, overwrite)
             if scratch.is_symlink():
                 raise OutputError(f"{scratch} is a link, which no run of ours leaves behind; remove it")
             scratch.mkdir(exist_ok=True)
@@ -95,7 +95,12 @@ def _put_in_place(scratch: Path, target: Path, previous: Path) -> None:
     shutil.rmtree(previous, ignore_errors=True)
 
 
-def _check_target(target: Path, overwrite: bool) -> None:
+def check_target(target: Path, overwrite: bool) -> None:
+    """Refuse a place that no checkpoint folder may be written to.
+
+    Raises:
+        OutputError: Something is there that must not be replaced.
+    """
     if not target.exists() and not target.is_symlink():
         return
     if not overwrite:

@@ -9,6 +9,8 @@ import typer
 
 from gqkva_convert.cli.options import Json
 from gqkva_convert.cli.output import human_bytes, make_table, print_json, print_table, stage_progress
+from gqkva_convert.evaluation.speed.rows import shown_names
+from gqkva_convert.evaluation.speed.settings import parse_counts
 
 
 def bench_command(
@@ -51,8 +53,8 @@ def bench_command(
         result = bench(
             folder,
             against=against,
-            context=None if context is None else _counts("--context", context),
-            batch=_counts("--batch", batch),
+            context=None if context is None else parse_counts("--context", context),
+            batch=parse_counts("--batch", batch),
             new_tokens=new_tokens,
             dtype=dtype,
             device=device,
@@ -69,18 +71,6 @@ def bench_command(
     _print_rows(result)
     if result["speedup"]:
         _print_speedups(result)
-
-
-def _counts(option: str, text: str) -> tuple[int, ...]:
-    """Numbers with commas between them."""
-    from gqkva_convert.errors import EvaluationError
-
-    try:
-        return tuple(int(part) for part in text.split(","))
-    except ValueError as error:
-        raise EvaluationError(
-            f"{option} {text}: give whole numbers with commas between them, as 1,16"
-        ) from error
 
 
 def _print_rows(result: dict[str, Any]) -> None:
@@ -101,14 +91,15 @@ def _print_rows(result: dict[str, Any]) -> None:
     title = f"{result['model']}: {result['device']}, {result['dtype']}"
     title += f", {result['settings']['cache']} cache, {limit}/s" if generates else ""
     table = make_table(title, [*columns, ("peak memory", True)])
+    names = shown_names(result)
     for row in result["rows"]:
-        cells = [f"{row['context']:,}", str(row["batch"]), row["model"]]
+        cells = [f"{row['context']:,}", str(row["batch"]), names[row["model"]]]
         if row["skipped"] is None:
             cells += _measured(row, generates)
         table.add_row(*cells)
     print_table(table)
     for row in result["rows"]:
-        where = f"{row['model']}, context {row['context']:,}, batch {row['batch']}"
+        where = f"{names[row['model']]}, context {row['context']:,}, batch {row['batch']}"
         if row["skipped"] is not None:
             typer.echo(f"skipped: {where}: {row['skipped']}")
         elif generates and row["prefill_chunk"] < row["context"]:

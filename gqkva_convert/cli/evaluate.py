@@ -8,6 +8,7 @@ import typer
 
 from gqkva_convert.cli.options import DATA_KINDS, Json, Model
 from gqkva_convert.cli.output import make_table, print_json, print_table, stage_progress
+from gqkva_convert.data.names import short_name
 
 
 def evaluate_command(
@@ -119,7 +120,12 @@ def print_result(result: dict[str, Any]) -> None:
     has_other = result["against"] is not None
     columns = [("metric", False), ("model", True), ("95 %", False)]
     if has_other:
-        columns += [("original", True), ("95 %", False), ("difference", True), ("95 %", False)]
+        columns += [
+            (short_name(result["against"]), True),
+            ("95 %", False),
+            ("difference", True),
+            ("95 %", False),
+        ]
     part = f", {result['split']}" if result["split"] else ""
     table = make_table(
         f"{result['task']} on {result['data']}{part}: {result['samples']:,} {result['unit']}", columns

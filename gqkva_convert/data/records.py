@@ -5,12 +5,13 @@ from __future__ import annotations
 import difflib
 import io
 import logging
-from collections.abc import Iterable, Iterator
+import math
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from gqkva_convert.errors import DataError
+from gqkva_convert.errors import DataError, first_line
 
 Record = dict[str, Any]
 
@@ -82,6 +83,10 @@ def load_records(data: str, *, streaming: bool, part: str = TRAIN, split: str | 
         found: Any = datasets.load_dataset(**_where(data, part, split), streaming=streaming)
         if not isinstance(found, (datasets.IterableDataset, datasets.Dataset)):
             found = found[next(name for name in (*_PARTS[part], *found) if name in found)]
+        for name, feature in (found.features or {}).items():
+            if isinstance(feature, datasets.Image):
+                # Whoever reads a picture opens it (`picture_of`) and can name one that is damaged.
+                found = found.cast_column(name, datasets.Image(decode=False))
     return found
 
 
@@ -125,6 +130,41 @@ def _one_line(data: str) -> Iterator[None]:
         elif "split" in str(error).lower():
             remedy = "choose another --split, or leave it out"
         raise DataError(f"cannot read {data!r} as a data set ({reason}); {remedy}") from error
+
+
+def score_column(record: Record, names: Sequence[str], data: str) -> str | None:
+    """Which column scores the pairs of a data set; None where there is none.
+
+    Args:
+        record: One of its records.
+        names: Columns of its texts.
+        data: Its name.
+
+    Raises:
+        DataError: What stands there are classes of inference, not scores.
+    """
+    found = next((name for name in SCORE_COLUMNS if name in record), None)
+    if len(names) == 2 and found == "label" and tuple(names) == ("premise", "hypothesis"):
+        raise DataError(
+            f"{data}: label of premise and hypothesis is a class, not how alike they are; keep the pairs "
+            "that are entailed, without label, or give a column score"
+        )
+    return found if len(names) == 2 else None
+
+
+def read_score(value: Any, data: str) -> float:
+    """A pair's score.
+
+    Raises:
+        DataError: It is no number.
+    """
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        number = math.nan
+    if not math.isfinite(number):
+        raise DataError(f"{data}: a pair has the score {value!r}, which is no number; mend or remove it")
+    return number
 
 
 def is_running_text(data: str) -> bool:
@@ -203,12 +243,22 @@ def text_columns(record: Record) -> tuple[str, ...]:
 
 
 def picture_of(record: Record, column: str) -> Any:
-    """A record's image, opened."""
+    """A record's image, read.
+
+    Raises:
+        DataError: It is damaged, or no image.
+    """
     from PIL import Image
 
     picture = record[column]
     if isinstance(picture, dict):  # as `datasets` stores what it has not opened
         picture = picture["path"] if picture.get("bytes") is None else picture["bytes"]
-    if isinstance(picture, str):
-        return Image.open(picture)
-    return Image.open(io.BytesIO(picture)) if isinstance(picture, bytes) else picture
+    if not isinstance(picture, (str, bytes)):
+        return picture
+    try:
+        opened = Image.open(io.BytesIO(picture) if isinstance(picture, bytes) else picture)
+        opened.load()  # and close its file
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        where = picture if isinstance(picture, str) else f"an image under {column!r}"
+        raise DataError(f"{where} cannot be read: {first_line(error)}; mend or remove it") from error
+    return opened

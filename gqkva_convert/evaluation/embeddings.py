@@ -11,11 +11,12 @@ from gqkva_convert.checkpoint.jsonfile import read_json
 from gqkva_convert.data.processors import arguments, load_processor, sequence_length
 from gqkva_convert.data.records import (
     PAIR_COLUMNS,
-    SCORE_COLUMNS,
     TEXT_COLUMNS,
     find_columns,
+    read_score,
+    score_column,
 )
-from gqkva_convert.errors import EvaluationError
+from gqkva_convert.errors import DataError, EvaluationError
 from gqkva_convert.evaluation.metrics import Metric, mean, spearman
 from gqkva_convert.evaluation.samples import draw, encode, is_text, records
 from gqkva_convert.evaluation.subject import Subject
@@ -37,14 +38,19 @@ def measure_embeddings(subject: Subject) -> tuple[list[Metric], int, str, dict[s
     names = find_columns(
         found[0], [*PAIR_COLUMNS, *((name,) for name in TEXT_COLUMNS)], "pairs of texts or texts"
     )
-    score = next((name for name in SCORE_COLUMNS if name in found[0]), None)
-    is_scored = len(names) == 2 and score is not None
+    data = str(subject.settings.data)
+    score = score_column(found[0], names, data)
+    is_scored = score is not None
     if not is_scored and subject.against is None:
         raise EvaluationError(
             f"{subject.settings.data} has no scored pairs, so an encoder is measured on it against another "
             "model; give --against"
         )
-    some = draw([record for record in found if is_text(record, *names)], subject.settings)
+    usable = [record for record in found if is_text(record, *names)]
+    if not usable:
+        raise DataError(f"{subject.settings.data} has no record with text under {' and '.join(names)}")
+    some = draw(usable, subject.settings)
+    scores = np.asarray([read_score(record[score], data) for record in some if is_scored])
     tokenizer = load_processor(subject.folder, "AutoTokenizer")
     length = sequence_length(subject.settings.length, subject.model, tokenizer)
     pooling = pooling_of(subject.folder)
@@ -56,7 +62,6 @@ def measure_embeddings(subject: Subject) -> tuple[list[Metric], int, str, dict[s
     ]
     metrics = []
     if is_scored:
-        scores = np.asarray([float(record[score]) for record in some])
         cosines = [(first * second).sum(-1) for first, second in zip(*sides, strict=True)]
         against = [cosines[1], scores] if subject.against is not None else None
         metrics.append(Metric("Spearman correlation", "higher", spearman, [cosines[0], scores], against))

@@ -11,6 +11,7 @@ from gqkva_convert.checkpoint.digest import files_sha256
 from gqkva_convert.checkpoint.folder import weight_files
 from gqkva_convert.checkpoint.hub import locate
 from gqkva_convert.conversion.refinement.calibrated import Stages, no_stages
+from gqkva_convert.data.names import exists
 from gqkva_convert.data.tasks import CAUSAL, EMBEDDING, IMAGES, MASKED, TEXTS, TO_TARGET
 from gqkva_convert.errors import EvaluationError
 from gqkva_convert.evaluation.classification import score_labels
@@ -77,6 +78,10 @@ def evaluate(
     if kept is not None:
         require_writable(kept)
     subject = open_subject(located.folder, None if against is None else str(against), settings, begin)
+    if settings.tasks:
+        from gqkva_convert.evaluation.harness import require_tasks
+
+        require_tasks(subject)  # before hours on the data
     common = {
         "against": None if against is None else str(against),
         "model_sha256": files_sha256({file.name: file for file in weight_files(located.folder)[0]}),
@@ -121,7 +126,7 @@ def _on_data(subject: Subject) -> list[dict[str, Any]]:
     return [
         {
             "task": TITLES[subject.task],
-            "data": settings.data,
+            "data": _everywhere(settings.data),
             "split": settings.split,
             "samples": samples,
             "unit": unit,
@@ -129,6 +134,11 @@ def _on_data(subject: Subject) -> list[dict[str, Any]]:
             "settings": {**found, **_chosen(settings, "samples", "seed"), "dtype": dtype},
         }
     ]
+
+
+def _everywhere(data: str | None) -> str | None:
+    """A path as it is called from every folder; any other name as it is."""
+    return str(Path(data).resolve()) if data is not None and exists(Path(data)) else data
 
 
 @contextmanager

@@ -35,13 +35,8 @@ def run_tasks(subject: Subject) -> list[dict[str, Any]]:
         EvaluationError: The harness is missing, a task does not exist or cannot be run, or the model does
             not write text.
     """
-    if subject.task not in (CAUSAL, TO_TARGET):
-        raise EvaluationError(
-            f"lm-evaluation-harness runs models that write text, and this is one for {subject.task}; "
-            "measure it on --data"
-        )
+    manager = require_tasks(subject)
     with quiet("lm_eval"), _without_bars():
-        manager = _manager(subject.settings.tasks)
         own, *other = (_run(subject, model, manager) for model in subject.models)
     names = [name for name in own["results"] if name in (*own["samples"], *own.get("groups", {}))]
     return [
@@ -53,6 +48,17 @@ def run_tasks(subject: Subject) -> list[dict[str, Any]]:
         }
         for name in names
     ]
+
+
+def require_tasks(subject: Subject) -> Any:
+    """What knows the tasks of the settings; raises as `run_tasks` for tasks that cannot be run."""
+    if subject.task not in (CAUSAL, TO_TARGET):
+        raise EvaluationError(
+            f"lm-evaluation-harness runs models that write text, and this is one for {subject.task}; "
+            "measure it on --data"
+        )
+    with quiet("lm_eval"), _without_bars():
+        return _manager(subject.settings.tasks)
 
 
 @contextmanager

@@ -102,9 +102,12 @@ class Bench(_Read):
     format_version: Literal[1]
     device: str
     dtype: str
+    against: str | None = None
     machine: str | None = None
     date: str | None = None
     versions: dict[str, Any] | None = None
+    model_sha256: str | None = None
+    settings: dict[str, Any] = {}
     rows: list[Row]
 
 

@@ -42,7 +42,7 @@ class Metric:
         """The number with its interval, beside the other model's and the difference of both.
 
         Raises:
-            EvaluationError: It is not finite.
+            EvaluationError: It is not finite, or not defined on these samples.
         """
         for columns, whose in ((self.columns, "the model"), (self.against or (), "that of --against")):
             if not all(np.isfinite(column).all() for column in columns):
@@ -52,8 +52,8 @@ class Metric:
                 )
         found: dict[str, Any] = {
             "metric": self.name,
-            "value": float(self.statistic(*self.columns, axis=-1)),
-            "interval": bootstrap(self.columns, self.statistic, seed),
+            "value": self._value(self.columns),
+            "interval": self._interval(self.columns, seed),
             "against": None,
             "against_interval": None,
             "difference": None,
@@ -62,7 +62,7 @@ class Metric:
         }
         if self.against is None:
             return found
-        other = float(self.statistic(*self.against, axis=-1))
+        other = self._value(self.against)
         count = len(self.columns)
 
         def difference(*columns: Column, axis: int) -> Any:
@@ -71,10 +71,37 @@ class Metric:
 
         return found | {
             "against": other,
-            "against_interval": bootstrap(self.against, self.statistic, seed),
+            "against_interval": self._interval(self.against, seed),
             "difference": found["value"] - other,
             "difference_interval": bootstrap([*self.columns, *self.against], difference, seed),
         }
+
+    def _value(self, columns: Sequence[Column]) -> float:
+        with np.errstate(invalid="ignore", divide="ignore"):
+            value = float(self.statistic(*columns, axis=-1))
+        if not np.isfinite(value):
+            raise EvaluationError(
+                f"{self.name} is not defined on these {len(columns[0])} samples, which are too few or all "
+                "alike; measure on more or others"
+            )
+        return value
+
+    def _interval(self, columns: Sequence[Column], seed: int) -> Interval | None:
+        if self.statistic is mean and len(columns[0]) > 1 and np.isin(columns[0], (0, 1)).all():
+            return share_interval(columns[0])
+        return bootstrap(columns, self.statistic, seed)
+
+
+def share_interval(hits: Column) -> Interval:
+    """A 95 % interval of a share (Wilson, 1927), which has width where all or none are hits.
+
+    Args:
+        hits: 1 or 0 a sample, ``(samples,)``.
+    """
+    from scipy.stats import binomtest
+
+    found = binomtest(int(hits.sum()), len(hits)).proportion_ci(CONFIDENCE, method="wilson")
+    return float(found.low), float(found.high)
 
 
 def bootstrap(columns: Sequence[Column], statistic: Statistic, seed: int = 0) -> Interval | None:

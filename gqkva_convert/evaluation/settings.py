@@ -56,6 +56,8 @@ class EvaluationSettings:
             raise EvaluationError(f"--num-fewshot {self.num_fewshot}: at least 0")
         if self.max_new_tokens < 1:
             raise EvaluationError(f"--max-new-tokens {self.max_new_tokens}: at least 1")
+        if not 0 <= self.seed < 2**63:
+            raise EvaluationError(f"--seed {self.seed}: from 0 to {2**63 - 1}")
         if self.dtype not in (None, *DTYPES):
             raise EvaluationError(f"no dtype {self.dtype!r} to measure in; choose {', '.join(DTYPES)}")
         if self.documents not in (None, *DOCUMENTS):

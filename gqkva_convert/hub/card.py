@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import gqkva_convert
+from gqkva_convert.checkpoint.sidecars import EVALUATION
 from gqkva_convert.data.names import short_name
 from gqkva_convert.errors import CheckpointError
-from gqkva_convert.hub.facts import Facts
-from gqkva_convert.hub.pictures import CAPTIONS, ERRORS, HEADS, QUALITY
+from gqkva_convert.hub.facts import Facts, is_newer
+from gqkva_convert.hub.pictures import ERRORS, HEADS, QUALITY, caption
 from gqkva_convert.hub.prose import Prose
 
 if TYPE_CHECKING:
@@ -27,6 +28,10 @@ _TASKS = {
     "text classification": "text-classification",
     "lm-eval": "text-generation",
 }
+# Settings that tell measurements on one data set apart.
+_HOW = ("samples", "length", "stride", "num_fewshot", "seed")
+# Metrics whose name speaks of the original.
+_COMPARISONS = ("KL from the original", "cosine with the original", "top-1 agreement", "top-5 agreement")
 _MARK = re.compile(r"\n<!-- Written by gqkva (\S+), sha256 ([0-9a-f]{64}) -->\s*\Z")
 
 
@@ -52,7 +57,10 @@ def model_card(folder: str | Path, *, repo_id: str | None = None) -> ModelCard:
 
 def _shown(facts: Facts) -> dict[str, str]:
     """Pictures of `gqkva report` that lie in the folder and say what the text does not."""
-    return {file: CAPTIONS[file] for file in (HEADS, ERRORS, QUALITY) if (facts.folder / file).is_file()}
+    there = [file for file in (HEADS, ERRORS, QUALITY) if (facts.folder / file).is_file()]
+    if QUALITY in there and is_newer(facts.folder / EVALUATION, facts.folder / QUALITY):
+        there.remove(QUALITY)  # of an earlier measurement
+    return {file: caption(file, facts.other_of(file)) for file in there}
 
 
 def is_ours(content: str) -> bool:
@@ -122,6 +130,8 @@ def _eval_results(facts: Facts) -> list[EvalResult]:
     found = []
     for result in facts.evaluation.results if facts.evaluation else ():
         data = short_name(result.data)
+        how = {name: value for name, value in (result.settings or {}).items() if name in _HOW}
+        is_source = facts.beside(result.against) == "original"
         found += [
             EvalResult(
                 task_type=_TASKS.get(result.task, _slug(result.task)),
@@ -129,11 +139,13 @@ def _eval_results(facts: Facts) -> list[EvalResult]:
                 dataset_type=_slug(data),
                 dataset_name=data,
                 dataset_split=result.split,
+                dataset_args={name: value for name, value in how.items() if value is not None} or None,
                 metric_type=_slug(metric.metric),
                 metric_name=metric.metric,
                 metric_value=metric.value,
             )
             for metric in result.metrics
+            if is_source or metric.metric not in _COMPARISONS
         ]
     return found
 

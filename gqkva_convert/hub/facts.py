@@ -7,12 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from gqkva_convert.checkpoint.digest import files_sha256
-from gqkva_convert.checkpoint.sidecars import EVALUATION
+from gqkva_convert.checkpoint.sidecars import BENCH, BENCH_PICTURE, EVALUATION
 from gqkva_convert.conversion.inspect import cache_bytes
 from gqkva_convert.conversion.model import SourceModel, is_grouped, open_model
 from gqkva_convert.conversion.plan import Plan
 from gqkva_convert.conversion.report import read_report
 from gqkva_convert.conversion.source_card import stated_card
+from gqkva_convert.data.names import short_name
 from gqkva_convert.errors import CheckpointError
 from gqkva_convert.evaluation.measured import Bench, Evaluation, read_bench, read_evaluation
 from gqkva_convert.hub.licences import FoundLicence, find_licence
@@ -32,7 +33,13 @@ _PIPELINES: dict[str, str | None] = {
     "AutoModelForQuestionAnswering": "question-answering",
     "AutoModelForAudioClassification": "audio-classification",
 }
+_NOTHING = Evaluation(format_version=1, results=[])
 _CACHED = re.compile(r"models--([\w.-]+?)--([\w.-]+)/snapshots/([0-9a-f]{40})(?:/|$)")
+
+
+def is_newer(file: Path, than: Path) -> bool:
+    """Whether a file is there and was written after another."""
+    return file.is_file() and file.stat().st_mtime > than.stat().st_mtime
 
 
 class Facts:
@@ -55,8 +62,8 @@ class Facts:
         self.plan = Plan.from_dict(self.report["plan"])
         self.source: dict[str, Any] = self.report["source"]
         self.evaluation: Evaluation | None = read_evaluation(folder)
-        self._require_current()
         self.bench: Bench | None = read_bench(folder)
+        self._require_current()
         self.stated = stated_card(self.source)
         self.licence: FoundLicence = find_licence(self.stated, folder)
         training = self.report.get("uptraining")
@@ -69,13 +76,32 @@ class Facts:
         Raises:
             CheckpointError: The weights have changed since.
         """
-        results = self.evaluation.results if self.evaluation else []
-        measured = {result.model_sha256 for result in results} - {None}
-        if measured and measured != {files_sha256({file.name: file for file in self.model.checkpoint.files})}:
-            raise CheckpointError(
-                f"{self.folder / EVALUATION} was measured of other weights than are there; remove it or "
-                "measure again with gqkva evaluate"
-            )
+        measured = {
+            (EVALUATION, "evaluate"): [each.model_sha256 for each in (self.evaluation or _NOTHING).results],
+            (BENCH, "bench"): [self.bench.model_sha256] if self.bench else [],
+        }
+        known = {place: set(found) - {None} for place, found in measured.items()}
+        if not any(known.values()):
+            return
+        current = files_sha256({file.name: file for file in self.model.checkpoint.files})
+        for (file, command), found in known.items():
+            if found - {current}:
+                raise CheckpointError(
+                    f"{self.folder / file} was measured of other weights than are there; remove it or "
+                    f"measure again with gqkva {command}"
+                )
+
+    def beside(self, *against: str | None) -> str:
+        """What to call the models that this one was measured beside: ``original`` where they are that."""
+        originals = {short_name(str(name)) for name in (self.source.get("name"), self.base()[0]) if name}
+        others = {short_name(name) for name in against if name}
+        return "original" if others <= originals else " or ".join(sorted(others))
+
+    def other_of(self, picture: str) -> str:
+        """What the other model in a picture is called."""
+        if picture == BENCH_PICTURE:
+            return self.beside(self.bench.against if self.bench else None)
+        return self.beside(*(result.against for result in (self.evaluation or _NOTHING).results))
 
     def base(self) -> tuple[str | None, str | None]:
         """Hub id and commit of the model that this was made from, as far as recorded."""

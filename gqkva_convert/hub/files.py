@@ -51,7 +51,7 @@ _IN_FOLDERS = ("*.jinja", "config.json", "model.safetensors", "vocab.txt", "word
 _PICTURES = (".png", ".jpg", ".jpeg", ".svg", ".gif", ".webp")
 # Weights that transformers would read instead of, or mix up with, those that are sent.
 _OTHER_WEIGHTS = re.compile(r"(model|pytorch_model)(-\d+-of-\d+)?\.(safetensors|bin)(\.index\.json)?")
-_TOKEN = re.compile(rb"\bhf_[A-Za-z0-9]{30,}\b")
+_TOKEN = re.compile(rb"\b(?:hf_[A-Za-z0-9]{30,}|(?:api_org|hf_oauth|hf_jwt)_[A-Za-z0-9._-]{20,})")
 
 
 def choose_files(checkpoint: Checkpoint, card: str) -> tuple[dict[str, Path], dict[str, str]]:

@@ -12,13 +12,13 @@ from gqkva_convert.evaluation.measured import Evaluation, Metric
 from gqkva_convert.pictures import pyplot, save_picture
 
 HEADS, SIZES, ERRORS, QUALITY, LOSS = PICTURES
-# What each file shows.
+# What each file shows; the other model is what this one was measured beside.
 CAPTIONS = {
     HEADS: "Attention heads by layer; those of one colour share a key and a value head.",
     SIZES: "What is left of the original's parameters and cache.",
     ERRORS: "What each attention block's output lost, on calibration data held out, as a share of it.",
-    QUALITY: "This model and the original, with 95 % intervals.",
-    BENCH_PICTURE: "Speed and cache, this model and the original.",
+    QUALITY: "This model and {other}, with 95 % intervals.",
+    BENCH_PICTURE: "Speed and cache, this model and {other}.",
     LOSS: "Loss over tokens of training.",
 }
 # Inches; readable on a phone, where a page is as wide as the picture.
@@ -26,6 +26,16 @@ _WIDTH = 7.0
 _ORIGINAL, _CONVERTED = "#8a8f98", "#1f6feb"
 # Refinements as a reader knows them.
 _STAGES = {"merged": "merged", "output": "output fitted", "layerwise": "block fitted"}
+
+
+def caption(file: str, other: str) -> str:
+    """What a picture shows.
+
+    Args:
+        file: Its name.
+        other: What the other model is called (`Facts.beside`).
+    """
+    return CAPTIONS[file].format(other="the original" if other == "original" else other)
 
 
 def draw_heads(blocks: tuple[BlockPlan, ...], file: Path) -> Path:
@@ -117,11 +127,12 @@ def draw_errors(errors: dict[str, dict[int, dict[str, float]]], file: Path) -> P
     return save_picture(figure, file)
 
 
-def draw_quality(evaluation: Evaluation, file: Path) -> Path | None:
-    """A panel a metric: this model and the original with their intervals; None without an original.
+def draw_quality(evaluation: Evaluation, other: str, file: Path) -> Path | None:
+    """A panel a metric: this model and another with their intervals; None without another.
 
     Args:
         evaluation: What was measured.
+        other: What the other model is called.
         file: PNG file to write.
     """
     found: list[tuple[str, Metric]] = [
@@ -144,7 +155,7 @@ def draw_quality(evaluation: Evaluation, file: Path) -> Path | None:
             if interval is not None:
                 axis.plot(interval, [row, row], color=colour, linewidth=3, alpha=0.5, solid_capstyle="butt")
             axis.plot([value], [row], "o", color=colour)
-        axis.set_yticks([0, 1], ["this model", "original"])
+        axis.set_yticks([0, 1], ["this model", other])
         axis.set_ylim(-0.6, 1.6)
         axis.margins(x=0.15)
         axis.spines[["top", "right"]].set_visible(False)

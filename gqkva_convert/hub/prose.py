@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
 
+from gqkva_convert.checkpoint.sidecars import BENCH_PICTURE
 from gqkva_convert.conversion.deci import DECI
 from gqkva_convert.conversion.plan import BlockPlan
 from gqkva_convert.data.names import short_name
@@ -15,10 +16,11 @@ from gqkva_convert.heads import HeadLayout
 from gqkva_convert.hub.commands import making_commands
 from gqkva_convert.hub.facts import Facts
 from gqkva_convert.hub.licences import notices
+from gqkva_convert.hub.pictures import QUALITY
 from gqkva_convert.runtimes.gguf.families import RUNTIME_FAMILIES
 
-# Runtimes besides llama.cpp that tests run stock results of these types in, with equal logits.
-OTHER_RUNTIMES = dict.fromkeys(("llama", "mistral"), "CTranslate2 and ONNX Runtime")
+# Runtimes besides llama.cpp that tests run stock results of these types in, with equal answers.
+OTHER_RUNTIMES = dict.fromkeys(("llama", "mistral"), "CTranslate2, ONNX Runtime and vLLM")
 CITATIONS = """```bibtex
 @misc{javadi2023gqkva,
   title={GQKVA: Efficient Pre-training of Transformers by Grouping Queries, Keys, and Values},
@@ -99,8 +101,6 @@ class Prose(Facts):
     def _quality(self) -> str:
         if self.evaluation is None or not self.evaluation.results:
             return "## Quality\n\nNot measured."
-        originals = {short_name(str(name)) for name in (self.source.get("name"), self.base()[0]) if name}
-        others = {short_name(result.against) for result in self.evaluation.results if result.against}
         rows = [
             (
                 result.task,
@@ -114,7 +114,7 @@ class Prose(Facts):
             for result in self.evaluation.results
             for metric in result.metrics
         ]
-        beside = "original" if others <= originals else "beside " + " or ".join(sorted(others))
+        beside = self.other_of(QUALITY)
         heading = ("task", "data", "samples", "metric", "this model", beside, "difference")
         lines = ["## Quality", _table(heading, rows)]
         lines += dict.fromkeys(_settings(result) for result in self.evaluation.results)
@@ -140,8 +140,9 @@ class Prose(Facts):
             part
             for part in (
                 "## Speed",
-                _table(heading, [_speed_row(row) for row in rows]),
+                _table(heading, [_speed_row(row, self.other_of(BENCH_PICTURE)) for row in rows]),
                 f"Measured on {_cell(where)}" + _measured_with(self.bench, ", ") + ".",
+                _bench_settings(self.bench),
             )
         )
 
@@ -314,7 +315,15 @@ def _settings(result: Result) -> str:
     return f"{_cell(short_name(result.data))}: {_cell(said)}." if said else ""
 
 
-def _speed_row(row: Row) -> tuple[str, ...]:
+def _bench_settings(bench: Bench) -> str:
+    """How speed was measured, as far as it says."""
+    names = ("attn_implementation", "cache", "new_tokens", "rounds", "threads", "peak_memory")
+    chosen = {name: bench.settings[name] for name in names if bench.settings.get(name) is not None}
+    said = ", ".join(f"{name.replace('_', ' ')} {_value(value)}" for name, value in chosen.items())
+    return f"Speed: {_cell(said)}." if said else ""
+
+
+def _speed_row(row: Row, other: str) -> tuple[str, ...]:
     sizes = [None if size is None else size / 1e6 for size in (row.kv_cache_bytes, row.peak_memory_bytes)]
     numbers = (
         row.prefill_tokens_per_second,
@@ -323,7 +332,8 @@ def _speed_row(row: Row) -> tuple[str, ...]:
         *sizes,
     )
     shown = ("-" if number is None else _value(float(number)) for number in numbers)
-    return (f"{row.context:,}", str(row.batch), row.model, *shown)
+    name = "this model" if row.model == "converted" else other
+    return (f"{row.context:,}", str(row.batch), name, *shown)
 
 
 def _table(heading: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> str:

@@ -27,8 +27,10 @@ from gqkva_convert.data.names import without_folders
 from gqkva_convert.errors import HubError, VerificationError
 from gqkva_convert.hub.answers import Say, redact, require_token
 from gqkva_convert.hub.card import is_ours, model_card, read_card
+from gqkva_convert.hub.facts import is_newer
 from gqkva_convert.hub.files import CARD, choose_files, refuse_tokens
 from gqkva_convert.hub.licences import duties, find_licence, obstacle
+from gqkva_convert.hub.pictures import QUALITY
 from gqkva_convert.hub.sending import Push, PushFile, Sending
 
 Progress = Callable[[int], None]
@@ -114,7 +116,7 @@ def prepare_push(
 ) -> Push:
     """Check all that can be checked here, and make the card; takes the arguments of `push`."""
     folder = Path(folder)
-    _check_name(repo_id)
+    check_name(repo_id)
     checkpoint = _open_ours(folder)
     report = read_report(folder)
     if unverified:
@@ -135,9 +137,10 @@ def prepare_push(
         stated = licence.name or ", ".join(licence.ids)
         remarks.append(f"{folder / CARD} names no licence in its front matter; the source's is {stated}")
     sent, left = choose_files(checkpoint, text)
-    if PAGE in sent and any(is_newer(folder / name, sent[PAGE]) for name in (EVALUATION, BENCH)):
-        del sent[PAGE]
-        left[PAGE] = "older than what was measured since; write it again with gqkva report"
+    for shown, of in ((PAGE, (EVALUATION, BENCH)), (QUALITY, (EVALUATION,))):
+        if shown in sent and any(is_newer(folder / name, sent[shown]) for name in of):
+            del sent[shown]
+            left[shown] = "older than what was measured since; write it again with gqkva report"
     recorded = {name: public_record(path) for name, path in sent.items() if name in _RECORDS}
     files = [
         PushFile(name, path, path.stat().st_size, checksums.get(path.name) or file_sha256(path))
@@ -149,11 +152,6 @@ def prepare_push(
     for name, written in {**recorded, CARD: content}.items():
         files.append(PushFile(name, written, len(written), hashlib.sha256(written).hexdigest()))
     return Push(folder, repo_id, tuple(files), left, how, text, remarks)
-
-
-def is_newer(file: Path, than: Path) -> bool:
-    """Whether a file is there and was written after another."""
-    return file.is_file() and file.stat().st_mtime > than.stat().st_mtime
 
 
 def public_record(path: Path) -> bytes:
@@ -170,7 +168,12 @@ def public_record(path: Path) -> bytes:
     return f"{json.dumps(without_folders(data), indent=2)}\n".encode()
 
 
-def _check_name(repo_id: str) -> None:
+def check_name(repo_id: str) -> None:
+    """Refuse what is no name of a model repository.
+
+    Raises:
+        HubError: It is none.
+    """
     from huggingface_hub.errors import HFValidationError
     from huggingface_hub.utils import validate_repo_id
 
@@ -216,6 +219,7 @@ def send(
 ) -> dict[str, Any]:
     """Send a prepared push; takes the arguments of `push`."""
     check_place(revision, create_pr)
+    refuse_tokens((message or "").encode(), "--message")
     require_token()
     _write_card(prepared)
     return Sending(prepared, revision, create_pr, say or (lambda _: None)).run(

@@ -10,12 +10,12 @@ from gqkva_convert.checkpoint.sidecars import BENCH_PICTURE, PAGE, PICTURES
 from gqkva_convert.errors import OutputError
 from gqkva_convert.hub.page import render_page
 from gqkva_convert.hub.pictures import (
-    CAPTIONS,
     ERRORS,
     HEADS,
     LOSS,
     QUALITY,
     SIZES,
+    caption,
     draw_errors,
     draw_heads,
     draw_quality,
@@ -67,14 +67,21 @@ def _draw(prose: Prose, scratch: Path) -> dict[str, list[tuple[Path, str]]]:
             draw_sizes(sizes, scratch / SIZES),
             draw_errors(prose.block_errors(), scratch / ERRORS),
         ],
-        "Quality": [None if prose.evaluation is None else draw_quality(prose.evaluation, scratch / QUALITY)],
+        "Quality": [_quality(prose, scratch / QUALITY)],
         "Speed": [_speed(prose)],
         "Training after the conversion": [_training_curve(prose, scratch / LOSS)],
     }
     drawn = {heading: [file for file in files if file is not None] for heading, files in found.items()}
     return {
-        heading: [(file, CAPTIONS[file.name]) for file in files] for heading, files in drawn.items() if files
+        heading: [(file, caption(file.name, prose.other_of(file.name))) for file in files]
+        for heading, files in drawn.items()
+        if files
     }
+
+
+def _quality(prose: Prose, file: Path) -> Path | None:
+    """A picture of metrics, where some were measured of another model too."""
+    return None if prose.evaluation is None else draw_quality(prose.evaluation, prose.other_of(QUALITY), file)
 
 
 def _speed(prose: Prose) -> Path | None:

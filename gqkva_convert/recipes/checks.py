@@ -14,8 +14,11 @@ from gqkva_convert.conversion.planning.request import make_request
 from gqkva_convert.conversion.steps import make_steps
 from gqkva_convert.errors import GqkvaError, RecipeError, TrainingError
 from gqkva_convert.evaluation.settings import EvaluationSettings
+from gqkva_convert.evaluation.speed.settings import BenchSettings, parse_counts
+from gqkva_convert.hub.push import check_name, check_place
 from gqkva_convert.recipes.commands import CommandLine
 from gqkva_convert.recipes.schema import Step
+from gqkva_convert.runtimes.export import require_options
 from gqkva_convert.uptraining.settings import TrainingSettings, make_settings, read_recipe
 
 # Options of `gqkva plan` and `gqkva convert` that say what to plan.
@@ -41,8 +44,29 @@ def check_options(step: Step) -> None:
             tasks = asked.pop("tasks", ())
             names = tasks.split(",") if isinstance(tasks, str) else tasks
             EvaluationSettings(**asked, tasks=tuple(names))
+        elif step.command == "bench":
+            known = {field.name for field in fields(BenchSettings)}
+            asked = {
+                name: value for name, value in step.options.items() if name in known and value is not None
+            }
+            asked |= {
+                name: parse_counts(f"--{name}", _with_commas(asked[name]))
+                for name in ("context", "batch")
+                if name in asked
+            }
+            BenchSettings(**asked)
+        elif step.command == "export":
+            options = (step.options.get(name) for name in ("runtime", "dtype", "max_shard_size"))
+            require_options(*options)
+        elif step.command == "push":
+            check_name(str(step.options.get("repo_id", "")))
+            check_place(step.options.get("revision"), bool(step.options.get("create_pr")))
     except GqkvaError as error:
         raise RecipeError(f"step {step.name}: {error}") from error
+
+
+def _with_commas(value: Any) -> str:
+    return ",".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
 def check_heads(line: CommandLine, written: Collection[Path]) -> None:

@@ -219,8 +219,8 @@ def _positions(config: Mapping[str, Any]) -> tuple[int | None, int | None]:
 
 
 def _all_options(line: CommandLine) -> dict[str, Any]:
-    """A step's options, and those of the file of settings that it names."""
-    options = dict(line.step.options)
+    """A step's options, and those of the file of settings that it names; null is as if left out."""
+    options = {name: value for name, value in line.step.options.items() if value is not None}
     if line.step.command in ("uptrain", "pretrain", "teacher"):
         options = {**settings_of_file(options), **options}
     return options

@@ -152,7 +152,7 @@ def _run_step(prepared: Prepared, state: State, line: CommandLine, key: str, for
     for path in outputs:
         if not path.exists():
             raise RecipeError(f"step {line.step.name} did not write {path}")
-        if line.step.command in WRITES:
+        if line.step.command in (*WRITES, "bench"):
             entry["outputs"][str(path.resolve())] = content(path)
     measured = measured_by(line)
     if measured:

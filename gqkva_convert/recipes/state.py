@@ -61,10 +61,13 @@ class State:
         try:
             data = read_json(path)
         except CheckpointError as error:
-            raise RecipeError(f"{path} is damaged; remove it, and every step runs again") from error
+            raise _damaged(path) from error
         if not isinstance(data, dict) or data.get("format_version") != FORMAT_VERSION:
             raise RecipeError(f"{path} is of another version; use another --work folder")
-        return cls(folder, data["steps"])
+        steps = data.get("steps")
+        if not isinstance(steps, dict) or not all(map(_is_entry, steps.values())):
+            raise _damaged(path)
+        return cls(folder, steps)
 
     def write(self) -> None:
         """Keep it; the old file stays until the new one is complete."""
@@ -94,6 +97,17 @@ class State:
     def made(self, path: str) -> bool:
         """Whether a step of this recipe began to write a path."""
         return any(str(Path(path).resolve()) in known["outputs"] for known in self.steps.values())
+
+
+def _damaged(path: Path) -> RecipeError:
+    return RecipeError(
+        f"{path} is damaged: what was done is not known; use another --work folder, or remove this one"
+    )
+
+
+def _is_entry(entry: Any) -> bool:
+    """Whether an entry of the file says what all of them say."""
+    return isinstance(entry, dict) and {"key", "done", "outputs"} <= set(entry)
 
 
 def key_of(line: CommandLine, work: Path) -> str:

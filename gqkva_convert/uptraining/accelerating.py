@@ -115,6 +115,7 @@ def make_accelerator(
     from accelerate.state import AcceleratorState
     from accelerate.utils import DistributedDataParallelKwargs, DistributedType, GradientAccumulationPlugin
 
+    _require_trackers(report_to)
     AcceleratorState._reset_state()  # an earlier run of this process may have had another precision
     uses_deepspeed = PartialState().distributed_type == DistributedType.DEEPSPEED
     handlers = [DistributedDataParallelKwargs(find_unused_parameters=True)] if leaves_out_weights else []
@@ -131,9 +132,25 @@ def make_accelerator(
         )
     except (ValueError, ImportError) as error:
         raise TrainingError(f"accelerate does not start: {first_line(error)}") from error
+    if accelerator.device.type == "cpu" and accelerator.mixed_precision == "fp16":
+        raise TrainingError("a processor does not train in fp16; choose mixed_precision bf16 or no")
     if uses_deepspeed:
         _set_up_deepspeed(accelerator, settings, plan)
     return accelerator
+
+
+def _require_trackers(names: tuple[str, ...]) -> None:
+    """Refuse trackers whose package is missing: Accelerate would leave them out without a word."""
+    from accelerate.tracking import get_available_trackers
+    from accelerate.utils import LoggerType
+
+    known = {str(each) for each in LoggerType if str(each) != "all"}
+    there = {str(each) for each in get_available_trackers()}
+    for name in names:
+        if name in known - there:
+            raise TrainingError(
+                f"--report-to {name}: its package is not installed; install it or leave it out"
+            )
 
 
 def use_liger(model: Any) -> None:

@@ -50,6 +50,7 @@ class Progress:
         seconds: Spent on it, earlier parts of an interrupted run included.
         left_out: Steps left out because their loss was not finite.
         best_loss: Least held-out loss, and the step it was measured at.
+        reached: Whether the target is met, so that nothing is left to do.
     """
 
     step: int = 0
@@ -58,6 +59,7 @@ class Progress:
     left_out: int = 0
     best_loss: float = math.inf
     best_step: int = -1
+    reached: bool = False
 
 
 class Trainer:
@@ -125,14 +127,14 @@ class Trainer:
         """
         evaluate_every = self.settings.evaluation_steps or max(1, self.schedule.steps // 10)
         save_every = self.settings.save_steps or evaluate_every
-        done = self.progress.step == 0 and self._measure(first=True)
+        done = self.progress.reached or (self.progress.step == 0 and self._measure(first=True))
         with self._signals():
             while self.progress.step < self.schedule.steps and not done:
                 self._step()
                 step = self.progress.step
                 is_last = step == self.schedule.steps
                 if step % evaluate_every == 0 or is_last:
-                    done = self._measure()
+                    done = self.progress.reached = self._measure()
                 stopped = self._agreed_to_stop()
                 if stopped or done or is_last or step % save_every == 0 or self.progress.best_step == step:
                     self.save()
@@ -343,7 +345,9 @@ class Trainer:
         raise Terminated if self._stop == signal.SIGTERM else KeyboardInterrupt
 
     def save(self) -> None:
-        """Write a checkpoint; it has its name only when it is complete."""
+        """Write a checkpoint; it has its name only when it is complete. None is made of weights gone bad."""
+        if not self._is_sound():
+            return
         scratch = self.folder.checkpoints / f".step-{self.progress.step:09d}.new"
         if self.accelerator.is_main_process:
             self.folder.scratch(self.progress.step)
@@ -359,6 +363,15 @@ class Trainer:
         if self.accelerator.is_main_process:
             self.folder.keep(scratch, self.settings.save_total_limit, self.progress.best_step)
         self.accelerator.wait_for_everyone()
+
+    @torch.no_grad()
+    def _is_sound(self) -> bool:
+        """Whether all weights are finite, in every process."""
+        bad = 0.0
+        for weight in self.objective.parameters():
+            mine = weight.to_local() if hasattr(weight, "to_local") else weight
+            bad += float(not torch.isfinite(mine).all())
+        return self._summed([bad])[0] == 0
 
     def load(self, checkpoint: Path) -> None:
         """Go on from a checkpoint.

@@ -102,13 +102,8 @@ def image_records(data: str) -> tuple[Any, tuple[str, str]]:
     Raises:
         DataError: It has no pictures or no labels.
     """
-    import datasets
-
     found = load_records(data, streaming=False)
     first = found[0] if len(found) else {}
     picture = find_columns(first, [(name,) for name in PICTURE_COLUMNS], "images")[0]
     label = find_columns(first, [(name,) for name in LABEL_COLUMNS], "labels")[0]
-    if isinstance(found.features[picture], datasets.Image):
-        # Threads open them, several at a time, rather than whoever takes a row.
-        found = found.cast_column(picture, datasets.Image(decode=False))
     return found, (picture, label)

@@ -86,6 +86,11 @@ def open_rows(settings: TrainingSettings, folder: Path, model: Any, task: str) -
         stored: Any = rows.rows if isinstance(rows, StoredRows) else rows.held_out
         scores = stored["score"] if isinstance(rows, StoredRows) else [row["score"] for row in stored]
         batches.highest_score = max([1.0, *scores])
+        if not isinstance(rows, StoredRows) and batches.highest_score > 1:
+            raise DataError(
+                f"{settings.data}: scores up to {batches.highest_score:g} are brought to 1 by the highest, "
+                "which streaming does not know; leave streaming out, or give scores of at most 1"
+            )
     return rows, batches
 
 

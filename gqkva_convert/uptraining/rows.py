@@ -17,13 +17,14 @@ from typing import Any, Protocol
 from gqkva_convert.calibration.cache import make_cache
 from gqkva_convert.data.records import (
     PAIR_COLUMNS,
-    SCORE_COLUMNS,
     TARGET_COLUMNS,
     TEXT_COLUMNS,
     Record,
     find_columns,
     is_running_text,
     load_records,
+    read_score,
+    score_column,
     text_columns,
 )
 from gqkva_convert.data.tasks import CAUSAL, EMBEDDING, MASKED, TO_TARGET
@@ -208,15 +209,17 @@ class RowMaker:
         tokenizer: The model's own.
         length: Most tokens of a row.
         packing: Whether a row takes several texts.
-        running: Whether records are lines of one text.
+        data: Name of the data.
     """
 
-    def __init__(self, task: str, tokenizer: Any, length: int, *, packing: bool, running: bool) -> None:
+    def __init__(self, task: str, tokenizer: Any, length: int, data: str, *, packing: bool) -> None:
         self.task = task
         self.tokenizer = tokenizer
         self.length = length
         self.packing = packing
-        self.running = running
+        self.data = data
+        # Whether records are lines of one text.
+        self.running = is_running_text(data)
         self.ready: list[Row] = []
         self.made = 0
         self._left: list[int] = []
@@ -315,14 +318,21 @@ class RowMaker:
     def _add_pairs(self, records: Sequence[Record]) -> None:
         choices = [*PAIR_COLUMNS, *((name,) for name in TEXT_COLUMNS)]
         names = find_columns(records[0], choices, "sentence pairs or texts")
-        score = next((name for name in SCORE_COLUMNS if name in records[0]), None)
+        score = score_column(records[0], names, self.data)
+        records = [
+            record
+            for record in records
+            if all(isinstance(record[n], str) and record[n].strip() for n in names)
+        ]
+        if not records:
+            return
         cut = {"truncation": True, "max_length": self.length}
         sides = [self.tokenizer([record[name] for record in records], **cut)["input_ids"] for name in names]
         for number, record in enumerate(records):
             row: Row = {"input_ids": list(sides[0][number])}
             if len(names) == 2:
                 row["second_ids"] = list(sides[1][number])
-                row["score"] = float(record[score]) if score is not None else float("nan")
+                row["score"] = read_score(record[score], self.data) if score is not None else float("nan")
             self.ready.append(row)
 
 
@@ -433,4 +443,4 @@ def make_maker(task: str, tokenizer: Any, length: int, data: str, *, packing: bo
         raise DataError("the tokenizer has no mask token, which masked language modelling needs")
     if task in (MASKED, TO_TARGET, EMBEDDING) and tokenizer.pad_token_id is None:
         raise DataError("the tokenizer has no padding token, which batches of texts need")
-    return RowMaker(task, tokenizer, length, packing=packing, running=is_running_text(data))
+    return RowMaker(task, tokenizer, length, data, packing=packing)

@@ -38,6 +38,7 @@ from gqkva_convert.uptraining.settings import TrainingSettings
 from gqkva_convert.uptraining.teacher import StoredTeacher, is_stored, load_teacher
 from gqkva_convert.uptraining.trainable import (
     choose_trained,
+    drop_nothing,
     learning_rate,
     make_optimizer,
     matching_rate,
@@ -89,49 +90,72 @@ class Run:
             if self.is_main:
                 self._open(resume, overwrite)
             state.wait_for_everyone()
-            trainer = self._trainer()
-            if resume:
-                self._resume(trainer)
-            with self._fitting(trainer):
+            with self._fitting():
+                trainer = self._trainer()
+                if self.is_main and not resume:
+                    self._begin(overwrite)
+                state.wait_for_everyone()
+                self._start_trackers(trainer.accelerator)
+                if resume:
+                    self._resume(trainer)
                 trainer.run()
             result = self._finish(trainer, overwrite)
             trainer.accelerator.end_training()
         return result
 
     @contextlib.contextmanager
-    def _fitting(self, trainer: Trainer) -> Iterator[None]:
+    def _fitting(self) -> Iterator[None]:
         """Say what to do where a batch does not fit into memory."""
         try:
             yield
         except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
             if isinstance(error, RuntimeError) and not _OUT_OF_MEMORY.search(str(error)):
                 raise
-            rows = trainer.plan.per_device
+            plan, step = self._plan(), 2 if self.settings.mixup else 1
+            rows = plan.per_device
+            smaller = [
+                n for n in range(step, rows // 2 + 1, step) if plan.batch_size // plan.processes % n == 0
+            ]
+            advice = "gradient_checkpointing or a smaller --length"
+            if smaller:
+                advice = (
+                    f"--per-device-batch-size {smaller[-1]} (the rest of a step is accumulated) or "
+                    "gradient_checkpointing"
+                )
             raise TrainingError(
-                f"a forward pass of {rows} rows does not fit into memory; give --per-device-batch-size "
-                f"{max(1, rows // 2)} (the rest of a step is accumulated) or gradient_checkpointing"
+                f"a forward pass of {rows} rows does not fit into memory; give {advice}"
             ) from error
 
     def _open(self, resume: bool, overwrite: bool) -> None:
-        identity = describe_files(open_checkpoint(self.folder))
         if not resume:
-            settings = self.settings.model_dump(exclude_defaults=True)
-            self.run.begin(
-                {
-                    "folder": str(self.folder),
-                    "files": identity,
-                    "settings": settings,
-                    "overwrite": overwrite,
-                    "from_scratch": self.from_scratch,
-                    "any_model": not (self.folder / REPORT).is_file(),
-                },
-                overwrite=overwrite,
-            )
-        elif self.run.settings().get("files") != identity:
+            self.run.require_free(overwrite=overwrite)
+        elif self.run.settings().get("files") != describe_files(open_checkpoint(self.folder)):
             raise TrainingError(
                 f"{self.run.path} is a run on other weights than {self.folder} now holds; start anew with "
                 "--overwrite"
             )
+
+    def _begin(self, overwrite: bool) -> None:
+        """Take the run's folder, once all that is read has been opened: an earlier run may be in it."""
+        self.run.begin(
+            {
+                "folder": str(self.folder),
+                "files": describe_files(open_checkpoint(self.folder)),
+                "settings": self.settings.model_dump(exclude_defaults=True),
+                "overwrite": overwrite,
+                "from_scratch": self.from_scratch,
+                "any_model": not (self.folder / REPORT).is_file(),
+                "report_to": list(self.report_to),
+            },
+            overwrite=overwrite,
+        )
+
+    def _start_trackers(self, accelerator: Any) -> None:
+        if self.report_to:
+            # Some trackers take nothing but numbers and words.
+            settings = self.settings.model_dump(exclude_defaults=True)
+            given = {name: str(value) for name, value in settings.items()}
+            accelerator.init_trackers("gqkva", {"folder": str(self.folder), **given})
 
     def _resume(self, trainer: Trainer) -> None:
         latest = self.run.latest()
@@ -167,10 +191,6 @@ class Run:
             self.report_to,
             leaves_out_weights=matching > 0 or task == EMBEDDING or not {"task", "kl"} & weights.keys(),
         )
-        if self.report_to:
-            # Some trackers take nothing but numbers and words.
-            given = {name: str(value) for name, value in settings.model_dump(exclude_defaults=True).items()}
-            accelerator.init_trackers("gqkva", {"folder": str(self.folder), **given})
         stored = StoredTeacher(Path(str(settings.teacher))) if is_stored(settings.teacher) else None
         teacher = None
         if stored is not None:
@@ -181,6 +201,8 @@ class Run:
             model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         if settings.liger:
             use_liger(model)
+        if settings.teacher is not None:
+            drop_nothing(model)
         rate = learning_rate(settings, model, is_fresh=self.from_scratch)
         first_rate = matching_rate(settings, model)
         student = choose_trained(model, settings)
@@ -299,6 +321,17 @@ class Run:
         return StepPlan(batch, per_device, processes)
 
     def _finish(self, trainer: Trainer, overwrite: bool) -> dict[str, Any]:
+        progress = trainer.progress
+        if not math.isfinite(progress.best_loss):
+            raise TrainingError(
+                "no held-out loss was finite after training, so nothing is written; use a smaller "
+                "learning_rate or mixed_precision bf16"
+            )
+        if progress.left_out >= progress.step > 0:
+            raise TrainingError(
+                f"none of the {progress.step} steps was finite, so nothing was learned and nothing is "
+                "written; use a smaller learning_rate or mixed_precision bf16"
+            )
         weights = trainer.final_weights()
         training = self._describe(trainer)
         if self.is_main:

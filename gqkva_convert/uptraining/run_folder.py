@@ -13,7 +13,7 @@ from typing import Any
 
 from gqkva_convert.checkpoint.jsonfile import read_json, replace_json, write_json
 from gqkva_convert.checkpoint.publish import locked
-from gqkva_convert.errors import OutputError, TrainingError
+from gqkva_convert.errors import CheckpointError, OutputError, TrainingError
 from gqkva_convert.pictures import pyplot, save_picture
 
 SETTINGS, METRICS, CURVE = "settings.json", "metrics.jsonl", "loss.png"
@@ -45,11 +45,11 @@ class RunFolder:
         except OSError as error:
             raise OutputError(f"cannot write {self.path}: {error.strerror or error}") from error
 
-    def begin(self, settings: dict[str, Any], *, overwrite: bool) -> None:
-        """Make the folder of a new run.
+    def require_free(self, *, overwrite: bool) -> None:
+        """Refuse a folder that a new run cannot have.
 
         Raises:
-            OutputError: It holds a run already.
+            OutputError: It holds a run already, or something else.
         """
         if (self.path / SETTINGS).is_file() and self.metrics() and not overwrite:
             raise OutputError(
@@ -57,6 +57,14 @@ class RunFolder:
             )
         if self.path.exists() and not (self.path / SETTINGS).is_file() and any(self.path.iterdir()):
             raise OutputError(f"{self.path} is not the folder of a run; choose another with --run-folder")
+
+    def begin(self, settings: dict[str, Any], *, overwrite: bool) -> None:
+        """Make the folder of a new run; an earlier one in it is gone then.
+
+        Raises:
+            OutputError: As `require_free`.
+        """
+        self.require_free(overwrite=overwrite)
         shutil.rmtree(self.path, ignore_errors=True)
         self.checkpoints.mkdir(parents=True)
         write_json(self.path / SETTINGS, settings)
@@ -69,7 +77,10 @@ class RunFolder:
         """
         if not (self.path / SETTINGS).is_file():
             raise TrainingError(f"{self.path} holds no run to go on with; start it without --resume")
-        found = read_json(self.path / SETTINGS)
+        try:
+            found = read_json(self.path / SETTINGS)
+        except CheckpointError:
+            found = None
         if not isinstance(found, dict):
             raise TrainingError(f"{self.path / SETTINGS} is damaged; start anew with --overwrite")
         return found
@@ -121,14 +132,16 @@ class RunFolder:
             file.write(json.dumps(entry) + "\n")
 
     def metrics(self) -> list[dict[str, Any]]:
-        """All metrics so far; a line that was cut off by a crash is left out."""
+        """All metrics so far; a line that was cut off by a crash, or is none of ours, is left out."""
         path = self.path / METRICS
         found = []
         for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else []:
             try:
-                found.append(json.loads(line))
+                entry = json.loads(line)
             except ValueError:
                 continue
+            if isinstance(entry, dict) and {"step", "tokens"} <= set(entry):
+                found.append(entry)
         return found
 
     def rewind(self, step: int) -> None:

@@ -98,14 +98,14 @@ class TrainingSettings(BaseModel):
         seed: Seed of everything drawn.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     data: str
     held_out: str | None = None
     held_out_rows: Count = 128
     streaming: bool = False
     packing: bool = True
-    length: Count | None = None
+    length: Annotated[Count, Field(ge=2)] | None = None
     augment: Augment | None = None
     mixup: Annotated[float, Field(ge=0)] = 0.0
     teacher: str | None = None

@@ -56,7 +56,14 @@ def load_teacher(
             "it was made from"
         )
     teacher.requires_grad_(False)
-    return teacher.to(torch.device(settings.teacher_device) if settings.teacher_device else device)
+    if settings.teacher_device is None:
+        return teacher.to(device)
+    try:
+        return teacher.to(torch.device(settings.teacher_device))
+    except torch.OutOfMemoryError:
+        raise
+    except (RuntimeError, AssertionError) as error:
+        raise TrainingError(f"teacher_device {settings.teacher_device}: {first_line(error)}") from error
 
 
 def check_teacher(name: str, teacher: Any, student: Any, task: str) -> None:

@@ -8,12 +8,16 @@ from typing import Any
 
 from gqkva_convert.checkpoint.folder import open_checkpoint
 from gqkva_convert.checkpoint.hub import BUILT_IN, locate
+from gqkva_convert.checkpoint.publish import check_target
 from gqkva_convert.checkpoint.sidecars import REPORT
+from gqkva_convert.data.names import exists
 from gqkva_convert.errors import CheckpointError, OutputError, TrainingError
 from gqkva_convert.uptraining.run_folder import RunFolder
 from gqkva_convert.uptraining.settings import TrainingSettings, make_settings
 
 Watch = Callable[[dict[str, Any]], None]
+# Settings that name what is read.
+_READ = ("data", "held_out", "teacher")
 
 
 def uptrain(
@@ -114,6 +118,9 @@ def _train(
         if written.resolve().is_relative_to(folder):
             raise OutputError(f"{written} lies inside {folder}, which is read; choose a place beside it")
     if resume:
+        if not isinstance(stored.get("settings"), dict):
+            raise TrainingError(f"{path}: its settings are damaged; start anew with --overwrite")
+        report_to = report_to or tuple(stored.get("report_to", ()))
         if "finished" in stored:
             raise TrainingError(
                 f"the run in {path} is finished; its result was written to {stored['finished']}"
@@ -127,7 +134,40 @@ def _train(
         raise OutputError(f"{out} already exists; choose another folder or give --overwrite")
     if settings is None:
         raise TrainingError("give settings, or --resume to go on with a run")
+    settings = _everywhere(settings)
+    _spare_what_is_read(settings, out, path)
+    check_target(out, overwrite=overwrite)
     from gqkva_convert.uptraining.run import Run
 
     run_once = Run(folder, out, run, settings, report_to, watch, from_scratch=from_scratch)
     return run_once.go(resume=resume, overwrite=overwrite)
+
+
+def _everywhere(settings: TrainingSettings) -> TrainingSettings:
+    """Settings whose paths mean the same from every folder, for whoever goes on with the run."""
+    named = {name: getattr(settings, name) for name in _READ}
+    paths = {
+        name: str(Path(value).absolute()) for name, value in named.items() if value and exists(Path(value))
+    }
+    return settings.model_copy(update=paths)
+
+
+def _spare_what_is_read(settings: TrainingSettings, *written: Path) -> None:
+    """Refuse places that would replace what is read.
+
+    Raises:
+        OutputError: One would.
+    """
+    for name in _READ:
+        value = getattr(settings, name)
+        if not value or not exists(Path(value)):
+            continue
+        read = Path(value).resolve()
+        for place in written:
+            if read.is_relative_to(place.resolve()):
+                raise OutputError(
+                    f"{place} would replace {value}, which is read as {name}; choose another place"
+                )
+            is_checkpoint = (read / "config.json").is_file()
+            if name == "teacher" and is_checkpoint and place.resolve().is_relative_to(read):
+                raise OutputError(f"{place} lies inside {value}, which is read; choose a place beside it")

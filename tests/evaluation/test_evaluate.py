@@ -255,6 +255,8 @@ def test_a_task_that_does_not_exist(gqkva: Run, converted: Path) -> None:
         (("--data", "TEXTS", "--documents", "words"), 11, "--documents 'words': choose records or joined"),
         (("--data", "TEXTS", "--dtype", "int4"), 13, "no dtype 'int4' to measure in"),
         (("--data", "TEXTS", "--device", "cuda:77"), 13, "no such GPU here"),
+        (("--data", "TEXTS", "--seed", "-1"), 13, "--seed -1: from 0"),
+        (("--data", "TEXTS", "--tasks", "none.yaml"), 13, "--tasks none.yaml: no such file"),
         (("--data", "TEXTS", "--device", "tpu"), 13, "--device tpu: choose auto, cpu, cuda or cuda:N"),
         (("--data", "TEXTS", "--against", "OTHER"), 13, "with vocab_size 37, the other a llama with 4096"),
         (("--data", "TEXTS", "--against", "RENUMBERED"), 13, "its tokenizer numbers words otherwise"),
@@ -282,6 +284,37 @@ def test_refusals_are_one_line(
     assert message in result.stderr
     assert len(result.stderr.strip().splitlines()) == 1
     assert not (decoder / "gqkva_evaluation.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("records", "code", "words"),
+    [
+        ([{"sentence1": "a", "sentence2": "b", "score": None}], 11, "the score None, which is no number"),
+        ([{"sentence1": "a", "sentence2": "b", "score": "high"}], 11, "the score 'high'"),
+        ([{"sentence1": " ", "sentence2": "", "score": 1.0}], 11, "no record with text under sentence1 and"),
+        ([{"premise": "a", "hypothesis": "b", "label": 2}], 11, "is a class, not how alike they are"),
+        ([{"sentence1": "a", "sentence2": "b", "score": 1.0}] * 3, 13, "is not defined on these 3 samples"),
+    ],
+)
+def test_pairs_that_cannot_be_scored_are_refused(
+    records: list[dict[str, Any]], code: int, words: str, gqkva: Run, minilm: Path, tmp_path: Path
+) -> None:
+    data = tmp_path / "pairs.jsonl"
+    data.write_text("".join(json.dumps(record) + "\n" for record in records))
+    result = gqkva("evaluate", minilm, "--data", data, "--no-save")
+    assert (result.exit_code, words in result.stderr) == (code, True), result.stderr
+
+
+def test_a_damaged_picture_is_named(gqkva: Run, shared_models: Path, tmp_path: Path) -> None:
+    from PIL import Image
+
+    folder = tmp_path / "pictures" / "class"
+    folder.mkdir(parents=True)
+    Image.new("L", (28, 28)).save(folder / "a.png")
+    (folder / "b.png").write_bytes((folder / "a.png").read_bytes()[:40])
+    result = gqkva("evaluate", shared_models / "vit-fmnist-hf", "--data", folder.parent, "--no-save")
+    assert result.exit_code == 11, result.output
+    assert "cannot be read" in result.stderr
 
 
 def test_answers_that_are_not_finite_are_no_result(gqkva: Run, decoder: Path, tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from gqkva_convert.errors import EvaluationError
 from gqkva_convert.evaluation.metrics import Metric, bootstrap, mean, perplexity, ratio, spearman
 
 
@@ -24,6 +25,26 @@ def test_intervals_cover_the_truth(statistic: str) -> None:
             low, high = bootstrap([nats * tokens, tokens], perplexity, number) or (0.0, 0.0)
             hits += low <= np.exp(3.0) <= high
     assert 0.90 <= hits / 200 <= 0.99
+
+
+@pytest.mark.parametrize(("truth", "samples"), [(0.99, 30), (0.95, 30), (0.9, 10), (0.98, 100), (0.5, 50)])
+def test_intervals_of_shares_cover_the_truth(truth: float, samples: int) -> None:
+    """Where all answers are right, too, which resampling takes for certainty."""
+    draw = np.random.default_rng(5)
+    found = [
+        Metric("accuracy", "higher", mean, [(draw.random(samples) < truth).astype(float)]).to_dict()
+        for _ in range(300)
+    ]
+    hits = sum(each["interval"][0] <= truth <= each["interval"][1] for each in found)
+    assert hits / 300 >= 0.9
+    assert all(each["interval"][1] > each["interval"][0] for each in found)
+
+
+def test_a_metric_that_is_not_defined_is_refused() -> None:
+    """Ranks of equal scores say nothing; JSON has no word for it either."""
+    metric = Metric("Spearman correlation", "higher", spearman, [np.arange(4.0), np.ones(4)])
+    with pytest.raises(EvaluationError, match="is not defined on these 4 samples"):
+        metric.to_dict()
 
 
 def test_differences_are_paired() -> None:

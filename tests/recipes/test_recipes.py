@@ -175,12 +175,13 @@ def test_a_missing_file_and_a_missing_step(gqkva: Run, recipe: Path, tmp_path: P
     assert "no step 'evalute'; did you mean 'evaluate'?" in wrong.stderr
 
 
-def test_a_damaged_state_is_named(gqkva: Run, recipe: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("text", ["{", '{"format_version": 1}', '{"format_version": 1, "steps": {"a": {}}}'])
+def test_a_damaged_state_is_named(text: str, gqkva: Run, recipe: Path, tmp_path: Path) -> None:
     (tmp_path / "work").mkdir()
-    (tmp_path / "work" / "run.json").write_text("{")
+    (tmp_path / "work" / "run.json").write_text(text)
     result = gqkva("run", recipe, "--work", tmp_path / "work")
     assert result.exit_code == 14
-    assert "run.json is damaged; remove it, and every step runs again" in result.stderr
+    assert "run.json is damaged: what was done is not known; use another --work folder" in result.stderr
 
 
 def test_options_of_every_kind_become_words(tmp_path: Path) -> None:

@@ -60,6 +60,11 @@ def test_a_folder_that_is_no_conversion_is_refused(
         (["--stop-within", "1%"], 12, ["stop_within needs a teacher"]),
         (["--set", "augment=shift"], 12, ["augment changes images"]),
         (["--report-to", "nobody"], 12, ["accelerate does not start"]),
+        (["--report-to", "wandb"], 12, ["--report-to wandb: its package is not installed"]),
+        (["--mixed-precision", "fp16"], 12, ["a processor does not train in fp16"]),
+        (["--learning-rate", "inf"], 12, ["learning_rate: Input should be a finite number"]),
+        (["--loss", "task=inf"], 12, ["loss.task: Input should be a finite number"]),
+        (["--length", "1"], 12, ["length: Input should be greater than or equal to 2"]),
         (["--resume"], 12, ["leave out --data"]),
         (["--recipe", "none.yaml"], 12, ["none.yaml: No such file"]),
         (["--mixed-precision", "fp7"], 12, ["mixed_precision: Input should be"]),
@@ -70,6 +75,57 @@ def test_settings_that_do_not_fit_are_refused(
 ) -> None:
     refused(gqkva(*base, *options), code, *words)
     assert not (tmp_path / "out").exists()
+
+
+def test_what_is_read_is_not_replaced(gqkva: Run, base: list[object], lesson: Lesson, tmp_path: Path) -> None:
+    """Neither the teacher nor the data, whatever --overwrite says."""
+    teacher = shutil.copytree(lesson.teacher, tmp_path / "teacher")
+    base[2] = teacher
+    refused(gqkva(*base, "--teacher", teacher, "--overwrite"), 7, "would replace", "which is read as teacher")
+    base[2] = teacher / "inside"
+    refused(gqkva(*base, "--teacher", teacher), 7, "lies inside")
+    assert (teacher / "model.safetensors").read_bytes() == (lesson.teacher / "model.safetensors").read_bytes()
+    (tmp_path / "texts").mkdir()
+    base[2], base[4] = tmp_path / "texts", shutil.copy(lesson.data, tmp_path / "texts")
+    refused(gqkva(*base, "--overwrite"), 7, "would replace", "which is read as data")
+
+
+def test_a_run_that_cannot_begin_leaves_the_earlier_one(
+    gqkva: Run, base: list[object], tmp_path: Path
+) -> None:
+    """A typing error after --overwrite costs nothing."""
+    assert gqkva(*base).exit_code == 0
+    before = (tmp_path / "out-run" / "metrics.jsonl").read_bytes()
+    refused(gqkva(*base, "--overwrite", "--data", "typo.jsonl"), 11, "typo.jsonl does not exist")
+    assert (tmp_path / "out-run" / "metrics.jsonl").read_bytes() == before
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "mine.txt").write_text("mine")
+    base[2] = tmp_path / "other"
+    refused(gqkva(*base, "--overwrite"), 7, "is not a checkpoint folder")
+    assert not (tmp_path / "other-run").exists()
+
+
+def test_weights_gone_bad_are_no_result(gqkva: Run, base: list[object], tmp_path: Path) -> None:
+    """Neither a checkpoint nor a result is made of them; the last good checkpoint is named."""
+    result = gqkva(*base, "--learning-rate", "1e38", "--set", "warmup_ratio=0", "--set", "save_steps=1")
+    assert result.exit_code == 12, result.output
+    assert "no checkpoint was written yet" in result.stderr
+    assert not list((tmp_path / "out-run" / "checkpoints").glob("step-*"))
+    short = ("--set", "nan_limit=99", "--overwrite")
+    result = gqkva(*base, "--learning-rate", "1e38", "--set", "warmup_ratio=0", *short)
+    assert result.exit_code == 12, result.output
+    assert "no held-out loss was finite" in result.stderr
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_damaged_run_folder_is_named(
+    gqkva: Run, base: list[object], lesson: Lesson, tmp_path: Path
+) -> None:
+    run = tmp_path / "out-run"
+    run.mkdir()
+    for text in ('{"a": 1}', '{"settings": '):
+        (run / "settings.json").write_text(text)
+        refused(gqkva("uptrain", lesson.student, tmp_path / "out", "--resume"), 12, "damaged; start anew")
 
 
 def test_texts_shorter_than_a_row_are_refused(gqkva: Run, base: list[object], tmp_path: Path) -> None:

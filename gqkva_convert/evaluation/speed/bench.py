@@ -10,11 +10,12 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from gqkva_convert.checkpoint.digest import files_sha256
 from gqkva_convert.checkpoint.hub import locate
 from gqkva_convert.conversion.model import open_model
 from gqkva_convert.conversion.refinement.calibrated import Stages, no_stages
-from gqkva_convert.errors import OutputError
-from gqkva_convert.evaluation.results import processor
+from gqkva_convert.errors import EvaluationError, OutputError
+from gqkva_convert.evaluation.results import machine
 from gqkva_convert.evaluation.speed.results import save_results
 from gqkva_convert.evaluation.speed.rows import CONVERTED, ORIGINAL, speedups
 from gqkva_convert.evaluation.speed.settings import BenchSettings
@@ -97,11 +98,15 @@ def bench(
     quiet_transformers()
     run = Run(settings, sources, progress or no_stages)
     rows = run.rows()
+    if all(row["skipped"] for row in rows):
+        reasons = "; ".join(dict.fromkeys(str(row["skipped"]) for row in rows))
+        raise EvaluationError(f"nothing could be measured: {reasons}; choose a smaller --context or --batch")
     result = {
         "format_version": FORMAT_VERSION,
         **_circumstances(run),
         "model": names[CONVERTED],
         "against": names.get(ORIGINAL),
+        "model_sha256": files_sha256({file.name: file for file in sources[CONVERTED].checkpoint.files}),
         "rows": rows,
         "speedup": speedups(rows),
     }
@@ -120,7 +125,7 @@ def _circumstances(run: Run) -> dict[str, Any]:
     return {
         "device": torch.cuda.get_device_name(run.device) if is_gpu else "cpu",
         "dtype": run.settings.dtype,
-        "machine": f"{processor()}, {os.cpu_count()} cores, {platform.system()} {platform.machine()}",
+        "machine": f"{machine()}, {platform.system()} {platform.machine()}",
         "date": datetime.datetime.now(datetime.timezone.utc).date().isoformat(),
         "versions": {
             "python": platform.python_version(),

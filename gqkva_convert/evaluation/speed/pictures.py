@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from gqkva_convert.evaluation.speed.rows import CONVERTED, ORIGINAL, shown_names
 from gqkva_convert.pictures import pyplot, save_picture
 
 # Value, what the axis says, and what it is divided by.
@@ -13,7 +14,7 @@ _PANELS = (
     ("prefill_tokens_per_second", "prefill, tokens/s", 1.0),
     ("kv_cache_bytes", "KV cache, MB", 1e6),
 )
-_STYLES = {"original": ("--", "s"), "converted": ("-", "o")}
+_STYLES = {ORIGINAL: ("--", "s"), CONVERTED: ("-", "o")}
 
 
 def draw(result: dict[str, Any], file: Path) -> None:
@@ -23,7 +24,8 @@ def draw(result: dict[str, Any], file: Path) -> None:
         result: As `bench` returns it.
         file: Where to write, whatever its ending.
     """
-    rows = [row for row in result["rows"] if row["skipped"] is None]
+    names = shown_names(result)
+    rows = [{**row, "name": names[row["model"]]} for row in result["rows"] if row["skipped"] is None]
     panels = [panel for panel in _PANELS if any(row[panel[0]] for row in rows)] or list(_PANELS[:1])
     across, by = ("context", "batch") if len({row["context"] for row in rows}) > 1 else ("batch", "context")
     figure, axes = pyplot().subplots(
@@ -46,7 +48,7 @@ def draw(result: dict[str, Any], file: Path) -> None:
 
 def _draw_bars(axis: Any, rows: list[dict[str, Any]], value: str, unit: float) -> None:
     """A bar a model, where there is one context and one batch."""
-    names = [f"{row['model']}\n{row['context']:,} x {row['batch']}" for row in rows]
+    names = [f"{row['name']}\n{row['context']:,} x {row['batch']}" for row in rows]
     heights = [row[value] / unit for row in rows]
     for number, (name, height) in enumerate(zip(names, heights, strict=True)):
         axis.bar(name, height, width=0.5, color=f"C{number}")
@@ -63,7 +65,7 @@ def _draw_lines(axis: Any, rows: list[dict[str, Any]], value: str, unit: float, 
             chosen = [row for row in rows if (row["model"], row[by]) == (model, number)]
             points = sorted((row[across], row[value] / unit) for row in chosen)
             if points:
-                label = f"{model}, {by} {number:,}"
+                label = f"{chosen[0]['name']}, {by} {number:,}"
                 style = {"linestyle": line, "marker": marker, "color": f"C{numbers.index(number)}"}
                 axis.plot(*zip(*points, strict=True), markersize=4, label=label, **style)
                 drawn += [height for _, height in points]

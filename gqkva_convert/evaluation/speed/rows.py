@@ -4,7 +4,17 @@ from __future__ import annotations
 
 from typing import Any
 
+from gqkva_convert.data.names import short_name
+
 CONVERTED, ORIGINAL = "converted", "original"
+
+
+def shown_names(result: dict[str, Any]) -> dict[str, str]:
+    """What a reader calls the models of a result: whatever stood beside the converted one has a name."""
+    other = result["against"]
+    return {CONVERTED: "this model", ORIGINAL: short_name(other) if other else ORIGINAL}
+
+
 _MEASURED = (
     "prefill_tokens_per_second",
     "samples_per_second",

@@ -40,6 +40,8 @@ from gqkva_convert.modeling.loading import load_model
 _CONTEXTS, _INPUTS = (4096, 32768), (512,)
 # No more rounds of reading prompts in a row once they have taken so long for each model.
 _PREFILL_SECONDS = 20.0
+# Rounds whose memory is measured; the models take turns, and the least counts.
+_METERED = 2
 
 
 class Run:
@@ -216,17 +218,17 @@ class Run:
     ) -> dict[str, list[int | None]]:
         """Time prefill, or forward passes; caches stay filled. Returns what it took of memory at most."""
         names, rounds = tuple(works), self.settings.rounds
-        peaks: dict[str, list[int | None]] = {name: [] for name in names}
+        grown: dict[str, list[int | None]] = {name: [] for name in names}
         seconds: dict[str, list[float]] = {name: [] for name in names}
         for number in range(rounds):
             for name in _turned(names, number):
                 work = works[name]
                 work.release()
-                if number == 0:
+                if number < _METERED:
                     self.meter.begin()
                 seconds[name].append(self.clock.seconds(lambda: work.prefill(chunk)))  # noqa: B023
-                if number == 0:
-                    peaks[name].append(self.meter.growth())
+                if number < _METERED:
+                    grown[name].append(self.meter.growth())
                 self.advance(work.context * work.batch)
             if sum(map(sum, seconds.values())) > _PREFILL_SECONDS * len(names):
                 break
@@ -242,20 +244,24 @@ class Run:
                 "prefill_chunk": chunk,
                 "kv_cache_bytes": storage_bytes(work.cache_tensors()) if work.cache is not None else None,
             }
-        return peaks
+        return {name: [_least(each)] for name, each in grown.items()}
 
     def _generate(self, works: dict[str, Work], rows: dict[str, dict[str, Any]]) -> dict[str, int | None]:
         """Time decoding from filled caches. Returns what it took of memory at most, caches included."""
         names = tuple(works)
-        peaks: dict[str, int | None] = {}
+        grown: dict[str, list[int | None]] = {name: [] for name in names}
         seconds: dict[str, list[float]] = {name: [] for name in names}
-        for name, work in works.items():  # warms up, too
+        for number in range(_METERED):  # warms up, too
+            for name in _turned(names, number):
+                works[name].rewind()
+                self.meter.begin()
+                works[name].decode()
+                grown[name].append(self.meter.growth())
+        peaks: dict[str, int | None] = {}
+        for name, work in works.items():
             work.rewind()
-            held = storage_bytes(work.cache_tensors())
-            self.meter.begin()
-            work.decode()
-            grown = self.meter.growth()
-            peaks[name] = None if grown is None else held + grown
+            least = _least(grown[name])
+            peaks[name] = None if least is None else storage_bytes(work.cache_tensors()) + least
         for number in range(self.settings.rounds):
             for name in _turned(names, number):
                 works[name].rewind()
@@ -300,6 +306,11 @@ def numbers_per_position(source: SourceModel, cache: str) -> int:
         for block in source.blocks
         if block.attention.cache == cache
     )
+
+
+def _least(grown: list[int | None]) -> int | None:
+    """The least that work took of memory: whoever runs first pays for what is allocated once for all."""
+    return None if None in grown else min(each for each in grown if each is not None)
 
 
 def _turned(names: tuple[str, ...], number: int) -> tuple[str, ...]:

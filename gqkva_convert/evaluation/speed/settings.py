@@ -10,6 +10,20 @@ DTYPES = ("bfloat16", "float16", "float32")
 CACHES = ("static", "dynamic")
 
 
+def parse_counts(option: str, text: str) -> tuple[int, ...]:
+    """Numbers with commas between them.
+
+    Raises:
+        EvaluationError: They are not.
+    """
+    try:
+        return tuple(int(part) for part in text.split(","))
+    except ValueError as error:
+        raise EvaluationError(
+            f"{option} {text}: give whole numbers with commas between them, as 1,16"
+        ) from error
+
+
 @dataclass(frozen=True)
 class BenchSettings:
     """What to measure, and how.
@@ -49,6 +63,8 @@ class BenchSettings:
         for name in ("new_tokens", "rounds"):
             if getattr(self, name) < 1:
                 raise EvaluationError(f"--{name.replace('_', '-')} {getattr(self, name)}: give at least 1")
+        if not 0 <= self.seed < 2**63:
+            raise EvaluationError(f"--seed {self.seed}: from 0 to {2**63 - 1}")
         for name, value, choices in (("dtype", self.dtype, DTYPES), ("cache", self.cache, CACHES)):
             if value not in choices:
                 raise EvaluationError(f"--{name} {value}: choose one of {', '.join(choices)}")
