@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 from pathlib import Path
 from typing import Any
@@ -45,6 +46,21 @@ def without_folders(data: Any, *, named: bool = False) -> Any:
     if not isinstance(data, str):
         return data
     return _FOLDERS.sub("", short_word(data) if named else data)
+
+
+def fingerprint(name: str | None) -> str:
+    """What tells whether data are as they were: names, sizes and times of the files under a path, or a name.
+
+    Args:
+        name: A path, or what data are called on the Hub.
+    """
+    if name is None or not exists(Path(name)):
+        return str(name)
+    path = Path(name)
+    files = [path] if path.is_file() else sorted(file for file in path.rglob("*") if file.is_file())
+    stats = [(str(file.relative_to(path.parent)), file.stat()) for file in files]
+    listed = [(inner, stat.st_size, stat.st_mtime_ns) for inner, stat in stats]
+    return hashlib.sha256(repr(listed).encode()).hexdigest()
 
 
 def exists(path: Path) -> bool:

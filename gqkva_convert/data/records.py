@@ -168,8 +168,17 @@ def read_score(value: Any, data: str) -> float:
 
 
 def is_running_text(data: str) -> bool:
-    """Whether records are lines of one text, whose order matters."""
-    return data == "wikitext" or Path(data).suffix == ".txt"
+    """Whether records are lines of one text, whose order matters: of txt files, or of WikiText."""
+    if data in ("wikitext", KNOWN["wikitext"][0]) or data.startswith(f"{KNOWN['wikitext'][0]}:"):
+        return True
+    path = Path(data)
+    if not path.is_dir():
+        return path.suffix == ".txt"
+    # As a rule the first file that is found decides.
+    kinds = (file.suffix.lower() for file in path.rglob("*"))
+    known = (kind for kind in kinds if kind in _BUILDERS or kind in _IMAGES)
+    first = next(known, None)
+    return first == ".txt" and all(kind == ".txt" for kind in known)
 
 
 def _where(data: str, part: str, split: str | None) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.distributed.checkpoint.api import CheckpointException
 
 from gqkva_convert.checkpoint.jsonfile import read_json, write_json
+from gqkva_convert.data.names import fingerprint
 from gqkva_convert.errors import Terminated, TrainingError, first_line
 from gqkva_convert.uptraining.ahead import BatchesAhead, prepares_ahead
 from gqkva_convert.uptraining.batches import Batch, Counts, StepPlan, count
@@ -114,6 +115,7 @@ class Trainer:
         # How long the last steps took, measurements and checkpoints left out.
         self.step_seconds: deque[float] = deque(maxlen=_STEPS_TIMED)
         self._stop: int | None = None
+        self._data = [fingerprint(settings.data), fingerprint(settings.held_out)]
         # A stream tells where it stands after each step, so that nothing may be read ahead of it.
         works_ahead = isinstance(rows, StoredRows) and prepares_ahead(accelerator.device)
         self.ahead = BatchesAhead(self._made, self._after) if works_ahead else None
@@ -400,7 +402,11 @@ class Trainer:
 
     def _identity(self) -> dict[str, Any]:
         """What must be as it was for a run to go on as it was."""
-        return {"processes": self.plan.processes, "rows": getattr(self.rows, "digest", "")}
+        return {
+            "processes": self.plan.processes,
+            "rows": getattr(self.rows, "digest", ""),
+            "data": self._data,
+        }
 
     def _check_identity(self, found: dict[str, Any], checkpoint: Path) -> None:
         if found["processes"] != self.plan.processes:
@@ -408,7 +414,7 @@ class Trainer:
                 f"{checkpoint} is of {found['processes']} processes, these are {self.plan.processes}; go on "
                 "with as many as before"
             )
-        if found["rows"] != self._identity()["rows"]:
+        if any(found[name] != self._identity()[name] for name in ("rows", "data")):
             raise TrainingError(
                 f"the data have changed since {checkpoint} was written; restore them, or start anew "
                 "with --overwrite"

@@ -52,6 +52,11 @@ class Head:
         return found if self.softcap is None else torch.tanh(found / self.softcap) * self.softcap
 
 
+def positions_at_once(device: torch.device, vocabulary: int) -> int:
+    """Of how many positions logits are there at once."""
+    return max(16, _CHUNK_ELEMENTS.get(device.type, _OTHER_CHUNK_ELEMENTS) // vocabulary)
+
+
 def chunked_losses(
     hidden: Tensor,
     head: Head,
@@ -72,8 +77,7 @@ def chunked_losses(
         The weighted sum of the terms' sums, which can be differentiated, and each term's sum, which cannot.
     """
     if chunk_rows is None:
-        elements = _CHUNK_ELEMENTS.get(hidden.device.type, _OTHER_CHUNK_ELEMENTS)
-        chunk_rows = max(16, elements // head.weight.shape[0])
+        chunk_rows = positions_at_once(hidden.device, head.weight.shape[0])
     names = [name for name, weight in weights.items() if weight]
     parameters = [head.weight] if head.bias is None else [head.weight, head.bias]
 

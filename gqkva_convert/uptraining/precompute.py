@@ -143,25 +143,29 @@ def _likeliest(
     """
     import torch
 
+    from gqkva_convert.uptraining.losses import positions_at_once
+
     with torch.inference_mode():
         hidden = runner.run(batch).head_input
         assert hidden is not None
         head, values, indices = runner.head(), [], []
-        for row in hidden:
-            logits = head.logits(row) / temperature
+        size = positions_at_once(hidden.device, head.weight.shape[0])
+        for some in torch.split(hidden.flatten(0, 1), size):
+            logits = head.logits(some) / temperature
             top = logits.topk(top_k)
             others = logits.scatter(-1, top.indices, float("-inf")).logsumexp(-1, keepdim=True)
             kept = torch.cat([top.values, others], dim=-1) - top.values[..., :1]
             values.append(kept.clamp(min=_LEAST).half().cpu())
             indices.append(top.indices.int().cpu())
-    return torch.stack(values), torch.stack(indices)
+    rows = len(hidden)
+    return torch.cat(values).reshape(rows, -1, top_k + 1), torch.cat(indices).reshape(rows, -1, top_k)
 
 
 def _held_out_loss(runner: ModelRunner, rows: Sequence[Row], collator: Any) -> float:
     import torch
 
     from gqkva_convert.uptraining.batches import IGNORED
-    from gqkva_convert.uptraining.losses import task_loss
+    from gqkva_convert.uptraining.losses import positions_at_once, task_loss
 
     total, items = 0.0, 0
     with torch.inference_mode():
@@ -171,6 +175,9 @@ def _held_out_loss(runner: ModelRunner, rows: Sequence[Row], collator: Any) -> f
             assert hidden is not None
             labels = batch["labels"].to(hidden.device)
             valid = labels != IGNORED
-            total += float(task_loss(runner.head().logits(hidden[valid]), labels[valid]))
+            size = positions_at_once(hidden.device, runner.head().weight.shape[0])
+            parts = torch.split(hidden[valid], size), torch.split(labels[valid], size)
+            for some, wanted in zip(*parts, strict=True):
+                total += float(task_loss(runner.head().logits(some), wanted))
             items += int(valid.sum())
     return total / max(items, 1)

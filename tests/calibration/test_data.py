@@ -13,6 +13,7 @@ import tiny_models
 from typer.testing import Result
 
 from gqkva_convert.calibration.data import DataSettings, make_batches
+from gqkva_convert.data.records import is_running_text
 from gqkva_convert.demo_model.demo import MODEL
 from gqkva_convert.errors import DataError
 from gqkva_convert.modeling.loading import load_model
@@ -57,6 +58,21 @@ def test_text_becomes_full_windows(kind: str, llama_model: Any, tmp_path: Path) 
     assert all(one["input_ids"].equal(two["input_ids"]) for one, two in zip(batches, again, strict=True))
     other = make_batches(DataSettings(str(file), 8, 32, seed=1, batch_tokens=96), MODEL, llama_model)
     assert not batches[0]["input_ids"].equal(other[0]["input_ids"])
+
+
+def test_a_folder_of_text_files_is_running_text(llama_model: Any, tmp_path: Path) -> None:
+    """As one file of the same lines; with other kinds of files beside them they are records."""
+    lines = [f"line {number} of a text that goes on and on" for number in range(200)]
+    file = tmp_path / "whole.txt"
+    file.write_text("\n".join(lines) + "\n")
+    folder = tmp_path / "parts"
+    folder.mkdir()
+    for part in (0, 1):
+        (folder / f"{part}.txt").write_text("\n".join(lines[100 * part : 100 * (part + 1)]) + "\n")
+    made = [make_batches(DataSettings(str(data), 8, 32), MODEL, llama_model) for data in (file, folder)]
+    assert all(a["input_ids"].equal(b["input_ids"]) for a, b in zip(*made, strict=True))
+    (folder / "more.jsonl").write_text('{"text": "x"}\n')
+    assert not is_running_text(str(folder))
 
 
 def test_both_sides_of_sentence_pairs_are_read(tmp_path: Path) -> None:

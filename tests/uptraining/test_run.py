@@ -317,6 +317,24 @@ def test_a_run_that_only_does_harm_says_so(lesson: Lesson, tmp_path: Path) -> No
     assert result["kept_step"] == 10
 
 
+@pytest.mark.parametrize("changed", ["data", "held_out"])
+def test_a_stream_goes_on_only_with_the_same_data(changed: str, lesson: Lesson, tmp_path: Path) -> None:
+    """Nothing of it is prepared, and what it is measured on counts as well."""
+    files = {name: learners.write_texts(tmp_path / f"{name}.jsonl") for name in ("data", "held_out")}
+    values = {name: str(file) for name, file in files.items()}
+
+    def cut(entry: dict[str, Any]) -> None:
+        if entry.get("step") == 5 and "loss" in entry:
+            raise PowerCutError
+
+    asked = settings(lesson, streaming=True, **values)
+    with pytest.raises(PowerCutError):
+        gqkva_convert.uptrain(lesson.student, tmp_path / "out", asked, watch=cut)
+    files[changed].write_text(files[changed].read_text().replace("fox", "cat"))
+    with pytest.raises(TrainingError, match="the data have changed since"):
+        gqkva_convert.uptrain(lesson.student, tmp_path / "out", resume=True)
+
+
 def test_a_run_goes_on_only_as_it_was(lesson: Lesson, tmp_path: Path) -> None:
     """Other data, or a run that is done: a line, and nothing is lost."""
     data = learners.write_texts(tmp_path / "texts.jsonl")

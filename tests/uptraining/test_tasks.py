@@ -204,3 +204,29 @@ def test_recordings_are_not_trained_on(tmp_path: Path) -> None:
     model = tiny_models.build("whisper", "WhisperForConditionalGeneration")
     with pytest.raises(TrainingError, match="WhisperForConditionalGeneration cannot be trained here"):
         trained_task(model)
+
+
+@pytest.mark.parametrize(
+    ("model_type", "config"),
+    [
+        ("gpt2", {"attn_pdrop": 0.3, "resid_pdrop": 0.3, "embd_pdrop": 0.3}),
+        ("opt", {"word_embed_proj_dim": 32, "ffn_dim": 48, "dropout": 0.3, "attention_dropout": 0.3}),
+    ],
+)
+def test_nothing_drops_out_under_a_teacher(model_type: str, config: dict[str, Any], tmp_path: Path) -> None:
+    """A student that is its own teacher has nothing to learn, which dropout would not leave at that."""
+    model = learners.make_decoder(tmp_path / "model", model_type, **config)
+    data = learners.write_texts(tmp_path / "texts.jsonl")
+    settings = {"data": str(data), "teacher": str(model), "length": 16, "tokens": 256, "batch_size": 4}
+    weighed = {"loss": {"hidden": 1.0, "attention": 1.0, "kl": 1.0}, "matching": 0.5}
+    gqkva_convert.uptrain(
+        model, tmp_path / "out", gqkva_convert.TrainingSettings(**settings, **weighed), any_model=True
+    )
+    lines = (tmp_path / "out-run" / "metrics.jsonl").read_text().splitlines()
+    losses = [entry["loss"] for entry in map(json.loads, lines) if "loss" in entry]
+    # Of both stages; later Adam makes steps of what is left by rounding.
+    assert max(map(abs, losses[:4])) < 1e-5
+    assert (
+        json.loads((tmp_path / "out" / "config.json").read_text())[next(iter(config))]
+        == config[next(iter(config))]
+    )
