@@ -132,7 +132,7 @@ def make_accelerator(
         )
     except (ValueError, ImportError) as error:
         raise TrainingError(f"accelerate does not start: {first_line(error)}") from error
-    if accelerator.device.type == "cpu" and accelerator.mixed_precision == "fp16":
+    if accelerator.device.type == "cpu" and accelerator.state.mixed_precision == "fp16":
         raise TrainingError("a processor does not train in fp16; choose mixed_precision bf16 or no")
     if uses_deepspeed:
         _set_up_deepspeed(accelerator, settings, plan)

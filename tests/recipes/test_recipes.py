@@ -113,6 +113,27 @@ def test_the_demo_recipe_runs_from_a_model_to_its_measurements(gqkva: Run, tmp_p
             "step evaluate: --samples 0: at least 1",
         ),
         (
+            "description: x\nneeds: y\nsteps: [{bench: {folder: m, context: 5000, batch: 0}}]\n",
+            "step bench: --batch 0: give different numbers of at least 1",
+        ),
+        (
+            "description: x\nneeds: y\nsteps: [{bench: {folder: m, context: '1k'}}]\n",
+            "step bench: --context 1k: give whole numbers",
+        ),
+        (
+            "description: x\nneeds: y\nsteps: [{export: {model: m, out: o, runtime: foo}}]\n",
+            "step export: no runtime 'foo' to export for",
+        ),
+        (
+            "description: x\nneeds: y\nsteps: [{push: {folder: m, repo_id: 'not a name'}}]\n",
+            "step push: not a name is no name a Hub repository can have",
+        ),
+        (
+            "description: x\nneeds: y\nsteps: [{push: {folder: m, repo_id: me/x, create_pr: true, "
+            "revision: y}}]\n",
+            "step push: a pull request goes to the main branch",
+        ),
+        (
             "description: x\nneeds: y\nsteps: [{uptrain: {folder: m, out: o, data: d, tokens: 1k, "
             "others: {weight_decai: 1}}}]\n",
             "step uptrain: no setting 'weight_decai'; did you mean weight_decay?",
@@ -165,6 +186,21 @@ def test_a_wrong_change_is_refused(change: str, message: str, gqkva: Run, recipe
     result = gqkva("run", recipe, "--dry-run", "--set", change)
     assert result.exit_code == 14
     assert message in result.stderr
+
+
+def test_null_leaves_an_option_out_of_estimates(gqkva: Run, source: Path, tmp_path: Path) -> None:
+    """A key that one entry has and another has not."""
+    (tmp_path / "r.yaml").write_text(
+        "description: x\nneeds: y\nsteps:\n"
+        "  - for: {how: {plain: {}, data: {data: python-library, samples: 4}}}\n"
+        "    steps:\n"
+        f"      - convert: {{model: {source}, out: '${{work}}/${{how}}', gkv: 2, "
+        "calibration: '${how.data}', calibration_samples: '${how.samples}'}\n"
+    )
+    result = gqkva("run", tmp_path / "r.yaml", "--work", tmp_path / "work", "--dry-run", "--json")
+    assert result.exit_code == 0, result.output
+    plain, calibrated = json.loads(result.stdout)["steps"]
+    assert plain["seconds"] < calibrated["seconds"]
 
 
 def test_a_missing_file_and_a_missing_step(gqkva: Run, recipe: Path, tmp_path: Path) -> None:
