@@ -32,7 +32,7 @@ def parse_json(text: str | bytes, where: str) -> Any:
         decoded = text.decode("utf-8") if isinstance(text, bytes) else text
         return json.loads(decoded, object_pairs_hook=without_repeats)
     except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"{where} is not JSON; the file is damaged, download it again") from error
+        raise CheckpointError(f"{where} is not JSON; the file is damaged, get or make it again") from error
 
 
 def read_json(path: Path) -> Any:

@@ -12,6 +12,7 @@ import typer
 
 from gqkva_convert.cli.options import Json
 from gqkva_convert.cli.output import human_bytes, make_table, print_json, print_table
+from gqkva_convert.errors import RecipeError
 
 if TYPE_CHECKING:
     from gqkva_convert.recipes.commands import CommandLine
@@ -53,12 +54,15 @@ def run_command(
     as_json: Json = False,
 ) -> None:
     """Run a recipe: several commands, each left out where it is done already."""
-    from gqkva_convert.recipes.run import prepare, run_recipe
+    from gqkva_convert.recipes.run import prepare, require_step, run_recipe
 
     prepared = prepare(recipe, commands(), changes or (), work)
     if dry_run:
+        require_step(prepared, begin_at)
         _dry_run(prepared, as_json, here)
         return
+    if here:
+        raise RecipeError("--here goes with --dry-run")
     # With --json the steps' own tables are no result.
     with redirect_stdout(sys.stderr) if as_json else nullcontext():
         result = run_recipe(prepared, begin_at=begin_at, watch=_announce)

@@ -78,6 +78,19 @@ def prepare(path: Path, commands: Mapping[str, Any], changes: Iterable[str], wor
     return Prepared(path, recipe, lines, folder)
 
 
+def require_step(prepared: Prepared, begin_at: str | None) -> None:
+    """Refuse a step to begin at that the recipe does not have.
+
+    Raises:
+        RecipeError: It is not there; names the nearest.
+    """
+    names = dict.fromkeys(
+        name for line in prepared.lines for name in (line.step.name, line.step.repeats) if name
+    )
+    if begin_at is not None and begin_at not in names:
+        raise RecipeError(unknown("step", begin_at, names))
+
+
 def run_recipe(
     prepared: Prepared, *, begin_at: str | None = None, watch: Watch | None = None
 ) -> dict[str, Any]:
@@ -98,11 +111,7 @@ def run_recipe(
         GqkvaError: As the step that failed; what was done before it stays done.
     """
     forced = False
-    names = dict.fromkeys(
-        name for line in prepared.lines for name in (line.step.name, line.step.repeats) if name
-    )
-    if begin_at is not None and begin_at not in names:
-        raise RecipeError(unknown("step", begin_at, names))
+    require_step(prepared, begin_at)
     try:
         prepared.work.mkdir(parents=True, exist_ok=True)
     except OSError as error:

@@ -79,6 +79,8 @@ def _report(folder: Path, training: dict[str, Any]) -> None:
     report = read_json(path)
     output = open_checkpoint(folder)
     path.unlink()  # a copy may be read-only
+    if report.get("uptraining"):
+        report["uptraining_before"] = [*report.get("uptraining_before", ()), report["uptraining"]]
     write_json(
         path,
         {**report, "files": describe_files(output), "verification": None, "uptraining": training},

@@ -19,7 +19,7 @@ from gqkva_convert.checkpoint.jsonfile import read_json
 from gqkva_convert.checkpoint.sidecars import REPORT
 from gqkva_convert.conversion.plan import Plan
 from gqkva_convert.conversion.report import describe_files, read_report, versions
-from gqkva_convert.data.tasks import EMBEDDING, TO_TARGET, trained_task
+from gqkva_convert.data.tasks import EMBEDDING, IMAGES, TO_TARGET, trained_task
 from gqkva_convert.errors import CheckpointError, TrainingError, first_line
 from gqkva_convert.heads import ROLES
 from gqkva_convert.modeling.families import MODEL_TYPE_PREFIX
@@ -297,6 +297,8 @@ class Run:
 
     def _steps(self, rows: Rows) -> int:
         tokens, samples = self.settings.token_budget, self.settings.samples
+        if self.task == IMAGES and samples is None:
+            raise TrainingError("images have no tokens; give --samples")
         wanted = samples if samples is not None else (tokens or 0) / rows.tokens_per_row
         return max(1, math.ceil(wanted / self.settings.batch_size))
 

@@ -209,6 +209,9 @@ def test_a_missing_file_and_a_missing_step(gqkva: Run, recipe: Path, tmp_path: P
     wrong = gqkva("run", recipe, "--work", tmp_path / "work", "--from", "evalute")
     assert wrong.exit_code == 14
     assert "no step 'evalute'; did you mean 'evaluate'?" in wrong.stderr
+    assert gqkva("run", recipe, "--dry-run", "--from", "evalute").stderr == wrong.stderr
+    here = gqkva("run", recipe, "--here")
+    assert (here.exit_code, here.stderr) == (14, "error: --here goes with --dry-run\n")
 
 
 @pytest.mark.parametrize("text", ["{", '{"format_version": 1}', '{"format_version": 1, "steps": {"a": {}}}'])

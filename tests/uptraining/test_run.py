@@ -364,6 +364,19 @@ def test_a_finished_run_does_not_go_on(lesson: Lesson, tmp_path: Path) -> None:
     assert losses(tmp_path / "out-run") == found
 
 
+def test_a_second_training_keeps_the_record_of_the_first(lesson: Lesson, tmp_path: Path) -> None:
+    """What a model cost is the sum of both."""
+    train(lesson, tmp_path / "one")
+    again = settings(lesson, tokens=2 * 8 * 16)
+    gqkva_convert.uptrain(tmp_path / "one", tmp_path / "two", again)
+    first, second = (
+        json.loads((tmp_path / name / "gqkva_report.json").read_text()) for name in ("one", "two")
+    )
+    assert second["uptraining"]["tokens"] == 2 * 8 * 16
+    assert second["uptraining_before"] == [first["uptraining"]]
+    assert "uptraining_before" not in first
+
+
 def test_layers_are_sharded_one_by_one(lesson: Lesson) -> None:
     """FSDP goes by these names; LoRA's wrapper must not hide them."""
     from gqkva_convert.uptraining.objective import Objective
