@@ -139,7 +139,7 @@ def _eval_results(facts: Facts) -> list[EvalResult]:
                 dataset_type=_slug(data),
                 dataset_name=data,
                 dataset_split=result.split,
-                dataset_args={name: value for name, value in how.items() if value is not None} or None,
+                metric_args={name: value for name, value in how.items() if value is not None} or None,
                 metric_type=_slug(metric.metric),
                 metric_name=metric.metric,
                 metric_value=metric.value,

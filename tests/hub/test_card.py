@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -142,6 +143,40 @@ def test_measurements_of_other_weights_are_refused(stock: Path) -> None:
     result["model_sha256"] = files_sha256(weights)
     (stock / "gqkva_evaluation.json").write_text(json.dumps({"format_version": 1, "results": [result]}))
     assert "arc_easy" in str(model_card(stock))
+
+
+def test_speed_of_other_weights_is_refused(stock: Path) -> None:
+    """A file that was copied from another folder."""
+    (stock / "gqkva_bench.json").write_text(json.dumps({**BENCH, "model_sha256": "0" * 64}))
+    with pytest.raises(CheckpointError, match="measured of other weights"):
+        model_card(stock)
+
+
+def test_speed_beside_another_model_names_it(stock: Path) -> None:
+    (stock / "gqkva_bench.json").write_text(json.dumps({**BENCH, "against": "me/another"}))
+    text = str(model_card(stock))
+    assert "| 4,096 | 1 | me/another | - | - | 20.5 |" in text
+    assert "| original |" not in text
+
+
+def test_a_picture_of_an_earlier_measurement_is_not_shown(stock: Path) -> None:
+    """It would stand beside other numbers."""
+    picture, numbers = stock / "report-quality.png", stock / "gqkva_evaluation.json"
+    numbers.write_text(json.dumps(EVALUATION))
+    picture.write_bytes(b"")
+    os.utime(numbers, (1000, 1000))
+    assert "](report-quality.png)" in str(model_card(stock))
+    os.utime(picture, (999, 999))
+    assert "](report-quality.png)" not in str(model_card(stock))
+
+
+def test_measurements_of_one_data_set_are_told_apart(stock: Path) -> None:
+    """By their settings, in the metadata too."""
+    (result, *_) = EVALUATION["results"]
+    results = [{**result, "settings": {"length": length}} for length in (256, 16)]
+    (stock / "gqkva_evaluation.json").write_text(json.dumps({**EVALUATION, "results": results}))
+    found = model_card(stock).data.eval_results
+    assert {each.metric_args["length"] for each in found} == {256, 16}
 
 
 def test_a_card_says_how_and_beside_what_it_was_measured(stock: Path) -> None:
