@@ -85,7 +85,7 @@ def families_page() -> str:
 
 
 # Programs other than llama.cpp that logits of exports are compared in, by family, in `test_runtimes.py`.
-RUNTIMES = {"llama": ("CTranslate2", "ONNX Runtime")}
+RUNTIMES = {"llama": ("CTranslate2", "ONNX Runtime", "vLLM")}
 
 
 def _loading_lines() -> list[str]:
