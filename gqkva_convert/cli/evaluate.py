@@ -128,7 +128,8 @@ def print_result(result: dict[str, Any]) -> None:
         ]
     part = f", {result['split']}" if result["split"] else ""
     table = make_table(
-        f"{result['task']} on {short_name(result['data'])}{part}: {result['samples']:,} {result['unit']}", columns
+        f"{result['task']} on {short_name(result['data'])}{part}: {result['samples']:,} {result['unit']}",
+        columns,
     )
     for metric in result["metrics"]:
         cells = [metric["metric"], _number(metric["value"]), _interval(metric["interval"])]

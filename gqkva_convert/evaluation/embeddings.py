@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -52,7 +53,8 @@ def measure_embeddings(subject: Subject) -> tuple[list[Metric], int, str, dict[s
     some = draw(usable, subject.settings)
     scores = np.asarray([read_score(record[score], data) for record in some if is_scored])
     tokenizer = load_processor(subject.folder, "AutoTokenizer")
-    length = sequence_length(subject.settings.length, subject.model, tokenizer)
+    wanted = sequence_length(subject.settings.length, subject.model, tokenizer)
+    length = int(min(wanted, longest_of(subject.folder)))
     pooling = pooling_of(subject.folder)
     progress = subject.begin(f"measuring {subject.settings.data}", len(some) * len(names))
     size = subject.settings.batch_size or _BATCH
@@ -70,6 +72,13 @@ def measure_embeddings(subject: Subject) -> tuple[list[Metric], int, str, dict[s
         metrics.append(Metric("cosine with the original", "higher", mean, [likeness]))
     unit = "pairs" if len(names) == 2 else "texts"
     return metrics, len(some), unit, {"pooling": pooling, "length": length}
+
+
+def longest_of(folder: Path) -> float:
+    """At how many tokens sentence-transformers cuts a text; infinite where the folder does not say."""
+    path = folder / "sentence_bert_config.json"
+    longest = read_json(path).get("max_seq_length") if path.is_file() else None
+    return longest if isinstance(longest, int) and longest > 0 else math.inf
 
 
 def pooling_of(folder: Path) -> str:

@@ -48,6 +48,11 @@ class EvaluationSettings:
     def __post_init__(self) -> None:
         if self.data is None and not self.tasks:
             raise EvaluationError("nothing to measure on; give --data, --tasks or both")
+        goes_with = {"--data": ("split", "stride", "documents"), "--tasks": ("num_fewshot",)}
+        for option, names in goes_with.items():
+            given = [name for name in names if getattr(self, name) is not None]
+            if given and not getattr(self, option.removeprefix("--")):
+                raise EvaluationError(f"--{given[0].replace('_', '-')} goes with {option}; leave it out")
         for name, least in (("samples", 1), ("length", 2), ("stride", 1), ("batch_size", 1)):
             number = getattr(self, name)
             if number is not None and number < least:

@@ -28,6 +28,8 @@ WRITES = dict.fromkeys(
 _BESIDE = {"evaluate": EVALUATION, "bench": BENCH, "report": PAGE}
 # Files of questions that a task of lm-evaluation-harness names.
 _DATA_FILE = re.compile(r"[^\s'\",\[\]{}]+\.(?:jsonl?|csv|parquet|txt)\b")
+_INCLUDED = re.compile(r"^include:\s*(\S+)", re.MULTILINE)
+_CODE = re.compile(r"!function\s+(\w+)\.")
 # Commands that read what others measured, too, and files that do not count as read.
 _READS_MEASURED = {
     "report": frozenset({PAGE, *PICTURES, "README.md"}),
@@ -126,6 +128,8 @@ def key_of(line: CommandLine, work: Path) -> str:
         for number, path in enumerate(_paths(value))
         if exists(path)
     }
+    if isinstance(step.accelerate, str) and exists(Path(step.accelerate)):
+        read["accelerate"] = content(Path(step.accelerate))
     words = [word.replace(str(work), "${work}") for word in line.words]
     data = [step.command, words, step.accelerate, read]
     return hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()
@@ -173,14 +177,22 @@ def _with_settings(options: dict[str, Any]) -> dict[str, Any]:
     asked = options.get("tasks")
     tasks = [path for path in _paths(asked) if path.suffix in (".yaml", ".yml") and exists(path)]
     if tasks:
-        named_in = [name for path in tasks for name in _DATA_FILE.findall(path.read_text(errors="replace"))]
-        options = {**options, "questions": named_in}
+        options = {**options, "questions": [name for path in tasks for name in _named_in(path)]}
     file = options.get("recipe")
     if not isinstance(file, str) or not Path(file).is_file():
         return options
     settings = read_recipe(Path(file))
     named = ("data", "held_out", "teacher")
     return {**{key: value for key, value in settings.items() if key in named}, **options}
+
+
+def _named_in(task: Path) -> list[str]:
+    """Files that a file of a task names: its questions, the tasks it includes, and Python code beside it."""
+    text = task.read_text(errors="replace")
+    included = [task.parent / name.strip("'\"") for name in _INCLUDED.findall(text)]
+    code = [task.parent / f"{module}.py" for module in _CODE.findall(text)]
+    inner = [name for path in included if path != task and path.is_file() for name in _named_in(path)]
+    return [*_DATA_FILE.findall(text), *map(str, (*included, *code)), *inner]
 
 
 def _paths(value: Any) -> list[Path]:

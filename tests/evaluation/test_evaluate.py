@@ -140,6 +140,14 @@ def test_embeddings_are_those_of_sentence_transformers(minilm: Path) -> None:
     assert np.allclose(_pool(states, tokens["attention_mask"], "mean").numpy(), expected, atol=1e-5)
 
 
+def test_texts_are_cut_where_sentence_transformers_cuts_them(tmp_path: Path) -> None:
+    from gqkva_convert.evaluation.embeddings import longest_of
+
+    assert longest_of(tmp_path) == float("inf")
+    (tmp_path / "sentence_bert_config.json").write_text('{"max_seq_length": 256, "do_lower_case": false}')
+    assert longest_of(tmp_path) == 256
+
+
 def test_a_picture_classifier(gqkva: Run, tmp_path: Path, shared_models: Path) -> None:
     """The Fashion-MNIST ViT's accuracy is that of its card; two of its four key/value heads are enough."""
     import pyarrow
@@ -255,6 +263,8 @@ def test_a_task_that_does_not_exist(gqkva: Run, converted: Path) -> None:
         (("--data", "TEXTS", "--documents", "words"), 11, "--documents 'words': choose records or joined"),
         (("--data", "TEXTS", "--dtype", "int4"), 13, "no dtype 'int4' to measure in"),
         (("--data", "TEXTS", "--device", "cuda:77"), 13, "no such GPU here"),
+        (("--data", "TEXTS", "--num-fewshot", "2"), 13, "--num-fewshot goes with --tasks"),
+        (("--tasks", "none.yaml", "--stride", "2"), 13, "--stride goes with --data"),
         (("--data", "TEXTS", "--seed", "-1"), 13, "--seed -1: from 0"),
         (("--data", "TEXTS", "--tasks", "none.yaml"), 13, "--tasks none.yaml: no such file"),
         (("--data", "TEXTS", "--device", "tpu"), 13, "--device tpu: choose auto, cpu, cuda or cuda:N"),

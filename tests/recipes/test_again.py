@@ -200,6 +200,18 @@ def test_new_questions_are_asked(gqkva: Run, source: Path, tmp_path: Path) -> No
     assert left_out(gqkva, tmp_path / "r.yaml", *work) == [False]
 
 
+def test_what_a_task_includes_is_read(tmp_path: Path) -> None:
+    """Tasks that it builds on, and code beside it."""
+    from gqkva_convert.recipes.state import _named_in
+
+    (tmp_path / "base.yaml").write_text("dataset_kwargs: {data_files: {test: words.jsonl}}\n")
+    (tmp_path / "task.yaml").write_text(
+        "include: base.yaml\ntask: words\nprocess_results: !function scoring.score\n"
+    )
+    found = {Path(name).name for name in _named_in(tmp_path / "task.yaml")}
+    assert found == {"base.yaml", "scoring.py", "words.jsonl"}
+
+
 def test_models_that_are_no_folder_are_measured_too(gqkva: Run, tmp_path: Path) -> None:
     """Nothing is kept of them, so that they are measured again."""
     data = learners.write_texts(tmp_path / "texts.jsonl", 12)
