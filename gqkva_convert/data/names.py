@@ -63,6 +63,11 @@ def fingerprint(name: str | None) -> str:
     return hashlib.sha256(repr(listed).encode()).hexdigest()
 
 
+def everywhere(name: str) -> str:
+    """A path as it is called from every folder, links left as they are; any other name as it is."""
+    return str(Path(name).absolute()) if exists(Path(name)) else name
+
+
 def exists(path: Path) -> bool:
     """Whether a word of a command line is a path to something."""
     try:

@@ -11,7 +11,7 @@ from gqkva_convert.checkpoint.digest import files_sha256
 from gqkva_convert.checkpoint.folder import weight_files
 from gqkva_convert.checkpoint.hub import locate
 from gqkva_convert.conversion.refinement.calibrated import Stages, no_stages
-from gqkva_convert.data.names import exists
+from gqkva_convert.data.names import everywhere
 from gqkva_convert.data.tasks import CAUSAL, EMBEDDING, IMAGES, MASKED, TEXTS, TO_TARGET
 from gqkva_convert.errors import EvaluationError
 from gqkva_convert.evaluation.classification import score_labels
@@ -126,7 +126,7 @@ def _on_data(subject: Subject) -> list[dict[str, Any]]:
     return [
         {
             "task": TITLES[subject.task],
-            "data": _everywhere(settings.data),
+            "data": everywhere(str(settings.data)),
             "split": settings.split,
             "samples": samples,
             "unit": unit,
@@ -134,11 +134,6 @@ def _on_data(subject: Subject) -> list[dict[str, Any]]:
             "settings": {**found, **_chosen(settings, "samples", "seed"), "dtype": dtype},
         }
     ]
-
-
-def _everywhere(data: str | None) -> str | None:
-    """A path as it is called from every folder; any other name as it is."""
-    return str(Path(data).resolve()) if data is not None and exists(Path(data)) else data
 
 
 @contextmanager

@@ -37,18 +37,12 @@ def check_options(step: Step) -> None:
         elif step.command == "teacher":
             settings_of_file(step.options)
         elif step.command == "evaluate":
-            known = {field.name for field in fields(EvaluationSettings)}
-            asked = {
-                name: value for name, value in step.options.items() if name in known and value is not None
-            }
+            asked = _given(EvaluationSettings, step.options)
             tasks = asked.pop("tasks", ())
             names = tasks.split(",") if isinstance(tasks, str) else tasks
             EvaluationSettings(**asked, tasks=tuple(names))
         elif step.command == "bench":
-            known = {field.name for field in fields(BenchSettings)}
-            asked = {
-                name: value for name, value in step.options.items() if name in known and value is not None
-            }
+            asked = _given(BenchSettings, step.options)
             asked |= {
                 name: parse_counts(f"--{name}", _with_commas(asked[name]))
                 for name in ("context", "batch")
@@ -63,6 +57,12 @@ def check_options(step: Step) -> None:
             check_place(step.options.get("revision"), bool(step.options.get("create_pr")))
     except GqkvaError as error:
         raise RecipeError(f"step {step.name}: {error}") from error
+
+
+def _given(kind: Any, options: dict[str, Any]) -> dict[str, Any]:
+    """A step's options that are fields of settings and not left out."""
+    names = {field.name for field in fields(kind)}
+    return {name: value for name, value in options.items() if name in names and value is not None}
 
 
 def _with_commas(value: Any) -> str:

@@ -186,12 +186,14 @@ def _with_settings(options: dict[str, Any]) -> dict[str, Any]:
     return {**{key: value for key, value in settings.items() if key in named}, **options}
 
 
-def _named_in(task: Path) -> list[str]:
+def _named_in(task: Path, above: tuple[Path, ...] = ()) -> list[str]:
     """Files that a file of a task names: its questions, the tasks it includes, and Python code beside it."""
     text = task.read_text(errors="replace")
     included = [task.parent / name.strip("'\"") for name in _INCLUDED.findall(text)]
     code = [task.parent / f"{module}.py" for module in _CODE.findall(text)]
-    inner = [name for path in included if path != task and path.is_file() for name in _named_in(path)]
+    above = (*above, task)
+    deeper = [path for path in included if path not in above and path.is_file()]
+    inner = [name for path in deeper for name in _named_in(path, above)]
     return [*_DATA_FILE.findall(text), *map(str, (*included, *code)), *inner]
 
 

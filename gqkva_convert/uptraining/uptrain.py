@@ -10,7 +10,7 @@ from gqkva_convert.checkpoint.folder import open_checkpoint
 from gqkva_convert.checkpoint.hub import BUILT_IN, locate
 from gqkva_convert.checkpoint.publish import check_target
 from gqkva_convert.checkpoint.sidecars import REPORT
-from gqkva_convert.data.names import exists
+from gqkva_convert.data.names import everywhere, exists
 from gqkva_convert.errors import CheckpointError, OutputError, TrainingError
 from gqkva_convert.uptraining.run_folder import RunFolder
 from gqkva_convert.uptraining.settings import TrainingSettings, make_settings
@@ -134,22 +134,15 @@ def _train(
         raise OutputError(f"{out} already exists; choose another folder or give --overwrite")
     if settings is None:
         raise TrainingError("give settings, or --resume to go on with a run")
-    settings = _everywhere(settings)
+    # Paths mean the same from every folder then, for whoever goes on with the run.
+    read = {name: getattr(settings, name) for name in _READ}
+    settings = settings.model_copy(update={name: everywhere(value) for name, value in read.items() if value})
     _spare_what_is_read(settings, out, path)
     check_target(out, overwrite=overwrite)
     from gqkva_convert.uptraining.run import Run
 
     run_once = Run(folder, out, run, settings, report_to, watch, from_scratch=from_scratch)
     return run_once.go(resume=resume, overwrite=overwrite)
-
-
-def _everywhere(settings: TrainingSettings) -> TrainingSettings:
-    """Settings whose paths mean the same from every folder, for whoever goes on with the run."""
-    named = {name: getattr(settings, name) for name in _READ}
-    paths = {
-        name: str(Path(value).absolute()) for name, value in named.items() if value and exists(Path(value))
-    }
-    return settings.model_copy(update=paths)
 
 
 def _spare_what_is_read(settings: TrainingSettings, *written: Path) -> None:

@@ -210,6 +210,8 @@ def test_what_a_task_includes_is_read(tmp_path: Path) -> None:
     )
     found = {Path(name).name for name in _named_in(tmp_path / "task.yaml")}
     assert found == {"base.yaml", "scoring.py", "words.jsonl"}
+    (tmp_path / "base.yaml").write_text("include: task.yaml\n")  # for ever, if it were followed
+    assert "scoring.py" in {Path(name).name for name in _named_in(tmp_path / "base.yaml")}
 
 
 def test_models_that_are_no_folder_are_measured_too(gqkva: Run, tmp_path: Path) -> None:
