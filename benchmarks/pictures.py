@@ -20,7 +20,7 @@ import torch
 from PIL import Image
 
 import gqkva_convert
-from gqkva_convert.uptraining.pictures import ImageBatches
+from gqkva_convert.uptraining.rows.pictures import ImageBatches
 
 # Side of the model's input, and of the pictures in the file.
 CASES = {"CIFAR-10": (32, (32, 32)), "ImageNet": (224, (500, 375))}

@@ -262,7 +262,8 @@ def _with_trainer(arguments: argparse.Namespace, warm: int, steps: int) -> float
     """Transformers' Trainer on the same rows."""
     import transformers
 
-    from gqkva_convert.uptraining.rows import make_maker, stored_rows
+    from gqkva_convert.uptraining.rows.making import make_maker
+    from gqkva_convert.uptraining.rows.stored import stored_rows
 
     tokenizer = transformers.AutoTokenizer.from_pretrained(arguments.model)
     rows = stored_rows(
@@ -312,7 +313,7 @@ def _with_trainer(arguments: argparse.Namespace, warm: int, steps: int) -> float
 
 def memory(arguments: argparse.Namespace, results: dict[str, Any], save: Any) -> None:
     """Peak of losses over 128k tokens of vocabulary for 8k positions: whole logits, and in chunks."""
-    from gqkva_convert.uptraining.losses import Head, chunked_losses, task_loss, teacher_divergence
+    from gqkva_convert.uptraining.objectives.losses import Head, chunked_losses, task_loss, teacher_divergence
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     positions, width, vocabulary = (8192, 2048, 128_000) if device.type == "cuda" else (2048, 256, 128_000)

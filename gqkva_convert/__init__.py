@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from gqkva_convert.hub.push import push as push
     from gqkva_convert.hub.report import report as report
     from gqkva_convert.runtimes.export import export as export
-    from gqkva_convert.uptraining.precompute import teacher as teacher
+    from gqkva_convert.uptraining.objectives.precompute import teacher as teacher
     from gqkva_convert.uptraining.settings import TrainingSettings as TrainingSettings
     from gqkva_convert.uptraining.uptrain import pretrain as pretrain
     from gqkva_convert.uptraining.uptrain import uptrain as uptrain
@@ -52,7 +52,7 @@ _PUBLIC = {
     "report": "gqkva_convert.hub.report",
     "uptrain": "gqkva_convert.uptraining.uptrain",
     "pretrain": "gqkva_convert.uptraining.uptrain",
-    "teacher": "gqkva_convert.uptraining.precompute",
+    "teacher": "gqkva_convert.uptraining.objectives.precompute",
     "TrainingSettings": "gqkva_convert.uptraining.settings",
     "evaluate": "gqkva_convert.evaluation.evaluate",
     "DataSettings": "gqkva_convert.calibration.data",

@@ -36,7 +36,7 @@ def teacher_command(
     as_json: Json = False,
 ) -> None:
     """Write down the source's likeliest tokens for the rows of a run, so that the student trains alone."""
-    from gqkva_convert.uptraining.precompute import teacher
+    from gqkva_convert.uptraining.objectives.precompute import teacher
 
     settings = settings_of(
         recipe, others, data=data, held_out=held_out, tokens=tokens, length=length, seed=seed

@@ -94,7 +94,7 @@ def speed_of(gpus: Gpus | None) -> Speed:
 
     import torch
 
-    from gqkva_convert.uptraining.hardware import peak_flops, peak_of
+    from gqkva_convert.uptraining.engine.hardware import peak_flops, peak_of
 
     if torch.cuda.is_available():
         peak, count = peak_flops(torch.device("cuda")), torch.cuda.device_count()

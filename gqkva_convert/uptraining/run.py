@@ -24,18 +24,18 @@ from gqkva_convert.errors import CheckpointError, TrainingError, first_line
 from gqkva_convert.heads import ROLES
 from gqkva_convert.modeling.families import MODEL_TYPE_PREFIX
 from gqkva_convert.modeling.loading import load_model
-from gqkva_convert.uptraining.accelerating import make_accelerator, start_processes, use_liger
-from gqkva_convert.uptraining.batches import StepPlan
-from gqkva_convert.uptraining.engine import Trainer
-from gqkva_convert.uptraining.objective import VOCABULARY_TASKS, Objective
-from gqkva_convert.uptraining.reading import open_rows
+from gqkva_convert.uptraining.engine.accelerating import make_accelerator, start_processes, use_liger
+from gqkva_convert.uptraining.engine.schedule import Schedule
+from gqkva_convert.uptraining.engine.trainer import Trainer
+from gqkva_convert.uptraining.objectives.objective import VOCABULARY_TASKS, Objective
+from gqkva_convert.uptraining.objectives.running import ModelRunner
+from gqkva_convert.uptraining.objectives.teacher import StoredTeacher, is_stored, load_teacher
 from gqkva_convert.uptraining.result import write_result
-from gqkva_convert.uptraining.rows import Rows
+from gqkva_convert.uptraining.rows.batches import StepPlan
+from gqkva_convert.uptraining.rows.reading import Collator, open_rows
+from gqkva_convert.uptraining.rows.row import Rows
 from gqkva_convert.uptraining.run_folder import METRICS, RunFolder
-from gqkva_convert.uptraining.running import ModelRunner
-from gqkva_convert.uptraining.schedule import Schedule
 from gqkva_convert.uptraining.settings import TrainingSettings
-from gqkva_convert.uptraining.teacher import StoredTeacher, is_stored, load_teacher
 from gqkva_convert.uptraining.trainable import (
     choose_trained,
     drop_nothing,
@@ -160,7 +160,7 @@ class Run:
     def _resume(self, trainer: Trainer) -> None:
         latest = self.run.latest()
         if latest is not None:
-            trainer.load(latest)
+            trainer.resume(latest)
         if self.is_main:
             # Without a checkpoint the run begins again, and its first metrics come again, too.
             self.run.rewind(-1 if latest is None else trainer.progress.step)
@@ -174,15 +174,7 @@ class Run:
         plan = self._plan()
         with start_processes().local_main_process_first():  # it prepares rows, the others find them
             rows, collator = open_rows(settings, self.folder, model, task)
-        has_task = task != EMBEDDING or "second_ids" in rows.held_out[0]
-        if settings.teacher is None and not has_task:
-            raise TrainingError("an encoder without a head needs pairs of texts, or a teacher")
-        is_scored = rows.held_out[0].get("score", 0.0) == rows.held_out[0].get("score", 0.0)
-        if task == EMBEDDING and not is_scored and weights.get("task") and plan.per_device < 2:
-            raise TrainingError(
-                "pairs without scores are told from the others of a forward pass: give at least 2 rows to one"
-            )
-        steps = self._steps(rows)
+        self._check_learnable(rows, weights, plan)
         matching = self._matching_share(weights)
         accelerator = make_accelerator(
             settings,
@@ -197,44 +189,12 @@ class Run:
             stored.check(getattr(rows, "digest", ""), model.config.vocab_size, settings.temperature)
         elif settings.teacher is not None:
             teacher = load_teacher(settings, self.folder, model, task, accelerator.device)
-        if settings.gradient_checkpointing:
-            model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-        if settings.liger:
-            use_liger(model)
-        if settings.teacher is not None:
-            drop_nothing(model)
-        rate = learning_rate(settings, model, is_fresh=self.from_scratch)
-        first_rate = matching_rate(settings, model)
-        student = choose_trained(model, settings)
-        optimizer = make_optimizer(parameter_groups(student, settings, self._merged_roles()), settings)
-        has_head = task in VOCABULARY_TASKS
-        runner = None
-        if teacher is not None:
-            runner = ModelRunner(
-                teacher, has_head=has_head, watched=matching > 0 or weights.get("attention", 0) > 0
-            )
-        objective = Objective(
-            student,
-            task,
-            weights,
-            runner,
-            settings.temperature,
-            watched=runner is not None and runner.watched,
-        )
-        sample = collator.batch(rows.held_out[:1], [])
-        if has_head:
-            objective.runner.check_head(sample)
-        if runner is not None and runner.watched:
-            device = accelerator.device
-            objective.measure_energies(
-                {name: value.to(device) for name, value in collator.batch([row], []).items()}
-                for row in rows.held_out[:16]
-            )
+        schedule = self._schedule(rows, model, matching)
+        student, optimizer = self._prepared(model)
+        objective = self._objective(student, teacher, weights, watched=matching > 0)
+        self._try_out(objective, rows, collator, accelerator.device)
         if settings.torch_compile:
             model.base_model.compile()
-        matching_steps = min(steps - 1, round(matching * steps))
-        warmup = math.ceil(settings.warmup_ratio * (steps - matching_steps))
-        schedule = Schedule(steps, matching_steps, settings.lr_scheduler_type, warmup, rate, first_rate)
 
         def collate(some: list[Any], numbers: list[int]) -> Any:
             batch = collator.batch(some, numbers)
@@ -249,13 +209,81 @@ class Run:
             trainer.teacher_loss = stored.held_out_loss if is_same else None
         elif teacher is not None:
             alone = Objective(teacher, task, {"task": 1.0})
-            trainer.teacher_loss = trainer.held_out_loss(alone) if task != EMBEDDING else 0.0
+            trainer.teacher_loss = trainer.measured(alone, alone) if task != EMBEDDING else 0.0
         if settings.stop_within is not None and not trainer.teacher_loss:
             raise TrainingError(
                 "stop_within needs the teacher's loss on the same held-out rows, and there is none here; "
                 "leave it out"
             )
         return trainer
+
+    def _check_learnable(self, rows: Rows, weights: dict[str, float], plan: StepPlan) -> None:
+        """Refuse rows that an encoder without a head cannot learn from."""
+        if self.task != EMBEDDING:
+            return
+        first = rows.held_out[0]
+        if self.settings.teacher is None and "second_ids" not in first:
+            raise TrainingError("an encoder without a head needs pairs of texts, or a teacher")
+        is_scored = not math.isnan(first.get("score", 0.0))
+        if not is_scored and weights.get("task") and plan.per_device < 2:
+            raise TrainingError(
+                "pairs without scores are told from the others of a forward pass: give at least 2 rows to one"
+            )
+
+    def _schedule(self, rows: Rows, model: Any, matching: float) -> Schedule:
+        """Learning rates of the run's steps, of which the first may match blocks."""
+        settings, steps = self.settings, self._steps(rows)
+        matching_steps = min(steps - 1, round(matching * steps))
+        return Schedule(
+            steps,
+            matching_steps,
+            settings.lr_scheduler_type,
+            math.ceil(settings.warmup_ratio * (steps - matching_steps)),
+            learning_rate(settings, model, is_fresh=self.from_scratch),
+            matching_rate(settings, model),
+        )
+
+    def _prepared(self, model: Any) -> tuple[Any, Any]:
+        """The student, changed and frozen as it is trained, and its optimiser."""
+        settings = self.settings
+        if settings.gradient_checkpointing:
+            model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        if settings.liger:
+            use_liger(model)
+        if settings.teacher is not None:
+            drop_nothing(model)
+        student = choose_trained(model, settings)
+        return student, make_optimizer(parameter_groups(student, settings, self._merged_roles()), settings)
+
+    def _objective(
+        self, student: Any, teacher: Any, weights: dict[str, float], *, watched: bool
+    ) -> Objective:
+        """The student's losses; ``watched`` where blocks are matched one by one."""
+        runner = None
+        if teacher is not None:
+            runner = ModelRunner(
+                teacher,
+                has_head=self.task in VOCABULARY_TASKS,
+                watched=watched or weights.get("attention", 0) > 0,
+            )
+        return Objective(
+            student,
+            self.task,
+            weights,
+            runner,
+            self.settings.temperature,
+            watched=runner is not None and runner.watched,
+        )
+
+    def _try_out(self, objective: Objective, rows: Rows, collator: Collator, device: torch.device) -> None:
+        """Run some held-out rows, which tell whether the head is known and how large blocks answer."""
+        if self.task in VOCABULARY_TASKS:
+            objective.runner.check_head(collator.batch(rows.held_out[:1], []))
+        if objective.runner.watched:
+            objective.measure_energies(
+                {name: value.to(device) for name, value in collator.batch([row], []).items()}
+                for row in rows.held_out[:16]
+            )
 
     def _weights(self, task: str) -> dict[str, float]:
         """Weights of the loss terms, or what suits the task."""
@@ -367,7 +395,7 @@ class Run:
             "tokens": progress.tokens,
             "steps_left_out": progress.left_out,
             "held_out_rows": len(trainer.rows.held_out),
-            "held_out_loss_before": trainer.first_loss,
+            "held_out_loss_before": progress.first_loss,
             "held_out_loss": progress.best_loss,
             "teacher_held_out_loss": trainer.teacher_loss,
             "seconds": round(progress.seconds, 1),

@@ -128,7 +128,7 @@ def test_deepspeed_leaves_out_steps_that_are_not_finite(lesson: Lesson, tmp_path
     require("zero2.yaml")
     script = tmp_path / "broken.py"
     script.write_text(
-        "import gqkva_convert.uptraining.engine as engine\n"
+        "import gqkva_convert.uptraining.engine.trainer as engine\n"
         "old = engine.make_stepper\n"
         "def make_stepper(accelerator, *arguments):\n"
         "    backward, calls = accelerator.backward, []\n"
@@ -173,7 +173,7 @@ def test_sharded_runs_go_on_after_a_stop(config: str, lesson: Lesson, tmp_path: 
     launch(config, lesson, tmp_path / "whole", *options(lesson, tmp_path))
     script = tmp_path / "cut.py"
     script.write_text(
-        "import gqkva_convert.uptraining.engine as engine\n"
+        "import gqkva_convert.uptraining.engine.trainer as engine\n"
         "old = engine.Trainer._step\n"
         "def step(self):\n"
         "    if self.progress.step == 5: raise SystemExit(3)\n"

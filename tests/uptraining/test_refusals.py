@@ -194,7 +194,7 @@ def test_a_damaged_checkpoint_is_named(
     gqkva: Run, base: list[object], lesson: Lesson, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """And removing it lets the run go on from the one before."""
-    from gqkva_convert.uptraining.engine import Trainer
+    from gqkva_convert.uptraining.engine.trainer import Trainer
 
     real = Trainer._step
 
@@ -252,7 +252,7 @@ def test_a_batch_that_does_not_fit_says_what_to_do(
     """Out of memory, on a GPU or not."""
     import torch
 
-    from gqkva_convert.uptraining.objective import Objective
+    from gqkva_convert.uptraining.objectives.objective import Objective
 
     def full(self: Objective, *arguments: object) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory")

@@ -20,7 +20,7 @@ from short_runs import environment, losses, options, settings, train, weights
 
 import gqkva_convert
 from gqkva_convert.errors import TrainingError
-from gqkva_convert.uptraining import engine
+from gqkva_convert.uptraining.engine import trainer as engine
 from gqkva_convert.uptraining.run_folder import RunFolder
 
 ROOT = Path(__file__).parents[2]
@@ -192,7 +192,7 @@ def test_losses_that_are_not_finite_are_left_out_and_end_the_run(
     lesson: Lesson, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Weights never take them in; after too many the run says where its last good state is."""
-    from gqkva_convert.uptraining import losses as module
+    from gqkva_convert.uptraining.objectives import losses as module
 
     real, calls = module.teacher_divergence, {"count": 0}
 
@@ -201,7 +201,7 @@ def test_losses_that_are_not_finite_are_left_out_and_end_the_run(
         bad = calls["count"] in (2, 4)
         return real(*arguments) * float("nan") if bad else real(*arguments)
 
-    monkeypatch.setattr("gqkva_convert.uptraining.objective.teacher_divergence", broken)
+    monkeypatch.setattr("gqkva_convert.uptraining.objectives.objective.teacher_divergence", broken)
     result = train(lesson, tmp_path / "out", matching=0.0, nan_limit=3)
     assert result["steps_left_out"] == 2
     assert all(tensor.isfinite().all() for tensor in weights(tmp_path / "out").values())
@@ -217,8 +217,8 @@ def test_endless_overflow_of_fp16_stops_a_run(
     """A night of steps that are all left out would be wasted; single ones are how its scaler works."""
     from accelerate import Accelerator
 
-    from gqkva_convert.uptraining.engine import OVERFLOW_LIMIT
-    from gqkva_convert.uptraining.stepping import Stepper
+    from gqkva_convert.uptraining.engine.stepping import Stepper
+    from gqkva_convert.uptraining.engine.trainer import OVERFLOW_LIMIT
 
     norms = iter([*[1.0, float("inf")] * 5, *[float("inf")] * 1000])
     monkeypatch.setattr(Accelerator, "mixed_precision", "fp16")
@@ -237,11 +237,11 @@ def test_checkpoints_are_the_last_ones_and_the_best(
     lesson: Lesson, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Where held-out losses rise again, the result is the best, not the last."""
-    from gqkva_convert.uptraining.engine import Trainer
+    from gqkva_convert.uptraining.engine.trainer import Trainer
 
     kept: list[set[str]] = []
     measured = iter([9, 1, 8, 7, 3, 4, 5, 5, 5, 5, 5, 5])
-    monkeypatch.setattr(Trainer, "held_out_loss", lambda self, objective: float(next(measured)))
+    monkeypatch.setattr(Trainer, "measured", lambda self, objective, plain: float(next(measured)))
 
     def look(entry: dict[str, Any]) -> None:
         folder = tmp_path / "out-run" / "checkpoints"
@@ -379,7 +379,7 @@ def test_a_second_training_keeps_the_record_of_the_first(lesson: Lesson, tmp_pat
 
 def test_layers_are_sharded_one_by_one(lesson: Lesson) -> None:
     """FSDP goes by these names; LoRA's wrapper must not hide them."""
-    from gqkva_convert.uptraining.objective import Objective
+    from gqkva_convert.uptraining.objectives.objective import Objective
     from gqkva_convert.uptraining.trainable import add_lora
 
     model = transformers.AutoModelForCausalLM.from_pretrained(lesson.student)

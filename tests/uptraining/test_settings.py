@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from gqkva_convert.errors import TrainingError
-from gqkva_convert.uptraining.schedule import Schedule
+from gqkva_convert.uptraining.engine.schedule import Schedule
 from gqkva_convert.uptraining.settings import make_settings, read_recipe
 
 RECIPES = Path(__file__).parents[2] / "recipes"

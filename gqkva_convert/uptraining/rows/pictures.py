@@ -19,9 +19,9 @@ from gqkva_convert.data.records import (
     load_records,
     picture_of,
 )
-from gqkva_convert.uptraining.augmentation import Augmentation, mix_pairs
-from gqkva_convert.uptraining.batches import Batch
-from gqkva_convert.uptraining.rows import Row
+from gqkva_convert.uptraining.rows.augmentation import Augmentation, mix_pairs
+from gqkva_convert.uptraining.rows.batches import Batch
+from gqkva_convert.uptraining.rows.row import Row
 from gqkva_convert.uptraining.settings import Augment
 
 # Where a row already has the model's own number of its label.

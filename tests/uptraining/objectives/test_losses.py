@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from gqkva_convert.uptraining.losses import (
+from gqkva_convert.uptraining.objectives.losses import (
     Head,
     chunked_losses,
     relative_errors,

@@ -12,15 +12,15 @@ from torch.nn import functional
 from gqkva_convert.calibration.network import valid_positions
 from gqkva_convert.data.tasks import CAUSAL, EMBEDDING, MASKED, TO_TARGET
 from gqkva_convert.modeling.loading import main_output
-from gqkva_convert.uptraining.batches import IGNORED, PRESENT, Batch, Counts, present_positions
-from gqkva_convert.uptraining.losses import (
+from gqkva_convert.uptraining.objectives.losses import (
     chunked_losses,
     relative_errors,
     task_loss,
     teacher_divergence,
     top_divergence,
 )
-from gqkva_convert.uptraining.running import Found, ModelRunner, Place
+from gqkva_convert.uptraining.objectives.running import Found, ModelRunner, Place
+from gqkva_convert.uptraining.rows.batches import IGNORED, PRESENT, Batch, Counts, present_positions
 
 VOCABULARY_TASKS = (CAUSAL, MASKED, TO_TARGET)
 

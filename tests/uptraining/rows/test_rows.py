@@ -13,7 +13,9 @@ from transformers import AutoTokenizer
 from gqkva_convert.data.tasks import CAUSAL
 from gqkva_convert.demo_model.demo import MODEL
 from gqkva_convert.errors import DataError
-from gqkva_convert.uptraining.rows import RowMaker, make_maker, stored_rows, streamed_rows
+from gqkva_convert.uptraining.rows.making import RowMaker, make_maker
+from gqkva_convert.uptraining.rows.stored import stored_rows
+from gqkva_convert.uptraining.rows.streamed import streamed_rows
 
 # Readers of datasets leave files open that are not read to their end.
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")

@@ -7,7 +7,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 
 import torch
 
-from gqkva_convert.uptraining.batches import Batch
+from gqkva_convert.uptraining.rows.batches import Batch
 
 # A step and a pass of it.
 Place = tuple[int, int]

@@ -16,8 +16,9 @@ from gqkva_convert.uptraining.settings import TrainingSettings
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from gqkva_convert.uptraining.rows import Row, StoredRows
-    from gqkva_convert.uptraining.running import ModelRunner
+    from gqkva_convert.uptraining.objectives.running import ModelRunner
+    from gqkva_convert.uptraining.rows.row import Row
+    from gqkva_convert.uptraining.rows.stored import StoredRows
 
 # Most positions in one forward pass.
 _POSITIONS = 8192
@@ -52,11 +53,11 @@ def teacher(
     """
     from gqkva_convert.calibration.network import load_network
     from gqkva_convert.data.tasks import CAUSAL, trained_task
-    from gqkva_convert.uptraining.reading import open_rows
-    from gqkva_convert.uptraining.rows import StoredRows
+    from gqkva_convert.uptraining.objectives.running import ModelRunner
+    from gqkva_convert.uptraining.objectives.teacher import write_note
+    from gqkva_convert.uptraining.rows.reading import open_rows
+    from gqkva_convert.uptraining.rows.stored import StoredRows
     from gqkva_convert.uptraining.run import family_of
-    from gqkva_convert.uptraining.running import ModelRunner
-    from gqkva_convert.uptraining.teacher import write_note
 
     located = locate(model, revision)
     nbytes = open_checkpoint(located.folder).nbytes
@@ -113,7 +114,7 @@ def _write_files(
     import torch
     from safetensors.torch import save_file
 
-    from gqkva_convert.uptraining.teacher import ROWS_PER_FILE, file_name
+    from gqkva_convert.uptraining.objectives.teacher import ROWS_PER_FILE, file_name
 
     advance, written = stages("running the teacher", len(rows.rows)), 0
     per_pass = max(1, _POSITIONS // int(rows.tokens_per_row))
@@ -143,7 +144,7 @@ def _likeliest(
     """
     import torch
 
-    from gqkva_convert.uptraining.losses import positions_at_once
+    from gqkva_convert.uptraining.objectives.losses import positions_at_once
 
     with torch.inference_mode():
         hidden = runner.run(batch).head_input
@@ -164,8 +165,8 @@ def _likeliest(
 def _held_out_loss(runner: ModelRunner, rows: Sequence[Row], collator: Any) -> float:
     import torch
 
-    from gqkva_convert.uptraining.batches import IGNORED
-    from gqkva_convert.uptraining.losses import positions_at_once, task_loss
+    from gqkva_convert.uptraining.objectives.losses import positions_at_once, task_loss
+    from gqkva_convert.uptraining.rows.batches import IGNORED
 
     total, items = 0.0, 0
     with torch.inference_mode():

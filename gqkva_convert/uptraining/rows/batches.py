@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from gqkva_convert.data.tasks import CAUSAL, MASKED, TO_TARGET
-from gqkva_convert.uptraining.rows import Row
+from gqkva_convert.uptraining.rows.row import Row
 
 Batch = dict[str, Any]
 # Labels that no loss looks at, as in transformers.

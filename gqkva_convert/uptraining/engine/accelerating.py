@@ -9,7 +9,7 @@ from typing import Any
 
 from gqkva_convert.errors import TrainingError, first_line
 from gqkva_convert.modeling.quiet import quiet_transformers
-from gqkva_convert.uptraining.batches import StepPlan
+from gqkva_convert.uptraining.rows.batches import StepPlan
 from gqkva_convert.uptraining.settings import TrainingSettings
 
 

@@ -17,7 +17,7 @@ from gqkva_convert.data.tasks import IMAGES, trained_task
 from gqkva_convert.errors import TrainingError, first_line
 from gqkva_convert.modeling.families import MODEL_TYPE_PREFIX
 from gqkva_convert.modeling.loading import load_model
-from gqkva_convert.uptraining.rows import Row
+from gqkva_convert.uptraining.rows.row import Row
 from gqkva_convert.uptraining.settings import TrainingSettings
 
 NOTE = "gqkva_teacher.json"

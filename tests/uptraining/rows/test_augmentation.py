@@ -11,7 +11,7 @@ import torch
 from PIL import Image, ImageEnhance, ImageOps
 from torch import Tensor
 
-from gqkva_convert.uptraining.augmentation import Augmentation, mix_pairs, operations
+from gqkva_convert.uptraining.rows.augmentation import Augmentation, mix_pairs, operations
 
 kornia = pytest.importorskip("kornia")
 SIDE = 32

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from gqkva_convert.calibration.network import attention_blocks
 from gqkva_convert.errors import TrainingError
-from gqkva_convert.uptraining.batches import PRESENT, Batch
-from gqkva_convert.uptraining.losses import Head
+from gqkva_convert.uptraining.objectives.losses import Head
+from gqkva_convert.uptraining.rows.batches import PRESENT, Batch
 
 Place = tuple[str, int]
 _NO_INPUTS = ("labels", PRESENT)

@@ -11,8 +11,8 @@ import torch
 import transformers
 
 from gqkva_convert.data.tasks import MASKED
-from gqkva_convert.uptraining.batches import IGNORED, StepPlan, TextBatches, causal_batch, count
-from gqkva_convert.uptraining.reading import keeps_texts_apart
+from gqkva_convert.uptraining.rows.batches import IGNORED, StepPlan, TextBatches, causal_batch, count
+from gqkva_convert.uptraining.rows.reading import keeps_texts_apart
 
 ROW = {"input_ids": [5, 6, 7, 8, 9, 10], "starts": [0, 2, 5]}
 

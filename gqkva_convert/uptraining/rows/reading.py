@@ -9,16 +9,12 @@ from gqkva_convert.data.labels import label_numbers
 from gqkva_convert.data.processors import arguments, check_size, load_processor, sequence_length
 from gqkva_convert.data.tasks import CAUSAL, EMBEDDING, IMAGES
 from gqkva_convert.errors import DataError, TrainingError
-from gqkva_convert.uptraining.batches import Batch, TextBatches
-from gqkva_convert.uptraining.pictures import ANSWER, ImageBatches, image_records
-from gqkva_convert.uptraining.rows import (
-    Row,
-    Rows,
-    StoredRows,
-    make_maker,
-    stored_rows,
-    streamed_rows,
-)
+from gqkva_convert.uptraining.rows.batches import Batch, TextBatches
+from gqkva_convert.uptraining.rows.making import make_maker
+from gqkva_convert.uptraining.rows.pictures import ANSWER, ImageBatches, image_records
+from gqkva_convert.uptraining.rows.row import Row, Rows
+from gqkva_convert.uptraining.rows.stored import StoredRows, stored_rows
+from gqkva_convert.uptraining.rows.streamed import streamed_rows
 from gqkva_convert.uptraining.settings import TrainingSettings
 
 

@@ -1,0 +1,149 @@
+"""Checkpoints of a run: each is there only when it is complete, and read only by the run it is of."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.distributed.checkpoint.api import CheckpointException
+
+from gqkva_convert.checkpoint.jsonfile import read_json, write_json
+from gqkva_convert.data.names import fingerprint
+from gqkva_convert.errors import TrainingError, first_line
+from gqkva_convert.uptraining.engine.average import Average
+from gqkva_convert.uptraining.engine.summing import summed
+from gqkva_convert.uptraining.rows.row import Rows
+from gqkva_convert.uptraining.run_folder import RunFolder
+from gqkva_convert.uptraining.settings import TrainingSettings
+
+STATE, ROWS_STATE = "trainer.json", "rows.pt"
+
+
+@dataclass
+class Progress:
+    """How far a run is; kept with every checkpoint.
+
+    Attributes:
+        step: Steps done.
+        tokens: Tokens trained on.
+        seconds: Spent on it, earlier parts of an interrupted run included.
+        left_out: Steps left out because their loss was not finite.
+        first_loss: Held-out loss before training.
+        best_loss: Least held-out loss after some of it, and the step it was measured at.
+        reached: Whether the target is met, so that nothing is left to do.
+    """
+
+    step: int = 0
+    tokens: int = 0
+    seconds: float = 0.0
+    left_out: int = 0
+    first_loss: float | None = None
+    best_loss: float = math.inf
+    best_step: int = -1
+    reached: bool = False
+
+
+class Checkpoints:
+    """Writes and reads the checkpoints of a run.
+
+    Args:
+        accelerator: Accelerate's, with model and optimiser prepared.
+        model: What is trained, as Accelerate wrapped it.
+        rows: The data.
+        average: Of the weights, where one is kept.
+        folder: Of the run.
+        settings: Of the run.
+    """
+
+    def __init__(
+        self,
+        accelerator: Any,
+        model: Any,
+        rows: Rows,
+        average: Average | None,
+        folder: RunFolder,
+        settings: TrainingSettings,
+    ) -> None:
+        self.accelerator = accelerator
+        self.model = model
+        self.rows = rows
+        self.average = average
+        self.folder = folder
+        self.limit = settings.save_total_limit
+        # What must be as it was for a run to go on as it was.
+        self._identity = {
+            "processes": accelerator.num_processes,
+            "rows": getattr(rows, "digest", ""),
+            "data": [fingerprint(settings.data), fingerprint(settings.held_out)],
+        }
+
+    def save(self, progress: Progress) -> None:
+        """Write a checkpoint, which has its name only when it is complete; none of weights gone bad."""
+        if not self._is_sound():
+            return
+        scratch = self.folder.checkpoints / f".step-{progress.step:09d}.new"
+        is_main = self.accelerator.is_main_process
+        if is_main:
+            self.folder.scratch(progress.step)
+        self.accelerator.wait_for_everyone()
+        self.accelerator.save_state(str(scratch))
+        if self.average is not None:
+            torch.save(self.average.state(), scratch / self._average_file())
+        if is_main:
+            torch.save(self.rows.state(), scratch / ROWS_STATE)
+            write_json(scratch / STATE, {**vars(progress), **self._identity})
+        self.accelerator.wait_for_everyone()
+        if is_main:
+            self.folder.keep(scratch, self.limit, progress.best_step)
+        self.accelerator.wait_for_everyone()
+
+    def load(self, checkpoint: Path) -> Progress:
+        """Put weights, optimiser and rows back to where they were.
+
+        Raises:
+            TrainingError: It is damaged, or of other data or another number of processes.
+        """
+        try:
+            state = read_json(checkpoint / STATE)
+            self._check_identity({name: state.pop(name) for name in self._identity}, checkpoint)
+            progress = Progress(**state)
+            self.accelerator.load_state(str(checkpoint))
+            self.rows.restore(torch.load(checkpoint / ROWS_STATE, weights_only=True))
+            if self.average is not None:
+                self.average.restore(torch.load(checkpoint / self._average_file(), weights_only=True))
+        except (TrainingError, torch.OutOfMemoryError):
+            raise
+        except (Exception, CheckpointException) as error:  # each part has a reader with errors of its own
+            raise TrainingError(
+                f"{checkpoint} is damaged ({first_line(error)}); remove it, and --resume goes on from the "
+                "one before"
+            ) from error
+        return progress
+
+    def _average_file(self) -> str:
+        return f"average-{self.accelerator.process_index}.pt"
+
+    @torch.no_grad()
+    def _is_sound(self) -> bool:
+        """Whether all weights are finite, in every process."""
+        bad = 0.0
+        for weight in self.model.parameters():
+            mine = weight.to_local() if hasattr(weight, "to_local") else weight
+            bad += float(not torch.isfinite(mine).all())
+        return summed(self.accelerator, [bad])[0] == 0
+
+    def _check_identity(self, found: dict[str, Any], checkpoint: Path) -> None:
+        ours = self._identity
+        if found["processes"] != ours["processes"]:
+            raise TrainingError(
+                f"{checkpoint} is of {found['processes']} processes, these are {ours['processes']}; go on "
+                "with as many as before"
+            )
+        if any(found[name] != ours[name] for name in ("rows", "data")):
+            raise TrainingError(
+                f"the data have changed since {checkpoint} was written; restore them, or start anew "
+                "with --overwrite"
+            )

@@ -1,0 +1,172 @@
+"""Rows made of records: tokenised, cut, packed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from gqkva_convert.data.records import (
+    PAIR_COLUMNS,
+    TARGET_COLUMNS,
+    TEXT_COLUMNS,
+    Record,
+    find_columns,
+    is_running_text,
+    read_score,
+    score_column,
+    text_columns,
+)
+from gqkva_convert.data.tasks import CAUSAL, EMBEDDING, MASKED, TO_TARGET
+from gqkva_convert.errors import DataError
+from gqkva_convert.uptraining.rows.row import Row
+
+# Records that are given at once.
+TEXTS = 256
+
+
+class RowMaker:
+    """Makes rows of records: tokenises texts, cuts and packs them.
+
+    Args:
+        task: Name of the task.
+        tokenizer: The model's own.
+        length: Most tokens of a row.
+        packing: Whether a row takes several texts.
+        data: Name of the data.
+    """
+
+    def __init__(self, task: str, tokenizer: Any, length: int, data: str, *, packing: bool) -> None:
+        self.task = task
+        self.tokenizer = tokenizer
+        self.length = length
+        self.packing = packing
+        self.data = data
+        # Whether records are lines of one text.
+        self.running = is_running_text(data)
+        self.ready: list[Row] = []
+        self.made = 0
+        self._left: list[int] = []
+        self._starts: list[int] = []
+
+    def add(self, records: Sequence[Record]) -> None:
+        """Make rows of some records; what does not fill a row waits for the next."""
+        if not records:
+            return
+        before = len(self.ready)
+        if self.task == CAUSAL:
+            self._add_texts(records)
+        elif self.task == MASKED:
+            self._add_masked(records)
+        elif self.task == TO_TARGET:
+            self._add_targets(records)
+        else:
+            self._add_pairs(records)
+        self.made += len(self.ready) - before
+
+    def restart(self) -> None:
+        """Forget what waits for the next row."""
+        self._left, self._starts = [], []
+
+    def state(self) -> dict[str, Any]:
+        return {"left": self._left, "starts": self._starts, "ready": self.ready, "made": self.made}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        self._left, self._starts = list(state["left"]), list(state["starts"])
+        self.ready, self.made = list(state["ready"]), state["made"]
+
+    def _texts(self, records: Sequence[Record]) -> list[str]:
+        columns = text_columns(records[0])
+        texts = [record[name] for record in records for name in columns]
+        return [text for text in texts if isinstance(text, str) and (text.strip() or self.running)]
+
+    def _add_texts(self, records: Sequence[Record]) -> None:
+        texts = self._texts(records)
+        if self.running:
+            joint = "".join(text.rstrip("\n") + "\n" for text in texts)
+            self._fill(self.tokenizer(joint, add_special_tokens=False)["input_ids"], begins=False)
+            return
+        first, last = self.tokenizer.bos_token_id, self.tokenizer.eos_token_id
+        for ids in self.tokenizer(texts, add_special_tokens=False)["input_ids"] if texts else []:
+            begin = [] if first is None else [first]
+            end = [] if last is None else [last]
+            self._fill([*begin, *ids, *end], begins=True)
+
+    def _fill(self, ids: list[int], *, begins: bool) -> None:
+        """Put a text into the open row and the rows after it."""
+        if not self.packing:
+            for start in range(0, len(ids), self.length):
+                part = ids[start : start + self.length]
+                if len(part) > 1:
+                    self.ready.append({"input_ids": part, "starts": [0]})
+            return
+        if begins or not self._starts:
+            self._starts.append(len(self._left))
+        self._left += ids
+        while len(self._left) >= self.length:
+            starts = [start for start in self._starts if start < self.length]
+            self.ready.append({"input_ids": self._left[: self.length], "starts": starts})
+            self._left = self._left[self.length :]
+            later = [start - self.length for start in self._starts if start >= self.length]
+            # What is left of a text begins the next row, as a text of its own.
+            self._starts = [0, *later] if self._left and later[:1] != [0] else later
+
+    def _add_masked(self, records: Sequence[Record]) -> None:
+        texts = [text for text in self._texts(records) if text.strip()]
+        if not texts:
+            return
+        encoded = self.tokenizer(
+            texts, truncation=True, max_length=self.length, return_overflowing_tokens=True
+        )
+        for ids in encoded["input_ids"]:
+            if len(ids) > 2:
+                self.ready.append({"input_ids": list(ids)})
+
+    def _add_targets(self, records: Sequence[Record]) -> None:
+        source, target = find_columns(records[0], TARGET_COLUMNS, "texts")
+        kept = [
+            (record[source], record[target])
+            for record in records
+            if isinstance(record[source], str) and isinstance(record[target], str)
+        ]
+        if kept:
+            inputs, labels = ([pair[side] for pair in kept] for side in (0, 1))
+            cut = {"truncation": True, "max_length": self.length}
+            rows = zip(
+                self.tokenizer(inputs, **cut)["input_ids"],
+                self.tokenizer(text_target=labels, **cut)["input_ids"],
+                strict=True,
+            )
+            self.ready += [{"input_ids": list(ids), "labels": list(wanted)} for ids, wanted in rows]
+
+    def _add_pairs(self, records: Sequence[Record]) -> None:
+        choices = [*PAIR_COLUMNS, *((name,) for name in TEXT_COLUMNS)]
+        names = find_columns(records[0], choices, "sentence pairs or texts")
+        score = score_column(records[0], names, self.data)
+        records = [
+            record
+            for record in records
+            if all(isinstance(record[n], str) and record[n].strip() for n in names)
+        ]
+        if not records:
+            return
+        cut = {"truncation": True, "max_length": self.length}
+        sides = [self.tokenizer([record[name] for record in records], **cut)["input_ids"] for name in names]
+        for number, record in enumerate(records):
+            row: Row = {"input_ids": list(sides[0][number])}
+            if len(names) == 2:
+                row["second_ids"] = list(sides[1][number])
+                row["score"] = read_score(record[score], self.data) if score is not None else float("nan")
+            self.ready.append(row)
+
+
+def make_maker(task: str, tokenizer: Any, length: int, data: str, *, packing: bool) -> RowMaker:
+    """A maker of rows for a task.
+
+    Raises:
+        DataError: The tokenizer lacks what the task needs.
+    """
+    if task == MASKED and tokenizer.mask_token_id is None:
+        raise DataError("the tokenizer has no mask token, which masked language modelling needs")
+    if task in (MASKED, TO_TARGET, EMBEDDING) and tokenizer.pad_token_id is None:
+        raise DataError("the tokenizer has no padding token, which batches of texts need")
+    return RowMaker(task, tokenizer, length, data, packing=packing)

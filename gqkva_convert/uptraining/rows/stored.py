@@ -1,0 +1,154 @@
+"""Rows prepared on disk: once for the same data and settings, in an order that the seed fixes."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+import os
+import random
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from gqkva_convert.calibration.cache import make_cache
+from gqkva_convert.data.records import read_records
+from gqkva_convert.errors import DataError
+from gqkva_convert.uptraining.rows.making import TEXTS, RowMaker
+from gqkva_convert.uptraining.rows.row import Row, row_tokens
+
+# Changes when the same records would give other rows, or others are held out.
+_FORMAT = 2
+# Rows written at once.
+_WRITTEN = 512
+# Held out of small data: no more than one row in so many.
+_HELD_OUT_ONE_IN = 10
+
+
+class StoredRows:
+    """Rows that are all at hand; a new order in every epoch.
+
+    Args:
+        rows: The rows.
+        held_out: How many of the first to measure on: the same ones whatever the budget.
+        seed: Seed of the order.
+        size: Tokens of a row.
+        digest: Names the rows: of equal data and settings it is equal.
+    """
+
+    def __init__(
+        self,
+        rows: Sequence[Row],
+        held_out: int,
+        seed: int,
+        size: Callable[[Row], int],
+        digest: str = "",
+    ) -> None:
+        self.rows = rows
+        self.digest = digest
+        self.count = len(rows) - held_out
+        self.seed = seed
+        self.held_out = [rows[number] for number in range(held_out)]
+        self._first = held_out
+        some = range(held_out, len(rows), max(1, self.count // 256))
+        self.tokens_per_row = sum(size(rows[number]) for number in some) / len(some)
+        self._epoch, self._order = -1, []  # type: ignore[var-annotated]
+
+    def row(self, number: int) -> Row:
+        epoch, place = divmod(number, self.count)
+        if epoch != self._epoch:
+            order = list(range(self.count))
+            random.Random(f"{self.seed} {epoch}").shuffle(order)
+            self._epoch, self._order = epoch, order
+        stored = self._first + self._order[place]
+        return {**self.rows[stored], "row": stored}
+
+    def seek(self, number: int) -> None:
+        pass
+
+    def state(self) -> dict[str, Any]:
+        return {}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        pass
+
+
+def stored_rows(
+    data: str, maker: RowMaker, *, wanted_tokens: int, held_out: int, apart: bool, seed: int
+) -> StoredRows:
+    """Rows prepared on disk, once for the same data and settings.
+
+    Args:
+        data: What to read.
+        maker: Makes the rows.
+        wanted_tokens: No more rows are made than these fill, held-out ones besides.
+        held_out: Most rows held out.
+        apart: Whether rows for measuring come from elsewhere, so that none is held out here.
+        seed: Seed of the order.
+
+    Raises:
+        DataError: There are too few.
+    """
+    path = _rows_file(data, maker, wanted_tokens, held_out, seed)
+    if not path.is_file():
+        _write_rows(path, _made_rows(data, maker, wanted_tokens, held_out, seed))
+    import datasets
+
+    found: Any = datasets.Dataset.from_file(str(path))
+    count = len(found)
+    if count < 2:
+        raise DataError(
+            f"{data}: {'no row' if count == 0 else 'a single row'} of {maker.length} tokens; give more data "
+            "or a smaller --length"
+        )
+    kept = 0 if apart else max(1, min(held_out, count // _HELD_OUT_ONE_IN))
+    return StoredRows(found, kept, seed, row_tokens, path.stem)
+
+
+def _made_rows(data: str, maker: RowMaker, wanted_tokens: int, held_out: int, seed: int) -> Iterator[Row]:
+    records = read_records(data, seed)
+    tokens, count = 0, 0
+    while some := list(itertools.islice(records, TEXTS)):
+        maker.add(some)
+        while maker.ready:
+            row = maker.ready.pop(0)
+            tokens, count = tokens + row_tokens(row), count + 1
+            yield row
+            if tokens >= wanted_tokens + held_out * tokens / count:
+                return
+
+
+def _rows_file(data: str, maker: RowMaker, wanted_tokens: int, held_out: int, seed: int) -> Path:
+    path = Path(data)
+    files = sorted(path.rglob("*")) if path.is_dir() else [path] if path.is_file() else []
+    tokenizer = getattr(maker.tokenizer, "backend_tokenizer", None)
+    identity = [
+        _FORMAT,
+        data if not files else str(path.resolve()),
+        [[str(file), file.stat().st_size, file.stat().st_mtime_ns] for file in files],
+        repr(maker.tokenizer) if tokenizer is None else tokenizer.to_str(),
+        [maker.task, maker.length, maker.packing, maker.running, wanted_tokens, held_out, seed],
+    ]
+    digest = hashlib.sha256(json.dumps(identity).encode()).hexdigest()
+    return make_cache("rows") / f"{digest[:32]}.arrow"
+
+
+def _write_rows(path: Path, rows: Iterator[Row]) -> None:
+    """Write rows as an Arrow stream, which appears under its name when it is complete."""
+    import pyarrow
+
+    scratch = path.with_name(f"{path.name}.{os.getpid()}.new")
+    try:
+        with pyarrow.OSFile(str(scratch), "wb") as sink:
+            writer = None
+            while some := list(itertools.islice(rows, _WRITTEN)):
+                table = pyarrow.Table.from_pylist(some)
+                writer = writer or pyarrow.ipc.new_stream(sink, table.schema)
+                writer.write_table(table)
+            if writer is None:
+                empty = pyarrow.schema([("input_ids", pyarrow.list_(pyarrow.int64()))])
+                writer = pyarrow.ipc.new_stream(sink, empty)
+            writer.close()
+        scratch.replace(path)
+    finally:
+        scratch.unlink(missing_ok=True)
