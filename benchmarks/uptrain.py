@@ -271,7 +271,6 @@ def _with_trainer(arguments: argparse.Namespace, warm: int, steps: int) -> float
         make_maker("causal-lm", tokenizer, arguments.length, arguments.data, packing=True),
         wanted_tokens=arguments.batch * arguments.length * steps,
         held_out=1,
-        apart=False,
         seed=0,
     )
     data = [

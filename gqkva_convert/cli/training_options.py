@@ -42,6 +42,10 @@ Alpha = Annotated[
 PretrainingTokens = Annotated[
     str | None, typer.Option(help="Tokens the source was trained on, such as 2T.", show_default=False)
 ]
+Epochs = Annotated[
+    int | None,
+    typer.Option(help="How often the budget's rows are gone over; by default once.", show_default=False),
+]
 Length = Annotated[
     int | None,
     typer.Option(help="Tokens a row; by default 2048, or as many as the model reads.", show_default=False),

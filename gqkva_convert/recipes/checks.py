@@ -33,9 +33,9 @@ def check_options(step: Step) -> None:
     """
     try:
         if step.command in ("uptrain", "pretrain"):
-            make_settings(_training_values(step.options))
+            make_settings(training_values(step.options))
         elif step.command == "teacher":
-            settings_of_file(step.options)
+            _settings_of_file(step.options)
         elif step.command == "evaluate":
             asked = _given(EvaluationSettings, step.options)
             tasks = asked.pop("tasks", ())
@@ -94,7 +94,7 @@ def check_heads(line: CommandLine, written: Collection[Path]) -> None:
         raise RecipeError(f"step {line.step.name}: {error}") from error
 
 
-def settings_of_file(options: dict[str, Any]) -> dict[str, Any]:
+def _settings_of_file(options: dict[str, Any]) -> dict[str, Any]:
     """What the file of settings says that a training step names; nothing where it names none.
 
     Raises:
@@ -108,9 +108,13 @@ def settings_of_file(options: dict[str, Any]) -> dict[str, Any]:
         raise RecipeError(f"{error}; paths begin where gqkva run is called") from error
 
 
-def _training_values(options: dict[str, Any]) -> dict[str, Any]:
-    """Settings of a training step: its file's, its own, and those it gives with ``others``."""
-    values = settings_of_file(options)
+def training_values(options: dict[str, Any]) -> dict[str, Any]:
+    """Settings of a training step: its file's, its own, and those it gives with ``others``.
+
+    Raises:
+        RecipeError: The file cannot be read.
+    """
+    values = _settings_of_file(options)
     values |= {name: value for name, value in options.items() if name in TrainingSettings.model_fields}
     others = options.get("others") or {}
     pairs = others.items() if isinstance(others, dict) else (str(each).split("=", 1) for each in others)

@@ -18,7 +18,7 @@ from gqkva_convert.conversion.init import init
 from gqkva_convert.conversion.init_processors import default_config
 from gqkva_convert.conversion.inspect import inspect
 from gqkva_convert.errors import GqkvaError, RecipeError
-from gqkva_convert.recipes.checks import settings_of_file
+from gqkva_convert.recipes.checks import training_values
 from gqkva_convert.recipes.commands import CommandLine
 from gqkva_convert.recipes.schema import Assumed, Gpus
 from gqkva_convert.recipes.state import WRITES
@@ -219,10 +219,10 @@ def _positions(config: Mapping[str, Any]) -> tuple[int | None, int | None]:
 
 
 def _all_options(line: CommandLine) -> dict[str, Any]:
-    """A step's options, and those of the file of settings that it names; null is as if left out."""
+    """A step's options, for training with all its settings; null is as if left out."""
     options = {name: value for name, value in line.step.options.items() if value is not None}
     if line.step.command in ("uptrain", "pretrain", "teacher"):
-        options = {**settings_of_file(options), **options}
+        options = {**options, **training_values(options)}
     return options
 
 
@@ -279,6 +279,7 @@ def _training(options: dict[str, Any], model: Size, others: list[Size], speed: S
     if tokens is None:
         return Estimate(None, memory, disk, _joined(note, "as long as its budget"))
     each = 6 * model.parameters + sum(2 * size.parameters for size in others)
+    tokens *= int(options.get("num_train_epochs", 1))
     return Estimate(each * tokens / speed.operations, memory, disk, note)
 
 

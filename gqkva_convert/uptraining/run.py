@@ -328,7 +328,7 @@ class Run:
         if self.task == IMAGES and samples is None:
             raise TrainingError("images have no tokens; give --samples")
         wanted = samples if samples is not None else (tokens or 0) / rows.tokens_per_row
-        return max(1, math.ceil(wanted / self.settings.batch_size))
+        return max(1, math.ceil(wanted * self.settings.num_train_epochs / self.settings.batch_size))
 
     def _plan(self) -> StepPlan:
         processes, batch = self.processes, self.settings.batch_size

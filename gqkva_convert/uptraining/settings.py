@@ -72,6 +72,7 @@ class TrainingSettings(BaseModel):
         samples: Budget in rows (images, pairs).
         alpha: Budget as a share of ``pretraining_tokens``, as the GQA paper counts.
         pretraining_tokens: Tokens the source was trained on.
+        num_train_epochs: How often the budget's rows are gone over, in a new order each time.
         train: What is trained: ``all``, ``attention``, ``kv`` or ``lora``.
         merged_rate: Learning rate of merged projections relative to the others'.
         lora_rank: Rank of LoRA's updates.
@@ -117,6 +118,7 @@ class TrainingSettings(BaseModel):
     samples: Count | None = None
     alpha: Annotated[Share, Field(gt=0)] | None = None
     pretraining_tokens: Count | None = None
+    num_train_epochs: Count = 1
     train: Literal["all", "attention", "kv", "lora"] = "all"
     merged_rate: Annotated[float, Field(gt=0)] = 1.0
     lora_rank: Count = 16
@@ -155,6 +157,11 @@ class TrainingSettings(BaseModel):
         for name in ("matching", "stop_within"):
             if getattr(self, name) and self.teacher is None:
                 raise ValueError(f"{name} needs a teacher; name the source model")
+        if self.streaming and self.num_train_epochs > 1:
+            raise ValueError(
+                "num_train_epochs goes over rows again, which a stream does not keep; leave streaming out, "
+                "or give a larger budget"
+            )
         if (self.alpha is None) != (self.pretraining_tokens is None):
             raise ValueError("alpha and pretraining_tokens go together")
         budgets = [name for name in ("tokens", "samples", "alpha") if getattr(self, name) is not None]
@@ -167,7 +174,7 @@ class TrainingSettings(BaseModel):
 
     @property
     def token_budget(self) -> int | None:
-        """Tokens to train on; None where the budget is in rows."""
+        """Tokens to train on, each epoch; None where the budget is in rows."""
         if self.alpha is not None and self.pretraining_tokens is not None:
             return max(1, math.ceil(self.alpha * self.pretraining_tokens))
         return self.tokens

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from short_runs import environment, losses, options, settings, train, weights
 import gqkva_convert
 from gqkva_convert.errors import TrainingError
 from gqkva_convert.uptraining.engine import trainer as engine
+from gqkva_convert.uptraining.rows.stored import StoredRows
 from gqkva_convert.uptraining.run_folder import RunFolder
 
 ROOT = Path(__file__).parents[2]
@@ -63,10 +65,11 @@ def test_training_makes_the_student_answer_like_its_teacher(lesson: Lesson, tmp_
         {},
         {"per_device_batch_size": 4},
         {"streaming": True},
+        {"tokens": 4 * 8 * 16, "num_train_epochs": 3},
         pytest.param({"train": "lora", "matching": 0.0}, marks=pytest.mark.slow),
         {"ema": 0.9, "loss": "task=1,hidden=0.1,attention=0.1"},
     ],
-    ids=["plain", "accumulated", "streamed", "lora", "averaged"],
+    ids=["plain", "accumulated", "streamed", "epochs", "lora", "averaged"],
 )
 def test_a_resumed_run_is_the_unbroken_one_to_the_bit(
     changed: dict[str, Any], lesson: Lesson, tmp_path: Path
@@ -90,6 +93,26 @@ def test_a_resumed_run_is_the_unbroken_one_to_the_bit(
     assert losses(tmp_path / "broken-run") == losses(tmp_path / "unbroken-run")
     found, wanted = weights(tmp_path / "broken"), weights(tmp_path / "unbroken")
     assert all(found[name].equal(tensor) for name, tensor in wanted.items())
+
+
+@pytest.mark.parametrize("budget", [{"tokens": 32 * 16}, {"samples": 32}], ids=["tokens", "samples"])
+def test_epochs_go_over_the_rows_of_the_budget_again(
+    budget: dict[str, int], lesson: Lesson, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each row of the budget as often as asked, and no other, although the data hold more."""
+    used: list[int] = []
+    row = StoredRows.row
+
+    def noted(self: StoredRows, number: int) -> Any:
+        found = row(self, number)
+        used.append(found["row"])
+        return found
+
+    monkeypatch.setattr(StoredRows, "row", noted)
+    given = {"tokens": None, **budget, "num_train_epochs": 3, "held_out": str(lesson.data)}
+    result = train(lesson, tmp_path / "out", **given)
+    assert (result["steps"], result["tokens"]) == (12, 3 * 32 * 16)
+    assert Counter(used) == dict.fromkeys(range(32), 3)
 
 
 def test_accumulated_steps_are_the_large_batch(lesson: Lesson, tmp_path: Path) -> None:

@@ -40,6 +40,8 @@ def test_numbers_are_written_as_people_write_them() -> None:
         ({"alpha": 0.5}, "alpha and pretraining_tokens go together"),
         ({"train": "some"}, "train: Input should be 'all', 'attention', 'kv' or 'lora'"),
         ({"batch_size": 0}, "batch_size: Input should be greater than or equal to 1"),
+        ({"num_train_epochs": 0}, "num_train_epochs: Input should be greater than or equal to 1"),
+        ({"num_train_epochs": 2, "streaming": True}, "over rows again, which a stream does not keep"),
         ({"ema": 1.5}, "ema: Input should be less than 1"),
     ],
 )

@@ -51,12 +51,9 @@ def open_rows(settings: TrainingSettings, folder: Path, model: Any, task: str) -
     def maker(data: str) -> Any:
         return make_maker(task, tokenizer, length, data, packing=packing)
 
-    held_out = settings.held_out_rows
+    held_out = 0 if settings.held_out is not None else settings.held_out_rows
     if settings.streaming:
-        apart = settings.held_out is not None
-        rows: Rows = streamed_rows(
-            settings.data, maker(settings.data), held_out=0 if apart else held_out, seed=settings.seed
-        )
+        rows: Rows = streamed_rows(settings.data, maker(settings.data), held_out=held_out, seed=settings.seed)
     else:
         wanted = settings.token_budget or (settings.samples or 1) * length
         rows = stored_rows(
@@ -64,19 +61,20 @@ def open_rows(settings: TrainingSettings, folder: Path, model: Any, task: str) -
             maker(settings.data),
             wanted_tokens=wanted,
             held_out=held_out,
-            apart=settings.held_out is not None,
             seed=settings.seed,
         )
+        if settings.samples is not None:
+            rows.keep(settings.samples)
     if settings.held_out is not None:
         others = stored_rows(
             settings.held_out,
             maker(settings.held_out),
-            wanted_tokens=held_out * length,
+            wanted_tokens=settings.held_out_rows * length,
             held_out=0,
-            apart=True,
             seed=settings.seed,
         )
-        rows.held_out = [others.rows[number] for number in range(min(held_out, len(others.rows)))]
+        kept = min(settings.held_out_rows, len(others.rows))
+        rows.held_out = [others.rows[number] for number in range(kept)]
     batches = TextBatches(task, tokenizer, model, settings.seed)
     if task == EMBEDDING and "score" in rows.held_out[0]:
         stored: Any = rows.rows if isinstance(rows, StoredRows) else rows.held_out
@@ -125,6 +123,8 @@ def _pictures(settings: TrainingSettings, folder: Path, model: Any) -> tuple[Row
     shuffled = found.shuffle(seed=settings.seed)
     held = 0 if settings.held_out is not None else max(1, min(settings.held_out_rows, len(found) // 10))
     rows = StoredRows(shuffled, held, settings.seed, lambda row: 1)
+    if settings.samples is not None:
+        rows.keep(settings.samples)
     if settings.held_out is not None:
         others, other_columns = image_records(settings.held_out)
         if other_columns != columns:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
+import math
 import os
 import random
 from collections.abc import Callable, Iterator, Sequence
@@ -18,7 +19,7 @@ from gqkva_convert.uptraining.rows.making import TEXTS, RowMaker
 from gqkva_convert.uptraining.rows.row import Row, row_tokens
 
 # Changes when the same records would give other rows, or others are held out.
-_FORMAT = 2
+_FORMAT = 3
 # Rows written at once.
 _WRITTEN = 512
 # Held out of small data: no more than one row in so many.
@@ -54,6 +55,10 @@ class StoredRows:
         self.tokens_per_row = sum(size(rows[number]) for number in some) / len(some)
         self._epoch, self._order = -1, []  # type: ignore[var-annotated]
 
+    def keep(self, budget: float) -> None:
+        """Train on no more than so many rows, held-out ones besides."""
+        self.count = max(1, min(self.count, math.ceil(budget)))
+
     def row(self, number: int) -> Row:
         epoch, place = divmod(number, self.count)
         if epoch != self._epoch:
@@ -73,17 +78,14 @@ class StoredRows:
         pass
 
 
-def stored_rows(
-    data: str, maker: RowMaker, *, wanted_tokens: int, held_out: int, apart: bool, seed: int
-) -> StoredRows:
+def stored_rows(data: str, maker: RowMaker, *, wanted_tokens: int, held_out: int, seed: int) -> StoredRows:
     """Rows prepared on disk, once for the same data and settings.
 
     Args:
         data: What to read.
         maker: Makes the rows.
         wanted_tokens: No more rows are made than these fill, held-out ones besides.
-        held_out: Most rows held out.
-        apart: Whether rows for measuring come from elsewhere, so that none is held out here.
+        held_out: Most rows held out; 0 where rows for measuring come from elsewhere.
         seed: Seed of the order.
 
     Raises:
@@ -101,8 +103,10 @@ def stored_rows(
             f"{data}: {'no row' if count == 0 else 'a single row'} of {maker.length} tokens; give more data "
             "or a smaller --length"
         )
-    kept = 0 if apart else max(1, min(held_out, count // _HELD_OUT_ONE_IN))
-    return StoredRows(found, kept, seed, row_tokens, path.stem)
+    kept = min(held_out, max(1, count // _HELD_OUT_ONE_IN))
+    rows = StoredRows(found, kept, seed, row_tokens, path.stem)
+    rows.keep(wanted_tokens / rows.tokens_per_row)
+    return rows
 
 
 def _made_rows(data: str, maker: RowMaker, wanted_tokens: int, held_out: int, seed: int) -> Iterator[Row]:

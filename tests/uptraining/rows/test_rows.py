@@ -53,18 +53,14 @@ def test_every_token_is_in_one_row(packing: bool, tokenizer: Any, tmp_path: Path
 def test_lines_of_one_text_are_one_text(tokenizer: Any, tmp_path: Path) -> None:
     file = tmp_path / "book.txt"
     file.write_text("".join(f"line {number} of a book\n" for number in range(100)))
-    rows = stored_rows(
-        str(file), maker(tokenizer, file), wanted_tokens=10**6, held_out=4, apart=False, seed=0
-    )
+    rows = stored_rows(str(file), maker(tokenizer, file), wanted_tokens=10**6, held_out=4, seed=0)
     text = tokenizer.decode([t for number in range(len(rows.rows)) for t in rows.rows[number]["input_ids"]])
     assert file.read_text().startswith(text)
     assert all(rows.rows[number]["starts"] == [0] for number in range(len(rows.rows)))
 
 
 def stored(tokenizer: Any, file: Path, seed: int = 0) -> Any:
-    return stored_rows(
-        str(file), maker(tokenizer, file), wanted_tokens=10**6, held_out=8, apart=False, seed=seed
-    )
+    return stored_rows(str(file), maker(tokenizer, file), wanted_tokens=10**6, held_out=8, seed=seed)
 
 
 def test_an_epoch_has_every_row_once_and_none_held_out(tokenizer: Any, tmp_path: Path) -> None:
@@ -86,8 +82,9 @@ def test_an_epoch_has_every_row_once_and_none_held_out(tokenizer: Any, tmp_path:
 
 def test_no_more_rows_are_made_than_the_budget_needs(tokenizer: Any, tmp_path: Path) -> None:
     file = learners.write_texts(tmp_path / "texts.jsonl")
-    rows = stored_rows(str(file), maker(tokenizer, file), wanted_tokens=320, held_out=4, apart=False, seed=0)
+    rows = stored_rows(str(file), maker(tokenizer, file), wanted_tokens=320, held_out=4, seed=0)
     assert len(rows.rows) == 24
+    assert rows.count == 20
 
 
 def test_rows_are_prepared_once_and_anew_when_the_data_change(tokenizer: Any, tmp_path: Path) -> None:
@@ -133,8 +130,6 @@ def test_processes_share_a_stream(tokenizer: Any, tmp_path: Path) -> None:
 def test_too_little_data_is_refused(tokenizer: Any, tmp_path: Path) -> None:
     file = learners.write_texts(tmp_path / "texts.jsonl", 2)
     with pytest.raises(DataError, match="no row of 512 tokens; give more data"):
-        stored_rows(
-            str(file), maker(tokenizer, file, 512), wanted_tokens=10**6, held_out=1, apart=False, seed=0
-        )
+        stored_rows(str(file), maker(tokenizer, file, 512), wanted_tokens=10**6, held_out=1, seed=0)
     with pytest.raises(DataError, match="the stream ends after 0 rows of 512 tokens"):
         streamed_rows(str(file), maker(tokenizer, file, 512), held_out=1, seed=0)
