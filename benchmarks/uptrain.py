@@ -1,7 +1,7 @@
 """Uptraining the built-in model: tokens to recover, quality at a budget, speed, memory of losses.
 
     python benchmarks/uptrain.py curves --json FILE [--only ARM,...] [--tokens 4M] [--seeds 0,1,2]
-    python benchmarks/uptrain.py budget --json FILE [--seeds 0,1,2]
+    python benchmarks/uptrain.py budget --json FILE [--only ARM,...] [--kv-heads 2,1] [--seeds 0,1,2]
     python benchmarks/uptrain.py speed --json FILE
     python benchmarks/uptrain.py memory --json FILE
     python benchmarks/uptrain.py report --json FILE --out docs/uptraining-curves.png
@@ -18,6 +18,7 @@ import argparse
 import datetime
 import json
 import os
+import random
 import statistics
 import subprocess
 import sys
@@ -57,6 +58,26 @@ ARMS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
         {"teacher": str(MODEL), "matching": 0.0, "learning_rate": 5e-4},
     ),
 }
+# At a budget: tokens that are few are gone over again, by the fit and by the training.
+REPEATED = "closed form, layer-wise, four epochs"
+FITTED = {"calibration": True, "refine": "layerwise,output"}
+BUDGET_ARMS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    "closed form, matching, kl": (
+        ARMS["closed form, matching, kl"][0],
+        {**ARMS["closed form, matching, kl"][1], "batch_size": 4, "matching": 0.6},
+    ),
+    "closed form, layer-wise, kl": (
+        FITTED,
+        {**ARMS["closed form, layer-wise, kl"][1], "batch_size": 4},
+    ),
+    REPEATED: (
+        FITTED,
+        {
+            **{"teacher": str(MODEL), "matching": 0.0, "loss": {"kl": 1.0, "hidden": 1.0}},
+            **{"learning_rate": 3e-4, "batch_size": 8, "num_train_epochs": 4},
+        },
+    ),
+}
 # Tokens of the stage that matches blocks, in the arm that has one.
 MATCHING_TOKENS = 131_072
 BATCH = 8
@@ -74,27 +95,52 @@ def write_library(folder: Path) -> tuple[Path, Path]:
     return files[0], files[1]
 
 
-def convert(options: dict[str, Any], heads: int, seed: int, train: Path, folder: Path) -> Path:
+def write_windows(folder: Path, train: Path, windows: int, seed: int) -> Path:
+    """So many pieces of the files to train on, each of a row's length, drawn without one twice."""
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(MODEL)
+    texts = [json.loads(line)["text"] for line in train.read_text(encoding="utf-8").splitlines()]
+    size = WINDOW - 2  # beside the marks that begin and end a text
+    ids = [tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"] for text in texts]
+    places = [(n, start) for n, some in enumerate(ids) for start in range(0, len(some) - size, size)]
+    chosen = random.Random(seed).sample(places, windows)
+    out = folder / f"windows-{windows}-{seed}.jsonl"
+    with out.open("w", encoding="utf-8") as file:
+        for number, start in chosen:
+            text = tokenizer.decode(ids[number][start : start + size])
+            file.write(json.dumps({"text": text}) + "\n")
+    return out
+
+
+def convert(
+    options: dict[str, Any],
+    heads: int,
+    seed: int,
+    train: Path,
+    folder: Path,
+    samples: int = CALIBRATION_WINDOWS,
+) -> Path:
     """A conversion of an arm; kept, since arms and budgets share them."""
-    name = "-".join([str(heads), *(f"{key}={value}" for key, value in options.items())])
+    name = "-".join([str(heads), train.stem, *(f"{key}={value}" for key, value in options.items())])
     out = folder / f"{name}-{seed}".replace(",", "+")
     if not out.exists():
         given = dict(options)
         if given.pop("calibration", False):
-            given["calibration"] = DataSettings(str(train), samples=CALIBRATION_WINDOWS, seed=seed)
+            given["calibration"] = DataSettings(str(train), samples=samples, seed=seed)
         gqkva_convert.convert(MODEL, out, gkv=heads, seed=seed, **given)
     return out
 
 
-def passes_before(options: dict[str, Any]) -> dict[str, int]:
+def passes_before(options: dict[str, Any], samples: int = CALIBRATION_WINDOWS) -> dict[str, int]:
     """Tokens that the conversion read, and those that its fit went over, as often as it did."""
     if not options.get("calibration"):
         return {"calibration_tokens": 0, "fit_tokens": 0}
     from gqkva_convert.conversion.refinement.layerwise import FitSettings
 
     settings = FitSettings()
-    fitted = settings.steps * settings.positions if "layerwise" in options.get("refine", "") else 0
-    return {"calibration_tokens": CALIBRATION_WINDOWS * WINDOW, "fit_tokens": fitted}
+    steps = settings.steps_over(samples * WINDOW) if "layerwise" in options.get("refine", "") else 0
+    return {"calibration_tokens": samples * WINDOW, "fit_tokens": steps * settings.positions}
 
 
 def run(student: Path, folder: Path, train: Path, held_out: Path, **values: Any) -> dict[str, Any]:
@@ -137,6 +183,7 @@ def curves(arguments: argparse.Namespace, results: dict[str, Any], save: Any) ->
                     held_out,
                     tokens=budget,
                     seed=seed,
+                    mixed_precision=arguments.mixed_precision,
                     lr_scheduler_type="constant",
                     ema=0.99,
                     evaluation_steps=max(1, 65_536 // (BATCH * WINDOW)),
@@ -155,29 +202,31 @@ def budget(arguments: argparse.Namespace, results: dict[str, Any], save: Any) ->
         folder = Path(name)
         train, held_out = write_library(folder)
         for seed in map(int, arguments.seeds.split(",")):
-            for heads in (2, 1):
+            for heads in map(int, arguments.kv_heads.split(",")):
                 mean = convert({"merge": "mean"}, heads, seed, train, folder)
-                for arm in ("closed form, matching, kl", "closed form, layer-wise, kl"):
+                before = run(mean, folder, train, held_out, tokens=1, batch_size=1, seed=seed)
+                for arm, (options, values) in BUDGET_ARMS.items():
                     key = f"{arm}|{heads}|{seed}"
-                    if key in results:
+                    if key in results or (arguments.only and arm not in arguments.only.split(";")):
                         continue
-                    options, values = ARMS[arm]
-                    student = convert(options, heads, seed, train, folder)
-                    spent = passes_before(options)
-                    rest = total - spent["calibration_tokens"]
-                    found = run(
-                        student,
-                        folder,
-                        train,
-                        held_out,
-                        tokens=rest,
-                        seed=seed,
-                        **{**values, "batch_size": 4, **({"matching": 0.6} if "matching" in arm else {})},
-                    )
-                    before = run(mean, folder, train, held_out, tokens=1, batch_size=1, seed=seed)
+                    # Where tokens are gone over again, calibration and training read the same ones.
+                    samples = total // WINDOW if arm == REPEATED else CALIBRATION_WINDOWS
+                    data = write_windows(folder, train, samples, seed) if arm == REPEATED else train
+                    spent = passes_before(options, samples)
+                    rest = total if arm == REPEATED else total - spent["calibration_tokens"]
+                    precision = {"mixed_precision": arguments.mixed_precision}
+                    started = time.perf_counter()
+                    student = convert(options, heads, seed, data, folder, samples)
+                    converting = round(time.perf_counter() - started, 1)
+                    values = {**values, **precision, "tokens": rest, "seed": seed}
+                    found = run(student, folder, data, held_out, **values)
                     mean_loss = before["curve"][0][1]
                     removed = (mean_loss - found["kept"]) / (mean_loss - found["teacher"])
-                    results[key] = {**found, **spent, "mean": mean_loss, "removed": removed}
+                    results[key] = {
+                        **{**found, **spent, **precision, "converting_seconds": converting},
+                        **{"mean": mean_loss, "removed": removed, "distinct_tokens": total},
+                        **{"machine": describe_machine(Path.cwd()), "date": str(datetime.date.today())},
+                    }
                     print(key, f"{100 * removed:.2f} % removed", f"{found['seconds']} s", flush=True)
                     save()
 
@@ -422,6 +471,8 @@ def main() -> None:
     parser.add_argument("--only", default="", help="arms, with ; between")
     parser.add_argument("--tokens", default="4M")
     parser.add_argument("--heads", type=int, default=2)
+    parser.add_argument("--kv-heads", default="2,1", help="of budget")
+    parser.add_argument("--mixed-precision", default="no", choices=["no", "bf16"])
     parser.add_argument("--seeds", default="0")
     parser.add_argument("--rounds", type=int, default=3)
     for name in ("--kind", "--model", "--data"):

@@ -106,6 +106,11 @@ def _error(laboratory: BlockLaboratory) -> float:
         for numbers, count in ((laboratory.learned_numbers, _LEARNED), (laboratory.held_numbers, _HELD))
     )
     settings = FitSettings(
-        steps=_STEPS, positions=_POSITIONS, check_every=_STEPS, warmup_steps=_STEPS // 10, trial_steps=0
+        steps=_STEPS,
+        epochs=0.0,
+        positions=_POSITIONS,
+        check_every=_STEPS,
+        warmup_steps=_STEPS // 10,
+        trial_steps=0,
     )
     return held.error(fit_layer(laboratory.merged(), learned, held, settings))

@@ -22,7 +22,7 @@ class FitSettings:
     """How long and how fast the layer-wise fit runs.
 
     Attributes:
-        steps: Steps of Adam.
+        steps: Least number of steps of Adam.
         positions: Least number of positions in a step.
         rate: Largest step size that is tried, relative to the root mean square of each projection's weights.
         check_every: Steps between looks at the held-out inputs.
@@ -33,6 +33,7 @@ class FitSettings:
         warmup_steps: Steps in which the rate rises linearly; then it falls to 0 as a cosine.
         trial_steps: Steps of a short fit at each of `SHARES` of the rate, of which the best is taken; 0 for
             the rate itself.
+        epochs: Least number of times that the positions are gone over.
     """
 
     steps: int = 1000
@@ -44,6 +45,11 @@ class FitSettings:
     score_rows: int = 64
     warmup_steps: int = 40
     trial_steps: int = 60
+    epochs: float = 20.0
+
+    def steps_over(self, positions: int) -> int:
+        """How many steps data of so many positions take."""
+        return max(self.steps, math.ceil(self.epochs * positions / self.positions))
 
     def rate_at(self, step: int) -> float:
         """Share of the rate at a step, counted from 0."""
@@ -57,6 +63,8 @@ def fit_layer(heads: TensorHeads, learned: BlockData, held: BlockData, settings:
     Adam; the heads of the step whose output errs least on held-out inputs are kept, those it began with
     included.
     """
+    steps = settings.steps_over(sum(map(len, learned.answers)))
+    settings = replace(settings, steps=steps, epochs=0.0)
     if settings.trial_steps:
         settings = replace(settings, rate=_best_rate(heads, learned, held, settings), trial_steps=0)
     return _fit(heads, learned, held, settings)

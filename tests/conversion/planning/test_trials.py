@@ -88,7 +88,7 @@ def test_a_tried_grid_converts(
     """With real, very short trials and a very short fit."""
     monkeypatch.setattr(trials, "TRIALS", 4)
     monkeypatch.setattr(trials, "_STEPS", 2)
-    short = layerwise.FitSettings(steps=2, positions=64)
+    short = layerwise.FitSettings(steps=2, positions=64, epochs=0)
     monkeypatch.setattr(layerwise, "FitSettings", lambda **options: short)
     out = convert(MODEL, tmp_path / "out", gq=4, gkv=2, refine="layerwise", calibration=settings)
     assert verify(out, MODEL)["passed"]

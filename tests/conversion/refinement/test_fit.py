@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -20,6 +21,7 @@ from gqkva_convert.checkpoint.hub import locate
 from gqkva_convert.checkpoint.reader import TensorReader
 from gqkva_convert.conversion.model import open_model
 from gqkva_convert.conversion.plan import make_plan
+from gqkva_convert.conversion.refinement import layerwise
 from gqkva_convert.conversion.refinement.calibrated import CalibratedModel
 from gqkva_convert.conversion.refinement.fit import fit_output, group_errors, refine_block
 from gqkva_convert.conversion.refinement.fitted import BlockLaboratory
@@ -31,7 +33,7 @@ from gqkva_convert.evaluation.perplexity import language_loss, load_causal_lm
 from gqkva_convert.heads import Variant
 
 Run = Callable[..., Result]
-SETTINGS = FitSettings(steps=20, positions=512, check_every=5, trial_steps=0)
+SETTINGS = FitSettings(steps=20, positions=512, check_every=5, trial_steps=0, epochs=0)
 
 
 @pytest.fixture(scope="module")
@@ -94,7 +96,7 @@ def test_no_refinement_makes_a_block_worse(steps: tuple[str, ...], laboratory: B
 def test_a_fit_that_runs_away_keeps_what_it_began_with(laboratory: BlockLaboratory) -> None:
     """A rate a thousand times too large."""
     heads = laboratory.merged("closed-form")
-    wild = fit_layer(heads, laboratory.learned, laboratory.held, FitSettings(20, 512, 30.0, 5))
+    wild = fit_layer(heads, laboratory.learned, laboratory.held, FitSettings(20, 512, 30.0, 5, epochs=0))
     assert all(torch.equal(wild[name], head) for name, head in heads.items())
 
 
@@ -118,7 +120,7 @@ def test_a_rate_that_runs_away_gives_way_to_a_smaller_one(laboratory: BlockLabor
     """A short fit at each rate tells which; the fit is then the same as at that rate alone."""
     heads = laboratory.merged("closed-form")
     data = laboratory.learned, laboratory.held
-    settings = FitSettings(steps=10, positions=512, rate=1.0, check_every=5, trial_steps=10)
+    settings = FitSettings(steps=10, positions=512, rate=1.0, check_every=5, trial_steps=10, epochs=0)
     tried = fit_layer(heads, *data, settings)
     alone = fit_layer(heads, *data, replace(settings, rate=0.1, trial_steps=0))
     assert all(torch.equal(tried[name], head) for name, head in alone.items())
@@ -130,7 +132,25 @@ def test_a_fit_to_very_few_sequences_runs(laboratory: BlockLaboratory) -> None:
     heads = laboratory.merged("closed-form")
     few = laboratory.learned
     one = type(few)(few.network, few.calls[:1], laboratory.output)
-    fit_layer(heads, one, laboratory.held, FitSettings(2, 10_000, 0.01, 1))
+    fit_layer(heads, one, laboratory.held, FitSettings(2, 10_000, 0.01, 1, epochs=0))
+
+
+def test_a_fit_goes_over_its_data_often_enough(
+    laboratory: BlockLaboratory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """More data take more steps, few data the least number."""
+    assert FitSettings(steps=1000, positions=2048, epochs=20).steps_over(65_536) == 1000
+    assert FitSettings(steps=1000, positions=2048, epochs=20).steps_over(262_144) == 2560
+    loss, used = layerwise._loss, []
+
+    def noted(fitted: Any, data: Any, part: list[int], *more: Any) -> Any:
+        used.extend(part)
+        return loss(fitted, data, part, *more)
+
+    monkeypatch.setattr(layerwise, "_loss", noted)
+    settings = FitSettings(steps=2, positions=512, check_every=100, trial_steps=0, epochs=3)
+    fit_layer(laboratory.merged("closed-form"), laboratory.learned, laboratory.held, settings)
+    assert min(Counter(used)[number] for number in range(len(laboratory.learned.calls))) >= 3
 
 
 def test_what_weights_alone_decide_is_recomputed(
