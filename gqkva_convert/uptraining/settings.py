@@ -40,6 +40,12 @@ Count = Annotated[int, BeforeValidator(parse_count), Field(ge=1)]
 Share = Annotated[float, BeforeValidator(parse_share), Field(ge=0, le=1)]
 Weights = Annotated[dict[str, Annotated[float, Field(ge=0)]], BeforeValidator(parse_weights)]
 
+# What means nothing without a teacher.
+_WITH_TEACHER = (
+    *("matching", "matching_learning_rate", "stop_within", "temperature"),
+    *("teacher_dtype", "teacher_device"),
+)
+
 # How pictures are changed at random.
 Augment = Literal["shift", "randaugment"]
 
@@ -154,9 +160,13 @@ class TrainingSettings(BaseModel):
         with_teacher = [name for name, weight in self.loss.items() if name != "task" and weight]
         if with_teacher and self.teacher is None:
             raise ValueError(f"loss {', '.join(with_teacher)} needs a teacher; name the source model")
-        for name in ("matching", "stop_within"):
-            if getattr(self, name) and self.teacher is None:
+        fields = type(self).model_fields
+        changed = [name for name, field in fields.items() if getattr(self, name) != field.default]
+        for name in changed:
+            if name in _WITH_TEACHER and getattr(self, name) and self.teacher is None:
                 raise ValueError(f"{name} needs a teacher; name the source model")
+        if "lora_rank" in changed and self.train != "lora":
+            raise ValueError("lora_rank is for train lora; give that, too, or leave it out")
         if self.streaming and self.num_train_epochs > 1:
             raise ValueError(
                 "num_train_epochs goes over rows again, which a stream does not keep; leave streaming out, "

@@ -64,7 +64,7 @@ def choose_trained(model: Any, settings: TrainingSettings) -> Any:
     """Freeze what is not trained; wraps the model where LoRA is.
 
     Raises:
-        TrainingError: LoRA needs peft, which is not there.
+        TrainingError: LoRA needs peft, which is not there; or keys are in one projection with queries.
     """
     if settings.train == "all":
         return model
@@ -73,11 +73,22 @@ def choose_trained(model: Any, settings: TrainingSettings) -> Any:
     blocks = attention_blocks(model)
     kept: set[int] = set()
     for block in blocks.values():
-        modules = [block] if settings.train == "attention" else _projections(block, ("key", "value"))
+        modules = [block] if settings.train == "attention" else _keys_and_values(block)
         kept |= {id(parameter) for module in modules for parameter in module.parameters()}
     for parameter in model.parameters():
         parameter.requires_grad_(id(parameter) in kept)
     return model
+
+
+def _keys_and_values(block: Any) -> list[nn.Module]:
+    """The projections of keys and values alone."""
+    found = _projections(block, ("key", "value"))
+    if any(module is _projections(block, ("query",))[0] for module in found):
+        raise TrainingError(
+            f"{type(block).__name__} holds queries, keys and values in one projection, so that kv are not "
+            "trained alone; train attention"
+        )
+    return found
 
 
 def add_lora(model: Any, rank: int) -> Any:

@@ -169,6 +169,22 @@ def test_a_teacher_of_another_kind_is_refused(
     refused(gqkva(*base, "--teacher", headless), 12, "the teacher", "does not load")
 
 
+def test_a_tokenizer_of_another_model_is_refused(gqkva: Run, lesson: Lesson, tmp_path: Path) -> None:
+    """Before its numbers meet embeddings that are not there."""
+    small = learners.make_decoder(tmp_path / "small", vocab_size=300)
+    place = ["uptrain", small, tmp_path / "out", "--any-model", "--data", lesson.data, "--tokens", "1k"]
+    refused(gqkva(*place), 11, "token ", "is none of the 300 that the model embeds")
+
+
+def test_kv_are_not_trained_alone_where_queries_are_in_the_same_weights(
+    gqkva: Run, lesson: Lesson, tmp_path: Path
+) -> None:
+    fused = learners.make_decoder(tmp_path / "fused", "gpt_neox")
+    place = ["uptrain", fused, tmp_path / "out", "--any-model", "--data", lesson.data, "--tokens", "1k"]
+    refused(gqkva(*place, "--train", "kv"), 12, "GPTNeoXAttention holds queries, keys and values in one")
+    assert gqkva(*place, "--train", "attention", "--length", "16").exit_code == 0
+
+
 def test_a_run_is_neither_overwritten_nor_resumed_by_chance(
     gqkva: Run, base: list[object], lesson: Lesson, tmp_path: Path
 ) -> None:

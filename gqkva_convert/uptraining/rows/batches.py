@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from gqkva_convert.data.tasks import CAUSAL, MASKED, TO_TARGET
+from gqkva_convert.errors import DataError
 from gqkva_convert.uptraining.rows.row import Row
 
 Batch = dict[str, Any]
@@ -66,9 +67,25 @@ class TextBatches:
         # Scores are divided by the highest of the data, where that is above 1.
         self.highest_score = 1.0
         self.special = set(tokenizer.all_special_ids)
+        self.vocabulary = int(model.get_input_embeddings().num_embeddings)
 
     def batch(self, rows: Sequence[Row], numbers: Sequence[int]) -> Batch:
-        """Inputs and labels; what is drawn at random is drawn by the rows' numbers."""
+        """Inputs and labels; what is drawn at random is drawn by the rows' numbers.
+
+        Raises:
+            DataError: A token is none of the model's.
+        """
+        batch = self._made(rows, numbers)
+        ids = [batch["input_ids"], *([batch["labels"]] if "decoder_input_ids" in batch else [])]
+        highest = max(int(some.max()) for some in ids)
+        if highest >= self.vocabulary:
+            raise DataError(
+                f"token {highest} ({self.tokenizer.decode([highest])!r}) is none of the {self.vocabulary} "
+                "that the model embeds; put the tokenizer it was trained with into its folder"
+            )
+        return batch
+
+    def _made(self, rows: Sequence[Row], numbers: Sequence[int]) -> Batch:
         if self.task == CAUSAL:
             return causal_batch(rows, self.pad)
         if self.task == MASKED:
@@ -93,7 +110,7 @@ class TextBatches:
     def _masked(self, rows: Sequence[Row], numbers: Sequence[int]) -> Batch:
         ids, mask = _padded([row["input_ids"] for row in rows], self.pad)
         labels = torch.full_like(ids, IGNORED)
-        mask_id, vocabulary = self.tokenizer.mask_token_id, len(self.tokenizer)
+        mask_id, vocabulary = self.tokenizer.mask_token_id, min(len(self.tokenizer), self.vocabulary)
         # Held-out rows have no number: they are masked by what they hold, and so always alike.
         drawn = numbers or [hash(tuple(map(int, row["input_ids"]))) for row in rows]
         for place, (row, number) in enumerate(zip(rows, drawn, strict=True)):

@@ -136,7 +136,9 @@ class RowMaker:
                 self.tokenizer(text_target=labels, **cut)["input_ids"],
                 strict=True,
             )
-            self.ready += [{"input_ids": list(ids), "labels": list(wanted)} for ids, wanted in rows]
+            self.ready += [
+                {"input_ids": list(ids), "labels": list(wanted)} for ids, wanted in rows if ids and wanted
+            ]
 
     def _add_pairs(self, records: Sequence[Record]) -> None:
         choices = [*PAIR_COLUMNS, *((name,) for name in TEXT_COLUMNS)]

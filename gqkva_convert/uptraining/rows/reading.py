@@ -109,6 +109,8 @@ def keeps_texts_apart(model: Any) -> bool:
 
 
 def _pictures(settings: TrainingSettings, folder: Path, model: Any) -> tuple[Rows, Collator]:
+    if settings.length is not None:
+        raise TrainingError("images have no length; leave it out")
     if settings.streaming:
         raise TrainingError(
             "images are not streamed; leave out streaming, and they are prepared on disk once"

@@ -98,7 +98,8 @@ def test_masks_are_drawn_by_the_number_of_a_row() -> None:
         {"input_ids": tokenizer(" ".join(learners.WORDS * 3))["input_ids"]},
         {"input_ids": tokenizer("a river")["input_ids"]},
     ]
-    batches = TextBatches(MASKED, tokenizer, None, seed=0)
+    model = transformers.AutoModelForMaskedLM.from_pretrained(folder)
+    batches = TextBatches(MASKED, tokenizer, model, seed=0)
     both = batches.batch(rows, [7, 8])
     alone = batches.batch(rows[:1], [7])
     length = alone["input_ids"].shape[1]
