@@ -203,6 +203,20 @@ def test_null_leaves_an_option_out_of_estimates(gqkva: Run, source: Path, tmp_pa
     assert plain["seconds"] < calibrated["seconds"]
 
 
+def test_epochs_count_in_estimates(gqkva: Run, source: Path, tmp_path: Path) -> None:
+    """However they are given."""
+    common = f"folder: {source}, any_model: true, data: d, tokens: 1M"
+    given = {"one": "", "four": ", num_train_epochs: 4", "others": ", others: {num_train_epochs: 4}"}
+    steps = [f"  - uptrain: {{{common}, out: '${{work}}/{name}'{more}}}\n" for name, more in given.items()]
+    names = [f"    name: {name}\n" for name in given]
+    text = "".join(step + name for step, name in zip(steps, names, strict=True))
+    (tmp_path / "r.yaml").write_text(f"description: x\nneeds: y\nsteps:\n{text}")
+    result = gqkva("run", tmp_path / "r.yaml", "--work", tmp_path / "work", "--dry-run", "--json")
+    assert result.exit_code == 0, result.output
+    one, four, others = [step["seconds"] for step in json.loads(result.stdout)["steps"]]
+    assert four == others == pytest.approx(4 * one)
+
+
 def test_a_missing_file_and_a_missing_step(gqkva: Run, recipe: Path, tmp_path: Path) -> None:
     missing = gqkva("run", tmp_path / "no.yaml")
     assert (missing.exit_code, "cannot be read: No such file" in missing.stderr) == (14, True)
