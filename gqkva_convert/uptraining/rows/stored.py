@@ -98,7 +98,7 @@ def stored_rows(data: str, maker: RowMaker, *, wanted_tokens: int, held_out: int
 
     found: Any = datasets.Dataset.from_file(str(path))
     count = len(found)
-    if count < 2:
+    if count < (2 if held_out else 1):
         raise DataError(
             f"{data}: {'no row' if count == 0 else 'a single row'} of {maker.length} tokens; give more data "
             "or a smaller --length"

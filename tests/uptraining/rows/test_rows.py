@@ -87,6 +87,16 @@ def test_no_more_rows_are_made_than_the_budget_needs(tokenizer: Any, tmp_path: P
     assert rows.count == 20
 
 
+def test_one_row_is_enough_where_others_are_measured_on(tokenizer: Any, tmp_path: Path) -> None:
+    """A budget of a single token, say, to measure before training; two are needed to hold one out."""
+    file = learners.write_texts(tmp_path / "texts.jsonl")
+    rows = stored_rows(str(file), maker(tokenizer, file), wanted_tokens=1, held_out=0, seed=0)
+    assert (rows.count, rows.held_out) == (1, [])
+    assert rows.row(3)["row"] == 0
+    with pytest.raises(DataError, match="no row of 50000 tokens"):
+        stored_rows(str(file), maker(tokenizer, file, 50_000), wanted_tokens=1, held_out=0, seed=0)
+
+
 def test_rows_are_prepared_once_and_anew_when_the_data_change(tokenizer: Any, tmp_path: Path) -> None:
     file = learners.write_texts(tmp_path / "texts.jsonl")
     first = stored(tokenizer, file).digest
