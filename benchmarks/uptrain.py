@@ -40,6 +40,7 @@ PRETRAINING_TOKENS = 30_998_528
 CALIBRATION_WINDOWS, WINDOW = 256, 256
 # How each arm merges, and what it trains on.
 CLOSED = {"merge": "closed-form"}
+FITTED = {"calibration": True, "refine": "layerwise,output"}
 ARMS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "mean, task": ({"merge": "mean"}, {"learning_rate": 1e-3}),
     "mean, kl": ({"merge": "mean"}, {"teacher": str(MODEL), "matching": 0.0, "learning_rate": 1e-3}),
@@ -54,13 +55,12 @@ ARMS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
         {"teacher": str(MODEL), "matching_learning_rate": 4e-3, "learning_rate": 5e-4},
     ),
     "closed form, layer-wise, kl": (
-        {"calibration": True, "refine": "layerwise,output"},
+        FITTED,
         {"teacher": str(MODEL), "matching": 0.0, "learning_rate": 5e-4},
     ),
 }
 # At a budget: tokens that are few are gone over again, by the fit and by the training.
 REPEATED = "closed form, layer-wise, four epochs"
-FITTED = {"calibration": True, "refine": "layerwise,output"}
 BUDGET_ARMS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "closed form, matching, kl": (
         ARMS["closed form, matching, kl"][0],
@@ -203,12 +203,15 @@ def budget(arguments: argparse.Namespace, results: dict[str, Any], save: Any) ->
         train, held_out = write_library(folder)
         for seed in map(int, arguments.seeds.split(",")):
             for heads in map(int, arguments.kv_heads.split(",")):
+                wanted = arguments.only.split(";") if arguments.only else BUDGET_ARMS
+                missing = [arm for arm in wanted if f"{arm}|{heads}|{seed}" not in results]
+                if not missing:
+                    continue
                 mean = convert({"merge": "mean"}, heads, seed, train, folder)
                 before = run(mean, folder, train, held_out, tokens=1, batch_size=1, seed=seed)
-                for arm, (options, values) in BUDGET_ARMS.items():
-                    key = f"{arm}|{heads}|{seed}"
-                    if key in results or (arguments.only and arm not in arguments.only.split(";")):
-                        continue
+                mean_loss = before["curve"][0][1]
+                for arm in missing:
+                    key, (options, values) = f"{arm}|{heads}|{seed}", BUDGET_ARMS[arm]
                     # Where tokens are gone over again, calibration and training read the same ones.
                     samples = total // WINDOW if arm == REPEATED else CALIBRATION_WINDOWS
                     data = write_windows(folder, train, samples, seed) if arm == REPEATED else train
@@ -220,7 +223,6 @@ def budget(arguments: argparse.Namespace, results: dict[str, Any], save: Any) ->
                     converting = round(time.perf_counter() - started, 1)
                     values = {**values, **precision, "tokens": rest, "seed": seed}
                     found = run(student, folder, data, held_out, **values)
-                    mean_loss = before["curve"][0][1]
                     removed = (mean_loss - found["kept"]) / (mean_loss - found["teacher"])
                     results[key] = {
                         **{**found, **spent, **precision, "converting_seconds": converting},

@@ -98,9 +98,13 @@ class RunFolder:
         found = self.checkpoints.iterdir() if self.checkpoints.is_dir() else ()
         return sorted(path for path in found if _STEP.fullmatch(path.name))
 
+    def scratch_path(self, step: int) -> Path:
+        """Where the checkpoint of a step is written, for every process."""
+        return self.checkpoints / f".step-{step:09d}.new"
+
     def scratch(self, step: int) -> Path:
         """Where the checkpoint of a step is written; gone from an earlier try."""
-        path = self.checkpoints / f".step-{step:09d}.new"
+        path = self.scratch_path(step)
         shutil.rmtree(path, ignore_errors=True)
         path.mkdir(parents=True)
         return path

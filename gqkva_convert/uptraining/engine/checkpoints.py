@@ -84,7 +84,7 @@ class Checkpoints:
         """Write a checkpoint, which has its name only when it is complete; none of weights gone bad."""
         if not self._is_sound():
             return
-        scratch = self.folder.checkpoints / f".step-{progress.step:09d}.new"
+        scratch = self.folder.scratch_path(progress.step)
         is_main = self.accelerator.is_main_process
         if is_main:
             self.folder.scratch(progress.step)
