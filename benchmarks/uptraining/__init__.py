@@ -1,0 +1,1 @@
+"""What `uptrain.py` measures, a module each."""

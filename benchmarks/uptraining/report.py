@@ -1,0 +1,86 @@
+"""One picture of all curves, and tables of curves and budgets."""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+from collections import defaultdict
+from typing import Any
+
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+
+
+def report(arguments: argparse.Namespace, results: dict[str, Any]) -> None:
+    curves = {
+        key: entry
+        for key, entry in results.get("curves", {}).items()
+        if key.split("|")[1] == str(arguments.heads)
+    }
+    entries = [*curves.values(), *results.get("budget", {}).values()]
+    teacher = next((entry["teacher"] for entry in entries if entry["teacher"]), None)
+    if teacher is None:
+        raise SystemExit(f"{arguments.json}: no finished run has a teacher, whose loss all are compared with")
+    if curves:
+        _print_curves(curves, teacher)
+        _draw(curves, teacher, arguments.out)
+    if results.get("budget"):
+        _print_budgets(results["budget"])
+
+
+def _print_curves(found: dict[str, Any], teacher: float) -> None:
+    print("| arm | seed | tokens before training | within 2 % after | last tokens | rise of the loss |")
+    print("| --- | --- | --- | --- | --- | --- |")
+    for key, entry in found.items():
+        arm, _, seed = key.split("|")
+        points = _points(entry)
+        reached = next((tokens for tokens, loss in points if loss <= 1.02 * teacher), None)
+        shown = "not" if reached is None else f"{reached:,}"
+        (first, _), (last, loss) = points[0], points[-1]
+        print(f"| {arm} | {seed} | {first:,} | {shown} | {last:,} | {loss - teacher:+.3f} |")
+
+
+def _print_budgets(found: dict[str, Any]) -> None:
+    print("\n| how | KV heads | seeds | removed | rise | before training | within 2 % |")
+    print("| --- | --- | --- | --- | --- | --- | --- |")
+    cells = defaultdict(list)
+    for key, entry in found.items():
+        arm, heads, seed = key.split("|")
+        cells[arm, heads].append((seed, entry))
+    for (arm, heads), entries in cells.items():
+        shown = [
+            f"{100 * statistics.mean(e['removed'] for _, e in entries):.2f} % ("
+            + ", ".join(f"{100 * e['removed']:.2f}" for _, e in entries)
+            + ")",
+            ", ".join(f"{e['kept'] - e['teacher']:+.4f}" for _, e in entries),
+            ", ".join(f"{e['curve'][0][1] - e['teacher']:+.4f}" for _, e in entries),
+            f"{sum(e['kept'] <= 1.02 * e['teacher'] for _, e in entries)} of {len(entries)}",
+        ]
+        print(f"| {arm} | {heads} | {', '.join(seed for seed, _ in entries)} | {' | '.join(shown)} |")
+
+
+def _draw(found: dict[str, Any], teacher: float, out: Any) -> None:
+    figure, axis = plt.subplots(figsize=(8, 5), layout="constrained")
+    arms = list(dict.fromkeys(key.split("|")[0] for key in found))
+    labelled: set[str] = set()
+    for key, entry in found.items():
+        arm = key.split("|")[0]
+        label = None if arm in labelled else arm
+        labelled.add(arm)
+        axis.plot(*zip(*_points(entry), strict=True), color=f"C{arms.index(arm)}", label=label, linewidth=1)
+    axis.axhline(teacher, color="gray", linestyle="--", label="original")
+    axis.axhline(1.02 * teacher, color="gray", linestyle=":", label="within 2 %")
+    axis.set_xscale("log")
+    axis.set_xlabel("tokens read, every pass of calibration and fits counted")
+    axis.set_ylabel("held-out loss, nats per token")
+    axis.set_ylim(top=teacher + 1.5)
+    axis.legend(fontsize=8)
+    figure.savefig(out, dpi=130)
+
+
+def _points(entry: dict[str, Any]) -> list[tuple[int, float]]:
+    """Tokens read, those of the conversion among them, and losses."""
+    before = entry["calibration_tokens"] + entry["fit_tokens"]
+    return [(before + tokens, loss) for tokens, loss in entry["curve"]]
