@@ -41,6 +41,7 @@ def main() -> None:
     parser.add_argument("--kv-heads", default="2,1", help="of budget")
     parser.add_argument("--mixed-precision", default="no", choices=["no", "bf16"])
     parser.add_argument("--seeds", default="0")
+    parser.add_argument("--folder", type=Path, help="where conversions are kept for the next run")
     parser.add_argument("--rounds", type=int, default=3)
     for name in ("--kind", "--model", "--data"):
         parser.add_argument(name, default="")

@@ -70,4 +70,10 @@ BUDGETS = {
     "closed form, layer-wise, four epochs": Arm(
         _LAYERWISE, _FOUR_EPOCHS, is_calibrated=True, is_repeated=True
     ),
+    "closed form, layer-wise, eight epochs resampled": Arm(
+        _LAYERWISE,
+        {**_FOUR_EPOCHS, "num_train_epochs": 8, "resample": 0.25},
+        is_calibrated=True,
+        is_repeated=True,
+    ),
 }

@@ -6,6 +6,8 @@ import argparse
 import datetime
 import json
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -30,8 +32,7 @@ def curves(arguments: argparse.Namespace, results: dict[str, Any], save: Any) ->
     budget, schedule = parse_count(arguments.tokens), arguments.lr_scheduler_type
     # A rate that is held gives the losses of all budgets at once; a mean of the weights stands for its fall.
     settings = {"lr_scheduler_type": schedule, "ema": 0.99 if schedule == "constant" else None}
-    with TemporaryDirectory(prefix="gqkva-uptrain-") as scratch:
-        folder = Path(scratch)
+    with _work_folder(arguments) as folder:
         train, held_out = write_library(folder)
         for seed in _numbers(arguments.seeds):
             for name, arm in CURVES.items():
@@ -61,8 +62,7 @@ def budget(arguments: argparse.Namespace, results: dict[str, Any], save: Any) ->
     """One percent of pre-training: what is left of the gap that mean-pooling leaves."""
     total = PRETRAINING_TOKENS // 100
     precision = {"mixed_precision": arguments.mixed_precision}
-    with TemporaryDirectory(prefix="gqkva-uptrain-") as scratch:
-        folder = Path(scratch)
+    with _work_folder(arguments) as folder:
         train, held_out = write_library(folder)
         for seed in _numbers(arguments.seeds):
             for heads in _numbers(arguments.kv_heads):
@@ -92,6 +92,17 @@ def budget(arguments: argparse.Namespace, results: dict[str, Any], save: Any) ->
                     }
                     print(key, f"{100 * removed:.2f} % removed", f"{found['seconds']} s", flush=True)
                     save()
+
+
+@contextmanager
+def _work_folder(arguments: argparse.Namespace) -> Iterator[Path]:
+    """Where conversions are kept for the next run, or a folder that goes away."""
+    if arguments.folder is not None:
+        arguments.folder.mkdir(parents=True, exist_ok=True)
+        yield arguments.folder
+        return
+    with TemporaryDirectory(prefix="gqkva-uptrain-") as scratch:
+        yield Path(scratch)
 
 
 def convert(

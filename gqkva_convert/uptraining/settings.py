@@ -43,7 +43,7 @@ Weights = Annotated[dict[str, Annotated[float, Field(ge=0)]], BeforeValidator(pa
 # What means nothing without a teacher.
 _WITH_TEACHER = (
     *("matching", "matching_learning_rate", "stop_within", "temperature"),
-    *("teacher_dtype", "teacher_device"),
+    *("teacher_dtype", "teacher_device", "resample"),
 )
 
 # How pictures are changed at random.
@@ -71,6 +71,8 @@ class TrainingSettings(BaseModel):
         loss: Weights of the terms ``task``, ``kl``, ``hidden`` and ``attention``; by default ``kl`` with a
             teacher (``hidden`` for models without logits) and ``task`` without.
         temperature: Divides both models' logits in ``kl``.
+        resample: Share of a text's tokens that are replaced by what the teacher expects there, others each
+            time a row is read: for few texts that are gone over again.
         matching: Share of the budget that first matches each attention block to the teacher's on its own;
             by default half of it, where there is a teacher and all of attention is trained.
         matching_learning_rate: Its learning rate at width 256; less for wider models.
@@ -118,6 +120,7 @@ class TrainingSettings(BaseModel):
     teacher: str | None = None
     loss: Weights = {}
     temperature: Annotated[float, Field(gt=0)] = 1.0
+    resample: Annotated[Share, Field(lt=1)] = 0.0
     matching: Share | None = None
     matching_learning_rate: Annotated[float, Field(gt=0)] = 4e-3
     tokens: Count | None = None

@@ -58,6 +58,7 @@ def test_a_folder_that_is_no_conversion_is_refused(
             ["which per_device_batch_size 4 does not"],
         ),
         (["--stop-within", "1%"], 12, ["stop_within needs a teacher"]),
+        (["--set", "resample=0.2"], 12, ["resample needs a teacher"]),
         (["--set", "augment=shift"], 12, ["augment changes images"]),
         (["--report-to", "nobody"], 12, ["accelerate does not start"]),
         (["--report-to", "wandb"], 12, ["--report-to wandb: its package is not installed"]),
@@ -247,7 +248,6 @@ def test_teachers_that_cannot_be_written_down_are_refused(gqkva: Run, lesson: Le
     refused(gqkva(*base, "--set", "streaming=true"), 12, "is not written down")
     assert gqkva(*base).exit_code == 0
     refused(gqkva(*base), 7, "already exists")
-    (tmp_path / "logits" / "gqkva_teacher.json").write_text("{}")
     run = [
         "uptrain",
         lesson.student,
@@ -259,6 +259,9 @@ def test_teachers_that_cannot_be_written_down_are_refused(gqkva: Run, lesson: Le
         "--length",
         "16",
     ]
+    resampled = ("--teacher", tmp_path / "logits", "--matching", "0", "--set", "resample=0.2")
+    refused(gqkva(*run, *resampled), 12, "resample needs the teacher, not its stored logits")
+    (tmp_path / "logits" / "gqkva_teacher.json").write_text("{}")
     refused(gqkva(*run, "--teacher", tmp_path / "logits"), 12, "is damaged; run `gqkva teacher` again")
 
 

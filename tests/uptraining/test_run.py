@@ -65,11 +65,11 @@ def test_training_makes_the_student_answer_like_its_teacher(lesson: Lesson, tmp_
         {},
         {"per_device_batch_size": 4},
         {"streaming": True},
-        {"tokens": 4 * 8 * 16, "num_train_epochs": 3},
+        {"tokens": 4 * 8 * 16, "num_train_epochs": 3, "resample": 0.3},
         pytest.param({"train": "lora", "matching": 0.0}, marks=pytest.mark.slow),
         {"ema": 0.9, "loss": "task=1,hidden=0.1,attention=0.1"},
     ],
-    ids=["plain", "accumulated", "streamed", "epochs", "lora", "averaged"],
+    ids=["plain", "accumulated", "streamed", "epochs-resampled", "lora", "averaged"],
 )
 def test_a_resumed_run_is_the_unbroken_one_to_the_bit(
     changed: dict[str, Any], lesson: Lesson, tmp_path: Path
@@ -117,9 +117,9 @@ def test_epochs_go_over_the_rows_of_the_budget_again(
 
 def test_accumulated_steps_are_the_large_batch(lesson: Lesson, tmp_path: Path) -> None:
     """Although its parts hold different numbers of labels."""
-    terms = "task=0.5,kl=1,hidden=0.1,attention=0.1"
-    whole = train(lesson, tmp_path / "whole", loss=terms, packing=False)
-    parts = train(lesson, tmp_path / "parts", loss=terms, packing=False, per_device_batch_size=2)
+    changed = {"loss": "task=0.5,kl=1,hidden=0.1,attention=0.1", "packing": False, "resample": 0.2}
+    whole = train(lesson, tmp_path / "whole", **changed)
+    parts = train(lesson, tmp_path / "parts", **changed, per_device_batch_size=2)
     assert losses(tmp_path / "parts-run") == pytest.approx(losses(tmp_path / "whole-run"), rel=1e-5)
     assert parts["held_out_loss"] == pytest.approx(whole["held_out_loss"], rel=1e-5)
 

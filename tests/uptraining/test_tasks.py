@@ -16,6 +16,7 @@ import transformers
 from learners import Lesson
 
 import gqkva_convert
+from gqkva_convert.errors import TrainingError
 from gqkva_convert.uptraining.settings import TrainingSettings
 
 pytestmark = [
@@ -65,8 +66,6 @@ def test_pairs_with_scores_are_a_task(minilm: Path, tmp_path: Path) -> None:
 
 def test_scores_mean_the_same_in_every_division(minilm: Path, tmp_path: Path) -> None:
     """Their scale is that of the data; pairs without scores need others beside them."""
-    from gqkva_convert.errors import TrainingError
-
     pairs = [("a fox", "a dog", 0.8), ("a river", "a tree", 4.0)] * 12
     lines = [json.dumps({"sentence1": one, "sentence2": two, "score": score}) for one, two, score in pairs]
     (tmp_path / "pairs.jsonl").write_text("\n".join(lines) + "\n")
@@ -109,6 +108,8 @@ def test_a_masked_language_model_learns_from_its_teacher(minilm: Path, tmp_path:
     lines = (tmp_path / "out-run" / "metrics.jsonl").read_text().splitlines()
     found = [line["matching"] for line in map(json.loads, lines) if "matching" in line]
     assert sum(found[-2:]) < 0.8 * sum(found[:2])
+    with pytest.raises(TrainingError, match="resample is for causal language models"):
+        uptrain(student, tmp_path / "none", **fixed, teacher=str(tmp_path / "trained"), resample=0.2)
 
 
 def test_a_sequence_to_sequence_model_learns_from_its_teacher(tmp_path: Path, minilm: Path) -> None:
@@ -199,7 +200,6 @@ def test_a_fresh_model_trains_from_scratch(tmp_path: Path, lesson: Lesson) -> No
 
 def test_recordings_are_not_trained_on(tmp_path: Path) -> None:
     from gqkva_convert.data.tasks import trained_task
-    from gqkva_convert.errors import TrainingError
 
     model = tiny_models.build("whisper", "WhisperForConditionalGeneration")
     with pytest.raises(TrainingError, match="WhisperForConditionalGeneration cannot be trained here"):

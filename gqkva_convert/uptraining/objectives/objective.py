@@ -19,6 +19,7 @@ from gqkva_convert.uptraining.objectives.losses import (
     teacher_divergence,
     top_divergence,
 )
+from gqkva_convert.uptraining.objectives.resampling import NUMBERS, Resampling
 from gqkva_convert.uptraining.objectives.running import Found, ModelRunner, Place
 from gqkva_convert.uptraining.rows.batches import IGNORED, PRESENT, Batch, Counts, present_positions
 
@@ -35,6 +36,7 @@ class Objective(nn.Module):
         teacher: Runs the teacher, if there is one at hand.
         temperature: Of ``kl``.
         watched: Whether outputs of attention blocks are compared.
+        resampling: Replaces tokens of what is trained on.
     """
 
     def __init__(
@@ -46,6 +48,7 @@ class Objective(nn.Module):
         temperature: float = 1.0,
         *,
         watched: bool = False,
+        resampling: Resampling | None = None,
     ) -> None:
         super().__init__()
         self.student = student
@@ -68,12 +71,14 @@ class Objective(nn.Module):
         self.last: dict[str, Tensor] = {}
         # In a tuple, so that the teacher is no part of what is trained, saved or distributed.
         self._teacher = (teacher,)
+        self.resampling = resampling
 
     def forward(self, batch: Batch, counts: Counts, mode: str = "train") -> Tensor:
         """The batch's share of the loss of a step; `last` then holds it and each term.
 
         Args:
-            batch: Inputs and labels; ``top_values`` and ``top_indices`` where the teacher was run before.
+            batch: Inputs and labels; ``top_values`` and ``top_indices`` where the teacher was run before;
+                ``numbers`` of the rows where their tokens are resampled.
             counts: Of the whole step, all processes together.
             mode: ``train``; ``matching``, where attention blocks are matched to the teacher's, each for
                 itself; ``held_out``, where only the loss that models are compared by is computed.
@@ -81,6 +86,8 @@ class Objective(nn.Module):
         Returns:
             The weighted sum, which sums to the step's over its batches.
         """
+        if self.resampling is not None and NUMBERS in batch:
+            batch = self.resampling(batch)
         total, terms = self._computed(batch, counts, mode)
         self.last = {"loss": total.detach().float(), **{name: term.float() for name, term in terms.items()}}
         return total

@@ -57,7 +57,7 @@ def teacher(
     from gqkva_convert.uptraining.objectives.teacher import write_note
     from gqkva_convert.uptraining.rows.reading import open_rows
     from gqkva_convert.uptraining.rows.stored import StoredRows
-    from gqkva_convert.uptraining.run import family_of
+    from gqkva_convert.uptraining.student import family_of
 
     located = locate(model, revision)
     nbytes = open_checkpoint(located.folder).nbytes
