@@ -72,7 +72,10 @@ BUDGETS = {
     ),
     "closed form, layer-wise, eight epochs resampled": Arm(
         _LAYERWISE,
-        {**_FOUR_EPOCHS, "num_train_epochs": 8, "resample": 0.25},
+        {
+            **{**_FOUR_EPOCHS, "loss": {"kl": 1.0, "hidden": 10.0}},
+            **{"num_train_epochs": 8, "resample": 0.25},
+        },
         is_calibrated=True,
         is_repeated=True,
     ),
