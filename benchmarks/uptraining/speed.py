@@ -25,6 +25,12 @@ from gqkva_convert.uptraining.rows.stored import stored_rows
 from gqkva_convert.uptraining.settings import TrainingSettings
 from uptraining.library import WINDOW, write_library
 
+# Kinds of runs with a teacher of the same size, and their settings.
+_TAUGHT: dict[str, dict[str, Any]] = {
+    "distilled": {"matching": 0.0},
+    "resampled": {"matching": 0.0, "resample": 0.2},
+}
+
 
 def speed(arguments: argparse.Namespace, results: dict[str, Any], save: Any) -> None:
     """Tokens a second of ours and of transformers' Trainer, three turns each."""
@@ -35,7 +41,7 @@ def speed(arguments: argparse.Namespace, results: dict[str, Any], save: Any) -> 
         source, length, batch = MODEL, WINDOW, 32
         if is_gpu:
             source, length, batch = _large(folder), 2048, 8
-        kinds = ("trainer", "ours", "distilled")
+        kinds = ("trainer", "ours", *_TAUGHT)
         found: dict[str, list[float]] = {kind: [] for kind in kinds}
         for _ in range(arguments.rounds):
             for kind in kinds:
@@ -48,7 +54,7 @@ def speed(arguments: argparse.Namespace, results: dict[str, Any], save: Any) -> 
         results["gpu" if is_gpu else "cpu"] = {
             **{"runs": found, "length": length, "batch": batch},
             "ours / trainer": medians["ours"] / medians["trainer"],
-            "time distilled / plain": medians["ours"] / medians["distilled"],
+            **{f"time {kind} / plain": medians["ours"] / medians[kind] for kind in _TAUGHT},
             "machine": describe_machine(Path.cwd()),
             "date": str(datetime.date.today()),
         }
@@ -89,7 +95,8 @@ def one(arguments: argparse.Namespace) -> None:
             mixed_precision=precision,
             learning_rate=1e-5,
             packing=True,
-            **({"teacher": arguments.model, "matching": 0.0} if arguments.kind == "distilled" else {}),
+            **_TAUGHT.get(arguments.kind, {}),
+            teacher=arguments.model if arguments.kind in _TAUGHT else None,
         )
 
         def watch(entry: dict[str, Any]) -> None:
