@@ -130,8 +130,6 @@ def _train(
             overwrite or stored.get("overwrite", False),
             stored.get("from_scratch", False),
         )
-    if out.exists() and not overwrite:
-        raise OutputError(f"{out} already exists; choose another folder or give --overwrite")
     if settings is None:
         raise TrainingError("give settings, or --resume to go on with a run")
     # Paths mean the same from every folder then, for whoever goes on with the run.
