@@ -21,12 +21,14 @@ class Arm:
         training: Training settings.
         is_calibrated: Whether the conversion reads data.
         is_repeated: Whether calibration and training go over the same few tokens.
+        is_divided: Whether layers get heads by what each loses, as many in all.
     """
 
     conversion: dict[str, Any]
     training: dict[str, Any]
     is_calibrated: bool = False
     is_repeated: bool = False
+    is_divided: bool = False
 
     def passes_before(self, windows: int = CALIBRATION_WINDOWS) -> dict[str, int]:
         """Tokens that the conversion read, and those that its fit went over, as often as it did."""
@@ -43,6 +45,10 @@ _LAYERWISE = {"refine": "layerwise,output"}
 _FOUR_EPOCHS = {
     **{**_DISTILLED, "loss": {"kl": 1.0, "hidden": 1.0}},
     **{"learning_rate": 3e-4, "batch_size": 8, "num_train_epochs": 4},
+}
+_EIGHT_RESAMPLED = {
+    **{**_FOUR_EPOCHS, "loss": {"kl": 1.0, "hidden": 10.0}},
+    **{"num_train_epochs": 8, "resample": 0.25},
 }
 
 CURVES = {
@@ -71,12 +77,9 @@ BUDGETS = {
         _LAYERWISE, _FOUR_EPOCHS, is_calibrated=True, is_repeated=True
     ),
     "closed form, layer-wise, eight epochs resampled": Arm(
-        _LAYERWISE,
-        {
-            **{**_FOUR_EPOCHS, "loss": {"kl": 1.0, "hidden": 10.0}},
-            **{"num_train_epochs": 8, "resample": 0.25},
-        },
-        is_calibrated=True,
-        is_repeated=True,
+        _LAYERWISE, _EIGHT_RESAMPLED, is_calibrated=True, is_repeated=True
+    ),
+    "heads divided over layers, layer-wise, eight epochs resampled": Arm(
+        _LAYERWISE, _EIGHT_RESAMPLED, is_calibrated=True, is_repeated=True, is_divided=True
     ),
 }

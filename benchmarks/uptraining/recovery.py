@@ -22,6 +22,7 @@ from uptraining.arms import BUDGETS, CALIBRATION_WINDOWS, CURVES, Arm
 from uptraining.library import WINDOW, write_library, write_windows
 
 PRETRAINING_TOKENS = 30_998_528
+MODEL_HEADS = 8
 BATCH = 8
 # Tokens of the stage that matches blocks, in the curve that has one.
 MATCHING_TOKENS = 131_072
@@ -110,11 +111,14 @@ def convert(
 ) -> Path:
     """A conversion of an arm; kept, since arms and budgets share them."""
     options = {"calibration": arm.is_calibrated, **arm.conversion}
-    name = "-".join([str(heads), train.stem, *(f"{key}={value}" for key, value in options.items())])
+    size = {"kv_budget": f"{heads / MODEL_HEADS:.1%}"} if arm.is_divided else {"gkv": heads}
+    name = "-".join(
+        [str(next(iter(size.values()))), train.stem, *(f"{key}={value}" for key, value in options.items())]
+    )
     out = folder / f"{name}-{seed}".replace(",", "+")
     if not out.exists():
         data = DataSettings(str(train), samples=samples, seed=seed) if arm.is_calibrated else None
-        gqkva_convert.convert(MODEL, out, gkv=heads, seed=seed, calibration=data, **arm.conversion)
+        gqkva_convert.convert(MODEL, out, seed=seed, calibration=data, **size, **arm.conversion)
     return out
 
 
