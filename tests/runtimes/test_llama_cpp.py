@@ -21,7 +21,7 @@ import gqkva_convert
 from gqkva_convert import convert, export
 from gqkva_convert.architectures import FAMILIES
 from gqkva_convert.modeling.loading import load_model
-from gqkva_convert.runtimes.gguf import vocabulary
+from gqkva_convert.runtimes.gguf import byte_pairs
 from gqkva_convert.runtimes.gguf.families import RUNTIME_FAMILIES
 
 pytestmark = pytest.mark.slow
@@ -226,17 +226,17 @@ def by_words() -> Any:
     ("name", "cut", "ignore_merges"),
     [
         ("gpt-2", by_words(), False),
-        ("gpt-2", split(vocabulary._GPT2[0]), False),
-        ("gpt-2", split(vocabulary._GPT2[1]), False),
+        ("gpt-2", split(byte_pairs._GPT2[0]), False),
+        ("gpt-2", split(byte_pairs._GPT2[1]), False),
         (
             "starcoder",
             pre_tokenizers.Sequence([pre_tokenizers.Digits(individual_digits=True), by_words()]),
             False,
         ),
-        ("llama-bpe", split(vocabulary._LLAMA3), True),
-        ("dbrx", split(vocabulary._LLAMA3), False),
-        ("qwen2", split(vocabulary._QWEN2), False),
-        ("tekken", split(vocabulary._TEKKEN), True),
+        ("llama-bpe", split(byte_pairs._LLAMA3), True),
+        ("dbrx", split(byte_pairs._LLAMA3), False),
+        ("qwen2", split(byte_pairs._QWEN2), False),
+        ("tekken", split(byte_pairs._TEKKEN), True),
     ],
 )
 def test_ways_to_cut_texts(name: str, cut: Any, ignore_merges: bool, tmp_path: Path) -> None:

@@ -44,7 +44,8 @@ from gqkva_convert.runtimes.gguf.tensors import (
     tensor_blocks,
     with_rope_factors,
 )
-from gqkva_convert.runtimes.gguf.vocabulary import Vocabulary, read_vocabulary
+from gqkva_convert.runtimes.gguf.tokenizer import read_vocabulary
+from gqkva_convert.runtimes.gguf.vocabulary import Vocabulary
 from gqkva_convert.transforms.precision import Array
 
 Progress = Callable[[int], None]
