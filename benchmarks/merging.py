@@ -28,7 +28,7 @@ from gqkva_convert.conversion.joint import InputMoments, gain_moments, merge_hea
 from gqkva_convert.conversion.model import open_model
 from gqkva_convert.conversion.plan import make_plan
 from gqkva_convert.conversion.planning.groups import search_groups
-from gqkva_convert.conversion.steps import joint_block
+from gqkva_convert.conversion.steps.blocks import joint_block
 from gqkva_convert.grouping.statistics import BlockStatistics
 from gqkva_convert.heads import Variant
 from gqkva_convert.transforms import scores

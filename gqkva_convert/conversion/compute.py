@@ -11,7 +11,7 @@ from gqkva_convert.checkpoint.dtypes import BITS
 from gqkva_convert.checkpoint.header import StoredTensor
 from gqkva_convert.checkpoint.reader import Bytes, TensorReader
 from gqkva_convert.conversion.joint import Heads, JointMerges
-from gqkva_convert.conversion.steps import Merged, Piece, Step
+from gqkva_convert.conversion.steps.step import Merged, Piece, Step
 from gqkva_convert.errors import WeightError
 from gqkva_convert.transforms.merge import RULES, fresh_head, merge
 from gqkva_convert.transforms.precision import STORED, Array, decode, encode, is_finite

@@ -30,7 +30,9 @@ from gqkva_convert.conversion.refinement.calibrated import CalibratedModel, Stag
 from gqkva_convert.conversion.refinement.data_merges import DataMerges
 from gqkva_convert.conversion.report import count_parameters, describe_source, make_report, provenance
 from gqkva_convert.conversion.shards import Shard, make_shards, parse_size
-from gqkva_convert.conversion.steps import Steps, make_steps, tied_copies
+from gqkva_convert.conversion.steps.make import make_steps
+from gqkva_convert.conversion.steps.others import tied_copies
+from gqkva_convert.conversion.steps.step import Steps
 from gqkva_convert.errors import (
     CheckpointError,
     GqkvaError,

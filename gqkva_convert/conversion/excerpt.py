@@ -15,7 +15,7 @@ from gqkva_convert.conversion.execute import write_shards
 from gqkva_convert.conversion.model import SourceModel, config_number
 from gqkva_convert.conversion.plan import BlockPlan, Plan
 from gqkva_convert.conversion.shards import Shard
-from gqkva_convert.conversion.steps import Steps
+from gqkva_convert.conversion.steps.step import Steps
 
 
 def write_excerpt(model: SourceModel, plan: Plan, steps: Steps, layers: Sequence[int], folder: Path) -> None:

@@ -17,7 +17,7 @@ from gqkva_convert.conversion.compute import step_bytes
 from gqkva_convert.conversion.joint import JointMerges
 from gqkva_convert.conversion.plan import Plan
 from gqkva_convert.conversion.shards import Shard
-from gqkva_convert.conversion.steps import Step
+from gqkva_convert.conversion.steps.step import Step
 
 Progress = Callable[[int], None]
 Job = Callable[[], None]

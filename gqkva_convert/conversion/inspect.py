@@ -22,7 +22,7 @@ from gqkva_convert.conversion.model import (
 from gqkva_convert.conversion.plan import make_plan
 from gqkva_convert.conversion.report import read_report
 from gqkva_convert.conversion.rotary import rotary_fraction
-from gqkva_convert.conversion.steps import make_steps
+from gqkva_convert.conversion.steps.make import make_steps
 from gqkva_convert.errors import LayoutError
 from gqkva_convert.heads import HeadLayout, Variant, divisors
 

@@ -15,7 +15,8 @@ from gqkva_convert.architectures import Attention, Projection
 from gqkva_convert.checkpoint.reader import TensorReader
 from gqkva_convert.conversion.model import active_norms, has_bias, projection_tensor
 from gqkva_convert.conversion.rotary import block_turning, rotary_features
-from gqkva_convert.conversion.steps import Joint, head_start
+from gqkva_convert.conversion.steps.blocks import head_start
+from gqkva_convert.conversion.steps.step import Joint
 from gqkva_convert.errors import WeightError
 from gqkva_convert.transforms.aligned import aligned_scores, aligned_values, restored
 from gqkva_convert.transforms.closed_form import inner_products, shared_subspace

@@ -16,7 +16,7 @@ from gqkva_convert.conversion.model import SourceModel, open_model
 from gqkva_convert.conversion.plan import BlockPlan, Plan
 from gqkva_convert.conversion.proof import Proof
 from gqkva_convert.conversion.report import count_parameters
-from gqkva_convert.conversion.steps import make_steps
+from gqkva_convert.conversion.steps.make import make_steps
 from gqkva_convert.errors import OutputError
 from gqkva_convert.modeling.loading import example_inputs, load_model, main_output
 from gqkva_convert.modeling.quiet import quiet_transformers

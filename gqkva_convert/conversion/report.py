@@ -17,7 +17,7 @@ from gqkva_convert.checkpoint.jsonfile import read_json
 from gqkva_convert.checkpoint.sidecars import REPORT
 from gqkva_convert.conversion.plan import Plan
 from gqkva_convert.conversion.source_card import source_card
-from gqkva_convert.conversion.steps import Steps, describe
+from gqkva_convert.conversion.steps.step import Steps, describe
 from gqkva_convert.errors import VerificationError
 
 FORMAT_VERSION = 1

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from gqkva_convert.checkpoint.folder import SAFETENSORS
-from gqkva_convert.conversion.steps import Step, Steps
+from gqkva_convert.conversion.steps.step import Step, Steps
 from gqkva_convert.errors import LayoutError
 
 _UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}

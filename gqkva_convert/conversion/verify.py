@@ -25,7 +25,9 @@ from gqkva_convert.conversion.model import SourceModel, is_grouped, open_model
 from gqkva_convert.conversion.plan import Plan
 from gqkva_convert.conversion.proof import Proof
 from gqkva_convert.conversion.report import describe_files, read_report, versions
-from gqkva_convert.conversion.steps import Step, make_steps, tied_copies
+from gqkva_convert.conversion.steps.make import make_steps
+from gqkva_convert.conversion.steps.others import tied_copies
+from gqkva_convert.conversion.steps.step import Step
 from gqkva_convert.errors import VerificationError
 from gqkva_convert.modeling.bundle import modeling_text
 from gqkva_convert.modeling.families import GROUPED_FAMILIES, modeling_module

@@ -11,7 +11,7 @@ from gqkva_convert.checkpoint.hub import BUILT_IN, locate
 from gqkva_convert.conversion.model import open_model
 from gqkva_convert.conversion.planning.choose import request_plan
 from gqkva_convert.conversion.planning.request import make_request
-from gqkva_convert.conversion.steps import make_steps
+from gqkva_convert.conversion.steps.make import make_steps
 from gqkva_convert.errors import GqkvaError, RecipeError, TrainingError
 from gqkva_convert.evaluation.settings import EvaluationSettings
 from gqkva_convert.evaluation.speed.settings import BenchSettings, parse_counts

@@ -16,7 +16,7 @@ from gqkva_convert.architectures import FAMILIES, Family
 from gqkva_convert.conversion.excerpt import write_excerpt
 from gqkva_convert.conversion.model import block_layout, config_number, open_model
 from gqkva_convert.conversion.plan import BlockPlan, Plan
-from gqkva_convert.conversion.steps import make_steps
+from gqkva_convert.conversion.steps.make import make_steps
 from gqkva_convert.heads import HeadLayout
 
 every_family = pytest.mark.parametrize("family", FAMILIES.values(), ids=list(FAMILIES))

@@ -79,7 +79,7 @@ def _turned_copy(equal: Path, source: Path, folder: Path) -> Path:
     from gqkva_convert.conversion.excerpt import reversed_plan, write_excerpt
     from gqkva_convert.conversion.plan import Plan
     from gqkva_convert.conversion.report import read_report
-    from gqkva_convert.conversion.steps import make_steps
+    from gqkva_convert.conversion.steps.make import make_steps
 
     grouped, back = open_model(equal), reversed_plan(Plan.from_dict(read_report(equal)["plan"]))
     layers = range(1 + max(block.layer for block in grouped.blocks))

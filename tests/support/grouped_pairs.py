@@ -8,7 +8,7 @@ from typing import Any
 from gqkva_convert.conversion.excerpt import reversed_plan, write_excerpt
 from gqkva_convert.conversion.model import SourceModel, open_model
 from gqkva_convert.conversion.plan import BlockPlan, Plan
-from gqkva_convert.conversion.steps import make_steps
+from gqkva_convert.conversion.steps.make import make_steps
 from gqkva_convert.heads import HeadLayout, neighbour_order, random_order, without_reordering
 from gqkva_convert.modeling.loading import load_model
 

@@ -14,7 +14,7 @@ from gqkva_convert.conversion.joint import InputMoments, gain_moments, source_he
 from gqkva_convert.conversion.model import Block, SourceModel
 from gqkva_convert.conversion.plan import BlockPlan, GroupRules
 from gqkva_convert.conversion.rotary import rotary_features
-from gqkva_convert.conversion.steps import Joint
+from gqkva_convert.conversion.steps.step import Joint
 from gqkva_convert.errors import LayoutError
 from gqkva_convert.grouping.allocation import sizes_by_norm
 from gqkva_convert.grouping.costs import (

@@ -17,7 +17,8 @@ from gqkva_convert.architectures import Projection
 from gqkva_convert.conversion.joint import Heads
 from gqkva_convert.conversion.model import active_norms, has_bias
 from gqkva_convert.conversion.refinement.observed import watch
-from gqkva_convert.conversion.steps import Joint, head_start
+from gqkva_convert.conversion.steps.blocks import head_start
+from gqkva_convert.conversion.steps.step import Joint
 from gqkva_convert.errors import NotExpressibleError
 from gqkva_convert.heads import ROLES
 from gqkva_convert.modeling.resize import find_projection, is_fused

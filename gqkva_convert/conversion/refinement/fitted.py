@@ -32,7 +32,8 @@ from gqkva_convert.conversion.refinement.block_network import (
 from gqkva_convert.conversion.refinement.calibrated import CalibratedModel, Stages
 from gqkva_convert.conversion.refinement.fit import refine_block
 from gqkva_convert.conversion.refinement.layerwise import FitSettings
-from gqkva_convert.conversion.steps import Joint, joint_block
+from gqkva_convert.conversion.steps.blocks import joint_block
+from gqkva_convert.conversion.steps.step import Joint
 from gqkva_convert.heads import ROLES
 
 Place = tuple[str, int]

@@ -16,7 +16,7 @@ from gqkva_convert.conversion.compute import step_bytes
 from gqkva_convert.conversion.joint import JointMerges
 from gqkva_convert.conversion.model import SourceModel, config_number
 from gqkva_convert.conversion.plan import Plan
-from gqkva_convert.conversion.steps import Step, Steps
+from gqkva_convert.conversion.steps.step import Step, Steps
 from gqkva_convert.errors import FamilyError, NotExpressibleError, WeightError
 from gqkva_convert.runtimes.gguf.families import RuntimeFamily, Shape
 from gqkva_convert.runtimes.gguf.package import load_gguf

@@ -18,7 +18,7 @@ from gqkva_convert.conversion.model import open_model
 from gqkva_convert.conversion.plan import make_plan
 from gqkva_convert.conversion.refinement.block_data import BlockData
 from gqkva_convert.conversion.refinement.block_network import BlockNetwork, TensorHeads, sequences, to_tensors
-from gqkva_convert.conversion.steps import joint_block
+from gqkva_convert.conversion.steps.blocks import joint_block
 from gqkva_convert.heads import Variant
 
 Tiny = Callable[[str], Path]

@@ -20,7 +20,7 @@ from gqkva_convert.conversion.model import open_model
 from gqkva_convert.conversion.plan import Plan
 from gqkva_convert.conversion.refinement.block_network import BlockNetwork, sequences, to_tensors
 from gqkva_convert.conversion.report import read_report
-from gqkva_convert.conversion.steps import joint_block
+from gqkva_convert.conversion.steps.blocks import joint_block
 from gqkva_convert.modeling.loading import load_model
 
 Tiny = Callable[[str], Path]

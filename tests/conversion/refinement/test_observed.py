@@ -17,7 +17,7 @@ from gqkva_convert.conversion.model import open_model
 from gqkva_convert.conversion.plan import BlockPlan, GroupRules
 from gqkva_convert.conversion.refinement.block_network import BlockNetwork
 from gqkva_convert.conversion.refinement.observed import Attention, observing, score_error
-from gqkva_convert.conversion.steps import Joint
+from gqkva_convert.conversion.steps.step import Joint
 
 Tiny = Callable[[str], Path]
 

@@ -1,0 +1,1 @@
+"""A plan turned into one step per output tensor."""
