@@ -14,28 +14,32 @@ import matplotlib.pyplot as plt
 
 
 def report(arguments: argparse.Namespace, results: dict[str, Any]) -> None:
-    curves = {
+    curves, budgets = results.get("curves", {}), results.get("budget", {})
+    drawn = {
         key: entry
-        for key, entry in results.get("curves", {}).items()
+        for key, entry in {**curves, **budgets}.items()
         if key.split("|")[1] == str(arguments.heads)
     }
-    entries = [*curves.values(), *results.get("budget", {}).values()]
-    teacher = next((entry["teacher"] for entry in entries if entry["teacher"]), None)
-    if teacher is None:
-        raise SystemExit(f"{arguments.json}: no finished run has a teacher, whose loss all are compared with")
-    if curves:
-        _print_curves(curves, teacher)
-        _draw(curves, teacher, arguments.out)
-    if results.get("budget"):
-        _print_budgets(results["budget"])
+    # Seeds measure on rows of their own; an arm without a teacher has that of another arm of its seed.
+    teachers = {key.split("|")[2]: entry["teacher"] for key, entry in drawn.items() if entry["teacher"]}
+    lacking = sorted({key.split("|")[2] for key in drawn} - teachers.keys())
+    if lacking or not drawn:
+        raise SystemExit(
+            f"{arguments.json}: no finished run of seed {', '.join(lacking) or 'any'} has a teacher, "
+            "whose loss all are compared with"
+        )
+    _print_curves({key: entry for key, entry in drawn.items() if key in curves}, teachers)
+    _draw(drawn, teachers, arguments.out)
+    if budgets:
+        _print_budgets(budgets)
 
 
-def _print_curves(found: dict[str, Any], teacher: float) -> None:
+def _print_curves(found: dict[str, Any], teachers: dict[str, float]) -> None:
     print("| arm | seed | tokens before training | within 2 % after | last tokens | rise of the loss |")
     print("| --- | --- | --- | --- | --- | --- |")
     for key, entry in found.items():
         arm, _, seed = key.split("|")
-        points = _points(entry)
+        points, teacher = _points(entry), teachers[seed]
         reached = next((tokens for tokens, loss in points if loss <= 1.02 * teacher), None)
         shown = "not" if reached is None else f"{reached:,}"
         (first, _), (last, loss) = points[0], points[-1]
@@ -61,21 +65,22 @@ def _print_budgets(found: dict[str, Any]) -> None:
         print(f"| {arm} | {heads} | {', '.join(seed for seed, _ in entries)} | {' | '.join(shown)} |")
 
 
-def _draw(found: dict[str, Any], teacher: float, out: Any) -> None:
+def _draw(found: dict[str, Any], teachers: dict[str, float], out: Any) -> None:
     figure, axis = plt.subplots(figsize=(8, 5), layout="constrained")
     arms = list(dict.fromkeys(key.split("|")[0] for key in found))
     labelled: set[str] = set()
     for key, entry in found.items():
-        arm = key.split("|")[0]
+        arm, _, seed = key.split("|")
         label = None if arm in labelled else arm
         labelled.add(arm)
-        axis.plot(*zip(*_points(entry), strict=True), color=f"C{arms.index(arm)}", label=label, linewidth=1)
-    axis.axhline(teacher, color="gray", linestyle="--", label="original")
-    axis.axhline(1.02 * teacher, color="gray", linestyle=":", label="within 2 %")
+        tokens, losses = zip(*_points(entry), strict=True)
+        rises = [loss - teachers[seed] for loss in losses]
+        axis.plot(tokens, rises, color=f"C{arms.index(arm)}", label=label, linewidth=1)
+    axis.axhline(0.02 * statistics.mean(teachers.values()), color="gray", linestyle=":", label="within 2 %")
     axis.set_xscale("log")
+    axis.set_yscale("log")
     axis.set_xlabel("tokens read, every pass of calibration and fits counted")
-    axis.set_ylabel("held-out loss, nats per token")
-    axis.set_ylim(top=teacher + 1.5)
+    axis.set_ylabel("rise of the held-out loss over the original's, nats per token")
     axis.legend(fontsize=8)
     figure.savefig(out, dpi=130)
 

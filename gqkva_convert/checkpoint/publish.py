@@ -9,13 +9,19 @@ from __future__ import annotations
 
 import fcntl
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from safetensors import SafetensorError
+
 from gqkva_convert.checkpoint.sidecars import GGUF_REPORT
-from gqkva_convert.errors import OutputError
+from gqkva_convert.errors import OutputError, first_line
+
+# What torch and safetensors say where they cannot write, in errors that are no `OSError`.
+_UNWRITTEN = re.compile("unexpected pos|PytorchStreamWriter|Error while serializing")
 
 
 def scratch_folder(target: Path) -> Path:
@@ -66,9 +72,22 @@ def published_folder(target: Path, *, overwrite: bool) -> Iterator[Path]:
                 raise
             _let_others_read(scratch)
             _put_in_place(scratch, target, previous)
-    except OSError as error:
+    except Exception as error:
+        raise_unwritten(target, error)
+        raise
+
+
+def raise_unwritten(target: Path, error: Exception) -> None:
+    """Say in one line what kept Python, torch or safetensors from writing; nothing for any other error.
+
+    Raises:
+        OutputError: It was an error of writing.
+    """
+    if isinstance(error, OSError):
         where = f" ({error.filename})" if error.filename else ""
         raise OutputError(f"cannot write {target}: {error.strerror or error}{where}") from error
+    if isinstance(error, (SafetensorError, RuntimeError)) and _UNWRITTEN.search(str(error)):
+        raise OutputError(f"cannot write {target}: {first_line(error)}; is the disk full?") from error
 
 
 def _let_others_read(folder: Path) -> None:

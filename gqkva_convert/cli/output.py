@@ -95,6 +95,9 @@ def training_progress() -> Iterator[Callable[[dict[str, Any]], None]]:
         shown = {"loss": "-", "held-out": "-", "tokens/s": "-"}
 
         def watch(entry: dict[str, Any]) -> None:
+            if "note" in entry:
+                typer.echo(f"note: {entry['note']}", err=True)
+                return
             if "stopped" in entry:
                 typer.echo(
                     f"stopped and saved at step {entry['stopped']} of {entry['steps']}; "

@@ -68,6 +68,8 @@ def init(
     Raises:
         GqkvaError: With a message for the user; nothing stands under ``out`` then.
     """
+    if not 0 <= seed < 2**63:
+        raise LayoutError(f"--seed {seed}: from 0 to {2**63 - 1}")
     family = FAMILIES.get(architecture)
     if family is None:
         raise FamilyError(f"no family {architecture!r}; known are {', '.join(sorted(FAMILIES))}")

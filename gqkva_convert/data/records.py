@@ -124,6 +124,8 @@ def _one_line(data: str) -> Iterator[None]:
     except Exception as error:
         reason = f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''}"
         remedy = "give a txt, jsonl, csv or parquet file, a folder of images, or a Hub id"
+        if Path(data).is_file():
+            remedy = "mend the file (rows are counted from 0)" if " in row " in reason else "mend the file"
         near = difflib.get_close_matches(data, (*KNOWN, LIBRARY), n=1)
         if near and near[0] != data:
             remedy = f"did you mean {near[0]}?"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ from gqkva_convert.uptraining.objectives.teacher import StoredTeacher, is_stored
 from gqkva_convert.uptraining.rows.batches import StepPlan
 from gqkva_convert.uptraining.rows.reading import Collator, open_rows
 from gqkva_convert.uptraining.rows.row import Rows
+from gqkva_convert.uptraining.rows.stored import StoredRows
 from gqkva_convert.uptraining.run_folder import RunFolder
 from gqkva_convert.uptraining.settings import TrainingSettings
 from gqkva_convert.uptraining.student import load_student
@@ -109,6 +110,9 @@ class Assembly:
         elif settings.teacher is not None:
             teacher = load_teacher(settings, self.folder, model, task, accelerator.device)
         schedule = self._schedule(rows, model, matching)
+        if start_processes().is_main_process:
+            for note in self._notes(rows, schedule.steps):
+                self.watch({"note": note})
         student, optimizer = self._prepared(model)
         objective = self._objective(student, teacher, weights, watched=matching > 0)
         self._try_out(objective, rows, collator, accelerator.device)
@@ -257,6 +261,24 @@ class Assembly:
             for role in ROLES
             if any(len(group) > 1 for block in plan.blocks for group in block.groups(role))
         )
+
+    def _notes(self, rows: Rows, steps: int) -> Iterator[str]:
+        """Where more is read than was asked for, or the same again and again."""
+        settings, size = self.settings, rows.tokens_per_row
+        unit = "images" if self.task == IMAGES else "rows"
+        asked = settings.samples or (settings.token_budget or 0) / size
+        if settings.batch_size > math.ceil(asked * settings.num_train_epochs):
+            of_tokens = f", {settings.batch_size * size:,.0f} tokens" if self.task != IMAGES else ""
+            yield (
+                f"a step reads {settings.batch_size:,} {unit}{of_tokens}: more than the budget; a smaller "
+                "--batch-size keeps to it"
+            )
+        elif isinstance(rows, StoredRows) and rows.count < math.floor(asked):
+            passes = steps * settings.batch_size / rows.count
+            yield (
+                f"{settings.data} gives {rows.count:,} {unit} to train on, fewer than the budget: they are "
+                f"gone over {passes:.1f} times"
+            )
 
     def _steps(self, rows: Rows) -> int:
         tokens, samples = self.settings.token_budget, self.settings.samples

@@ -63,7 +63,7 @@ class Run:
     def go(self, *, resume: bool, overwrite: bool) -> dict[str, Any]:
         state = start_processes()
         self.is_main = state.is_main_process
-        with self.run.held() if self.is_main else contextlib.nullcontext():
+        with self.run.held(is_main=self.is_main):
             if self.is_main:
                 self._open(resume, overwrite)
             state.wait_for_everyone()
@@ -185,6 +185,7 @@ class Run:
             "kept_step": trainer.kept_step,
             "matching_steps": trainer.schedule.matching_steps,
             "tokens": progress.tokens,
+            "distinct_rows": getattr(trainer.rows, "count", None),
             "steps_left_out": progress.left_out,
             "held_out_rows": len(trainer.rows.held_out),
             "held_out_loss_before": progress.first_loss,

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from gqkva_convert.checkpoint.jsonfile import read_json, replace_json, write_json
-from gqkva_convert.checkpoint.publish import locked
+from gqkva_convert.checkpoint.publish import locked, raise_unwritten
 from gqkva_convert.errors import CheckpointError, OutputError, TrainingError
 from gqkva_convert.pictures import pyplot, save_picture
 
@@ -32,18 +32,25 @@ class RunFolder:
         self.checkpoints = path / "checkpoints"
 
     @contextmanager
-    def held(self) -> Iterator[None]:
+    def held(self, *, is_main: bool) -> Iterator[None]:
         """Keep other runs out of the folder.
+
+        Args:
+            is_main: Whether this is the run's main process, which keeps the lock.
 
         Raises:
             OutputError: Another run is in it, or it cannot be written.
         """
         try:
+            if not is_main:
+                yield
+                return
             self.path.parent.mkdir(parents=True, exist_ok=True)
             with locked(self.path):
                 yield
-        except OSError as error:
-            raise OutputError(f"cannot write {self.path}: {error.strerror or error}") from error
+        except Exception as error:
+            raise_unwritten(self.path, error)
+            raise
 
     def require_free(self, *, overwrite: bool) -> None:
         """Refuse a folder that a new run cannot have.
@@ -86,8 +93,9 @@ class RunFolder:
         return found
 
     def finish(self, result: str) -> None:
-        """Note that the run is done and where its result is."""
-        replace_json(self.path / SETTINGS, {**self.settings(), "finished": result})
+        """Note that the run is done and where its result is, unless somebody removed the folder meanwhile."""
+        if (self.path / SETTINGS).is_file():
+            replace_json(self.path / SETTINGS, {**self.settings(), "finished": result})
 
     def latest(self) -> Path | None:
         """The last complete checkpoint."""

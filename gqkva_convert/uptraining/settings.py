@@ -18,8 +18,18 @@ TERMS = ("task", "kl", "hidden", "attention")
 
 def parse_count(value: Any) -> Any:
     """``20M`` as 20,000,000; units are k, M, B and T."""
-    found = re.fullmatch(r"\s*([\d_]+(?:\.\d+)?)\s*([kmbgtKMBGT]?)\s*", value) if type(value) is str else None
+    if type(value) is not str:
+        return value
+    found = re.fullmatch(r"\s*([\d_]+(?:\.\d+)?(?:[eE]\d{1,2})?)\s*([kmbgtKMBGT]?)\s*", value)
     return value if found is None else round(float(found[1]) * _UNITS[found[2].lower()])
+
+
+def _require_count(value: Any) -> Any:
+    """What `parse_count` reads; other words are refused."""
+    count = parse_count(value)
+    if type(count) is str:
+        raise ValueError("write a number such as 500k or 20M")
+    return count
 
 
 def parse_share(value: Any) -> Any:
@@ -36,7 +46,7 @@ def parse_weights(value: Any) -> Any:
     return {name.strip(): weight.strip() or 1.0 for name, _, weight in parts}
 
 
-Count = Annotated[int, BeforeValidator(parse_count), Field(ge=1)]
+Count = Annotated[int, BeforeValidator(_require_count), Field(ge=1)]
 Share = Annotated[float, BeforeValidator(parse_share), Field(ge=0, le=1)]
 Weights = Annotated[dict[str, Annotated[float, Field(ge=0)]], BeforeValidator(parse_weights)]
 
@@ -151,7 +161,7 @@ class TrainingSettings(BaseModel):
     save_total_limit: Count = 2
     stop_within: Annotated[Share, Field(gt=0)] | None = None
     nan_limit: Count = 10
-    seed: Annotated[int, Field(ge=0)] = 0
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
 
     @model_validator(mode="after")
     def _fit_together(self) -> TrainingSettings:
@@ -175,14 +185,14 @@ class TrainingSettings(BaseModel):
                 "num_train_epochs goes over rows again, which a stream does not keep; leave streaming out, "
                 "or give a larger budget"
             )
-        if (self.alpha is None) != (self.pretraining_tokens is None):
-            raise ValueError("alpha and pretraining_tokens go together")
         budgets = [name for name in ("tokens", "samples", "alpha") if getattr(self, name) is not None]
         if len(budgets) != 1:
             found = " and ".join(budgets) or "none"
             raise ValueError(
                 f"give one budget: tokens, samples, or alpha with pretraining_tokens; found {found}"
             )
+        if (self.alpha is None) != (self.pretraining_tokens is None):
+            raise ValueError("alpha and pretraining_tokens go together")
         return self
 
     @property

@@ -46,7 +46,7 @@ def uptrain(
         overwrite: Start anew over an earlier run and result.
         any_model: Train a folder that is no output of ours.
         report_to: Trackers of Accelerate, such as ``tensorboard`` or ``wandb``.
-        watch: Called with the metrics of every step.
+        watch: Called with the metrics of every step; with ``{"note": ...}`` for what a user should know.
 
     Returns:
         JSON data: the folder and what training did.

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from small_disks import small_disk
 from typer.testing import Result
 
 from gqkva_convert.checkpoint.writer import ShardWriter
@@ -114,14 +115,7 @@ def test_an_error_in_the_middle_leaves_nothing(
 
 def test_a_real_full_disk_is_survived(llama: Path, tmp_path: Path) -> None:
     """The same with the kernel's own error, on a file system of 48 kB; needs the right to mount one."""
-    small = tmp_path / "small"
-    small.mkdir()
-    mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=48k", "tmpfs", str(small)], capture_output=True, check=False
-    )
-    if mounted.returncode:
-        pytest.skip("mounting a small file system needs root")
-    try:
+    with small_disk(tmp_path / "small", 48) as small:
         script = (
             "import shutil, sys; from gqkva_convert.cli import app\n"
             "usage = shutil.disk_usage('/'); shutil.disk_usage = lambda _: usage\n"
@@ -131,8 +125,6 @@ def test_a_real_full_disk_is_survived(llama: Path, tmp_path: Path) -> None:
         assert result.returncode == 7, result.stderr
         assert "no space left" in result.stderr
         assert list(small.iterdir()) == []
-    finally:
-        subprocess.run(["umount", str(small)], check=True)
 
 
 KILL_AT_SHARD = textwrap.dedent(

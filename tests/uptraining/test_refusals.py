@@ -11,6 +11,7 @@ import learners
 import pytest
 from learners import Lesson
 from PIL import Image
+from small_disks import small_disk
 from typer.testing import Result
 
 Run = Callable[..., Result]
@@ -19,7 +20,7 @@ pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptio
 
 def refused(result: Result, code: int, *words: str) -> None:
     assert result.exit_code == code, result.output
-    lines = [line for line in result.stderr.strip().splitlines() if not line.startswith("step ")]
+    lines = [line for line in result.stderr.strip().splitlines() if not line.startswith(("step ", "note: "))]
     assert len(lines) == 1, result.stderr
     assert lines[0].startswith("error: ")
     for word in words:
@@ -47,7 +48,8 @@ def test_a_folder_that_is_no_conversion_is_refused(
 @pytest.mark.parametrize(
     ("options", "code", "words"),
     [
-        (["--tokens", "some"], 12, ["tokens: Input should be a valid integer"]),
+        (["--tokens", "some"], 12, ["tokens: write a number such as 500k or 20M"]),
+        (["--seed", "9" * 20], 12, ["seed: Input should be less than 9223372036854775808"]),
         (["--set", "colour=red"], 12, ["no setting 'colour'"]),
         (["--set", "colour"], 12, ["give NAME=VALUE"]),
         (["--length", "65"], 11, ["sequences of 65 tokens: the model reads 64"]),
@@ -138,6 +140,57 @@ def test_texts_shorter_than_a_row_are_refused(gqkva: Run, base: list[object], tm
     )
     file.write_text("")
     refused(gqkva(*base, "--data", file), 11, "is empty")
+
+
+def test_records_without_texts_are_named(gqkva: Run, base: list[object], tmp_path: Path) -> None:
+    """At the second try, too, when rows could have been kept from the first."""
+    file = tmp_path / "odd.jsonl"
+    file.write_text('{"text": 5}\n{"foo": "b"}\n')
+    for _ in range(2):
+        refused(gqkva(*base, "--data", file), 11, "no row of 16 tokens (2 of 2 records hold no text)")
+    file.write_text('{"text": "a"}\n{"text": "b\n')
+    refused(gqkva(*base, "--data", file), 11, "in row 1); mend the file (rows are counted from 0)")
+
+
+def test_more_than_the_budget_is_said(gqkva: Run, base: list[object], lesson: Lesson, tmp_path: Path) -> None:
+    """A step beyond it, or rows gone over again; and nothing where the budget is kept."""
+    result = gqkva(*base, "--batch-size", "100")
+    assert "note: a step reads 100 rows, 1,600 tokens: more than the budget" in result.stderr
+    result = gqkva(*base, "--tokens", "64k", "--batch-size", "512", "--overwrite")
+    report = json.loads((tmp_path / "out" / "gqkva_report.json").read_text())["uptraining"]
+    rows, passes = report["distinct_rows"], 16 * report["steps"] * 512 / 16 / report["distinct_rows"]
+    assert f"gives {rows} rows to train on, fewer than the budget: they are gone over" in result.stderr
+    assert f"{passes:.1f} times" in result.stderr
+    assert "note:" not in gqkva(*base, "--overwrite").stderr
+
+
+def test_a_full_disk_is_one_line(gqkva: Run, base: list[object], lesson: Lesson, tmp_path: Path) -> None:
+    """Torch's writer and safetensors' say it in errors of their own; with room, the run goes on."""
+    with small_disk(tmp_path / "small", 2000) as small:
+        run = small / "run"
+        refused(gqkva(*base, "--run-folder", run), 7, f"cannot write {run}", "is the disk full?")
+        assert list((run / "checkpoints").iterdir()) == []
+    with small_disk(tmp_path / "smaller", 600) as smaller:
+        place = ("uptrain", lesson.student, smaller / "out")
+        result = gqkva(*place, *base[3:], "--run-folder", tmp_path / "run")
+        refused(result, 7, f"cannot write {smaller / 'out'}", "No space left on device")
+        assert list(smaller.iterdir()) == []
+    again = gqkva("uptrain", lesson.student, tmp_path / "out", "--run-folder", tmp_path / "run", "--resume")
+    assert again.exit_code == 0, again.stderr
+
+
+def test_a_run_folder_that_went_away_costs_no_result(
+    gqkva: Run, base: list[object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from gqkva_convert.uptraining.run_folder import RunFolder
+
+    def clear(self: RunFolder) -> None:
+        shutil.rmtree(self.path)
+
+    monkeypatch.setattr(RunFolder, "clear_checkpoints", clear)
+    result = gqkva(*base)
+    assert result.exit_code == 0, result.stderr
+    assert (tmp_path / "out" / "model.safetensors").is_file()
 
 
 def test_pictures_of_another_size_are_refused(gqkva: Run, tmp_path: Path, shared_models: Path) -> None:

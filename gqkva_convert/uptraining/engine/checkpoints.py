@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -89,16 +90,26 @@ class Checkpoints:
         if is_main:
             self.folder.scratch(progress.step)
         self.accelerator.wait_for_everyone()
-        self.accelerator.save_state(str(scratch))
-        if self.average is not None:
-            torch.save(self.average.state(), scratch / self._average_file())
-        if is_main:
-            torch.save(self.rows.state(), scratch / ROWS_STATE)
-            write_json(scratch / STATE, {**vars(progress), **self._identity})
+        try:
+            self._write(scratch, progress)
+        except BaseException:
+            shutil.rmtree(scratch, ignore_errors=True)  # what there is may be what fills the disk
+            raise
         self.accelerator.wait_for_everyone()
         if is_main:
             self.folder.keep(scratch, self.limit, progress.best_step)
         self.accelerator.wait_for_everyone()
+
+    def _write(self, scratch: Path, progress: Progress) -> None:
+        try:
+            self.accelerator.save_state(str(scratch))
+        except CheckpointException as error:
+            raise next(iter(error.failures.values()))[0] from error  # the first process's own
+        if self.average is not None:
+            torch.save(self.average.state(), scratch / self._average_file())
+        if self.accelerator.is_main_process:
+            torch.save(self.rows.state(), scratch / ROWS_STATE)
+            write_json(scratch / STATE, {**vars(progress), **self._identity})
 
     def load(self, checkpoint: Path) -> Progress:
         """Put weights, optimiser and rows back to where they were.

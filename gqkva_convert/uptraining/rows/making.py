@@ -45,6 +45,8 @@ class RowMaker:
         self.running = is_running_text(data)
         self.ready: list[Row] = []
         self.made = 0
+        # Records given, and those of them without the texts that rows are made of.
+        self.records = self.textless = 0
         self._left: list[int] = []
         self._starts: list[int] = []
 
@@ -53,6 +55,7 @@ class RowMaker:
         if not records:
             return
         before = len(self.ready)
+        self.records += len(records)
         if self.task == CAUSAL:
             self._add_texts(records)
         elif self.task == MASKED:
@@ -76,8 +79,12 @@ class RowMaker:
 
     def _texts(self, records: Sequence[Record]) -> list[str]:
         columns = text_columns(records[0])
+        self._count_textless(records, columns)
         texts = [record[name] for record in records for name in columns]
         return [text for text in texts if isinstance(text, str) and (text.strip() or self.running)]
+
+    def _count_textless(self, records: Sequence[Record], columns: Sequence[str]) -> None:
+        self.textless += sum(not any(isinstance(record[name], str) for name in columns) for record in records)
 
     def _add_texts(self, records: Sequence[Record]) -> None:
         texts = self._texts(records)
@@ -123,6 +130,7 @@ class RowMaker:
 
     def _add_targets(self, records: Sequence[Record]) -> None:
         source, target = find_columns(records[0], TARGET_COLUMNS, "texts")
+        self._count_textless(records, (source, target))
         kept = [
             (record[source], record[target])
             for record in records
@@ -144,6 +152,7 @@ class RowMaker:
         choices = [*PAIR_COLUMNS, *((name,) for name in TEXT_COLUMNS)]
         names = find_columns(records[0], choices, "sentence pairs or texts")
         score = score_column(records[0], names, self.data)
+        self._count_textless(records, names)
         records = [
             record
             for record in records

@@ -94,7 +94,7 @@ def keeps_texts_apart(model: Any) -> bool:
 
     if "position_ids" not in arguments(model):
         return False
-    first, second = torch.arange(5), torch.arange(5, 9)
+    first, second = (torch.arange(9) % model.get_input_embeddings().num_embeddings).split([5, 4])
     inputs = {
         "input_ids": torch.cat([first, second])[None].to(model.device),
         "position_ids": torch.cat([torch.arange(5), torch.arange(4)])[None].to(model.device),

@@ -99,9 +99,11 @@ def stored_rows(data: str, maker: RowMaker, *, wanted_tokens: int, held_out: int
     found: Any = datasets.Dataset.from_file(str(path))
     count = len(found)
     if count < (2 if held_out else 1):
+        path.unlink(missing_ok=True)  # so that whoever tries again is told as much
+        without = f" ({maker.textless} of {maker.records} records hold no text)" if maker.textless else ""
+        found_rows = "no row" if count == 0 else "a single row"
         raise DataError(
-            f"{data}: {'no row' if count == 0 else 'a single row'} of {maker.length} tokens; give more data "
-            "or a smaller --length"
+            f"{data}: {found_rows} of {maker.length} tokens{without}; give more data or a smaller --length"
         )
     kept = min(held_out, max(1, count // _HELD_OUT_ONE_IN))
     rows = StoredRows(found, kept, seed, row_tokens, path.stem)

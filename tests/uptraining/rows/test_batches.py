@@ -69,8 +69,9 @@ def test_models_that_let_packed_texts_see_each_other_are_found(tmp_path: Path) -
     for model_type, config, apart in (
         ("opt", {"ffn_dim": 48, "word_embed_proj_dim": 32}, False),
         ("llama", {}, True),
+        ("llama", {"vocab_size": 3}, True),
     ):
-        folder = learners.make_decoder(tmp_path / model_type, model_type, **config)
+        folder = learners.make_decoder(tmp_path / f"{model_type}-{len(config)}", model_type, **config)
         model = transformers.AutoModelForCausalLM.from_pretrained(folder)
         assert keeps_texts_apart(model) is apart
 
