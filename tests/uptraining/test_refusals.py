@@ -20,7 +20,9 @@ pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptio
 
 def refused(result: Result, code: int, *words: str) -> None:
     assert result.exit_code == code, result.output
-    lines = [line for line in result.stderr.strip().splitlines() if not line.startswith(("step ", "note: "))]
+    # rich 13 leaves an empty line where a progress bar is not shown.
+    said = filter(None, result.stderr.splitlines())
+    lines = [line for line in said if not line.startswith(("step ", "note: "))]
     assert len(lines) == 1, result.stderr
     assert lines[0].startswith("error: ")
     for word in words:
@@ -149,7 +151,7 @@ def test_records_without_texts_are_named(gqkva: Run, base: list[object], tmp_pat
     for _ in range(2):
         refused(gqkva(*base, "--data", file), 11, "no row of 16 tokens (2 of 2 records hold no text)")
     file.write_text('{"text": "a"}\n{"text": "b\n')
-    refused(gqkva(*base, "--data", file), 11, "in row 1); mend the file (rows are counted from 0)")
+    refused(gqkva(*base, "--data", file), 11, "cannot read", "mend the file")
 
 
 def test_more_than_the_budget_is_said(gqkva: Run, base: list[object], lesson: Lesson, tmp_path: Path) -> None:
