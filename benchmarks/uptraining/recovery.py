@@ -112,9 +112,8 @@ def convert(
     """A conversion of an arm; kept, since arms and budgets share them."""
     options = {"calibration": arm.is_calibrated, **arm.conversion}
     size = {"kv_budget": f"{heads / MODEL_HEADS:.1%}"} if arm.is_divided else {"gkv": heads}
-    name = "-".join(
-        [str(next(iter(size.values()))), train.stem, *(f"{key}={value}" for key, value in options.items())]
-    )
+    described = [f"{key}={value}" for key, value in options.items()]
+    name = "-".join([*map(str, size.values()), train.stem, *described])
     out = folder / f"{name}-{seed}".replace(",", "+")
     if not out.exists():
         data = DataSettings(str(train), samples=samples, seed=seed) if arm.is_calibrated else None

@@ -52,7 +52,7 @@ def published_folder(target: Path, *, overwrite: bool) -> Iterator[Path]:
     if not target.name or target.name == "..":
         raise OutputError(f"{target} cannot be a new folder; name one")
     scratch, previous = scratch_folder(target), _previous_folder(target)
-    try:
+    with writing(target):
         target.parent.mkdir(parents=True, exist_ok=True)
         with locked(target):
             if previous.exists() and not target.exists():
@@ -72,21 +72,23 @@ def published_folder(target: Path, *, overwrite: bool) -> Iterator[Path]:
                 raise
             _let_others_read(scratch)
             _put_in_place(scratch, target, previous)
-    except Exception as error:
-        raise_unwritten(target, error)
-        raise
 
 
-def raise_unwritten(target: Path, error: Exception) -> None:
-    """Say in one line what kept Python, torch or safetensors from writing; nothing for any other error.
+@contextmanager
+def writing(target: Path) -> Iterator[None]:
+    """Say in one line what kept Python, torch or safetensors from writing.
 
     Raises:
-        OutputError: It was an error of writing.
+        OutputError: In place of their error; any other passes.
     """
-    if isinstance(error, OSError):
+    try:
+        yield
+    except OSError as error:
         where = f" ({error.filename})" if error.filename else ""
         raise OutputError(f"cannot write {target}: {error.strerror or error}{where}") from error
-    if isinstance(error, (SafetensorError, RuntimeError)) and _UNWRITTEN.search(str(error)):
+    except (SafetensorError, RuntimeError) as error:
+        if not _UNWRITTEN.search(str(error)):
+            raise
         raise OutputError(f"cannot write {target}: {first_line(error)}; is the disk full?") from error
 
 

@@ -266,7 +266,7 @@ class Assembly:
         """Where more is read than was asked for, or the same again and again."""
         settings, size = self.settings, rows.tokens_per_row
         unit = "images" if self.task == IMAGES else "rows"
-        asked = settings.samples or (settings.token_budget or 0) / size
+        asked = self._budget_rows(rows)
         if settings.batch_size > math.ceil(asked * settings.num_train_epochs):
             of_tokens = f", {settings.batch_size * size:,.0f} tokens" if self.task != IMAGES else ""
             yield (
@@ -281,11 +281,15 @@ class Assembly:
             )
 
     def _steps(self, rows: Rows) -> int:
-        tokens, samples = self.settings.token_budget, self.settings.samples
-        if self.task == IMAGES and samples is None:
+        if self.task == IMAGES and self.settings.samples is None:
             raise TrainingError("images have no tokens; give --samples")
-        wanted = samples if samples is not None else (tokens or 0) / rows.tokens_per_row
-        return max(1, math.ceil(wanted * self.settings.num_train_epochs / self.settings.batch_size))
+        wanted = self._budget_rows(rows) * self.settings.num_train_epochs
+        return max(1, math.ceil(wanted / self.settings.batch_size))
+
+    def _budget_rows(self, rows: Rows) -> float:
+        """Rows of an epoch that the budget asks for."""
+        tokens, samples = self.settings.token_budget, self.settings.samples
+        return samples if samples is not None else (tokens or 0) / rows.tokens_per_row
 
     def step_plan(self) -> StepPlan:
         """How rows of a step are divided over processes and passes.

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from gqkva_convert.checkpoint.jsonfile import read_json, replace_json, write_json
-from gqkva_convert.checkpoint.publish import locked, raise_unwritten
+from gqkva_convert.checkpoint.publish import locked, writing
 from gqkva_convert.errors import CheckpointError, OutputError, TrainingError
 from gqkva_convert.pictures import pyplot, save_picture
 
@@ -41,16 +41,13 @@ class RunFolder:
         Raises:
             OutputError: Another run is in it, or it cannot be written.
         """
-        try:
+        with writing(self.path):
             if not is_main:
                 yield
                 return
             self.path.parent.mkdir(parents=True, exist_ok=True)
             with locked(self.path):
                 yield
-        except Exception as error:
-            raise_unwritten(self.path, error)
-            raise
 
     def require_free(self, *, overwrite: bool) -> None:
         """Refuse a folder that a new run cannot have.

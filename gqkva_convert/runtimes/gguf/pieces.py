@@ -7,9 +7,9 @@ import re
 from pathlib import Path
 from typing import Any
 
-from gqkva_convert.errors import CheckpointError, NotExpressibleError
+from gqkva_convert.errors import NotExpressibleError
 from gqkva_convert.runtimes.gguf.package import load_gguf
-from gqkva_convert.runtimes.gguf.vocabulary import WITHOUT, Vocabulary, listed_tokens, refused
+from gqkva_convert.runtimes.gguf.vocabulary import WITHOUT, Vocabulary, listed_tokens, refused, require_room
 
 _SPACE = "\u2581"
 _BYTE = re.compile(r"<0x[0-9A-F]{2}>")
@@ -134,11 +134,7 @@ def read_sentencepiece(copy: Path, folder: Path, size: int) -> Vocabulary:
             f"{folder}: tokenizer.model is no BPE, which llama.cpp has alone; {WITHOUT}"
         )
     found = list(gguf.vocab.SentencePieceVocab(copy).all_tokens())
-    if len(found) > size:
-        raise CheckpointError(
-            f"{folder}: the tokenizer has {len(found)} tokens, config.json gives the model {size}; "
-            "put the model's own tokenizer there"
-        )
+    require_room(folder, len(found), size)
     gaps = [
         (f"[PAD{number}]".encode(), _UNMERGED, gguf.TokenType.UNUSED) for number in range(len(found), size)
     ]

@@ -60,13 +60,18 @@ def listed_tokens(data: dict[str, Any], folder: Path, size: int) -> tuple[list[b
         types[token["id"]] = kinds.CONTROL if token.get("special") else kinds.USER_DEFINED
     if not all(type(number) is int and number >= 0 for number in texts):
         raise ValueError("a token's number is not a whole number")
-    if max(texts, default=-1) >= size:
-        raise CheckpointError(
-            f"{folder}: the tokenizer has {max(texts) + 1} tokens, config.json gives the model {size}; "
-            "put the model's own tokenizer there"
-        )
+    require_room(folder, max(texts, default=-1) + 1, size)
     every = [texts.get(number, f"[PAD{number}]").encode() for number in range(size)]
     return every, [int(types.get(number, kinds.UNUSED)) for number in range(size)]
+
+
+def require_room(folder: Path, tokens: int, size: int) -> None:
+    """Refuse a tokenizer with more tokens than the model."""
+    if tokens > size:
+        raise CheckpointError(
+            f"{folder}: the tokenizer has {tokens} tokens, config.json gives the model {size}; "
+            "put the model's own tokenizer there"
+        )
 
 
 def refused(folder: Path, reason: str) -> NotExpressibleError:
