@@ -24,13 +24,13 @@ from make_checkpoint import main as make_checkpoint
 from measure import run_process
 
 from gqkva_convert.checkpoint.reader import TensorReader
-from gqkva_convert.conversion.joint import InputMoments, gain_moments, merge_heads, source_heads
-from gqkva_convert.conversion.model import open_model
-from gqkva_convert.conversion.plan import make_plan
-from gqkva_convert.conversion.planning.groups import search_groups
-from gqkva_convert.conversion.steps.blocks import joint_block
 from gqkva_convert.grouping.statistics import BlockStatistics
 from gqkva_convert.heads import Variant
+from gqkva_convert.planning.groups import search_groups
+from gqkva_convert.plans.plan import make_plan
+from gqkva_convert.source.model import open_model
+from gqkva_convert.steps.blocks import joint_block
+from gqkva_convert.steps.joint import InputMoments, gain_moments, merge_heads, source_heads
 from gqkva_convert.transforms import scores
 
 LAYERS, HEADS, HEAD_DIM = 32, 32, 128
@@ -82,8 +82,8 @@ def searches() -> dict[str, float]:
 CALIBRATE = """
 from gqkva_convert.calibration.data import DataSettings
 from gqkva_convert.checkpoint.hub import locate
-from gqkva_convert.conversion.model import open_model
-from gqkva_convert.conversion.refinement.calibrated import CalibratedModel
+from gqkva_convert.source.model import open_model
+from gqkva_convert.refinement.calibrated import CalibratedModel
 located = locate({folder}, None)
 CalibratedModel(located, open_model(located.folder), {settings}).moments
 """

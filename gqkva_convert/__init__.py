@@ -10,6 +10,7 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from gqkva_convert._version import __version__ as __version__
 from gqkva_convert.modeling.registration import register_when_loaded
 
 if TYPE_CHECKING:
@@ -19,7 +20,6 @@ if TYPE_CHECKING:
     from gqkva_convert.conversion.convert import convert as convert
     from gqkva_convert.conversion.init import init as init
     from gqkva_convert.conversion.inspect import inspect as inspect
-    from gqkva_convert.conversion.planning.command import plan as plan
     from gqkva_convert.conversion.verify import verify as verify
     from gqkva_convert.demo_model.demo import demo as demo
     from gqkva_convert.errors import GqkvaError as GqkvaError
@@ -29,13 +29,12 @@ if TYPE_CHECKING:
     from gqkva_convert.heads import HeadLayout as HeadLayout
     from gqkva_convert.hub.push import push as push
     from gqkva_convert.hub.report import report as report
+    from gqkva_convert.planning.command import plan as plan
     from gqkva_convert.runtimes.export import export as export
     from gqkva_convert.uptraining.objectives.precompute import teacher as teacher
     from gqkva_convert.uptraining.settings import TrainingSettings as TrainingSettings
     from gqkva_convert.uptraining.uptrain import pretrain as pretrain
     from gqkva_convert.uptraining.uptrain import uptrain as uptrain
-
-__version__ = "0.1.0"
 
 _PUBLIC = {
     "bench": "gqkva_convert.evaluation.speed.bench",
@@ -44,7 +43,7 @@ _PUBLIC = {
     "export": "gqkva_convert.runtimes.export",
     "init": "gqkva_convert.conversion.init",
     "inspect": "gqkva_convert.conversion.inspect",
-    "plan": "gqkva_convert.conversion.planning.command",
+    "plan": "gqkva_convert.planning.command",
     "verify": "gqkva_convert.conversion.verify",
     "demo": "gqkva_convert.demo_model.demo",
     "run": "gqkva_convert.cli.run",

@@ -14,13 +14,18 @@ import gqkva_convert
 PACKAGE = Path(gqkva_convert.__file__).parent
 # Packages in one entry do not import each other.
 ORDER = [
-    {"errors", "pictures"},
+    {"_version", "errors", "pictures", "progress"},
     {"heads"},
     {"architectures", "transforms", "checkpoint", "modeling"},
-    {"data"},
+    {"data", "records"},
     {"calibration", "grouping"},
+    {"source"},
+    {"plans"},
+    {"evaluation", "uptraining", "steps"},
+    {"refinement"},
+    {"planning"},
     {"conversion"},
-    {"evaluation", "runtimes", "uptraining"},
+    {"runtimes"},
     {"hub", "comparison"},
     {"demo_model", "recipes"},
     {"cli"},
@@ -45,7 +50,7 @@ def imported(path: Path) -> set[str]:
 def test_packages_import_only_what_stands_to_their_left(path: Path) -> None:
     """A cycle, or maths that knows about disks, makes the next change twice as hard."""
     parts = path.relative_to(PACKAGE).parts
-    if len(parts) == 1 and parts[0] not in ("errors.py", "pictures.py"):
+    if len(parts) == 1 and parts[0].removesuffix(".py") not in ORDER[0]:
         return  # the package's own front doors reach everything
     own = parts[0].removesuffix(".py")
     place = next(place for place, names in enumerate(ORDER) if own in names)

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from gqkva_convert.conversion.refinement.layerwise import FitSettings
 from gqkva_convert.demo_model.demo import MODEL
+from gqkva_convert.refinement.layerwise import FitSettings
 from uptraining.library import WINDOW
 
 CALIBRATION_WINDOWS = 256

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
@@ -19,6 +18,7 @@ from gqkva_convert.calibration.moments import (
     collect,
     sum_over_processes,
 )
+from gqkva_convert.checkpoint.cache import make_cache
 from gqkva_convert.errors import OutputError
 
 if TYPE_CHECKING:
@@ -32,13 +32,6 @@ HELD_OUT_ONE_IN = 8
 _FORMAT = 1
 # Pieces of each weight file that tell it from another of the same shapes.
 _PIECES, _PIECE_BYTES = 16, 64 << 10
-
-
-def cache_folder() -> Path:
-    """Where sums are kept: ``GQKVA_CACHE``, else ``gqkva`` in the user's cache folder."""
-    if "GQKVA_CACHE" in os.environ:
-        return Path(os.environ["GQKVA_CACHE"])
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "gqkva"
 
 
 def split_held_out(batches: Sequence[Batch]) -> tuple[list[Batch], list[Batch]]:
@@ -145,22 +138,6 @@ def calibrated_moments(
     if found is None:
         raise SystemExit(0)
     return found
-
-
-def make_cache(name: str) -> Path:
-    """A folder of the cache.
-
-    Raises:
-        OutputError: It cannot be made.
-    """
-    folder = cache_folder() / name
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise OutputError(
-            f"the cache {folder} fails ({error.strerror or error}); set GQKVA_CACHE to another folder"
-        ) from error
-    return folder
 
 
 def _read(file: Path) -> StoredMoments | None:

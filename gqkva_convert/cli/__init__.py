@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from gqkva_convert import __version__
+from gqkva_convert._version import __version__
 from gqkva_convert.cli import (
     bench,
     compare,

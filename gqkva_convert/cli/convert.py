@@ -38,7 +38,7 @@ from gqkva_convert.errors import LayoutError
 
 if TYPE_CHECKING:
     from gqkva_convert.conversion.convert import Conversion
-    from gqkva_convert.conversion.plan import BlockPlan
+    from gqkva_convert.plans.plan import BlockPlan
 
 
 def convert_command(
@@ -82,7 +82,7 @@ def convert_command(
 ) -> None:
     """Merge a checkpoint's heads and write the result, as a stock checkpoint where one can hold it."""
     from gqkva_convert.conversion.convert import kept_shards, prepare, write
-    from gqkva_convert.conversion.planning.request import make_request
+    from gqkva_convert.plans.request import make_request
 
     request = None
     if plan is None:
@@ -139,7 +139,7 @@ def convert_command(
             )
         raise
     if as_json:
-        from gqkva_convert.conversion.report import read_report
+        from gqkva_convert.records.report import read_report
 
         print_json({"folder": str(conversion.target), **read_report(conversion.target)})
     else:

@@ -46,8 +46,8 @@ def export_command(
     as_json: Json = False,
 ) -> None:
     """Rewrite a grouped checkpoint as a stock one, or as a GGUF file, that computes the same."""
-    from gqkva_convert.conversion.inspect import cache_bytes
     from gqkva_convert.runtimes.export import require_options
+    from gqkva_convert.source.caches import cache_bytes
 
     require_options(runtime, dtype, max_shard_size)
     if runtime is not None:

@@ -54,8 +54,8 @@ def plan_command(
     as_json: Json = False,
 ) -> None:
     """Choose groups and merge rules, and write them down for `gqkva convert --plan`."""
-    from gqkva_convert.conversion.planning.command import plan
-    from gqkva_convert.conversion.planning.request import make_request
+    from gqkva_convert.planning.command import plan
+    from gqkva_convert.plans.request import make_request
 
     request = make_request(
         gq=gq,

@@ -8,11 +8,11 @@ from pathlib import Path
 
 from gqkva_convert.checkpoint.sidecars import EVALUATION, REPORT
 from gqkva_convert.conversion.inspect import inspect
-from gqkva_convert.conversion.plan import Plan
-from gqkva_convert.conversion.report import read_report
 from gqkva_convert.data.names import short_name
 from gqkva_convert.errors import CheckpointError, EvaluationError
-from gqkva_convert.evaluation.measured import Interval, Result, Training, read_evaluation, read_training
+from gqkva_convert.plans.plan import Plan
+from gqkva_convert.records.measured import Interval, Result, Training, read_evaluation, read_training
+from gqkva_convert.records.report import read_report
 
 SIZES = {
     "parameters": "parameters",

@@ -12,7 +12,7 @@ from typing import Any
 from gqkva_convert.comparison.reading import SIZES, Measured, model_folders, read_measured
 from gqkva_convert.data.names import short_name
 from gqkva_convert.errors import EvaluationError
-from gqkva_convert.evaluation.measured import Interval
+from gqkva_convert.records.measured import Interval
 
 # Folders whose names differ in this alone are repetitions of one experiment.
 _SEED = re.compile(r"-seed\d+$")

@@ -6,7 +6,6 @@ import hashlib
 import json
 import shutil
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,20 +18,7 @@ from gqkva_convert.checkpoint.jsonfile import read_json, write_json
 from gqkva_convert.checkpoint.publish import published_folder, scratch_folder
 from gqkva_convert.checkpoint.reader import TensorReader
 from gqkva_convert.checkpoint.sidecars import REPORT, carried_files, copy_files
-from gqkva_convert.conversion.config import converted_config, write_config
-from gqkva_convert.conversion.execute import write_shards
-from gqkva_convert.conversion.model import SourceModel, open_model, read_model
-from gqkva_convert.conversion.plan import Plan
-from gqkva_convert.conversion.planning.choose import complete_plan, plan_model, request_plan
-from gqkva_convert.conversion.planning.file import read_plan
-from gqkva_convert.conversion.planning.request import Request
-from gqkva_convert.conversion.refinement.calibrated import CalibratedModel, Stages, no_stages
-from gqkva_convert.conversion.refinement.data_merges import DataMerges
-from gqkva_convert.conversion.report import count_parameters, describe_source, make_report, provenance
-from gqkva_convert.conversion.shards import Shard, make_shards, parse_size
-from gqkva_convert.conversion.steps.make import make_steps
-from gqkva_convert.conversion.steps.others import tied_copies
-from gqkva_convert.conversion.steps.step import Steps
+from gqkva_convert.conversion.report import make_report, provenance
 from gqkva_convert.errors import (
     CheckpointError,
     GqkvaError,
@@ -40,8 +26,21 @@ from gqkva_convert.errors import (
     OutputError,
     VerificationError,
 )
-
-Progress = Callable[[int], None]
+from gqkva_convert.planning.choose import complete_plan, plan_model, request_plan
+from gqkva_convert.plans.config import converted_config, write_config
+from gqkva_convert.plans.file import read_plan
+from gqkva_convert.plans.plan import Plan
+from gqkva_convert.plans.request import Request
+from gqkva_convert.progress import Progress, Stages, no_stages
+from gqkva_convert.records.report import count_parameters, describe_source
+from gqkva_convert.refinement.calibrated import CalibratedModel
+from gqkva_convert.refinement.data_merges import DataMerges
+from gqkva_convert.source.model import SourceModel, open_model, read_model
+from gqkva_convert.steps.execute import write_shards
+from gqkva_convert.steps.make import make_steps
+from gqkva_convert.steps.others import tied_copies
+from gqkva_convert.steps.shards import Shard, make_shards, parse_size
+from gqkva_convert.steps.step import Steps
 
 # What the scratch folder was begun for; another conversion must not continue it.
 _RUN = ".gqkva-run.json"

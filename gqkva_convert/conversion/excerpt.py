@@ -10,12 +10,12 @@ from typing import Any
 
 from gqkva_convert.checkpoint.folder import SAFETENSORS
 from gqkva_convert.checkpoint.jsonfile import write_json
-from gqkva_convert.conversion.config import converted_config
-from gqkva_convert.conversion.execute import write_shards
-from gqkva_convert.conversion.model import SourceModel, config_number
-from gqkva_convert.conversion.plan import BlockPlan, Plan
-from gqkva_convert.conversion.shards import Shard
-from gqkva_convert.conversion.steps.step import Steps
+from gqkva_convert.plans.config import converted_config
+from gqkva_convert.plans.plan import BlockPlan, Plan
+from gqkva_convert.source.model import SourceModel, config_number
+from gqkva_convert.steps.execute import write_shards
+from gqkva_convert.steps.shards import Shard
+from gqkva_convert.steps.step import Steps
 
 
 def write_excerpt(model: SourceModel, plan: Plan, steps: Steps, layers: Sequence[int], folder: Path) -> None:

@@ -10,12 +10,12 @@ from typing import Any
 from gqkva_convert.architectures import Attention, Key
 from gqkva_convert.checkpoint.hub import locate
 from gqkva_convert.conversion.convert import Conversion, planned_conversion
-from gqkva_convert.conversion.deci import DECI, require_deci_form
-from gqkva_convert.conversion.model import Block, SourceModel, active_norms, config_number, open_model
-from gqkva_convert.conversion.plan import BlockPlan, Plan
-from gqkva_convert.conversion.shards import parse_size
 from gqkva_convert.errors import LayoutError, NotExpressibleError
 from gqkva_convert.heads import HeadLayout
+from gqkva_convert.plans.plan import BlockPlan, Plan
+from gqkva_convert.source.deci import DECI, require_deci_form
+from gqkva_convert.source.model import Block, SourceModel, active_norms, config_number, open_model
+from gqkva_convert.steps.shards import parse_size
 
 Slots = tuple[tuple[int | None, ...], ...]
 

@@ -11,18 +11,18 @@ from gqkva_convert.architectures import FAMILIES, Family
 from gqkva_convert.checkpoint.dtypes import FLOAT_BY_NAME
 from gqkva_convert.checkpoint.jsonfile import read_json, write_json
 from gqkva_convert.checkpoint.publish import published_folder
-from gqkva_convert.conversion.config import config_for
 from gqkva_convert.conversion.init_processors import (
     default_config,
     fresh_tokenizer,
     image_processor,
     vocabulary_of,
 )
-from gqkva_convert.conversion.model import Block, block_layout, check_config, config_number, stored_part
-from gqkva_convert.conversion.plan import BlockPlan, Plan, plan_layouts
 from gqkva_convert.errors import CheckpointError, FamilyError, LayoutError
 from gqkva_convert.heads import Variant
 from gqkva_convert.modeling.families import GROUPED_FAMILIES
+from gqkva_convert.plans.config import config_for
+from gqkva_convert.plans.plan import BlockPlan, Plan, plan_layouts
+from gqkva_convert.source.model import Block, block_layout, check_config, config_number, stored_part
 
 
 def init(

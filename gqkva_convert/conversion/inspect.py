@@ -7,24 +7,23 @@ import re
 from pathlib import Path
 from typing import Any
 
-from gqkva_convert.checkpoint.dtypes import BITS, FLOATS
+from gqkva_convert.checkpoint.dtypes import FLOATS
 from gqkva_convert.checkpoint.folder import open_checkpoint
 from gqkva_convert.checkpoint.hub import is_hub_id, locate, open_remote
 from gqkva_convert.checkpoint.sidecars import REPORT
-from gqkva_convert.conversion.deci import DECI, is_deci
-from gqkva_convert.conversion.model import (
-    Block,
-    SourceModel,
-    active_norms,
-    projection_tensor,
-    read_model,
-)
-from gqkva_convert.conversion.plan import make_plan
-from gqkva_convert.conversion.report import read_report
-from gqkva_convert.conversion.rotary import rotary_fraction
-from gqkva_convert.conversion.steps.make import make_steps
 from gqkva_convert.errors import LayoutError
 from gqkva_convert.heads import HeadLayout, Variant, divisors
+from gqkva_convert.plans.plan import make_plan
+from gqkva_convert.records.report import read_report
+from gqkva_convert.source.caches import cache_bytes
+from gqkva_convert.source.deci import DECI, is_deci
+from gqkva_convert.source.model import (
+    SourceModel,
+    active_norms,
+    read_model,
+)
+from gqkva_convert.source.rotary import rotary_fraction
+from gqkva_convert.steps.make import make_steps
 
 # Display only: which part of a model a tensor outside attention belongs to. First match wins.
 _PARTS = (
@@ -75,28 +74,6 @@ def inspect(model: str | Path, revision: str | None = None) -> dict[str, Any]:
         ),
         "options": [_describe_option(source, variant) for variant in _variants(source)],
     }
-
-
-def cache_bytes(model: SourceModel, layouts: list[HeadLayout], cache: str) -> int:
-    """Bytes of keys and values that generation keeps for each position, in the dtype of the key projections.
-
-    Args:
-        model: The source.
-        layouts: A layout for each of its blocks.
-        cache: ``self`` for positions generated, ``cross`` for positions of the encoder.
-    """
-    return sum(
-        (layout.num_key_heads + layout.num_value_heads) * layout.head_dim * _key_bytes(model, block)
-        for block, layout in zip(model.blocks, layouts, strict=True)
-        if block.attention.cache == cache
-    )
-
-
-def _key_bytes(model: SourceModel, block: Block) -> int:
-    projection = next(p for p in block.attention.projections if "key" in p.roles)
-    weight = projection_tensor(model, block, projection, "weight")
-    assert weight is not None
-    return BITS[weight.dtype] // 8
 
 
 def _kinds(model: SourceModel) -> list[str]:

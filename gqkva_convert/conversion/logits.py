@@ -12,14 +12,14 @@ from typing import Any
 from gqkva_convert.checkpoint.digest import file_sha256
 from gqkva_convert.checkpoint.folder import SAFETENSORS
 from gqkva_convert.conversion.excerpt import excerpt_plan, reversed_plan, write_excerpt
-from gqkva_convert.conversion.model import SourceModel, open_model
-from gqkva_convert.conversion.plan import BlockPlan, Plan
 from gqkva_convert.conversion.proof import Proof
-from gqkva_convert.conversion.report import count_parameters
-from gqkva_convert.conversion.steps.make import make_steps
 from gqkva_convert.errors import OutputError
 from gqkva_convert.modeling.loading import example_inputs, load_model, main_output
 from gqkva_convert.modeling.quiet import quiet_transformers
+from gqkva_convert.plans.plan import BlockPlan, Plan
+from gqkva_convert.records.report import count_parameters
+from gqkva_convert.source.model import SourceModel, open_model
+from gqkva_convert.steps.make import make_steps
 from gqkva_convert.transforms.merge import RULES
 
 # float32 bytes of weights that these checks may load; a larger model is cut to a few layers.

@@ -5,11 +5,10 @@ from __future__ import annotations
 import datetime
 import hashlib
 import re
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import gqkva_convert
+from gqkva_convert._version import __version__
 from gqkva_convert.checkpoint.digest import file_sha256
 from gqkva_convert.checkpoint.dtypes import FLOATS
 from gqkva_convert.checkpoint.folder import Checkpoint
@@ -17,23 +16,22 @@ from gqkva_convert.checkpoint.hub import locate
 from gqkva_convert.checkpoint.jsonfile import replace_json
 from gqkva_convert.checkpoint.reader import TensorReader
 from gqkva_convert.checkpoint.sidecars import REPORT
-from gqkva_convert.conversion.compute import step_bytes
-from gqkva_convert.conversion.config import converted_config
-from gqkva_convert.conversion.joint import WEIGHTS_ALONE, JointMerges
 from gqkva_convert.conversion.logits import check_logits
-from gqkva_convert.conversion.model import SourceModel, is_grouped, open_model
-from gqkva_convert.conversion.plan import Plan
 from gqkva_convert.conversion.proof import Proof
-from gqkva_convert.conversion.report import describe_files, read_report, versions
-from gqkva_convert.conversion.steps.make import make_steps
-from gqkva_convert.conversion.steps.others import tied_copies
-from gqkva_convert.conversion.steps.step import Step
 from gqkva_convert.errors import VerificationError
 from gqkva_convert.modeling.bundle import modeling_text
 from gqkva_convert.modeling.families import GROUPED_FAMILIES, modeling_module
+from gqkva_convert.plans.config import converted_config
+from gqkva_convert.plans.plan import Plan
+from gqkva_convert.progress import Progress
+from gqkva_convert.records.report import describe_files, read_report, versions
+from gqkva_convert.source.model import SourceModel, is_grouped, open_model
+from gqkva_convert.steps.compute import step_bytes
+from gqkva_convert.steps.joint import WEIGHTS_ALONE, JointMerges
+from gqkva_convert.steps.make import make_steps
+from gqkva_convert.steps.others import tied_copies
+from gqkva_convert.steps.step import Step
 from gqkva_convert.transforms.precision import STORED, is_finite
-
-Progress = Callable[[int], None]
 
 CHUNK_BYTES = 4 << 20
 
@@ -206,13 +204,13 @@ def _check_modeling_file(proof: Proof, model: SourceModel) -> None:
     path = model.checkpoint.folder / f"{modeling_module(family)}.py"
     found = path.read_text(errors="replace") if path.is_file() else ""
     version = re.search(r"^Written by gqkva (\S+) ", found, re.MULTILINE)
-    failure, detail = None, f"{path.name} as gqkva {gqkva_convert.__version__} writes it"
+    failure, detail = None, f"{path.name} as gqkva {__version__} writes it"
     if not path.is_file():
         failure = f"{path.name} is missing: transformers cannot load the folder without gqkva"
-    elif version is not None and version[1] != gqkva_convert.__version__:
+    elif version is not None and version[1] != __version__:
         detail = f"{path.name} was not compared: it says that gqkva {version[1]} wrote it, this is another"
     elif found != modeling_text(family):
-        failure = f"{path.name} is not what gqkva {gqkva_convert.__version__} writes; do not trust it unread"
+        failure = f"{path.name} is not what gqkva {__version__} writes; do not trust it unread"
     proof.add("modelling file", failure, detail)
 
 

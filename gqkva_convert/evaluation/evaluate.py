@@ -10,7 +10,6 @@ from typing import Any
 from gqkva_convert.checkpoint.digest import files_sha256
 from gqkva_convert.checkpoint.folder import weight_files
 from gqkva_convert.checkpoint.hub import locate
-from gqkva_convert.conversion.refinement.calibrated import Stages, no_stages
 from gqkva_convert.data.names import everywhere
 from gqkva_convert.data.tasks import CAUSAL, EMBEDDING, IMAGES, MASKED, TEXTS, TO_TARGET
 from gqkva_convert.errors import EvaluationError
@@ -19,11 +18,12 @@ from gqkva_convert.evaluation.embeddings import measure_embeddings
 from gqkva_convert.evaluation.masked import score_masked
 from gqkva_convert.evaluation.metrics import Metric
 from gqkva_convert.evaluation.perplexity import score_windows
-from gqkva_convert.evaluation.results import add_results, describe_run, require_writable
 from gqkva_convert.evaluation.samples import windows
 from gqkva_convert.evaluation.settings import EvaluationSettings
 from gqkva_convert.evaluation.subject import Subject, open_subject
 from gqkva_convert.evaluation.targets import measure_targets
+from gqkva_convert.progress import Stages, no_stages
+from gqkva_convert.records.evaluations import add_results, describe_run, require_writable
 
 # What a user calls each task.
 TITLES = {

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from gqkva_convert.evaluation.agreement import AnswerScores, sample_sums, score_answers
 from gqkva_convert.evaluation.windows import Window
 from gqkva_convert.modeling.quiet import quiet_transformers
+from gqkva_convert.progress import Progress
 
 if TYPE_CHECKING:
     from pathlib import Path
-
-Progress = Callable[[int], None]
 
 
 def score_windows(

@@ -7,8 +7,6 @@ from pathlib import Path
 from typing import Any
 
 from gqkva_convert.checkpoint.hub import locate
-from gqkva_convert.conversion.model import open_model
-from gqkva_convert.conversion.refinement.calibrated import Stages
 from gqkva_convert.data.processors import has_other_words
 from gqkva_convert.data.tasks import IMAGES, find_task
 from gqkva_convert.errors import EvaluationError, first_line
@@ -17,6 +15,8 @@ from gqkva_convert.evaluation.settings import EvaluationSettings
 from gqkva_convert.modeling.families import MODEL_TYPE_PREFIX
 from gqkva_convert.modeling.loading import load_model
 from gqkva_convert.modeling.quiet import quiet_transformers
+from gqkva_convert.progress import Stages
+from gqkva_convert.source.model import open_model
 
 
 @dataclass(frozen=True)

@@ -1,12 +1,21 @@
 """Head layouts, named variants and groupings; no torch."""
 
-from gqkva_convert.heads.groupings import GROUPINGS, neighbour_order, random_order, without_reordering
+from gqkva_convert.heads.groupings import (
+    FOR_GRIDS,
+    GROUPINGS,
+    SEARCHED,
+    neighbour_order,
+    random_order,
+    without_reordering,
+)
 from gqkva_convert.heads.layout import ROLES, HeadLayout, divisors
 from gqkva_convert.heads.variants import Variant
 
 __all__ = [
+    "FOR_GRIDS",
     "GROUPINGS",
     "ROLES",
+    "SEARCHED",
     "HeadLayout",
     "Variant",
     "divisors",

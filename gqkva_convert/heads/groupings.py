@@ -12,19 +12,22 @@ import random
 
 from gqkva_convert.heads.layout import ROLES, HeadLayout
 
-GROUPINGS = (
-    "neighbour",
-    "random",
-    "weights",
-    "activations",
-    "activations-raw",
-    "asym",
-    "asym-raw",
-    "evolution",
-    "evolution-ec",
-    "key-norm",
-    "loss",
-)
+# Groupings that look at heads, and whether they need calibration data.
+SEARCHED = {
+    "weights": False,
+    "activations": True,
+    "activations-raw": True,
+    "asym": True,
+    "asym-raw": True,
+    "evolution": False,
+    "evolution-ec": False,
+    "key-norm": False,
+    "loss": False,
+}
+# Those that can assign heads to a grid whose queries are shared too.
+FOR_GRIDS = ("weights", "activations", "activations-raw", "loss")
+# All groupings, as `--grouping` names them.
+GROUPINGS = ("neighbour", "random", *SEARCHED)
 
 
 def neighbour_order(source: HeadLayout) -> tuple[int, ...]:

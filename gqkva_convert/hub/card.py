@@ -8,7 +8,7 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import gqkva_convert
+from gqkva_convert._version import __version__
 from gqkva_convert.checkpoint.sidecars import EVALUATION
 from gqkva_convert.data.names import short_name
 from gqkva_convert.errors import CheckpointError
@@ -92,7 +92,7 @@ def read_card(path: Path) -> str:
 
 
 def _mark(content: str) -> str:
-    return f"\n<!-- Written by gqkva {gqkva_convert.__version__}, sha256 {_digest(content)} -->\n"
+    return f"\n<!-- Written by gqkva {__version__}, sha256 {_digest(content)} -->\n"
 
 
 def _digest(content: str) -> str:

@@ -8,16 +8,16 @@ from typing import Any
 
 from gqkva_convert.checkpoint.digest import files_sha256
 from gqkva_convert.checkpoint.sidecars import BENCH, BENCH_PICTURE, EVALUATION
-from gqkva_convert.conversion.inspect import cache_bytes
-from gqkva_convert.conversion.model import SourceModel, is_grouped, open_model
-from gqkva_convert.conversion.plan import Plan
-from gqkva_convert.conversion.report import read_report
-from gqkva_convert.conversion.source_card import stated_card
 from gqkva_convert.data.names import short_name
 from gqkva_convert.errors import CheckpointError
-from gqkva_convert.evaluation.measured import Bench, Evaluation, read_bench, read_evaluation
 from gqkva_convert.hub.licences import FoundLicence, find_licence
 from gqkva_convert.modeling.families import GROUPED_FAMILIES
+from gqkva_convert.plans.plan import Plan
+from gqkva_convert.records.measured import Bench, Evaluation, read_bench, read_evaluation
+from gqkva_convert.records.report import read_report
+from gqkva_convert.records.source_card import stated_card
+from gqkva_convert.source.caches import cache_bytes
+from gqkva_convert.source.model import SourceModel, is_grouped, open_model
 
 # What the classes that an Auto class gives are for, as the Hub calls it, where that is one thing. The first
 # Auto class that gives a folder's class is the one to load it with.

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from gqkva_convert.checkpoint.sidecars import BENCH_PICTURE, PICTURES
-from gqkva_convert.conversion.plan import BlockPlan
-from gqkva_convert.evaluation.measured import Evaluation, Metric
 from gqkva_convert.pictures import pyplot, save_picture
+from gqkva_convert.plans.plan import BlockPlan
+from gqkva_convert.records.measured import Evaluation, Metric
 
 HEADS, SIZES, ERRORS, QUALITY, LOSS = PICTURES
 # What each file shows; the other model is what this one was measured beside.

@@ -8,16 +8,16 @@ from types import MappingProxyType
 from typing import Any
 
 from gqkva_convert.checkpoint.sidecars import BENCH_PICTURE
-from gqkva_convert.conversion.deci import DECI
-from gqkva_convert.conversion.plan import BlockPlan
 from gqkva_convert.data.names import short_name
-from gqkva_convert.evaluation.measured import Bench, Metric, Result, Row
 from gqkva_convert.heads import HeadLayout
 from gqkva_convert.hub.commands import making_commands
 from gqkva_convert.hub.facts import Facts
 from gqkva_convert.hub.licences import notices
 from gqkva_convert.hub.pictures import QUALITY
+from gqkva_convert.plans.plan import BlockPlan
+from gqkva_convert.records.measured import Bench, Metric, Result, Row
 from gqkva_convert.runtimes.gguf.families import RUNTIME_FAMILIES
+from gqkva_convert.source.deci import DECI
 
 # Runtimes besides llama.cpp that tests run stock results of these types in, with equal answers.
 OTHER_RUNTIMES = dict.fromkeys(("llama", "mistral"), "CTranslate2, ONNX Runtime and vLLM")

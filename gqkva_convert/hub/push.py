@@ -11,7 +11,6 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -20,8 +19,6 @@ from gqkva_convert.checkpoint.digest import file_sha256
 from gqkva_convert.checkpoint.folder import Checkpoint, open_checkpoint
 from gqkva_convert.checkpoint.jsonfile import read_json
 from gqkva_convert.checkpoint.sidecars import BENCH, EVALUATION, PAGE, REPORT
-from gqkva_convert.conversion.report import read_report
-from gqkva_convert.conversion.source_card import front_matter, stated_card
 from gqkva_convert.conversion.verify import require_verified
 from gqkva_convert.data.names import without_folders
 from gqkva_convert.errors import HubError, VerificationError
@@ -32,8 +29,9 @@ from gqkva_convert.hub.files import CARD, choose_files, refuse_tokens
 from gqkva_convert.hub.licences import duties, find_licence, obstacle
 from gqkva_convert.hub.pictures import QUALITY
 from gqkva_convert.hub.sending import Push, PushFile, Sending
-
-Progress = Callable[[int], None]
+from gqkva_convert.progress import Progress
+from gqkva_convert.records.report import read_report
+from gqkva_convert.records.source_card import front_matter, stated_card
 
 # Files that name models and data as they were called here.
 _RECORDS = (REPORT, EVALUATION, BENCH)

@@ -14,7 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import gqkva_convert
+from gqkva_convert._version import __version__
 from gqkva_convert.errors import HubError
 from gqkva_convert.hub.answers import Say, ask, redact
 from gqkva_convert.hub.card import is_ours
@@ -92,7 +92,7 @@ class Sending:
 
         self.prepared, self.repo = prepared, prepared.repo_id
         self.revision, self.create_pr, self.say = revision, create_pr, say
-        self.api = HfApi(library_name="gqkva", library_version=gqkva_convert.__version__)
+        self.api = HfApi(library_name="gqkva", library_version=__version__)
 
     def run(self, private: bool, message: str, new_card: bool) -> dict[str, Any]:
         self._check_account()

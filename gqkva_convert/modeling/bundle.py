@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-import gqkva_convert
+from gqkva_convert._version import __version__
 from gqkva_convert.modeling.families import GroupedFamily, grouped_name
 
-_PACKAGE = Path(gqkva_convert.__file__).parent
+_PACKAGE = Path(__file__).parents[1]
 _ROOTS = (
     ("gqkva_convert.modeling.models", "define_config"),
     ("gqkva_convert.modeling.models", "define_models"),
@@ -83,7 +83,7 @@ def modeling_text(family: GroupedFamily) -> str:
     for module, name in roots:
         _collect(module, name, needed, order, imports)
     body = [_module(module).definitions[place] for module in order for place in sorted(needed[module])]
-    header = _HEADER.format(model_type=family.model_type, version=gqkva_convert.__version__)
+    header = _HEADER.format(model_type=family.model_type, version=__version__)
     names = {"config": grouped_name(family.config), "block_class": block_class[1] if block_class else None}
     footer = _FOOTER.format(family=family, **names)
     lines = ["from __future__ import annotations", "", *sorted(imports)]

@@ -8,17 +8,17 @@ from pathlib import Path
 from typing import Any
 
 from gqkva_convert.checkpoint.hub import BUILT_IN, locate
-from gqkva_convert.conversion.model import open_model
-from gqkva_convert.conversion.planning.choose import request_plan
-from gqkva_convert.conversion.planning.request import make_request
-from gqkva_convert.conversion.steps.make import make_steps
 from gqkva_convert.errors import GqkvaError, RecipeError, TrainingError
 from gqkva_convert.evaluation.settings import EvaluationSettings
 from gqkva_convert.evaluation.speed.settings import BenchSettings, parse_counts
 from gqkva_convert.hub.push import check_name, check_place
+from gqkva_convert.planning.choose import request_plan
+from gqkva_convert.plans.request import make_request
 from gqkva_convert.recipes.commands import CommandLine
 from gqkva_convert.recipes.schema import Step
 from gqkva_convert.runtimes.export import require_options
+from gqkva_convert.source.model import open_model
+from gqkva_convert.steps.make import make_steps
 from gqkva_convert.uptraining.settings import TrainingSettings, make_settings, read_recipe
 
 # Options of `gqkva plan` and `gqkva convert` that say what to plan.

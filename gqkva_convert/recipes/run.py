@@ -14,7 +14,6 @@ from typing import Any
 
 from gqkva_convert.checkpoint.jsonfile import read_json
 from gqkva_convert.checkpoint.publish import locked
-from gqkva_convert.conversion.report import versions
 from gqkva_convert.errors import OutputError, RecipeError
 from gqkva_convert.recipes.checks import check_heads, check_options
 from gqkva_convert.recipes.commands import NO_STEPS, CommandLine, command_line
@@ -30,6 +29,7 @@ from gqkva_convert.recipes.state import (
     outputs_of,
     paths_of,
 )
+from gqkva_convert.records.report import versions
 
 LOG = "commands.sh"
 # What is told of a step: its line, its number, how many there are, and whether it was done before.

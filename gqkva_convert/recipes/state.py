@@ -14,8 +14,8 @@ from gqkva_convert.checkpoint.jsonfile import read_json, replace_json
 from gqkva_convert.checkpoint.sidecars import BENCH, EVALUATION, MEASURED, PAGE, PICTURES, REPORT
 from gqkva_convert.data.names import exists
 from gqkva_convert.errors import CheckpointError, RecipeError
-from gqkva_convert.evaluation.results import remove_results, result_keys
 from gqkva_convert.recipes.commands import CommandLine
+from gqkva_convert.records.evaluations import remove_results, result_keys
 from gqkva_convert.uptraining.settings import read_recipe
 
 STATE = "run.json"

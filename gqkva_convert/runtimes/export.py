@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from gqkva_convert.conversion.convert import Progress, write
+from gqkva_convert.conversion.convert import write
 from gqkva_convert.conversion.export import prepare_export
 from gqkva_convert.errors import LayoutError
+from gqkva_convert.progress import Progress
 from gqkva_convert.runtimes.gguf.write import prepare_gguf, write_gguf
 
 RUNTIMES = ("gguf",)

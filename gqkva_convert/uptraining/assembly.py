@@ -10,11 +10,11 @@ from typing import Any
 import torch
 
 from gqkva_convert.checkpoint.sidecars import REPORT
-from gqkva_convert.conversion.plan import Plan
-from gqkva_convert.conversion.report import read_report
 from gqkva_convert.data.tasks import CAUSAL, EMBEDDING, IMAGES, TO_TARGET, trained_task
 from gqkva_convert.errors import TrainingError
 from gqkva_convert.heads import ROLES
+from gqkva_convert.plans.plan import Plan
+from gqkva_convert.records.report import read_report
 from gqkva_convert.uptraining.engine.accelerating import make_accelerator, start_processes, use_liger
 from gqkva_convert.uptraining.engine.schedule import Schedule
 from gqkva_convert.uptraining.engine.trainer import Trainer

@@ -12,8 +12,8 @@ from gqkva_convert.checkpoint.folder import open_checkpoint
 from gqkva_convert.checkpoint.jsonfile import read_json, write_json
 from gqkva_convert.checkpoint.publish import published_folder
 from gqkva_convert.checkpoint.sidecars import MEASURED, REPORT, TRAINING
-from gqkva_convert.conversion.report import describe_files
 from gqkva_convert.errors import TrainingError
+from gqkva_convert.records.report import describe_files
 from gqkva_convert.uptraining.settings import TrainingSettings
 from gqkva_convert.uptraining.trainable import add_lora
 

@@ -15,8 +15,8 @@ import torch
 
 from gqkva_convert.checkpoint.folder import open_checkpoint
 from gqkva_convert.checkpoint.sidecars import REPORT
-from gqkva_convert.conversion.report import describe_files, versions
 from gqkva_convert.errors import TrainingError
+from gqkva_convert.records.report import describe_files, versions
 from gqkva_convert.uptraining.assembly import Assembly, Watch
 from gqkva_convert.uptraining.engine.accelerating import start_processes
 from gqkva_convert.uptraining.engine.trainer import Trainer

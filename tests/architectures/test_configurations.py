@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from gqkva_convert.architectures import FAMILIES
-from gqkva_convert.conversion.model import block_layout, check_config
 from gqkva_convert.errors import FamilyError
+from gqkva_convert.source.model import block_layout, check_config
 
 HERE = Path("model")
 

@@ -14,10 +14,10 @@ import transformers
 
 from gqkva_convert.architectures import FAMILIES, Family
 from gqkva_convert.conversion.excerpt import write_excerpt
-from gqkva_convert.conversion.model import block_layout, config_number, open_model
-from gqkva_convert.conversion.plan import BlockPlan, Plan
-from gqkva_convert.conversion.steps.make import make_steps
 from gqkva_convert.heads import HeadLayout
+from gqkva_convert.plans.plan import BlockPlan, Plan
+from gqkva_convert.source.model import block_layout, config_number, open_model
+from gqkva_convert.steps.make import make_steps
 
 every_family = pytest.mark.parametrize("family", FAMILIES.values(), ids=list(FAMILIES))
 NATIVE = [family for family in FAMILIES.values() if family.is_native]
@@ -193,8 +193,8 @@ def test_heads_may_be_reordered_with_the_output_projection(
 
 def test_heads_with_a_bias_of_their_own_keep_their_places(tiny: TinyFolder) -> None:
     """T5's position bias has a column a head and one table for all layers, so its heads cannot move."""
-    from gqkva_convert.conversion.plan import make_plan
     from gqkva_convert.heads import Variant
+    from gqkva_convert.plans.plan import make_plan
 
     model = open_model(tiny("t5"))
     plan = make_plan(model, Variant(None, 2), grouping="random", seed=4)

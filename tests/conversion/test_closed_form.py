@@ -15,11 +15,11 @@ from typer.testing import Result
 
 from gqkva_convert import convert, verify
 from gqkva_convert.architectures import FAMILIES
-from gqkva_convert.conversion.model import open_model
-from gqkva_convert.conversion.rotary import rotary_features
 from gqkva_convert.demo_model.demo import MODEL, held_out_windows
 from gqkva_convert.evaluation.perplexity import language_loss, load_causal_lm
 from gqkva_convert.modeling.loading import load_model
+from gqkva_convert.source.model import open_model
+from gqkva_convert.source.rotary import rotary_features
 
 Tiny = Callable[[str], Path]
 
@@ -77,9 +77,9 @@ def test_heads_that_differ_by_an_invariance_merge_without_loss(
 def _turned_copy(equal: Path, source: Path, folder: Path) -> Path:
     """The stock model of a grouped one, each of its heads in a random basis of its own."""
     from gqkva_convert.conversion.excerpt import reversed_plan, write_excerpt
-    from gqkva_convert.conversion.plan import Plan
-    from gqkva_convert.conversion.report import read_report
-    from gqkva_convert.conversion.steps.make import make_steps
+    from gqkva_convert.plans.plan import Plan
+    from gqkva_convert.records.report import read_report
+    from gqkva_convert.steps.make import make_steps
 
     grouped, back = open_model(equal), reversed_plan(Plan.from_dict(read_report(equal)["plan"]))
     layers = range(1 + max(block.layer for block in grouped.blocks))

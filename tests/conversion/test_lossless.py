@@ -16,8 +16,8 @@ from safetensors.numpy import load_file
 from gqkva_convert import convert, verify
 from gqkva_convert.architectures import FAMILIES, Family
 from gqkva_convert.conversion.excerpt import reversed_plan, write_excerpt
-from gqkva_convert.conversion.model import open_model
-from gqkva_convert.conversion.steps.make import make_steps
+from gqkva_convert.source.model import open_model
+from gqkva_convert.steps.make import make_steps
 
 NATIVE = [family for family in FAMILIES.values() if family.is_native]
 every_native = pytest.mark.parametrize("family", NATIVE, ids=lambda family: family.model_type)

@@ -11,11 +11,11 @@ import torch
 import transformers
 
 from gqkva_convert import convert, export, verify
-from gqkva_convert.conversion.model import open_model
 from gqkva_convert.heads import HeadLayout
 from gqkva_convert.modeling.classes import GqkvaBertConfig, GqkvaBertModel
 from gqkva_convert.modeling.layouts import layouts_to_config
 from gqkva_convert.modeling.loading import load_model
+from gqkva_convert.source.model import open_model
 
 TEXTS = ["The cat sits on the mat.", "Grouped attention keeps a smaller cache.", "Rain is expected tomorrow."]
 

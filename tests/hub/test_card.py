@@ -19,10 +19,10 @@ from gqkva_convert.checkpoint.digest import files_sha256
 from gqkva_convert.checkpoint.hub import Located
 from gqkva_convert.conversion.convert import planned_conversion, write
 from gqkva_convert.conversion.inspect import inspect
-from gqkva_convert.conversion.model import open_model
 from gqkva_convert.data.names import short_name
 from gqkva_convert.errors import CheckpointError
 from gqkva_convert.hub.card import is_ours, model_card, read_card
+from gqkva_convert.source.model import open_model
 
 METRIC = {
     "metric": "perplexity",

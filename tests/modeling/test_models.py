@@ -14,8 +14,8 @@ import transformers
 from grouped_pairs import VARIANTS, layout, load_pair, plan_of, write_expanded, write_pair
 
 from gqkva_convert.architectures import FAMILIES
-from gqkva_convert.conversion.model import open_model
 from gqkva_convert.modeling.loading import load_model, main_output
+from gqkva_convert.source.model import open_model
 
 Tiny = Callable[[str], Path]
 CAUSAL = [name for name, family in FAMILIES.items() if "CausalLM" in family.architecture] + ["gpt2"]

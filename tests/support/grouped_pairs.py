@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import Any
 
 from gqkva_convert.conversion.excerpt import reversed_plan, write_excerpt
-from gqkva_convert.conversion.model import SourceModel, open_model
-from gqkva_convert.conversion.plan import BlockPlan, Plan
-from gqkva_convert.conversion.steps.make import make_steps
 from gqkva_convert.heads import HeadLayout, neighbour_order, random_order, without_reordering
 from gqkva_convert.modeling.loading import load_model
+from gqkva_convert.plans.plan import BlockPlan, Plan
+from gqkva_convert.source.model import SourceModel, open_model
+from gqkva_convert.steps.make import make_steps
 
 VARIANTS = ("MHA", "MQA", "GQA", "random GQA", "unequal", "MKVA", "GKVA", "GQKVA", "mixed", "apart")
 

@@ -12,14 +12,14 @@ from typing import TYPE_CHECKING, Any
 
 from gqkva_convert.checkpoint.digest import files_sha256
 from gqkva_convert.checkpoint.hub import locate
-from gqkva_convert.conversion.model import open_model
-from gqkva_convert.conversion.refinement.calibrated import Stages, no_stages
 from gqkva_convert.errors import EvaluationError, OutputError
-from gqkva_convert.evaluation.results import machine
 from gqkva_convert.evaluation.speed.results import save_results
 from gqkva_convert.evaluation.speed.rows import CONVERTED, ORIGINAL, speedups
 from gqkva_convert.evaluation.speed.settings import BenchSettings
 from gqkva_convert.modeling.quiet import quiet_transformers
+from gqkva_convert.progress import Stages, no_stages
+from gqkva_convert.records.evaluations import machine
+from gqkva_convert.source.model import open_model
 
 if TYPE_CHECKING:
     from gqkva_convert.evaluation.speed.run import Run

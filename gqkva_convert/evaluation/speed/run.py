@@ -8,8 +8,6 @@ from typing import Any
 
 import torch
 
-from gqkva_convert.conversion.model import SourceModel
-from gqkva_convert.conversion.refinement.calibrated import Stages
 from gqkva_convert.errors import EvaluationError, first_line
 from gqkva_convert.evaluation.device import find_device
 from gqkva_convert.evaluation.speed.fit import Fit, Needs, fit, working_bytes
@@ -36,6 +34,8 @@ from gqkva_convert.evaluation.speed.workloads import (
     positions_of,
 )
 from gqkva_convert.modeling.loading import load_model
+from gqkva_convert.progress import Stages
+from gqkva_convert.source.model import SourceModel
 
 _CONTEXTS, _INPUTS = (4096, 32768), (512,)
 # No more rounds of reading prompts in a row once they have taken so long for each model.

@@ -6,11 +6,11 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-from gqkva_convert.conversion.model import SourceModel
-from gqkva_convert.conversion.plan import Plan
-from gqkva_convert.conversion.rotary import rotary_features, rotary_fraction
 from gqkva_convert.errors import FamilyError, NotExpressibleError
+from gqkva_convert.plans.plan import Plan
 from gqkva_convert.runtimes.gguf.families import RuntimeFamily
+from gqkva_convert.source.model import SourceModel
+from gqkva_convert.source.rotary import rotary_features, rotary_fraction
 
 # Beyond it a number does not fit GGUF's float32.
 _LARGEST = 3e38

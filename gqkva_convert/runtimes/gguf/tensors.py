@@ -12,14 +12,14 @@ import numpy as np
 
 from gqkva_convert.checkpoint.dtypes import FLOATS
 from gqkva_convert.checkpoint.reader import Bytes, TensorReader
-from gqkva_convert.conversion.compute import step_bytes
-from gqkva_convert.conversion.joint import JointMerges
-from gqkva_convert.conversion.model import SourceModel, config_number
-from gqkva_convert.conversion.plan import Plan
-from gqkva_convert.conversion.steps.step import Step, Steps
 from gqkva_convert.errors import FamilyError, NotExpressibleError, WeightError
+from gqkva_convert.plans.plan import Plan
 from gqkva_convert.runtimes.gguf.families import RuntimeFamily, Shape
 from gqkva_convert.runtimes.gguf.package import load_gguf
+from gqkva_convert.source.model import SourceModel, config_number
+from gqkva_convert.steps.compute import step_bytes
+from gqkva_convert.steps.joint import JointMerges
+from gqkva_convert.steps.step import Step, Steps
 from gqkva_convert.transforms.precision import STORED, Array, decode, is_finite
 
 # Names on the command line, and GGUF's.

@@ -6,7 +6,7 @@ import datetime
 import importlib.metadata
 import shutil
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -19,15 +19,13 @@ from gqkva_convert.checkpoint.jsonfile import write_json
 from gqkva_convert.checkpoint.publish import published_folder
 from gqkva_convert.checkpoint.reader import TensorReader
 from gqkva_convert.checkpoint.sidecars import GGUF_REPORT
-from gqkva_convert.conversion.config import converted_config
 from gqkva_convert.conversion.convert import Conversion
-from gqkva_convert.conversion.deci import DECI, require_deci_form
 from gqkva_convert.conversion.export import key_value_counts, prepare_export, require_architecture
-from gqkva_convert.conversion.joint import JointMerges
-from gqkva_convert.conversion.model import SourceModel
-from gqkva_convert.conversion.plan import Plan
-from gqkva_convert.conversion.report import count_parameters, describe_source, versions
 from gqkva_convert.errors import LayoutError, NotExpressibleError, OutputError, VerificationError
+from gqkva_convert.plans.config import converted_config
+from gqkva_convert.plans.plan import Plan
+from gqkva_convert.progress import Progress
+from gqkva_convert.records.report import count_parameters, describe_source, versions
 from gqkva_convert.runtimes.gguf.families import RUNTIME_FAMILIES, RuntimeFamily
 from gqkva_convert.runtimes.gguf.hyperparameters import (
     Rope,
@@ -46,9 +44,10 @@ from gqkva_convert.runtimes.gguf.tensors import (
 )
 from gqkva_convert.runtimes.gguf.tokenizer import read_vocabulary
 from gqkva_convert.runtimes.gguf.vocabulary import Vocabulary
+from gqkva_convert.source.deci import DECI, require_deci_form
+from gqkva_convert.source.model import SourceModel
+from gqkva_convert.steps.joint import JointMerges
 from gqkva_convert.transforms.precision import Array
-
-Progress = Callable[[int], None]
 
 FORMAT_VERSION = 1
 # llama.cpp keeps keys and values in float16 unless told otherwise.

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 from gqkva_convert.checkpoint.folder import open_checkpoint
 from gqkva_convert.checkpoint.hub import locate
 from gqkva_convert.checkpoint.publish import published_folder
-from gqkva_convert.conversion.refinement.calibrated import Stages, no_stages
 from gqkva_convert.errors import TrainingError
+from gqkva_convert.progress import Stages, no_stages
 from gqkva_convert.uptraining.settings import TrainingSettings
 
 if TYPE_CHECKING:

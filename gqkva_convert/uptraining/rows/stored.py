@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from gqkva_convert.calibration.cache import make_cache
+from gqkva_convert.checkpoint.cache import make_cache
 from gqkva_convert.data.records import read_records
 from gqkva_convert.errors import DataError
 from gqkva_convert.uptraining.rows.making import TEXTS, RowMaker

@@ -1,0 +1,101 @@
+"""`gqkva plan`: choose, write the plan file, draw the pictures."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from gqkva_convert.checkpoint.hub import locate
+from gqkva_convert.checkpoint.jsonfile import write_json
+from gqkva_convert.errors import OutputError
+from gqkva_convert.planning.choose import plan_model
+from gqkva_convert.planning.findings import Findings, look_at
+from gqkva_convert.planning.pictures import draw_findings
+from gqkva_convert.plans.file import write_plan
+from gqkva_convert.plans.plan import Plan
+from gqkva_convert.plans.request import Request
+from gqkva_convert.progress import Stages, no_stages
+from gqkva_convert.source.model import open_model
+
+_FRONT = "front.json"
+
+
+def plan(
+    model: str | Path,
+    out: str | Path,
+    request: Request,
+    *,
+    revision: str | None = None,
+    pictures: bool = True,
+    overwrite: bool = False,
+    stages: Stages = no_stages,
+) -> dict[str, Any]:
+    """Choose a conversion's groups and merge rules and write them to a file that `convert` takes.
+
+    Args:
+        model: Checkpoint folder or Hub id.
+        out: Plan file (JSON). Pictures go into the folder of its name without ending.
+        request: What is asked.
+        revision: Branch, tag or commit of a Hub id.
+        pictures: Draw head similarities with the groups, what each cheap grouping loses by layer, and the
+            front of ``evolution``.
+        overwrite: Replace files that are there.
+        stages: Shows progress.
+
+    Returns:
+        JSON data: the plan, a row a block with what the closed form loses, the front of ``evolution``
+        (errors, numbers of heads and groups of its points), and the files written.
+
+    Raises:
+        GqkvaError: It cannot be planned or written.
+    """
+    file = Path(out)
+    folder = file.with_suffix("")
+    if file.suffix != ".json":
+        raise OutputError(f"{file}: a plan file ends in .json")
+    for path in (file, folder) if pictures else (file,):
+        if path.exists() and not overwrite:
+            raise OutputError(f"{path} already exists; choose another name or give --overwrite")
+    if folder.is_file():
+        raise OutputError(f"{folder} is a file, and the pictures go into a folder of that name")
+    located = locate(str(model), revision)
+    source = open_model(located.folder)
+    chosen, calibrated, findings = plan_model(located, source, request, stages, compare=pictures)
+    if findings is None:
+        findings = look_at(source, chosen, calibrated, compare=pictures)
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        scratch = file.with_name(f".{file.name}.new")
+        write_plan(chosen, scratch)
+        scratch.replace(file)
+        written = [str(file)]
+        if pictures and findings.groups:
+            folder.mkdir(exist_ok=True)
+            written += [str(path) for path in draw_findings(findings, chosen.grouping, folder)]
+            if findings.front is not None:
+                write_json(folder / _FRONT, asdict(findings.front))
+                written.append(str(folder / _FRONT))
+    except OSError as error:
+        raise OutputError(f"{file} cannot be written: {error.strerror or error}") from error
+    front = None if findings.front is None else asdict(findings.front)
+    return {"plan": chosen.to_dict(), "rows": _rows(chosen, findings), "front": front, "written": written}
+
+
+def _rows(plan: Plan, findings: Findings) -> list[dict[str, Any]]:
+    rows = []
+    for block in plan.blocks:
+        place = block.kind, block.layer
+        groups = " ".join("+".join(map(str, group)) for group in block.groups("key"))
+        rows.append(
+            {
+                "kind": block.kind,
+                "layer": block.layer,
+                "from": block.source.name,
+                "to": block.target.name,
+                "loss": findings.losses.get(place),
+                "neighbour_loss": findings.neighbour_losses.get(place),
+                "groups": groups,
+            }
+        )
+    return rows

@@ -1,0 +1,283 @@
+"""Choosing the groups of every block: from statistics to layouts and orders of heads."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from dataclasses import dataclass
+from itertools import combinations
+
+import numpy as np
+
+from gqkva_convert.checkpoint.reader import TensorReader
+from gqkva_convert.errors import LayoutError
+from gqkva_convert.grouping.allocation import sizes_by_norm
+from gqkva_convert.grouping.costs import (
+    activation_similarity,
+    closed_form_loss,
+    grid_loss,
+    key_loss,
+    loss_similarity,
+    mean_cost,
+    query_similarity,
+)
+from gqkva_convert.grouping.search import Groups, Search, neighbour_groups, search_grid
+from gqkva_convert.grouping.statistics import Array, BlockStatistics, head_products
+from gqkva_convert.heads import HeadLayout, without_reordering
+from gqkva_convert.plans.plan import BlockPlan, GroupRules
+from gqkva_convert.source.model import Block, SourceModel
+from gqkva_convert.source.rotary import rotary_features
+from gqkva_convert.steps.joint import InputMoments, gain_moments, source_heads
+from gqkva_convert.steps.step import Joint
+from gqkva_convert.transforms.turning import Turning
+
+# Times heads: grids whose true loss a search may look at; one of 32 heads of 128 takes seconds.
+_GRID_LOOKS = 1200
+# Groups whose exact cost a search may look at, after it has searched with a quick one.
+_EXACT_LOOKS = 800
+# The same for a search that is only drawn beside the one chosen.
+_COMPARED_LOOKS = 100
+
+
+@dataclass(frozen=True)
+class Grouped:
+    """The groups of one block.
+
+    Attributes:
+        groups: Units (stored key/value heads of the source) of each group.
+        loss: What the closed form loses of them, relative to the block.
+        neighbour_loss: The same of as many neighbour groups.
+    """
+
+    groups: Groups
+    loss: float
+    neighbour_loss: float
+
+
+def block_statistics(
+    model: SourceModel,
+    block: Block,
+    reader: TensorReader,
+    measured: InputMoments | None,
+    queries: bool = False,
+) -> BlockStatistics:
+    """Inner products of a block's heads, from weights and, where there are any, measured moments.
+
+    Raises:
+        LayoutError: Its key and value heads are not shared alike.
+    """
+    layout = block.layout
+    if layout.key != layout.value:
+        raise LayoutError(
+            f"{block.where}: keys and values are grouped apart; their heads cannot be regrouped"
+        )
+    in_place = tuple(range(layout.num_attention_heads))
+    plan = BlockPlan(block.attention.kind, block.layer, layout, layout, in_place)
+    joint = Joint(model, block, plan, GroupRules.same("closed-form", layout))
+    heads = {role: found.astype(np.float64) for role, found in source_heads(joint, reader).items()}
+    moments = measured or gain_moments(joint, reader)
+    head_dim, units = layout.head_dim, layout.num_key_heads
+    key_readers, value_readers = np.zeros((2, units, head_dim, head_dim))
+    for head in in_place:
+        key_readers[layout.key[head]] += head_products(
+            heads["query"][layout.query[head]][None], moments.query
+        )
+        value_readers[layout.value[head]] += heads["output"][head] @ heads["output"][head].T
+    first, second = rotary_features(model, block)
+    return BlockStatistics(
+        head_dim,
+        tuple(first),
+        tuple(second),
+        head_products(heads["key"], moments.key),
+        head_products(heads["value"], moments.key),
+        head_products(heads["query"], moments.query) if queries else np.zeros((0, 0)),
+        key_readers,
+        value_readers,
+    )
+
+
+def similarity(statistics: BlockStatistics, grouping: str) -> Array:
+    """The inner products that a grouping searches by, ``(units, units)``."""
+    if grouping == "loss":
+        return loss_similarity(statistics)
+    return activation_similarity(statistics, aligned=not grouping.endswith("-raw"))
+
+
+def search_groups(
+    statistics: BlockStatistics, grouping: str, count: int, seed: str, looks: int = _EXACT_LOOKS
+) -> Grouped:
+    """Groups of one block; evolution, which looks at all layers together, is not of these.
+
+    Args:
+        statistics: Of the block.
+        grouping: Name of `SEARCHED`.
+        count: Number of groups.
+        seed: Seed of the search.
+        looks: Groups whose exact cost ``loss`` may look at, which takes most of its time.
+    """
+    groups = _searched(statistics, grouping, count, seed)
+    neighbours = neighbour_groups(statistics.units, count)
+    neighbour_loss = total_loss(statistics, neighbours)
+    if grouping == "loss" and count not in (1, statistics.units):
+        groups = _polished(statistics, groups, seed, looks)
+    loss = neighbour_loss if groups == neighbours else total_loss(statistics, groups)
+    if grouping == "loss" and neighbour_loss < loss:
+        groups, loss = neighbours, neighbour_loss
+    return Grouped(groups, loss, neighbour_loss)
+
+
+def _searched(statistics: BlockStatistics, grouping: str, count: int, seed: str) -> Groups:
+    """Groups by the quick cost of a grouping."""
+    if grouping == "key-norm":
+        return _by_key_norm(statistics, count)
+    search = Search(mean_cost(similarity(statistics, grouping)), statistics.units, seed)
+    return search.unequal(count) if grouping.startswith("asym") else search.equal(count)
+
+
+def total_loss(statistics: BlockStatistics, groups: Groups) -> float:
+    """What the closed form loses of all groups of a block, relative to the block."""
+    return sum(closed_form_loss(statistics, group) for group in groups)
+
+
+def compare_groupings(
+    statistics: BlockStatistics,
+    weights: BlockStatistics | None,
+    chosen: str,
+    found: Grouped,
+    seed: str,
+) -> dict[str, float]:
+    """What the closed form loses of the groups that other groupings would give, relative to the block.
+
+    Args:
+        statistics: Of the block, as the chosen grouping saw it.
+        weights: The same from weights alone where ``statistics`` are measured; None where they are not.
+        chosen: The grouping chosen.
+        found: What it found.
+        seed: Seed of the searches.
+
+    Returns:
+        By grouping, ``neighbour`` and the chosen one included; ``loss`` is searched less long than if chosen.
+    """
+    count = len(found.groups)
+    losses = {"neighbour": found.neighbour_loss}
+    for grouping in ("weights",) if weights is None else ("weights", "activations", "asym"):
+        if grouping != chosen:
+            seen = weights if weights is not None and grouping == "weights" else statistics
+            losses[grouping] = total_loss(statistics, _searched(seen, grouping, count, seed))
+    if chosen != "loss":
+        losses["loss"] = search_groups(statistics, "loss", count, seed, _COMPARED_LOOKS).loss
+    return losses | {chosen: found.loss}
+
+
+def _polished(statistics: BlockStatistics, groups: Groups, seed: str, allowed: int) -> Groups:
+    """Swaps by the keys' own residual, as long as they fit the time."""
+    looks = 0
+
+    def cost(group: tuple[int, ...]) -> float:
+        nonlocal looks
+        looks += 1
+        return key_loss(statistics, group) if looks <= allowed else np.inf
+
+    return Search(cost, statistics.units, seed).improve(groups, moves=False)
+
+
+def _by_key_norm(statistics: BlockStatistics, count: int) -> Groups:
+    """Neighbours, in groups whose sizes follow the norms of the keys they would have (KDGQA, frozen)."""
+    units, head_dim = statistics.units, statistics.head_dim
+    energies = np.diagonal(statistics.keys).reshape(units, head_dim).sum(axis=1)
+    norms = np.array([np.sqrt(energies[list(group)]).mean() for group in neighbour_groups(units, count)])
+    places = iter(range(units))
+    return tuple(tuple(next(places) for _ in range(size)) for size in sizes_by_norm(norms, units))
+
+
+def block_plan(block: Block, groups: Groups) -> BlockPlan:
+    """A block whose units merge by groups; stock order where they are of equal size."""
+    layout = block.layout
+    readers = {
+        unit: [head for head, stored in enumerate(layout.key) if stored == unit]
+        for unit in range(layout.num_key_heads)
+    }
+    order = tuple(head for group in groups for unit in group for head in readers[unit])
+    sizes = [sum(len(readers[unit]) for unit in group) for group in groups]
+    target = HeadLayout.unequal(sizes, layout.head_dim)
+    if block.attention.head_bias is not None:
+        target, order = without_reordering(order, target), tuple(range(len(order)))
+    return BlockPlan(block.attention.kind, block.layer, layout, target, order)
+
+
+def grid_plan(
+    block: Block,
+    statistics: BlockStatistics,
+    grouping: str,
+    target: HeadLayout,
+    turning: Turning,
+    seed: str,
+) -> tuple[BlockPlan, float, float]:
+    """A block whose queries are shared too: heads assigned to a grid (GQKVA) or to rows (GKVA).
+
+    A quick search proposes; under ``loss``, what the closed form loses decides between the proposal and the
+    heads as they stand, and over swaps from the better of them, as far as `_GRID_LOOKS` reach.
+
+    Returns:
+        The block, what the closed form loses of it, and what it loses of the heads as they stand.
+    """
+    rows = target.num_query_heads
+    across = mean_cost(query_similarity(statistics))
+    if target.num_key_heads == target.num_attention_heads:
+        groups = Search(across, statistics.units, seed).equal(rows)
+        proposal = tuple(head for group in groups for head in group)
+    else:
+        down = mean_cost(similarity(statistics, grouping))
+        grid = search_grid(across, down, rows, target.num_key_heads, seed)
+        proposal = tuple(head for row in grid for head in row)
+
+    def loss(order: tuple[int, ...]) -> float:
+        return grid_loss(statistics, order, target.query, target.key, turning)
+
+    order, in_place = proposal, tuple(range(statistics.units))
+    neighbour_loss = loss(in_place)
+    if grouping == "loss":
+        looks = _GRID_LOOKS // statistics.units
+        order = _swapped(min((in_place, proposal), key=loss), loss, looks, seed)
+    found = loss(order)
+    if block.attention.head_bias is not None:
+        target, order = without_reordering(order, target), in_place
+    plan = BlockPlan(block.attention.kind, block.layer, block.layout, target, order)
+    return plan, found, neighbour_loss
+
+
+def weigh_grid(statistics: BlockStatistics, plan: BlockPlan, role: str, turning: Turning) -> Grouped:
+    """What the closed form loses of a grid, and of the heads as they stand.
+
+    Args:
+        statistics: Of the block, those of its queries included.
+        plan: What happens to its heads.
+        role: Whose groups to name.
+        turning: How positions turn its heads.
+    """
+    in_place, target = tuple(range(statistics.units)), plan.target
+    order = tuple(head for head in plan.order if head is not None)
+    losses = [grid_loss(statistics, tried, target.query, target.key, turning) for tried in (order, in_place)]
+    return Grouped(plan.groups(role), *losses)
+
+
+def _swapped(
+    order: tuple[int, ...], loss: Callable[[tuple[int, ...]], float], looks: int, seed: str
+) -> tuple[int, ...]:
+    """Swaps of two places that lose less, in random order, until all are tried or so many looks are taken."""
+    pairs = list(combinations(range(len(order)), 2))
+    shuffle = random.Random(seed)
+    best, improved = loss(order), True
+    while improved:
+        improved = False
+        shuffle.shuffle(pairs)
+        for one, other in pairs:
+            if looks <= 0:
+                return order
+            looks -= 1
+            tried = list(order)
+            tried[one], tried[other] = tried[other], tried[one]
+            found = loss(tuple(tried))
+            if found < best * (1 - 1e-9):
+                order, best, improved = tuple(tried), found, True
+    return order

@@ -1,0 +1,1 @@
+"""What will happen to the heads, as data: plans, plan files, requests, configurations."""

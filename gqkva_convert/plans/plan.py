@@ -1,0 +1,339 @@
+"""Everything a conversion will do to the heads, as data: layouts, groups and merge rules, block by block."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from gqkva_convert.architectures import Family
+from gqkva_convert.calibration.data import DataSettings
+from gqkva_convert.checkpoint.dtypes import FLOAT_BY_NAME
+from gqkva_convert.errors import CheckpointError, LayoutError
+from gqkva_convert.heads import (
+    GROUPINGS,
+    HeadLayout,
+    Variant,
+    neighbour_order,
+    random_order,
+    without_reordering,
+)
+from gqkva_convert.source.model import Block, SourceModel
+from gqkva_convert.transforms.merge import RULES
+
+
+@dataclass(frozen=True)
+class GroupRules:
+    """Merge rules of single groups, where they differ (``--merge auto``).
+
+    Attributes:
+        scores: For each stored key head, the rule that it and the queries that read it merge by.
+        values: For each stored value head, the rule that it merges by.
+    """
+
+    scores: tuple[str, ...]
+    values: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        for rule in (*self.scores, *self.values):
+            if rule not in GROUP_RULES:
+                raise LayoutError(
+                    f"no merge rule {rule!r} for a group; choose one of {', '.join(GROUP_RULES)}"
+                )
+
+    @classmethod
+    def same(cls, rule: str, target: HeadLayout) -> GroupRules:
+        """One rule for every group."""
+        return cls((rule,) * target.num_key_heads, (rule,) * target.num_value_heads)
+
+
+# Refinements on calibration data, in the order they run.
+REFINEMENTS = ("layerwise", "output")
+# What `GroupRules` may name.
+GROUP_RULES = ("closed-form", "closed-form-weights", "aligned", "aligned-rescaled", "mean")
+
+
+@dataclass(frozen=True)
+class BlockPlan:
+    """What happens to the heads of one attention block.
+
+    Attributes:
+        kind: Kind of attention, as the family's table names it.
+        layer: Number of the layer.
+        source: Layout of the source.
+        target: Layout of the result.
+        order: Source attention head that each attention head of the result was; None for one that is added
+            and whose output counts for nothing.
+        rules: Merge rules of its groups where they are not all the plan's.
+    """
+
+    kind: str
+    layer: int
+    source: HeadLayout
+    target: HeadLayout
+    order: tuple[int | None, ...]
+    rules: GroupRules | None = None
+
+    def __post_init__(self) -> None:
+        if any(head is not None and type(head) is not int for head in self.order):
+            raise LayoutError(f"layer {self.layer}, {self.kind}: an order is made of whole numbers")
+        if self.target.head_dim != self.source.head_dim:
+            raise LayoutError(
+                f"layer {self.layer}, {self.kind}: a target of {self.target.head_dim} features a head, the "
+                f"source has {self.source.head_dim}"
+            )
+        shares_queries = self.target.num_query_heads < self.target.num_attention_heads
+        if self.rules is not None and shares_queries and len(set(self.rules.scores)) > 1:
+            raise LayoutError(
+                f"layer {self.layer}, {self.kind}: with shared queries all key heads merge by one rule, "
+                f"found {', '.join(sorted(set(self.rules.scores)))}"
+            )
+        heads = self.source.num_attention_heads
+        kept = [head for head in self.order if head is not None]
+        if len(set(kept)) < len(kept) or not set(kept) <= set(range(heads)):
+            raise LayoutError(f"layer {self.layer}, {self.kind}: the order is not one of its {heads} heads")
+        if len(self.order) != self.target.num_attention_heads:
+            raise LayoutError(
+                f"layer {self.layer}, {self.kind}: an order of {len(self.order)} heads for "
+                f"{self.target.num_attention_heads} attention heads"
+            )
+        counts = self.target.num_key_heads, self.target.num_value_heads
+        if self.rules is not None and (len(self.rules.scores), len(self.rules.values)) != counts:
+            raise LayoutError(
+                f"layer {self.layer}, {self.kind}: rules for {len(self.rules.scores)} key and "
+                f"{len(self.rules.values)} value heads, the layout has {counts[0]} and {counts[1]}"
+            )
+
+    def groups(self, role: str) -> tuple[tuple[int, ...], ...]:
+        """For each stored head of the result, the source's stored heads that it is merged from.
+
+        One that only added heads read repeats the source's first.
+        """
+        source, target = self.source.stored_heads(role), self.target.stored_heads(role)
+        groups: list[dict[int, None]] = [{} for _ in set(target)]
+        for head, stored in zip(self.order, target, strict=True):
+            if head is not None:
+                groups[stored][source[head]] = None
+        return tuple(tuple(group) or (0,) for group in groups)
+
+    def reversed(self) -> BlockPlan:
+        """The plan that gives every head of the source its merged head back, in the source's order."""
+        places = tuple(self.order.index(head) for head in range(self.source.num_attention_heads))
+        return BlockPlan(self.kind, self.layer, self.target, self.source, places)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The block as JSON data; heads that keep their places are not listed."""
+        in_place = self.order == tuple(range(len(self.order)))
+        return {
+            "kind": self.kind,
+            "layer": self.layer,
+            "source": self.source.to_dict(),
+            "target": self.target.to_dict(),
+            "order": None if in_place else list(self.order),
+            **(
+                {"rules": {"scores": list(self.rules.scores), "values": list(self.rules.values)}}
+                if self.rules
+                else {}
+            ),
+        }
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> BlockPlan:
+        """Read what `to_dict` wrote."""
+        source = HeadLayout.from_dict(data["source"])
+        order = range(source.num_attention_heads) if data["order"] is None else data["order"]
+        rules = data.get("rules")
+        return cls(
+            data["kind"],
+            data["layer"],
+            source,
+            HeadLayout.from_dict(data["target"]),
+            tuple(order),
+            GroupRules(tuple(rules["scores"]), tuple(rules["values"])) if rules else None,
+        )
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A whole conversion.
+
+    Attributes:
+        variant: The variant's short name, such as ``gqa-8``.
+        grouping: How the groups were chosen.
+        merge: Name of the merge rule.
+        seed: Seed of everything drawn at random.
+        dtype: Hugging Face name of the dtype wanted, or None to keep each tensor's own.
+        blocks: One entry per attention block.
+        architecture: Stock model type to write where it is not the source's own.
+        calibration: Data that groups, rules or merged heads were found with.
+        refine: Refinements on that data, in order.
+    """
+
+    variant: str
+    grouping: str
+    merge: str
+    seed: int
+    dtype: str | None
+    blocks: tuple[BlockPlan, ...]
+    architecture: str | None = None
+    calibration: DataSettings | None = None
+    refine: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.merge not in RULES:
+            raise LayoutError(f"no merge rule {self.merge!r}; choose one of {', '.join(RULES)}")
+        if self.grouping not in GROUPINGS:
+            raise LayoutError(f"no grouping {self.grouping!r}; choose one of {', '.join(GROUPINGS)}")
+        if type(self.seed) is not int or self.seed < 0:
+            raise LayoutError(f"a seed is a whole number from 0 on, found {self.seed!r}")
+        if self.refine != tuple(name for name in REFINEMENTS if name in self.refine):
+            raise LayoutError(
+                f"refine lists, in this order, any of {', '.join(REFINEMENTS)}; found {self.refine!r}"
+            )
+        if any(block.rules for block in self.blocks) and not RULES[self.merge].is_joint:
+            raise LayoutError(f"rules of groups go with merge auto or another joint rule, not {self.merge}")
+        if self.refine and not RULES[self.merge].is_joint:
+            raise LayoutError(
+                f"--refine goes on from a merge of whole blocks, which --merge {self.merge} is not"
+            )
+        if self.dtype is not None and self.dtype not in FLOAT_BY_NAME:
+            raise LayoutError(f"no dtype {self.dtype!r}; choose one of {', '.join(FLOAT_BY_NAME)}")
+
+    @property
+    def wants_rules(self) -> bool:
+        """Whether rules of groups are still to be compared."""
+        merging = (block for block in self.blocks if block.target != block.source)
+        return self.merge == "auto" and any(block.rules is None for block in merging)
+
+    @property
+    def looks_at_data(self) -> bool:
+        """Whether it cannot be carried out without calibration data."""
+        return bool(self.refine) or self.wants_rules
+
+    def is_native(self, family: Family) -> bool:
+        """Whether the family's stock architecture can hold the result."""
+        for attention in family.attention:
+            targets = {block.target for block in self.blocks if block.kind == attention.kind}
+            if len(targets) > 1 or not all(target.is_stock_gqa for target in targets):
+                return False
+            if attention.num_key_value_heads is None and any(target.name != "MHA" for target in targets):
+                return False
+        return True
+
+    def to_dict(self) -> dict[str, Any]:
+        """The plan as JSON data; `from_dict` reads it back."""
+        return {
+            "variant": self.variant,
+            "grouping": self.grouping,
+            "merge": self.merge,
+            "seed": self.seed,
+            "dtype": self.dtype,
+            "architecture": self.architecture,
+            "calibration": asdict(self.calibration) if self.calibration else None,
+            "refine": list(self.refine),
+            "blocks": [block.to_dict() for block in self.blocks],
+        }
+
+    @classmethod
+    def from_dict(cls, data: Any) -> Plan:
+        """Read what `to_dict` wrote.
+
+        Raises:
+            CheckpointError: It is not a plan.
+        """
+        try:
+            blocks = tuple(BlockPlan.from_dict(block) for block in data["blocks"])
+            names = ("variant", "grouping", "merge", "seed", "dtype")
+            calibration = data.get("calibration")
+            return cls(
+                **{name: data[name] for name in names},
+                blocks=blocks,
+                architecture=data.get("architecture"),
+                calibration=DataSettings(**calibration) if calibration else None,
+                refine=_names(data.get("refine")),
+            )
+        except (KeyError, TypeError) as error:
+            raise CheckpointError(f"not a conversion plan: {error!r}") from error
+
+
+def _names(data: Any) -> tuple[str, ...]:
+    if data is not None and not isinstance(data, list):
+        raise LayoutError(f"refine is a list of names, found {data!r}")
+    return tuple(data or ())
+
+
+def make_plan(
+    model: SourceModel,
+    variant: Variant,
+    *,
+    blocks: str | None = None,
+    grouping: str = "neighbour",
+    merge: str = "closed-form",
+    seed: int = 0,
+    dtype: str | None = None,
+) -> Plan:
+    """Choose the layout and the groups of every attention block; reads no weights.
+
+    Args:
+        model: The source.
+        variant: Heads to keep.
+        blocks: Kinds of attention to convert, separated by commas; the others stay as they are. ``decoder``
+            means all of a decoder, cross-attention too (as Ainslie et al., 2023, arXiv 2305.13245, convert
+            T5); ``cross`` cross-attention alone. None for all.
+        grouping: Which heads become one.
+        merge: How heads become one.
+        seed: Seed of everything drawn at random.
+        dtype: Dtype wanted.
+
+    Raises:
+        LayoutError: The numbers of heads, the kinds, the grouping or the rule cannot be.
+    """
+    targets = plan_layouts(model.family, model.blocks, variant, blocks)
+    planned = tuple(
+        _plan_block(block, target, grouping, seed)
+        for block, target in zip(model.blocks, targets, strict=True)
+    )
+    return Plan(variant.slug, grouping, merge, seed, dtype, planned)
+
+
+def plan_layouts(
+    family: Family, blocks: Sequence[Block], variant: Variant, kinds: str | None
+) -> tuple[HeadLayout, ...]:
+    """The layout that each block gets, heads in neighbour order; those not chosen keep theirs.
+
+    Raises:
+        LayoutError: The numbers of heads or the kinds cannot be.
+    """
+    chosen = chosen_kinds(family, kinds)
+    targets = []
+    for block in blocks:
+        try:
+            targets.append(variant.layout(block.layout) if block.attention.kind in chosen else block.layout)
+        except LayoutError as error:
+            raise LayoutError(f"{block.attention.kind} attention: {error}") from error
+    return tuple(targets)
+
+
+def chosen_kinds(family: Family, blocks: str | None) -> set[str]:
+    """Kinds of attention that are converted; see `make_plan`."""
+    kinds = {attention.kind for attention in family.attention}
+    if blocks is None:
+        return kinds
+    asked = {name.strip() for name in blocks.split(",")}
+    if not asked <= kinds:
+        raise LayoutError(
+            f"{family.model_type} has no {', '.join(sorted(asked - kinds)) or 'unnamed'} attention; "
+            f"choose of {', '.join(sorted(kinds))}"
+        )
+    return asked | ({"cross"} & kinds if "decoder" in asked else set())
+
+
+def _plan_block(block: Block, target: HeadLayout, grouping: str, seed: int) -> BlockPlan:
+    kind, layer, source = block.attention.kind, block.layer, block.layout
+    if grouping == "random" and target != source:
+        order = random_order(source, target, f"{seed}/{kind}/{layer}")
+        if block.attention.head_bias is not None:
+            target, order = without_reordering(order, target), neighbour_order(source)
+    else:
+        order = neighbour_order(source)
+    return BlockPlan(kind, layer, source, target, order)

@@ -1,0 +1,146 @@
+"""What a conversion is asked to be, and what is meant where nothing is said."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from gqkva_convert.calibration.data import DataSettings
+from gqkva_convert.errors import LayoutError
+from gqkva_convert.heads import FOR_GRIDS, SEARCHED, Variant
+from gqkva_convert.plans.plan import REFINEMENTS
+from gqkva_convert.transforms.merge import RULES
+
+
+@dataclass(frozen=True)
+class Request:
+    """What a conversion is asked to be.
+
+    Attributes:
+        gq: Query heads to keep; None keeps all.
+        gkv: Key/value heads to keep; None keeps all.
+        kv_budget: Key/value heads of all layers together, as ``"25%"`` of the source's or a number; each
+            layer then keeps as many as lose least together.
+        blocks: Kinds of attention, separated by commas; None for all.
+        grouping: Which heads become one; None for ``loss`` with data and ``neighbour`` without.
+        merge: How heads become one; None for ``auto`` with data and ``closed-form`` without.
+        refine: Refinements, separated by commas; None for ``output`` with data.
+        seed: Seed of everything drawn at random.
+        dtype: Dtype wanted; None keeps each tensor's.
+        calibration: Data to run through the model; None for weights alone.
+    """
+
+    gq: int | None = None
+    gkv: int | None = None
+    kv_budget: str | None = None
+    blocks: str | None = None
+    grouping: str | None = None
+    merge: str | None = None
+    refine: str | None = None
+    seed: int = 0
+    dtype: str | None = None
+    calibration: DataSettings | None = None
+
+    def __post_init__(self) -> None:
+        if self.kv_budget is not None and (self.gkv is not None or self.gq is not None):
+            raise LayoutError("--kv-budget chooses the numbers of heads itself; leave --gkv and --gq out")
+        if self.kv_budget is not None:
+            object.__setattr__(self, "kv_budget", self.kv_budget.replace(" ", ""))
+        if self.seed < 0:
+            raise LayoutError(f"--seed {self.seed}: give a number from 0 on")
+        if self.gq is not None and self.chosen_grouping in SEARCHED and self.chosen_grouping not in FOR_GRIDS:
+            raise LayoutError(
+                f"--grouping {self.chosen_grouping} chooses key/value heads alone; with --gq use neighbour, "
+                f"random, {', '.join(FOR_GRIDS)}"
+            )
+        if self.calibration is None:
+            if self.merge == "auto":
+                raise LayoutError(
+                    "--merge auto compares rules on data: give --calibration, or choose one rule"
+                )
+            if self.refinements:
+                raise LayoutError(f"--refine {self.refine} fits to data: give --calibration")
+            if SEARCHED.get(self.chosen_grouping):
+                raise LayoutError(
+                    f"--grouping {self.grouping} compares heads on data: give --calibration, or use weights"
+                )
+
+    @property
+    def chosen_grouping(self) -> str:
+        if self.grouping is not None:
+            return self.grouping
+        return "neighbour" if self.calibration is None and self.kv_budget is None else "loss"
+
+    @property
+    def chosen_merge(self) -> str:
+        if self.merge is not None:
+            return self.merge
+        return "closed-form" if self.calibration is None else "auto"
+
+    @property
+    def refinements(self) -> tuple[str, ...]:
+        if self.refine is None:
+            merge = RULES.get(self.chosen_merge)
+            return () if self.calibration is None or merge is None or not merge.is_joint else ("output",)
+        return parse_refinements(self.refine)
+
+    def words(self) -> list[str]:
+        """The options of `gqkva convert` that ask for this."""
+        names = ("gq", "gkv", "kv_budget", "blocks", "grouping", "merge", "refine", "dtype")
+        options: dict[str, Any] = {name: getattr(self, name) for name in names}
+        options["seed"] = self.seed or None
+        if self.calibration is not None:
+            options["calibration"] = self.calibration.data
+            options["calibration_samples"] = self.calibration.samples
+            options["calibration_length"] = self.calibration.length
+        given = {name: value for name, value in options.items() if value is not None}
+        return [word for name, value in given.items() for word in (f"--{name.replace('_', '-')}", str(value))]
+
+    @property
+    def variant(self) -> Variant | None:
+        return None if self.kv_budget is not None else Variant(self.gq, self.gkv)
+
+
+def make_request(
+    *,
+    calibration: str | None = None,
+    samples: int | None = None,
+    length: int | None = None,
+    seed: int | None = None,
+    **wishes: Any,
+) -> Request:
+    """A request as the command line's options put it.
+
+    Args:
+        calibration: Name of the data to run through the model.
+        samples: Of the data; None for 128.
+        length: Of each sample.
+        seed: None for 0.
+        wishes: The other attributes of `Request`.
+
+    Raises:
+        LayoutError: The options contradict each other.
+    """
+    settings, seed = None, seed or 0
+    if calibration is not None:
+        settings = DataSettings(
+            calibration, samples=128 if samples is None else samples, length=length, seed=seed
+        )
+    elif samples is not None or length is not None:
+        raise LayoutError("--calibration-samples and --calibration-length go with --calibration")
+    return Request(**wishes, seed=seed, calibration=settings)
+
+
+def parse_refinements(text: str | None) -> tuple[str, ...]:
+    """Names separated by commas, in the order they run; ``none`` alone, or None, for none.
+
+    Raises:
+        LayoutError: There is no such refinement.
+    """
+    if text is None or text.strip() == "none":
+        return ()
+    asked = {name.strip() for name in text.split(",")}
+    if not asked <= set(REFINEMENTS):
+        wrong = ", ".join(repr(name) for name in sorted(asked - set(REFINEMENTS)))
+        raise LayoutError(f"no refinement {wrong}; choose of {', '.join(REFINEMENTS)}, or none alone")
+    return tuple(name for name in REFINEMENTS if name in asked)

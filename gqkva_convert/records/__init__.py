@@ -1,0 +1,1 @@
+"""What lies beside weights: reports, measurements, the source's card; written and read by the same types."""

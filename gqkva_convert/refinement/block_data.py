@@ -1,0 +1,129 @@
+"""A block's recorded calls and what the original block answers, sequences of one shape side by side."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gqkva_convert.refinement.block_network import BlockNetwork, TensorHeads, positions_of
+
+# Positions that run side by side where nothing is learned.
+_SIDE_BY_SIDE = 4096
+
+
+class BlockData:
+    """A block's recorded calls, and what the original block answers to them.
+
+    Args:
+        network: The block.
+        calls: One call a sequence.
+        output: Its original output projection, ``(heads * head_dim, hidden)``, heads in the source's order.
+
+    Attributes:
+        answers: For each call what the original block gives, ``(positions, hidden)`` without padding.
+        energy: Their sum of squares.
+        alike: Numbers of the calls that can run side by side, a list for each shape.
+    """
+
+    def __init__(self, network: BlockNetwork, calls: Sequence[dict[str, Any]], output: Tensor) -> None:
+        self.network = network
+        self.calls = list(calls)
+        shapes: dict[Any, list[int]] = {}
+        for number, call in enumerate(self.calls):
+            shapes.setdefault(_shape(call), []).append(number)
+        self.alike = list(shapes.values())
+        found: dict[int, Tensor] = {}
+        with torch.no_grad():
+            for numbers in self.parts():
+                answer = network.attended(None, self.joined(numbers)) @ output
+                valid = [self.calls[number]["valid"] for number in numbers]
+                sizes = [
+                    len(answer) // len(numbers) if one is None else int(one.bool().sum()) for one in valid
+                ]
+                found |= dict(zip(numbers, torch.split(answer, sizes), strict=True))
+        self.answers = [found[number] for number in range(len(self.calls))]
+        self.energy = sum(float(answer.square().sum()) for answer in self.answers)
+
+    def parts(self) -> Iterator[list[int]]:
+        """All calls once, those of one shape together up to a few thousand positions."""
+        for numbers in self.alike:
+            step = max(1, _SIDE_BY_SIDE // max(positions_of(self.calls[numbers[0]]), 1))
+            for start in range(0, len(numbers), step):
+                yield numbers[start : start + step]
+
+    def joined(self, numbers: Sequence[int]) -> dict[str, Any]:
+        """Calls of one shape as one."""
+        call: dict[str, Any] = _side_by_side([self.calls[number] for number in numbers])
+        return call
+
+    def joined_answers(self, numbers: Sequence[int]) -> Tensor:
+        """What the original block gives to `joined` calls."""
+        return torch.cat([self.answers[number] for number in numbers])
+
+    def draws(self, positions: int, seed: int) -> Iterator[list[list[int]]]:
+        """Without end, what a step of a fit reads: lists of calls of one shape, all drawn before any again.
+
+        Args:
+            positions: Least number of positions in a step, if there are as many.
+            seed: Seed of the order.
+        """
+        generator = torch.Generator().manual_seed(seed)
+
+        def shuffled(values: Sequence[Any]) -> list[Any]:
+            return [values[number] for number in torch.randperm(len(values), generator=generator).tolist()]
+
+        while True:
+            parts: list[list[int]] = []
+            for numbers in self.alike:
+                parts += self._cut(shuffled(numbers), positions)
+            step: list[list[int]] = []
+            drawn = False
+            for part in shuffled(parts):
+                step.append(part)
+                if sum(len(self.answers[number]) for one in step for number in one) >= positions:
+                    yield step
+                    step, drawn = [], True
+            if not drawn:
+                yield step
+
+    def _cut(self, numbers: Sequence[int], positions: int) -> list[list[int]]:
+        parts: list[list[int]] = [[]]
+        for number in numbers:
+            if sum(len(self.answers[one]) for one in parts[-1]) >= positions:
+                parts.append([])
+            parts[-1].append(number)
+        return parts
+
+    def error(self, heads: TensorHeads) -> float:
+        """Squared error of the block's output relative to its energy."""
+        output = self.network.output_weight(heads)
+        total = 0.0
+        with torch.no_grad():
+            for numbers in self.parts():
+                given = self.network.attended(heads, self.joined(numbers)) @ output
+                total += float((given - self.joined_answers(numbers)).square().sum())
+        return total / max(self.energy, 1e-30)
+
+
+def _shape(value: Any) -> Any:
+    if isinstance(value, Tensor):
+        return tuple(value.shape)
+    if isinstance(value, dict):
+        return tuple((name, _shape(part)) for name, part in value.items())
+    return tuple(_shape(part) for part in value) if isinstance(value, (tuple, list)) else value
+
+
+def _side_by_side(values: Sequence[Any]) -> Any:
+    """Values of several sequences as one batch; what is the same for all, or not of one sequence, stays."""
+    first = values[0]
+    if isinstance(first, Tensor):
+        is_shared = len(values) > 1 and all(value.data_ptr() == first.data_ptr() for value in values)
+        return first if is_shared or first.ndim == 0 or len(first) != 1 else torch.cat(list(values))
+    if isinstance(first, dict):
+        return {name: _side_by_side([value[name] for value in values]) for name in first}
+    if isinstance(first, (tuple, list)):
+        return tuple(_side_by_side(part) for part in zip(*values, strict=True))
+    return first

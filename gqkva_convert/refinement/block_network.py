@@ -1,0 +1,208 @@
+"""One attention block run on its own, with the heads of a conversion in place of its own.
+
+The stock block runs with every head replaced by the head it was merged into, so that no family needs code
+here; its output projection is left out, and applied outside.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from gqkva_convert.architectures import Projection
+from gqkva_convert.errors import NotExpressibleError
+from gqkva_convert.heads import ROLES
+from gqkva_convert.modeling.resize import find_projection, is_fused
+from gqkva_convert.refinement.observed import watch
+from gqkva_convert.source.model import active_norms, has_bias
+from gqkva_convert.steps.blocks import head_start
+from gqkva_convert.steps.joint import Heads
+from gqkva_convert.steps.step import Joint
+
+_OUTPUTS = ("o_proj", "out_proj", "out_lin", "dense", "c_proj", "o")
+# A stored head of the conversion by role and number, as `joint.Heads`.
+TensorHeads = dict[tuple[str, int], Tensor]
+
+
+class BlockNetwork:
+    """A block of the source that can be run with merged heads.
+
+    Args:
+        joint: The block and what happens to its heads.
+        block: Its module in the source's network, on any device or offloaded.
+        device: Where to run.
+
+    Raises:
+        NotExpressibleError: A source head would have to be two different merged heads at once.
+    """
+
+    def __init__(self, joint: Joint, block: nn.Module, device: torch.device) -> None:
+        self.joint = joint
+        self.device = device
+        self.module, self.state = _standalone(block, device)
+        self.places = [joint.plan.order.index(head) for head in range(joint.plan.source.num_attention_heads)]
+        self.read = {role: self._read(role) for role in ROLES}
+
+    def _read(self, role: str) -> list[int]:
+        """For each stored head of the source, the merged head that its readers read."""
+        source, target = self.joint.plan.source.stored_heads(role), self.joint.plan.target.stored_heads(role)
+        found: dict[int, int] = {}
+        for head, place in enumerate(self.places):
+            if found.setdefault(source[head], target[place]) != target[place]:
+                raise NotExpressibleError(
+                    f"{self.joint.block.where}: {role} head {source[head]} would become two merged heads; "
+                    "refinement needs each to become one"
+                )
+        return [found[stored] for stored in sorted(found)]
+
+    def attended(self, heads: TensorHeads | None, call: dict[str, Any]) -> Tensor:
+        """What the heads attend to, before the output projection, at positions that are not padding.
+
+        Args:
+            heads: Merged heads; None for the block's own.
+            call: What the block is called with.
+
+        Returns:
+            ``(positions, heads * head_dim)``, heads in the source's order.
+        """
+        state = self.state if heads is None else self.state | self._expanded(heads)
+        args, kwargs = _moved(call["args"], self.device), _moved(call["kwargs"], self.device)
+        found: Any = torch.func.functional_call(self.module, state, tuple(args), kwargs)
+        attended: Tensor = found[0] if isinstance(found, tuple) else found
+        attended = attended.flatten(0, -2)
+        valid = call["valid"]
+        return attended if valid is None else attended[valid.flatten().bool().to(attended.device)]
+
+    def output_weight(self, heads: TensorHeads) -> Tensor:
+        """The merged output projection, blocks in the source's order, ``(heads * head_dim, hidden)``."""
+        return torch.cat([heads["output", place] for place in self.places])
+
+    def _expanded(self, heads: TensorHeads) -> dict[str, Tensor]:
+        """The source block's parameters with every head replaced by the one it was merged into."""
+        plan, attention, config = self.joint.plan, self.joint.block.attention, self.joint.model.config
+        rows = {role: torch.cat([heads[role, stored] for stored in self.read[role]]) for role in ROLES}
+        parameters: dict[str, Tensor] = {}
+        for projection in attention.projections:
+            if projection.roles == ("output",):
+                continue
+            name = find_projection(self.module, projection.roles[0])
+            joined = torch.cat([rows[role] for role in projection.roles])
+            if is_fused(self.module):
+                joined = joined[self._row_order(projection).to(joined.device)]
+            inputs = self.state[f"{name}.weight"].shape[1 - projection.head_axis]
+            weight = joined[:, :inputs]
+            parameters[f"{name}.weight"] = weight if projection.head_axis == 0 else weight.T
+            if has_bias(config, projection.bias):
+                parameters[f"{name}.bias"] = joined[:, -1]
+        for norm in active_norms(config, attention):
+            if norm.span != "shared":
+                parameters |= self._merged_gains(norm.role, norm.span, plan.source.head_dim)
+        return parameters
+
+    def _row_order(self, projection: Projection) -> Tensor:
+        """For each row of a fused projection, its place when roles follow one another, heads in order."""
+        plan, head_dim = self.joint.plan, self.joint.plan.source.head_dim
+        counts = [len(set(plan.source.stored_heads(role))) for role in projection.roles]
+        order = torch.empty(sum(counts) * head_dim, dtype=torch.long)
+        before = 0
+        for role, count in zip(projection.roles, counts, strict=True):
+            for head in range(count):
+                start = head_start(projection, plan, role, head)
+                order[start : start + head_dim] = torch.arange(before, before + head_dim)
+                before += head_dim
+        return order
+
+    def _merged_gains(self, role: str, span: str, head_dim: int) -> dict[str, Tensor]:
+        """Gains of a norm that holds one for each head, each replaced by its group's mean."""
+        pattern = ("q_norm", "q_layernorm") if role == "query" else ("k_norm", "k_layernorm")
+        names = [name for name in self.state if name.startswith(pattern)]
+        groups = self.joint.plan.groups(role)
+        if span == "all_heads":
+            return {
+                name: torch.cat(
+                    [
+                        self.state[name].view(-1, head_dim)[list(groups[stored])].mean(0)
+                        for stored in self.read[role]
+                    ]
+                )
+                for name in names
+            }
+        by_head = {int(name.split(".")[-2]): name for name in names}
+        return {
+            by_head[head]: torch.stack([self.state[by_head[member]] for member in groups[stored]]).mean(0)
+            for head, stored in enumerate(self.read[role])
+        }
+
+
+def to_tensors(heads: Heads, device: torch.device) -> TensorHeads:
+    """Merged heads as float32 tensors."""
+    return {name: torch.from_numpy(head).to(device, torch.float32) for name, head in heads.items()}
+
+
+def to_arrays(heads: TensorHeads) -> Heads:
+    """Tensors as float64 heads."""
+    return {name: head.detach().double().cpu().numpy() for name, head in heads.items()}
+
+
+def _standalone(block: nn.Module, device: torch.device) -> tuple[nn.Module, dict[str, Tensor]]:
+    """A float32 copy of a block without its output projection, and its parameters, wherever they were."""
+    from accelerate.hooks import remove_hook_from_module
+    from accelerate.utils import align_module_device
+
+    state: dict[str, Tensor] = {}
+    for prefix, part in block.named_modules():
+        with align_module_device(part):
+            for name, value in part.named_parameters(recurse=False):
+                state[f"{prefix}.{name}" if prefix else name] = value.detach().to(
+                    device, torch.float32, copy=True
+                )
+    module = remove_hook_from_module(copy.deepcopy(block), recurse=True)
+    for name in _OUTPUTS:
+        if isinstance(getattr(module, name, None), nn.Module):
+            setattr(module, name, nn.Identity())
+            state = {key: value for key, value in state.items() if not key.startswith(f"{name}.")}
+    watch(module)
+    module.to_empty(device=device) if any(p.is_meta for p in module.parameters()) else module.to(device)
+    return module.eval().requires_grad_(False), state
+
+
+def _moved(value: Any, device: torch.device) -> Any:
+    if isinstance(value, Tensor):
+        return value.to(device, torch.float32 if value.is_floating_point() else None)
+    if isinstance(value, dict):
+        return {name: _moved(part, device) for name, part in value.items()}
+    if isinstance(value, (tuple, list)):
+        return tuple(_moved(part, device) for part in value)
+    return value
+
+
+def positions_of(call: dict[str, Any]) -> int:
+    """Positions of a call's sequences, padding included."""
+    return int(_states(call).shape[1])
+
+
+def _states(call: dict[str, Any]) -> Any:
+    return call["kwargs"].get("hidden_states", call["args"][0] if call["args"] else None)
+
+
+def sequences(call: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """A call of several sequences as calls of one each."""
+    count = len(_states(call))
+
+    def part(value: Any, number: int) -> Any:
+        if isinstance(value, Tensor) and value.ndim and len(value) == count:
+            return value[number : number + 1]
+        if isinstance(value, dict):
+            return {name: part(one, number) for name, one in value.items()}
+        return tuple(part(one, number) for one in value) if isinstance(value, (tuple, list)) else value
+
+    for number in range(count):
+        yield {
+            "args": part(tuple(call["args"]), number),
+            "kwargs": part(call["kwargs"], number),
+            "valid": part(call["valid"], number),
+        }

@@ -1,0 +1,179 @@
+"""A source with data to run through it: its moments, and the calls of its attention blocks."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+import weakref
+from collections.abc import Callable
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from gqkva_convert.calibration.data import DataSettings
+from gqkva_convert.checkpoint.hub import Located
+from gqkva_convert.errors import OutputError, WeightError
+from gqkva_convert.progress import Stages, no_stages
+from gqkva_convert.records.report import describe_files
+from gqkva_convert.source.model import SourceModel
+from gqkva_convert.steps.joint import InputMoments, has_input_bias
+
+if TYPE_CHECKING:
+    from gqkva_convert.calibration.capture import Calls
+    from gqkva_convert.calibration.data import Batch
+    from gqkva_convert.calibration.moments import StoredMoments
+
+# Positions that blocks are refined on; their inputs are kept on disk meanwhile. So many in any case, and more
+# where they stay within some bytes.
+_LEAST_POSITIONS, _MOST_POSITIONS = 65_536, 262_144
+_SPILLED_BYTES = 16 << 30
+
+
+class CalibratedModel:
+    """A source model and the data it is calibrated on; everything is done when first asked for.
+
+    Args:
+        located: The source.
+        model: The same, opened.
+        settings: The data.
+        stages: Shows progress.
+    """
+
+    def __init__(
+        self, located: Located, model: SourceModel, settings: DataSettings, stages: Stages = no_stages
+    ) -> None:
+        self.located = located
+        self.model = model
+        self.settings = settings
+        self.stages = stages
+        self._recorded: tuple[set[tuple[str, int]], Calls, int] | None = None
+        self._remove: Callable[[], Any] = lambda: None
+
+    @cached_property
+    def network(self) -> Any:
+        """The model itself, in transformers."""
+        from gqkva_convert.calibration.network import RESIDENT_BYTES, load_network
+
+        nbytes = self.model.checkpoint.nbytes
+        if self.model.checkpoint.pickled and nbytes > RESIDENT_BYTES:
+            raise WeightError(
+                f"{self.located.folder}: a model of {nbytes / 1e9:.1f} GB is read by layers, which needs "
+                "safetensors files; save it so first, or convert from weights alone"
+            )
+        return load_network(self.located.folder, nbytes, self.model.family.architecture)
+
+    @cached_property
+    def batches(self) -> tuple[list[Batch], list[Batch]]:
+        """Inputs to learn from, and inputs held out to compare on."""
+        from gqkva_convert.calibration.cache import split_held_out
+        from gqkva_convert.calibration.data import make_batches
+
+        return split_held_out(make_batches(self.settings, self.located.folder, self.network))
+
+    @cached_property
+    def key(self) -> str:
+        """SHA-256 of model, data and settings."""
+        from gqkva_convert.calibration.cache import calibration_key
+
+        checkpoint = self.model.checkpoint
+        modified = {file.name: file.stat().st_mtime_ns for file in checkpoint.files}
+        files = describe_files(checkpoint, self.located.sha256)
+        facts = {"config": checkpoint.config, "files": files, "modified": modified}
+        return calibration_key(self.settings, facts, checkpoint.files, [*self.batches[0], *self.batches[1]])
+
+    @cached_property
+    def moments(self) -> StoredMoments:
+        """Second moments of what every attention block reads."""
+        from gqkva_convert.calibration.cache import calibrated_moments
+
+        learned = self.batches[0]
+        return calibrated_moments(
+            lambda: self.network, learned, self.key, progress=self.stages("calibrating", len(learned))
+        )
+
+    def measured(self, kind: str, layer: int) -> InputMoments | None:
+        """A block's moments as merges take them, with a constant input where it has biases."""
+        if (kind, layer) not in self.moments:
+            return None
+        block = next(b for b in self.model.blocks if (b.attention.kind, b.layer) == (kind, layer))
+        query, key = self.moments.mean((kind, layer))
+        end = None if has_input_bias(self.model.config, block.attention) else -1
+        return InputMoments(query[:end, :end], key[:end, :end])
+
+    def recorded(self, places: set[tuple[str, int]]) -> tuple[Calls, list[int], list[int]]:
+        """The calls of some blocks, spilled to disk when first asked for and removed with this object.
+
+        Args:
+            places: Blocks by kind and layer.
+
+        Returns:
+            The calls, the numbers of the batches to learn from, and of those held out.
+        """
+        if self._recorded is None or not places <= self._recorded[0]:
+            from gqkva_convert.calibration.capture import by_length, record
+            from gqkva_convert.checkpoint.cache import make_cache
+
+            most = _SPILLED_BYTES // (4 * sum(self.moments.size(place) for place in places))
+            most = min(max(most, _LEAST_POSITIONS), _MOST_POSITIONS)
+            learned, held = (by_length(_within(batches, most)) for batches in self.batches)
+            both = [*learned, *held]
+            self.close()
+            cache = make_cache("calls")
+            _sweep(cache)
+            _check_room(cache, self.moments, places, both)
+            folder = Path(tempfile.mkdtemp(prefix=f"{os.getpid()}-", dir=cache))
+            self._remove = weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)
+            progress = self.stages("recording attention inputs", len(both))
+            calls = record(self.network, both, folder, places=places, progress=progress)
+            self._recorded = places, calls, len(learned)
+        _, calls, count = self._recorded
+        return calls, list(range(count)), list(range(count, len(calls.files)))
+
+    def close(self) -> None:
+        """Remove what was spilled to disk; it also goes when the process ends, unless that is killed."""
+        self._recorded = None
+        self._remove()
+
+
+def _sweep(cache: Path) -> None:
+    """Remove what killed processes have left."""
+    for folder in cache.iterdir():
+        number = folder.name.partition("-")[0]
+        if number.isdigit() and not Path(f"/proc/{number}").exists() and Path("/proc/self").exists():
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _check_room(
+    cache: Path, moments: StoredMoments, places: set[tuple[str, int]], batches: list[Batch]
+) -> None:
+    """Refuse to spill what does not fit.
+
+    Raises:
+        OutputError: It does not.
+    """
+    positions = sum(_positions(batch) for batch in batches)
+    needed = 4 * positions * sum(moments.size(place) for place in places)
+    free = shutil.disk_usage(cache).free
+    if needed > free:
+        raise OutputError(
+            f"{cache} needs {needed / 1e9:.1f} GB for attention inputs, {free / 1e9:.1f} GB are free; set "
+            "GQKVA_CACHE to a folder with room, or give fewer --calibration-samples"
+        )
+
+
+def _positions(batch: Batch) -> int:
+    first = next(iter(batch.values()))
+    return int(first.shape[0] * (first.shape[1] if first.ndim == 2 else 256))
+
+
+def _within(batches: list[Batch], positions: int) -> list[Batch]:
+    """The first batches, up to a number of positions; at least one."""
+    kept: list[Batch] = []
+    count = 0
+    for batch in batches:
+        if kept and count >= positions:
+            break
+        kept.append(batch)
+        count += _positions(batch)
+    return kept

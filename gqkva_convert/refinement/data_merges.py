@@ -1,0 +1,74 @@
+"""What a conversion takes from calibration data while it is written, and what its report says of it."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import TYPE_CHECKING, Any
+
+from gqkva_convert.checkpoint.folder import Checkpoint
+from gqkva_convert.checkpoint.reader import TensorReader
+from gqkva_convert.plans.plan import Plan
+from gqkva_convert.progress import Stages
+from gqkva_convert.refinement.calibrated import CalibratedModel
+from gqkva_convert.steps.joint import JointMerges
+
+if TYPE_CHECKING:
+    from gqkva_convert.refinement.fitted import FittedBlocks
+
+
+class DataMerges:
+    """Measured moments and refined heads of a conversion; nothing at all where it uses no data.
+
+    Args:
+        plan: The conversion's plan.
+        calibrated: The source with its data, if any.
+    """
+
+    def __init__(self, plan: Plan, calibrated: CalibratedModel | None) -> None:
+        self.plan = plan
+        self.calibrated = calibrated
+        self.fits: FittedBlocks | None = None
+        self.errors: dict[str, dict[str, float]] = {}
+
+    def prepare(self, stages: Stages) -> None:
+        """Refine, where the plan asks for it."""
+        if self.calibrated is None or not self.plan.refine:
+            return
+        from gqkva_convert.refinement.fitted import FittedBlocks
+        from gqkva_convert.refinement.layerwise import FitSettings
+
+        self.fits = FittedBlocks(self.plan, self.calibrated, FitSettings(seed=self.plan.seed))
+        self.errors = self.fits.fit(stages)
+
+    def joints(self, reader: TensorReader) -> JointMerges:
+        """Merged blocks for writing."""
+        if self.calibrated is None:
+            return JointMerges(reader)
+        if self.fits is None:
+            return JointMerges(reader, self.calibrated.measured)
+        return JointMerges(reader, self.calibrated.measured, self.fits.heads)
+
+    def note(self, report: dict[str, Any], output: Checkpoint) -> None:
+        """Write into the report what was used, and checksums of tensors that weights alone do not give."""
+        if self.calibrated is None:
+            return
+        learned, held = self.calibrated.batches
+        first = next(iter(learned[0]))
+        report["calibration"] = {
+            "sha256": self.calibrated.key,
+            "samples": sum(len(batch[first]) for batch in learned),
+            "held_out_samples": sum(len(batch[first]) for batch in held),
+            "held_out_error": self.errors,
+        }
+        with TensorReader(output.files, pickled=False) as reader:
+            for name, entry in report["tensors"].items():
+                if entry["operation"] == "merge":
+                    data = reader.read(output.tensors[name])
+                    entry["sha256"] = hashlib.sha256(data.tobytes()).hexdigest()
+
+    def clear(self) -> None:
+        """Remove what is not needed once the conversion is written."""
+        if self.calibrated is not None:
+            self.calibrated.close()
+        if self.fits is not None:
+            self.fits.clear()

@@ -1,0 +1,208 @@
+"""Merged heads that were refined on data: fitted block by block, kept on disk until they are written."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import time
+from collections.abc import Iterator
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gqkva_convert.calibration.network import attention_blocks
+from gqkva_convert.checkpoint.cache import cache_folder, make_cache
+from gqkva_convert.checkpoint.jsonfile import read_json, write_json
+from gqkva_convert.checkpoint.reader import TensorReader
+from gqkva_convert.heads import ROLES
+from gqkva_convert.plans.plan import BlockPlan, GroupRules, Plan
+from gqkva_convert.progress import Stages
+from gqkva_convert.refinement.block_data import BlockData
+from gqkva_convert.refinement.block_network import (
+    BlockNetwork,
+    TensorHeads,
+    sequences,
+    to_arrays,
+    to_tensors,
+)
+from gqkva_convert.refinement.calibrated import CalibratedModel
+from gqkva_convert.refinement.fit import refine_block
+from gqkva_convert.refinement.layerwise import FitSettings
+from gqkva_convert.source.model import Block, SourceModel
+from gqkva_convert.steps.blocks import joint_block
+from gqkva_convert.steps.joint import Heads, gain_moments, merge_heads, source_heads
+from gqkva_convert.steps.step import Joint
+
+Place = tuple[str, int]
+# Fits that were begun and never written are removed after a week.
+_KEPT_SECONDS = 7 * 86400
+
+
+def merged_places(plan: Plan) -> set[Place]:
+    """Blocks in which heads merge, by kind and layer."""
+    return {
+        (block.kind, block.layer)
+        for block in plan.blocks
+        if any(len(group) > 1 for role in ROLES for group in block.groups(role))
+    }
+
+
+class BlockLaboratory:
+    """A block with its recorded data, where merges can be tried.
+
+    Args:
+        model: The source.
+        block: The block.
+        plan: What happens to its heads.
+        calibrated: The source with its data.
+        reader: Where the source's bytes come from.
+        places: All blocks that will be tried, so that one pass records them all.
+    """
+
+    def __init__(
+        self,
+        model: SourceModel,
+        block: Block,
+        plan: BlockPlan,
+        calibrated: CalibratedModel,
+        reader: TensorReader,
+        places: set[Place],
+    ) -> None:
+        self.calibrated = calibrated
+        self.place = block.attention.kind, block.layer
+        self.joint = Joint(model, block, plan, plan.rules or GroupRules.same("closed-form", plan.target))
+        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self.source = source_heads(self.joint, reader)
+        self.gains = gain_moments(self.joint, reader)
+        self.calls, self.learned_numbers, self.held_numbers = calibrated.recorded(places)
+        module = attention_blocks(calibrated.network)[self.place]
+        self.network = BlockNetwork(self.joint, module, self.device)
+        self.output = torch.cat([torch.from_numpy(head).float() for head in self.source["output"]]).to(
+            self.device
+        )
+
+    def sequences(self, numbers: list[int]) -> Iterator[dict[str, Any]]:
+        """The block's calls in some batches, one a sequence."""
+        for call in self.calls.of(self.place, numbers):
+            yield from sequences(call)
+
+    def _data(self, numbers: list[int]) -> BlockData:
+        return BlockData(self.network, list(self.sequences(numbers)), self.output)
+
+    @cached_property
+    def learned(self) -> BlockData:
+        return self._data(self.learned_numbers)
+
+    @cached_property
+    def held(self) -> BlockData:
+        return self._data(self.held_numbers)
+
+    def merged(self, rule: str | None = None) -> TensorHeads:
+        """Merged heads under one rule, or the plan's."""
+        joint = self.joint
+        if rule is not None:
+            joint = Joint(joint.model, joint.block, joint.plan, GroupRules.same(rule, joint.plan.target))
+        measured = self.calibrated.measured(*self.place)
+        return to_tensors(merge_heads(joint, self.source, self.gains, measured), self.device)
+
+    @property
+    def original_outputs(self) -> dict[tuple[str, int], Tensor]:
+        """The block's own output blocks by place in the result."""
+        head_dim = self.joint.plan.source.head_dim
+        return {
+            ("output", place): self.output[head * head_dim : (head + 1) * head_dim]
+            for head, place in enumerate(self.network.places)
+        }
+
+
+class FittedBlocks:
+    """The refined heads of a conversion, a file for each block under a name that its settings decide.
+
+    Args:
+        plan: The conversion's plan.
+        calibrated: The source with its data.
+    """
+
+    def __init__(self, plan: Plan, calibrated: CalibratedModel, settings: FitSettings) -> None:
+        self.plan = plan
+        self.calibrated = calibrated
+        self.settings = settings
+        identity = json.dumps([plan.to_dict(), calibrated.key, vars(settings)], sort_keys=True)
+        self.folder = cache_folder() / "fits" / hashlib.sha256(identity.encode()).hexdigest()
+
+    def fit(self, stages: Stages) -> dict[str, dict[str, float]]:
+        """Refine every block that is not done yet.
+
+        Returns:
+            For each block, the held-out error before and after each refinement.
+        """
+        from safetensors.torch import save_file
+
+        for old in make_cache("fits").iterdir():
+            if time.time() - old.stat().st_mtime > _KEPT_SECONDS:
+                shutil.rmtree(old, ignore_errors=True)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        model, places = self.calibrated.model, merged_places(self.plan)
+        advance = stages(f"refining ({', '.join(self.plan.refine)})", len(places))
+        errors: dict[str, dict[str, float]] = {}
+        with TensorReader(model.checkpoint.files, pickled=model.checkpoint.pickled) as reader:
+            for block, block_plan in zip(model.blocks, self.plan.blocks, strict=True):
+                place = block_plan.kind, block_plan.layer
+                joint = joint_block(model, block, block_plan, self.plan)
+                if place not in places or joint is None:
+                    continue
+                note, file = self.folder / f"{_name(place)}.json", self._file(place)
+                if not (note.is_file() and file.is_file()):
+                    rules = joint.rules
+                    laboratory = BlockLaboratory(
+                        model,
+                        block,
+                        BlockPlan(*place, block_plan.source, block_plan.target, block_plan.order, rules),
+                        self.calibrated,
+                        reader,
+                        places,
+                    )
+                    heads, found = refine_block(
+                        laboratory.merged(),
+                        laboratory.learned,
+                        laboratory.held,
+                        self.plan.refine,
+                        self.settings,
+                    )
+                    scratch = file.with_suffix(".new")
+                    save_file(
+                        {f"{role}.{number}": head.contiguous() for (role, number), head in heads.items()},
+                        scratch,
+                    )
+                    scratch.replace(file)
+                    write_json(note, found)
+                errors[_name(place)] = read_json(note)
+                advance(1)
+        return errors
+
+    def heads(self, kind: str, layer: int) -> Heads | None:
+        """A block's refined heads, if it has any."""
+        from safetensors.torch import load_file
+
+        file = self._file((kind, layer))
+        if not file.is_file():
+            return None
+        tensors: dict[str, Any] = load_file(file)
+        return to_arrays(
+            {(name.split(".")[0], int(name.split(".")[1])): head for name, head in tensors.items()}
+        )
+
+    def clear(self) -> None:
+        """Remove the files, once their heads are written."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def _file(self, place: Place) -> Path:
+        return self.folder / f"{_name(place)}.safetensors"
+
+
+def _name(place: Place) -> str:
+    return f"{place[0]}-{place[1]:03d}"

@@ -1,0 +1,1 @@
+"""A checkpoint read through its family's table: its attention blocks and their layouts."""

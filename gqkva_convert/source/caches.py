@@ -1,0 +1,29 @@
+"""What a KV cache holds."""
+
+from __future__ import annotations
+
+from gqkva_convert.checkpoint.dtypes import BITS
+from gqkva_convert.heads import HeadLayout
+from gqkva_convert.source.model import Block, SourceModel, projection_tensor
+
+
+def cache_bytes(model: SourceModel, layouts: list[HeadLayout], cache: str) -> int:
+    """Bytes of keys and values that generation keeps for each position, in the dtype of the key projections.
+
+    Args:
+        model: The source.
+        layouts: A layout for each of its blocks.
+        cache: ``self`` for positions generated, ``cross`` for positions of the encoder.
+    """
+    return sum(
+        (layout.num_key_heads + layout.num_value_heads) * layout.head_dim * _key_bytes(model, block)
+        for block, layout in zip(model.blocks, layouts, strict=True)
+        if block.attention.cache == cache
+    )
+
+
+def _key_bytes(model: SourceModel, block: Block) -> int:
+    projection = next(p for p in block.attention.projections if "key" in p.roles)
+    weight = projection_tensor(model, block, projection, "weight")
+    assert weight is not None
+    return BITS[weight.dtype] // 8

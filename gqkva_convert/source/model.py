@@ -1,0 +1,354 @@
+"""A checkpoint read through its family's table: which tensors are attention, and in which layout."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from gqkva_convert.architectures import FAMILIES, Attention, Bias, Family, HeadNorm, Key, Projection, Quotient
+from gqkva_convert.checkpoint.dtypes import FLOATS
+from gqkva_convert.checkpoint.folder import Checkpoint, open_checkpoint
+from gqkva_convert.checkpoint.header import StoredTensor
+from gqkva_convert.errors import FamilyError, LayoutError, WeightError
+from gqkva_convert.heads import HeadLayout
+from gqkva_convert.modeling.families import GROUPED_FAMILIES, MODEL_TYPE_PREFIX, grouped_name
+from gqkva_convert.modeling.layouts import LAYOUTS, layouts_from_config
+from gqkva_convert.source.deci import MISTRAL, PER_LAYER, deci_layouts, is_deci
+
+# Keys with such words in them change attention in some model. One that the family's table does not
+# know, and that is not switched off, stops the conversion.
+_ATTENTION_WORDS = re.compile(
+    r"attn|attention|head|_kv|kv_|window|rope|rotary|alibi|qk_|qkv|softcap|sink|position_embedding|relative"
+    r"|per_layer|block_config|layer_config|layer_types|cross|sparse|lora|compress"
+)
+# Keys that transformers itself reads the same way in every family, or that only matter in training.
+_COMMON_KEYS = frozenset(
+    {
+        "_attn_implementation",
+        "attn_implementation",
+        "_attn_implementation_autoset",
+        "_attn_implementation_internal",
+        "max_position_embeddings",
+        "original_max_position_embeddings",
+        "rope_parameters",
+        "rope_scaling",
+        "rope_theta",
+        "partial_rotary_factor",
+        "output_attentions",
+    }
+)
+# Written by old versions of transformers as their defaults, read by none of the families here.
+_FIXED_VALUES: dict[str, tuple[object, ...]] = {"position_embedding_type": ("absolute",)}
+
+
+@dataclass(frozen=True)
+class Block:
+    """One attention block of one layer.
+
+    Attributes:
+        attention: The facts of its kind.
+        layer: Number of its layer.
+        layout: How its attention heads read its stored heads.
+        prefix: Prefix of its tensors in this checkpoint.
+    """
+
+    attention: Attention
+    layer: int
+    layout: HeadLayout
+    prefix: str
+
+    @property
+    def where(self) -> str:
+        return f"layer {self.layer}, {self.attention.kind} attention"
+
+    def tensor_name(self, template: str, head: int = 0) -> str:
+        """A template of the family table as a tensor of this block."""
+        return self.prefix + template.replace("{layer}", str(self.layer)).replace("{head}", str(head))
+
+
+@dataclass(frozen=True)
+class SourceModel:
+    """A checkpoint and what its family's table says about it."""
+
+    checkpoint: Checkpoint
+    family: Family
+    prefix: str
+    blocks: tuple[Block, ...]
+
+    @property
+    def config(self) -> dict[str, Any]:
+        return self.checkpoint.config
+
+
+def open_model(folder: Path) -> SourceModel:
+    """Open a checkpoint folder and read its attention blocks; no weights are read.
+
+    Raises:
+        CheckpointError: The folder is not a complete checkpoint.
+        FamilyError: Its family, or a key of its configuration, is not known.
+        WeightError: Its weights are quantised.
+    """
+    return read_model(open_checkpoint(folder))
+
+
+def read_model(checkpoint: Checkpoint) -> SourceModel:
+    """Read the attention blocks of an opened checkpoint; raises as `open_model` does."""
+    family = family_of(checkpoint.config, checkpoint.folder)
+    check_config(checkpoint.config, family, checkpoint.folder)
+    family = stored_part(family, checkpoint.config)
+    prefix = _find_prefix(checkpoint, family)
+    named = _named_layouts(checkpoint.config, family)
+    blocks = tuple(
+        Block(
+            attention,
+            layer,
+            named.get((attention.kind, layer)) or block_layout(checkpoint.config, attention),
+            prefix,
+        )
+        for attention in family.attention
+        for layer in range(_layers(checkpoint, attention))
+    )
+    return SourceModel(checkpoint, family, prefix, blocks)
+
+
+def _layers(checkpoint: Checkpoint, attention: Attention) -> int:
+    """How many layers there are of a kind of attention; each stores tensors of its own."""
+    layers = config_number(checkpoint.config, attention.num_layers)
+    if layers > len(checkpoint.tensors):
+        raise FamilyError(
+            f"config.json: {layers} layers, the weight files hold {len(checkpoint.tensors)} tensors in all"
+        )
+    return layers
+
+
+def _named_layouts(config: dict[str, Any], family: Family) -> dict[tuple[str, int], HeadLayout]:
+    """The layouts that a configuration names one by one, by kind of attention and layer.
+
+    Raises:
+        FamilyError: They are not readable, of blocks that the model lacks, or of other heads than it has.
+    """
+    if is_deci(config):
+        (only,) = family.attention
+        numbers = (only.num_attention_heads, only.head_dim, only.num_layers)
+        return deci_layouts(config, *(config_number(config, number) for number in numbers))
+    if not is_grouped(config):
+        return {}
+    facts = {attention.kind: attention for attention in family.attention}
+    try:
+        layouts = layouts_from_config(config.get(LAYOUTS) or {})
+    except LayoutError as error:
+        raise FamilyError(f"config.json: {error}") from error
+    for (kind, layer), layout in layouts.items():
+        attention = facts.get(kind)
+        if attention is None or layer not in range(config_number(config, attention.num_layers)):
+            raise FamilyError(
+                f"config.json: {LAYOUTS} names layer {layer} of {kind!r}, which the model lacks"
+            )
+        heads = config_number(config, attention.num_attention_heads)
+        head_dim = config_number(config, attention.head_dim)
+        if (layout.num_attention_heads, layout.head_dim) != (heads, head_dim):
+            raise FamilyError(
+                f"config.json: {LAYOUTS} gives layer {layer} of {kind!r} {layout.num_attention_heads} heads "
+                f"of {layout.head_dim} features, the configuration says {heads} of {head_dim}"
+            )
+    return layouts
+
+
+def family_of(config: dict[str, Any], folder: Path) -> Family:
+    """The family table for a configuration."""
+    model_type = MISTRAL if is_deci(config) else config["model_type"].removeprefix(MODEL_TYPE_PREFIX)
+    family = FAMILIES.get(model_type)
+    if family is None:
+        known = ", ".join(sorted(FAMILIES))
+        raise FamilyError(
+            f"{folder}: no family table for model_type {config['model_type']!r}; known are {known}"
+        )
+    return family
+
+
+def stored_part(family: Family, config: dict[str, Any]) -> Family:
+    """A family without the kinds of attention that the configuration's class does not store.
+
+    T5's encoder alone and CLIP's image classifier keep the configuration of the whole model.
+    """
+    named = [name.removeprefix(grouped_name("")) for name in config.get("architectures") or ()]
+    kinds = family.parts.get(named[0]) if named else None
+    if kinds is None:
+        return family
+    return replace(family, attention=tuple(block for block in family.attention if block.kind in kinds))
+
+
+def config_number(config: dict[str, Any], key: Key | Quotient) -> int:
+    """A whole number of the configuration, or what transformers assumes in its place.
+
+    Raises:
+        FamilyError: It is missing, no whole number of at least 1, or does not divide.
+    """
+    if isinstance(key, Quotient):
+        above, below = config_number(config, key.above), config_number(config, key.below)
+        if above % below:
+            raise FamilyError(
+                f"config.json: {key.above.name} {above} is not a multiple of {key.below.name} {below}"
+            )
+        return above // below
+    part: Any = config
+    *parents, name = key.name.split(".")
+    for parent in parents:
+        part = part.get(parent) if isinstance(part, dict) else None
+    part = part if isinstance(part, dict) else {}
+    value: Any = part.get(name)
+    if value is None:
+        value = key.null if name in part and key.null is not None else key.default
+    if isinstance(value, (Key, Quotient)):
+        return config_number(config, value)
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise FamilyError(f"config.json: {key.name} must be a whole number of at least 1, found {value!r}")
+    return value
+
+
+def block_layout(config: dict[str, Any], attention: Attention) -> HeadLayout:
+    """The layout of one kind of block, as stock transformers builds it from the configuration."""
+    heads = config_number(config, attention.num_attention_heads)
+    head_dim = config_number(config, attention.head_dim)
+    if attention.num_key_value_heads is None:
+        return HeadLayout.mha(heads, head_dim)
+    return HeadLayout.gqa(heads, config_number(config, attention.num_key_value_heads), head_dim)
+
+
+def is_grouped(config: dict[str, Any]) -> bool:
+    """Whether a configuration is one of our grouped models'."""
+    return str(config.get("model_type")).startswith(MODEL_TYPE_PREFIX)
+
+
+def has_bias(config: dict[str, Any], bias: Bias) -> bool:
+    """Whether a projection has a bias under this configuration."""
+    return bias.present if bias.key is None else bool(config.get(bias.key, bias.present))
+
+
+def active_norms(config: dict[str, Any], attention: Attention) -> list[HeadNorm]:
+    """The norms on queries and keys that this configuration turns on."""
+    return [norm for norm in attention.norms if norm.key is None or config.get(norm.key)]
+
+
+def _check_class(config: dict[str, Any], family: Family, folder: Path) -> None:
+    """Refuse a grouped model of a class that there is none of."""
+    names = set(map(grouped_name, GROUPED_FAMILIES[family.model_type].stock_classes))
+    wrong = set(config.get("architectures") or ()) - names
+    if wrong:
+        raise FamilyError(
+            f"{folder}: config.json names the class {min(wrong)!r}; grouped ones of {family.model_type} are "
+            f"{', '.join(sorted(names))}"
+        )
+
+
+def check_config(config: dict[str, Any], family: Family, folder: Path) -> None:
+    """Refuse a configuration that changes attention in a way the table does not know."""
+    quantised = config.get("quantization_config") or config.get("compression_config")
+    if quantised:
+        method = quantised.get("quant_method", "unknown") if isinstance(quantised, dict) else "unknown"
+        raise WeightError(
+            f"{folder}: the weights are quantised ({method}); averaging codes means nothing, "
+            "convert the original checkpoint and quantise the result"
+        )
+    known = _COMMON_KEYS | family.config_keys | _table_keys(family)
+    if is_grouped(config):
+        known |= {LAYOUTS}
+        _check_class(config, family, folder)
+    if is_deci(config):
+        known |= {PER_LAYER}
+    towers = {name for name, _, inner in (key.partition(".") for key in _number_names(family)) if inner}
+    nested = [(f"{name}.", config[name]) for name in sorted(towers) if isinstance(config.get(name), dict)]
+    for path, part in [("", config), *nested]:
+        for key, value in part.items():
+            allowed = family.config_values.get(key) or _FIXED_VALUES.get(key)
+            if allowed is not None:
+                if value is not None and value not in allowed:
+                    raise FamilyError(
+                        f"{folder}: config.json sets {path}{key} to {value!r}; "
+                        f"{family.model_type} is supported with {' or '.join(map(repr, allowed))}"
+                    )
+            elif value and _ATTENTION_WORDS.search(key) and key not in known and "drop" not in key:
+                raise FamilyError(
+                    f"{folder}: config.json sets {path}{key} to {value!r}, which the {family.model_type} "
+                    "table does not know and which may change attention; remove the key if it does not"
+                )
+
+
+def _table_keys(family: Family) -> set[str]:
+    """Keys that the table reads, without the names of nested configurations."""
+    keys = {name.rpartition(".")[2] for name in _number_names(family)}
+    for attention in family.attention:
+        keys.update(norm.key for norm in attention.norms if norm.key)
+        keys.update(projection.bias.key for projection in attention.projections if projection.bias.key)
+    return keys
+
+
+def _number_names(family: Family) -> set[str]:
+    """Names of the configuration's numbers that decide the layouts."""
+    names = set()
+    for attention in family.attention:
+        names.add(attention.num_attention_heads.name)
+        if isinstance(attention.head_dim, Key):
+            names.add(attention.head_dim.name)
+        if attention.num_key_value_heads is not None:
+            names.add(attention.num_key_value_heads.name)
+    return names
+
+
+def _find_prefix(checkpoint: Checkpoint, family: Family) -> str:
+    first = family.attention[0].projections[0].name.replace("{layer}", "0") + ".weight"
+    for prefix in family.prefixes:
+        if prefix + first in checkpoint.tensors:
+            return prefix
+    raise FamilyError(
+        f"{checkpoint.folder}: a {family.model_type} checkpoint stores "
+        f"{family.prefixes[0] + first!r}, this one does not"
+    )
+
+
+def projection_tensor(
+    model: SourceModel, block: Block, projection: Projection, part: str
+) -> StoredTensor | None:
+    """The weight or bias of a projection, checked against the layout.
+
+    Args:
+        model: The source.
+        block: The attention block.
+        projection: One of its projections.
+        part: ``weight`` or ``bias``.
+
+    Returns:
+        The tensor, or None for a bias the configuration does not have.
+
+    Raises:
+        FamilyError: It is missing, or its shape does not fit the number of heads.
+        WeightError: Its dtype cannot be merged.
+    """
+    name = block.tensor_name(f"{projection.name}.{part}")
+    if part == "bias" and not has_bias(model.config, projection.bias):
+        return None
+    tensor = model.checkpoint.tensors.get(name)
+    if tensor is None:
+        raise FamilyError(f"{block.where}: {name!r} is not in {model.checkpoint.folder}")
+    if tensor.dtype not in FLOATS:
+        raise WeightError(
+            f"{block.where}: {name!r} is stored as {tensor.dtype}, which cannot be merged; "
+            f"convert a checkpoint in {', '.join(FLOATS.values())}"
+        )
+    if part == "weight" or projection.roles != ("output",):
+        axis = projection.head_axis if part == "weight" else 0
+        expected = sum(stored_count(block.layout, role) for role in projection.roles) * block.layout.head_dim
+        if len(tensor.shape) != (2 if part == "weight" else 1) or tensor.shape[axis] != expected:
+            raise FamilyError(
+                f"{block.where}: {name!r} has shape {list(tensor.shape)}, the configuration asks for "
+                f"{expected} along axis {axis} ({block.layout.num_attention_heads} attention heads, "
+                f"{block.layout.num_key_heads} key/value heads of {block.layout.head_dim})"
+            )
+    return tensor
+
+
+def stored_count(layout: HeadLayout, role: str) -> int:
+    """Stored heads of a role; an output projection has one input block per attention head."""
+    return layout.num_attention_heads if role == "output" else len(set(layout.stored_heads(role)))

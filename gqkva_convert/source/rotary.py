@@ -1,0 +1,107 @@
+"""How the rotary planes of a block turn: which features, how fast, over how many positions."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gqkva_convert.errors import FamilyError
+from gqkva_convert.modeling.families import MODEL_TYPE_PREFIX
+from gqkva_convert.source.model import Block, SourceModel
+from gqkva_convert.transforms.turning import Turning, make_turning, still
+
+# Longer contexts are averaged over as if they ended here: distant pairs are most of them and matter least.
+MAX_CONTEXT = 8192
+
+
+def rotary_fraction(model: SourceModel, default: float) -> float:
+    """Share of ``head_dim`` that turns, as the configuration or the family says."""
+    config = model.config
+    parameters = config.get("rope_parameters")
+    nested = parameters.get("partial_rotary_factor") if isinstance(parameters, dict) else None
+    for value in (nested, config.get("partial_rotary_factor"), config.get("rotary_pct")):
+        if isinstance(value, (int, float)):
+            return float(value)
+    return default
+
+
+def rotary_features(model: SourceModel, block: Block) -> tuple[list[int], list[int]]:
+    """First and second feature of each rotary plane of a head; nothing without rotary positions."""
+    rotary = block.attention.rotary
+    if rotary is None:
+        return [], []
+    turned = int(block.layout.head_dim * rotary_fraction(model, rotary.fraction))
+    if rotary.style == "half":
+        return list(range(turned // 2)), list(range(turned // 2, turned))
+    return list(range(0, turned, 2)), list(range(1, turned, 2))
+
+
+def block_turning(model: SourceModel, block: Block) -> Turning:
+    """Averages of what positions do to a block's scores.
+
+    Raises:
+        FamilyError: The configuration's rotary positions are of a kind that is not known.
+    """
+    first, second = rotary_features(model, block)
+    if not first:
+        return still(block.layout.head_dim)
+    context = model.config.get("max_position_embeddings")
+    context = min(context, MAX_CONTEXT) if isinstance(context, int) and context > 0 else MAX_CONTEXT
+    frequencies = rotary_frequencies(model, len(first))
+    return _turning(block.layout.head_dim, tuple(first), tuple(second), frequencies, context)
+
+
+@lru_cache(maxsize=8)
+def _turning(
+    head_dim: int,
+    first: tuple[int, ...],
+    second: tuple[int, ...],
+    frequencies: tuple[float, ...],
+    context: int,
+) -> Turning:
+    return make_turning(head_dim, list(first), list(second), np.array(frequencies), context)
+
+
+def rotary_frequencies(model: SourceModel, planes: int) -> tuple[float, ...]:
+    """Radians a position of each rotary plane, by the configuration's kind of rotary positions.
+
+    Raises:
+        FamilyError: The kind is not one of transformers'.
+    """
+    config = model.config
+    nested = config.get("rope_parameters") or config.get("rope_scaling") or {}
+    kind = nested.get("rope_type", nested.get("type", "default")) if isinstance(nested, dict) else "default"
+    if kind == "default":
+        base = next(
+            value
+            for value in (
+                nested.get("rope_theta"),
+                config.get("rope_theta"),
+                config.get("rotary_emb_base"),
+                10000.0,
+            )
+            if isinstance(value, (int, float))
+        )
+        powers: NDArray[np.float64] = np.arange(planes) / planes
+        return tuple(float(base) ** -powers)
+    return _scaled_frequencies(config, str(kind), planes)
+
+
+def _scaled_frequencies(config: dict[str, Any], kind: str, planes: int) -> tuple[float, ...]:
+    """Those of a context made longer, as transformers computes them."""
+    from transformers import AutoConfig
+    from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+
+    if kind not in ROPE_INIT_FUNCTIONS:
+        raise FamilyError(f"config.json: rotary positions of the kind {kind!r} are not known to transformers")
+    stock = {name: value for name, value in config.items() if name not in ("model_type", "auto_map")}
+    settings = AutoConfig.for_model(config["model_type"].removeprefix(MODEL_TYPE_PREFIX), **stock)
+    found, _ = ROPE_INIT_FUNCTIONS[kind](settings, device="cpu")
+    if len(found) != planes:
+        raise FamilyError(
+            f"config.json: {kind!r} rotary positions turn {len(found)} planes, expected {planes}"
+        )
+    return tuple(found.double().tolist())

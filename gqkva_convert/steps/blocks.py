@@ -1,0 +1,201 @@
+"""Steps of an attention block: its projections, their biases, its norms and its table of biases.
+
+A tensor that holds heads is a row of equal pieces along one axis, a piece a head; an output tensor is
+assembled from such pieces.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Literal
+
+from gqkva_convert.architectures import Projection
+from gqkva_convert.checkpoint.dtypes import FLOAT_BY_NAME, FLOATS
+from gqkva_convert.checkpoint.header import StoredTensor
+from gqkva_convert.errors import FamilyError, WeightError
+from gqkva_convert.heads import ROLES, HeadLayout
+from gqkva_convert.plans.plan import BlockPlan, GroupRules, Plan
+from gqkva_convert.source.model import Block, SourceModel, active_norms, projection_tensor, stored_count
+from gqkva_convert.steps.step import Joint, Merged, Piece, Step
+from gqkva_convert.transforms.merge import RULES
+
+
+def block_steps(model: SourceModel, block: Block, block_plan: BlockPlan, plan: Plan) -> list[Step]:
+    """A step for each of the block's tensors."""
+    steps = []
+    joint = joint_block(model, block, block_plan, plan)
+    for projection in block.attention.projections:
+        weight = projection_tensor(model, block, projection, "weight")
+        assert weight is not None
+        heads = _projection_heads(projection, block_plan, weight, projection.head_axis)
+        steps.append(_step(weight, "weight", projection.head_axis, heads, block_plan, plan, joint))
+        bias = projection_tensor(model, block, projection, "bias")
+        if bias is None:
+            continue
+        if projection.roles == ("output",):  # added after the heads are joined
+            steps.append(Step(bias.name, out_dtype(bias, plan), bias.shape, bias))
+            continue
+        moved = [
+            replace(head, pieces=tuple(Piece(bias, piece.start) for piece in head.pieces)) for head in heads
+        ]
+        steps.append(_step(bias, "bias", 0, moved, block_plan, plan, joint))
+    return (
+        steps + _norm_steps(model, block, block_plan, plan) + _head_bias_steps(model, block, plan, block_plan)
+    )
+
+
+def joint_block(model: SourceModel, block: Block, block_plan: BlockPlan, plan: Plan) -> Joint | None:
+    """The block as one whose projections merge together, if its rule is such and it has anything to merge."""
+    groups = (group for role in ROLES for group in block_plan.groups(role))
+    if not RULES[plan.merge].is_joint or all(len(group) == 1 for group in groups):
+        return None
+    rule = "closed-form" if plan.merge == "auto" else plan.merge  # rules are not chosen yet
+    rules = block_plan.rules or GroupRules.same(rule, block_plan.target)
+    return Joint(model, block, block_plan, rules)
+
+
+def head_start(projection: Projection, block_plan: BlockPlan, role: str, head: int) -> int:
+    """Where a stored head of the source begins along the projection's head axis."""
+    place = projection.roles.index(role)
+    if _is_side_by_side(projection, block_plan.source):
+        return (head * len(projection.roles) + place) * block_plan.source.head_dim
+    before = sum(stored_count(block_plan.source, earlier) for earlier in projection.roles[:place])
+    return (before + head) * block_plan.source.head_dim
+
+
+def merged_away(model: SourceModel, block: Block) -> set[str]:
+    """Per-head norm tensors of the source; those of merged heads have no tensor of their own afterwards."""
+    return {
+        block.tensor_name(norm.name, head)
+        for norm in active_norms(model.config, block.attention)
+        if norm.span == "per_head"
+        for head in range(stored_count(block.layout, norm.role))
+    }
+
+
+def _step(
+    tensor: StoredTensor,
+    content: Literal["weight", "bias", "norm"],
+    axis: int,
+    heads: list[Merged],
+    block_plan: BlockPlan,
+    plan: Plan,
+    joint: Joint | None = None,
+) -> Step:
+    size = block_plan.target.head_dim
+    shape = list(tensor.shape)
+    shape[axis] = size * len(heads)
+    dtype = out_dtype(tensor, plan)
+    step = Step(tensor.name, dtype, tuple(shape), tensor, content, axis, size, tuple(heads), joint)
+    return _whole_if_unchanged(step) if joint is None else step
+
+
+def _whole_if_unchanged(step: Step) -> Step:
+    """A step that puts every piece back where it was is a copy."""
+    unchanged = step.shape == step.source.shape and all(
+        len(head.pieces) == 1
+        and head.pieces[0].tensor is step.source
+        and head.pieces[0].start == place * step.size
+        for place, head in enumerate(step.heads)
+    )
+    return Step(step.name, step.dtype, step.shape, step.source, step.content) if unchanged else step
+
+
+def _projection_heads(
+    projection: Projection, block_plan: BlockPlan, weight: StoredTensor, axis: int
+) -> list[Merged]:
+    """The result's heads of one projection, in stored order."""
+    by_role = {
+        role: [
+            replace(
+                _merged([head_start(projection, block_plan, role, head) for head in group], weight, axis),
+                role=role,
+                stored=stored,
+            )
+            for stored, group in enumerate(
+                [() if head is None else (head,) for head in block_plan.order]
+                if role == "output"
+                else block_plan.groups(role)
+            )
+        ]
+        for role in projection.roles
+    }
+    if _is_side_by_side(projection, block_plan.target):
+        return [head for trio in zip(*by_role.values(), strict=True) for head in trio]
+    return [head for heads in by_role.values() for head in heads]
+
+
+def _is_side_by_side(projection: Projection, layout: HeadLayout) -> bool:
+    """Whether q, k and v of each head lie together. Where their numbers differ, all q, all k and all v do."""
+    counts = {stored_count(layout, role) for role in projection.roles}
+    return projection.packing == "per_head" and len(counts) == 1
+
+
+def _merged(starts: list[int], weight: StoredTensor, axis: int) -> Merged:
+    pieces = tuple(Piece(weight, start) for start in starts)
+    return Merged(pieces, pieces, axis)
+
+
+def _norm_steps(model: SourceModel, block: Block, block_plan: BlockPlan, plan: Plan) -> list[Step]:
+    steps = []
+    for norm in active_norms(model.config, block.attention):
+        projection = next(p for p in block.attention.projections if norm.role in p.roles)
+        weight = projection_tensor(model, block, projection, "weight")
+        assert weight is not None
+        groups = block_plan.groups(norm.role)
+        shares = [
+            _merged(
+                [head_start(projection, block_plan, norm.role, head) for head in group],
+                weight,
+                projection.head_axis,
+            )
+            for group in groups
+        ]
+        if norm.span == "shared":
+            tensor = _norm_tensor(model, block, norm.name)
+            steps.append(Step(tensor.name, out_dtype(tensor, plan), tensor.shape, tensor, "norm"))
+        elif norm.span == "all_heads":
+            tensor = _norm_tensor(model, block, norm.name)
+            size = block_plan.source.head_dim
+            heads = [
+                Merged(tuple(Piece(tensor, head * size) for head in group), share.weights, share.weights_axis)
+                for group, share in zip(groups, shares, strict=True)
+            ]
+            steps.append(_step(tensor, "norm", 0, heads, block_plan, plan))
+        else:
+            for stored, (group, share) in enumerate(zip(groups, shares, strict=True)):
+                parts = [_norm_tensor(model, block, norm.name, head) for head in group]
+                pieces = tuple(Piece(part, 0) for part in parts)
+                merged = [Merged(pieces, share.weights, share.weights_axis)]
+                step = _step(parts[0], "norm", 0, merged, block_plan, plan)
+                steps.append(replace(step, name=block.tensor_name(norm.name, stored)))
+    return steps
+
+
+def _norm_tensor(model: SourceModel, block: Block, template: str, head: int = 0) -> StoredTensor:
+    name = block.tensor_name(template, head)
+    tensor = model.checkpoint.tensors.get(name)
+    if tensor is None:
+        raise FamilyError(f"{block.where}: {name!r} is not in {model.checkpoint.folder}")
+    if tensor.dtype not in FLOATS:
+        raise WeightError(f"{block.where}: {name!r} is stored as {tensor.dtype}, which cannot be merged")
+    return tensor
+
+
+def _head_bias_steps(model: SourceModel, block: Block, plan: Plan, block_plan: BlockPlan) -> list[Step]:
+    """A bias table bound to head indices is copied: such blocks keep their heads in place."""
+    bias = block.attention.head_bias
+    if bias is None:
+        return []
+    assert block_plan.order == tuple(range(len(block_plan.order)))
+    if bias.name is None or block.layer not in bias.layers:
+        return []
+    tensor = _norm_tensor(model, block, bias.name)
+    return [Step(tensor.name, out_dtype(tensor, plan), tensor.shape, tensor)]
+
+
+def out_dtype(tensor: StoredTensor, plan: Plan) -> str:
+    """The dtype that a tensor is written in: floats as the plan says, others as they are."""
+    if plan.dtype is None or tensor.dtype not in FLOATS:
+        return tensor.dtype
+    return FLOAT_BY_NAME[plan.dtype]

@@ -1,0 +1,205 @@
+"""Writing the shards: copies inside the kernel, merges beside them on the other cores."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
+from pathlib import Path
+
+import numpy as np
+
+from gqkva_convert.checkpoint.folder import Checkpoint
+from gqkva_convert.checkpoint.reader import Bytes, TensorReader
+from gqkva_convert.checkpoint.writer import COPY_BYTES, ShardWriter
+from gqkva_convert.plans.plan import Plan
+from gqkva_convert.progress import Progress
+from gqkva_convert.steps.compute import step_bytes
+from gqkva_convert.steps.joint import JointMerges
+from gqkva_convert.steps.shards import Shard
+from gqkva_convert.steps.step import Step
+
+Job = Callable[[], None]
+
+# Computed bytes gathered before they are written, so as to take the file's lock seldom.
+_WRITE_BYTES = 4 << 20
+# The kernel lets one writer at a time into a file, so that a second core is used by a second file.
+_SHARDS_AT_ONCE = 2
+
+
+class _StoppedError(Exception):
+    """Another thread failed or the run was interrupted."""
+
+
+def write_shards(
+    checkpoint: Checkpoint,
+    plan: Plan,
+    shards: tuple[Shard, ...],
+    folder: Path,
+    metadata: dict[str, str],
+    progress: Progress,
+    make_joints: Callable[[TensorReader], JointMerges] = JointMerges,
+) -> None:
+    """Write every shard that is not in ``folder`` yet.
+
+    Args:
+        checkpoint: The source.
+        plan: Rule and seed of the merges.
+        shards: Files to write; a file already there is complete and kept.
+        folder: Where to write.
+        metadata: Free text for every file's header.
+        progress: Called with the number of output bytes just written, from any thread.
+        make_joints: Gives the merged blocks of a joint rule.
+
+    Raises:
+        WeightError: Weights cannot be merged.
+        OutputError: A file cannot be written.
+    """
+    missing = []
+    for shard in shards:
+        if (folder / shard.file_name).exists():
+            progress(shard.nbytes)
+        else:
+            missing.append(shard)
+    cores = min(8, os.cpu_count() or 1)
+    stop = threading.Event()
+    with (
+        TensorReader(checkpoint.files, pickled=checkpoint.pickled) as reader,
+        ThreadPoolExecutor(max(1, cores - 1)) as computers,
+        ThreadPoolExecutor(_SHARDS_AT_ONCE) as writers,
+    ):
+        joints = make_joints(reader)
+
+        def write_one(shard: Shard) -> None:
+            tensors = [(step.name, step.dtype, step.shape) for step in shard.steps]
+            with ShardWriter(folder / shard.file_name, tensors, metadata) as writer:
+                computations: list[Future[None]] = []
+                try:
+                    for step in shard.steps:
+                        if not step.is_copy:
+                            job = _compute_job(step, plan, reader, joints, writer, stop, progress)
+                            computations.append(computers.submit(job))
+                    for copy in _copies(shard, reader, writer, stop, progress):
+                        copy()
+                    for computation in computations:
+                        computation.result()
+                except BaseException:
+                    stop.set()
+                    wait(computations)  # none may write once the file is closed
+                    raise
+                writer.finish()
+
+        futures = [writers.submit(write_one, shard) for shard in missing]
+        try:
+            wait(futures, return_when=FIRST_EXCEPTION)
+        finally:
+            if not all(future.done() and future.exception() is None for future in futures):
+                stop.set()
+                for future in futures:
+                    future.cancel()
+        _raise_first(futures)
+
+
+def _raise_first(futures: list[Future[None]]) -> None:
+    """Raise what went wrong, if anything, rather than that the others were stopped for it."""
+    wait(futures)
+    errors = [error for future in futures if not future.cancelled() and (error := future.exception())]
+    for error in errors:
+        if not isinstance(error, _StoppedError):
+            raise error
+    assert not errors, "stopped without a reason"
+
+
+def _copies(
+    shard: Shard, reader: TensorReader, writer: ShardWriter, stop: threading.Event, progress: Progress
+) -> Iterator[Job]:
+    """Copies of whole tensors; tensors that follow each other in both files are one copy."""
+    runs: list[list[Step]] = []
+    for step in shard.steps:
+        if not step.is_copy:
+            continue
+        if reader.descriptor(step.source) is None:
+            yield _read_job(step, reader, writer, stop, progress)
+        elif runs and _continues(runs[-1], step, writer):
+            runs[-1].append(step)
+        else:
+            runs.append([step])
+    for run in runs:
+        nbytes = sum(step.nbytes for step in run)
+        yield _copy_job(run[0], nbytes, reader, writer, stop, progress)
+
+
+def _continues(run: list[Step], step: Step, writer: ShardWriter) -> bool:
+    """Whether a tensor follows the run's last one directly, in the source and in the output."""
+    last = run[-1]
+    return (
+        step.source.file == last.source.file
+        and step.source.offset == last.source.offset + last.nbytes
+        and writer.offsets[step.name] == writer.offsets[last.name] + last.nbytes
+    )
+
+
+def _copy_job(
+    first: Step,
+    count: int,
+    reader: TensorReader,
+    writer: ShardWriter,
+    stop: threading.Event,
+    progress: Progress,
+) -> Job:
+    def job() -> None:
+        descriptor = reader.descriptor(first.source)
+        assert descriptor is not None
+        for start in range(0, count, COPY_BYTES):
+            if stop.is_set():
+                raise _StoppedError
+            size = min(COPY_BYTES, count - start)
+            writer.copy(first.name, start, descriptor, first.source.offset + start, size)
+            progress(size)
+
+    return job
+
+
+def _read_job(
+    step: Step, reader: TensorReader, writer: ShardWriter, stop: threading.Event, progress: Progress
+) -> Job:
+    def job() -> None:
+        for start in range(0, step.nbytes, COPY_BYTES):
+            if stop.is_set():
+                raise _StoppedError
+            data = reader.read(step.source, start, min(COPY_BYTES, step.nbytes - start))
+            writer.write(step.name, start, data)
+            progress(data.nbytes)
+
+    return job
+
+
+def _compute_job(
+    step: Step,
+    plan: Plan,
+    reader: TensorReader,
+    joints: JointMerges,
+    writer: ShardWriter,
+    stop: threading.Event,
+    progress: Progress,
+) -> Job:
+    def job() -> None:
+        gathered: list[Bytes] = []
+        first = size = 0
+        for start, data in step_bytes(step, plan.merge, plan.seed, reader, joints):
+            if stop.is_set():
+                raise _StoppedError
+            if not gathered:
+                first = start
+            gathered.append(data)
+            size += data.nbytes
+            if size >= _WRITE_BYTES:
+                writer.write(step.name, first, np.concatenate(gathered))
+                progress(size)
+                gathered, size = [], 0
+        if gathered:
+            writer.write(step.name, first, np.concatenate(gathered))
+            progress(size)
+
+    return job

@@ -1,0 +1,122 @@
+"""How one output tensor comes about, and all of them together."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from gqkva_convert.checkpoint.dtypes import tensor_bytes
+from gqkva_convert.checkpoint.header import StoredTensor
+from gqkva_convert.plans.plan import BlockPlan, GroupRules
+from gqkva_convert.source.model import Block, SourceModel
+
+
+@dataclass(frozen=True)
+class Piece:
+    """One head's part of a source tensor: ``size`` entries from ``start`` along the step's axis."""
+
+    tensor: StoredTensor
+    start: int
+
+
+@dataclass(frozen=True)
+class Merged:
+    """One stored head of the result.
+
+    Attributes:
+        pieces: What it is merged from; one piece is taken as it is, none is zeros.
+        weights: The same heads in the projection's weight, which decides their shares, and the axis there.
+        role: What it is: query, key, value or output.
+        stored: Its number among the stored heads of that role.
+    """
+
+    pieces: tuple[Piece, ...]
+    weights: tuple[Piece, ...]
+    weights_axis: int
+    role: str = ""
+    stored: int = 0
+
+
+@dataclass(frozen=True)
+class Joint:
+    """An attention block whose projections are merged together.
+
+    Attributes:
+        model: The source.
+        block: The block.
+        plan: What happens to its heads.
+        rules: The rule of each of its groups.
+    """
+
+    model: SourceModel
+    block: Block
+    plan: BlockPlan
+    rules: GroupRules
+
+
+@dataclass(frozen=True)
+class Step:
+    """How one output tensor comes about.
+
+    Attributes:
+        name: Its name.
+        dtype: Its safetensors dtype.
+        shape: Its shape.
+        source: The source tensor whose place in the files it takes.
+        content: What it holds; ``random`` merging treats biases and norms differently from weights.
+        axis: Axis of the heads; meaningless without ``heads``.
+        size: Entries a head along the axis.
+        heads: Its heads in order, or nothing for a tensor that is copied whole.
+        joint: The block it is merged with, where the rule merges a block's projections together.
+    """
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    source: StoredTensor
+    content: Literal["weight", "bias", "norm", "other"] = "other"
+    axis: int = 0
+    size: int = 0
+    heads: tuple[Merged, ...] = ()
+    joint: Joint | None = None
+
+    @property
+    def nbytes(self) -> int:
+        return tensor_bytes(self.dtype, self.shape)
+
+    @property
+    def is_copy(self) -> bool:
+        """Whether the output is the source tensor, byte for byte."""
+        return not self.heads and self.dtype == self.source.dtype
+
+    @property
+    def operation(self) -> str:
+        if self.is_copy:
+            return "copy"
+        if not self.heads:
+            return "cast"
+        if self.joint is not None:
+            return "merge"
+        return "reorder" if all(len(head.pieces) <= 1 for head in self.heads) else "merge"
+
+
+@dataclass(frozen=True)
+class Steps:
+    """All steps of a conversion, in source order, and the source tensors left out, each with its reason."""
+
+    steps: tuple[Step, ...]
+    dropped: dict[str, str]
+
+    @property
+    def nbytes(self) -> int:
+        return sum(step.nbytes for step in self.steps)
+
+
+def describe(steps: Steps) -> dict[str, Any]:
+    """Counts and bytes by operation, for reports and `--dry-run`."""
+    table: dict[str, dict[str, int]] = {}
+    for step in steps.steps:
+        row = table.setdefault(step.operation, {"tensors": 0, "bytes": 0})
+        row["tensors"] += 1
+        row["bytes"] += step.nbytes
+    return table
