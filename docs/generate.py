@@ -6,15 +6,21 @@ python docs/generate.py --check    # fail if one is out of date
 
 from __future__ import annotations
 
+import ast
 import inspect
 import os
 import re
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from typer.testing import CliRunner
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "support"))
+
+from layers import ORDER
 
 import gqkva_convert
 from gqkva_convert import errors
@@ -338,6 +344,54 @@ def _methods(thing: type) -> list[str]:
     return ["", "**Methods and properties**", "", *shown] if shown else []
 
 
+def order_drawing() -> str:
+    """The order of the packages, as `tests/support/layers.py` states it."""
+    layers = [" · ".join(names) for names in ORDER]
+    lines = [layers[0]]
+    for layer in layers[1:]:
+        if len(lines[-1]) + len(layer) > 100:
+            lines.append("      ")
+        lines[-1] += f" → {layer}"
+    return "\n".join(lines)
+
+
+def package_tree() -> str:
+    """Every package with the first line of its docstring, from the ground up."""
+    package = Path(gqkva_convert.__file__).parent
+    rows: list[tuple[str, Path]] = []
+    for name in (name for names in ORDER for name in names):
+        if (package / f"{name}.py").exists():
+            rows.append((f"{name}.py", package / f"{name}.py"))
+            continue
+        rows.append((f"{name}/", package / name / "__init__.py"))
+        inner = sorted((package / name).glob("*/__init__.py"))
+        rows += [(f"    {path.parent.name}/", path) for path in inner]
+    width = max(len(shown) for shown, _ in rows)
+    docs = [(ast.get_docstring(ast.parse(path.read_text())) or "").splitlines()[0] for _, path in rows]
+    return "\n".join(f"{shown:<{width}}  {doc}" for (shown, _), doc in zip(rows, docs, strict=True))
+
+
+# Generated parts of pages that people write: they stand between a comment that names them and the next fence.
+PARTS: dict[str, tuple[tuple[str, Callable[[], str]], ...]] = {
+    "../CONTRIBUTING.md": (("order", order_drawing),),
+    "design.md": (("order", order_drawing), ("tree", package_tree)),
+}
+
+
+def with_parts(name: str) -> str:
+    """A page with its generated parts written again.
+
+    Args:
+        name: The page, relative to this folder.
+    """
+    text = (DOCS / name).read_text()
+    for part, make in PARTS[name]:
+        pattern = rf"(<!-- generated: {part} -->\n```\n).*?(\n```\n)"
+        text, count = re.subn(pattern, lambda found: f"{found[1]}{make()}{found[2]}", text, flags=re.DOTALL)  # noqa: B023
+        assert count == 1, f"{name} has {count} places for {part}"
+    return text
+
+
 PAGES: dict[str, Callable[[], str]] = {
     "cli.md": cli_page,
     "python.md": python_page,
@@ -345,6 +399,7 @@ PAGES: dict[str, Callable[[], str]] = {
     "recipe-schema.md": schema_page,
     "families.md": families_page,
     "errors.md": errors_page,
+    **{name: partial(with_parts, name) for name in PARTS},
 }
 
 

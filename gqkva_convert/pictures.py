@@ -1,4 +1,4 @@
-"""Pictures as files: matplotlib without a screen."""
+"""Plots as files: matplotlib without a screen."""
 
 from __future__ import annotations
 

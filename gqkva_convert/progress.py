@@ -1,4 +1,4 @@
-"""How long work reports that it advances; the command line draws bars of it."""
+"""Progress callbacks of long work; the command line draws bars with them."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""Plan, execute, check, report."""
+"""The commands that write and prove checkpoints: convert, export, init, inspect, verify."""

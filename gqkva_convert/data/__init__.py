@@ -1,1 +1,1 @@
-"""Reading data sets, and what a model needs to read them; no model is run here."""
+"""Reading data sets, and the tokenizers and image processors that models need; runs no model."""

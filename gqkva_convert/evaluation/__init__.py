@@ -1,1 +1,1 @@
-"""What a model is worth: perplexity."""
+"""Measuring a model: perplexity, accuracy, agreement with the original, lm-evaluation-harness, speed."""

@@ -1,1 +1,1 @@
-"""Handing a result on: its model card, its licence, its upload to the Hugging Face Hub."""
+"""Describing a folder (model card, page) and sending it to the Hugging Face Hub."""

@@ -1,1 +1,1 @@
-"""Recipes: several commands, written down once, run as often as needed."""
+"""Recipes: several commands in one YAML file; steps that are up to date are skipped."""

@@ -1,1 +1,1 @@
-"""What lies beside weights: reports, measurements, the source's card; written and read by the same types."""
+"""Files beside the weights: reports, measurements, licences; one type each for writer and reader."""

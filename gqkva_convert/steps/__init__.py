@@ -1,1 +1,1 @@
-"""A plan turned into one step per output tensor."""
+"""A plan turned into one step per output tensor, and the steps carried out."""

@@ -1,1 +1,1 @@
-"""Array algebra on heads; no disk."""
+"""Array algebra on heads: merge rules, closed forms, alignment, precision; no disk."""

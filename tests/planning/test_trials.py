@@ -10,12 +10,12 @@ import pytest
 from gqkva_convert import convert, verify
 from gqkva_convert.calibration.data import DataSettings
 from gqkva_convert.checkpoint.hub import locate
-from gqkva_convert.refinement import layerwise
 from gqkva_convert.demo_model.demo import MODEL
 from gqkva_convert.planning import groups, trials
 from gqkva_convert.planning.choose import plan_model
 from gqkva_convert.plans.plan import Plan
 from gqkva_convert.plans.request import Request
+from gqkva_convert.refinement import layerwise
 from gqkva_convert.source.model import open_model
 
 # Readers of datasets leave files open that are not read to their end.
