@@ -23,7 +23,6 @@ import numpy as np
 from make_checkpoint import main as make_checkpoint
 from measure import run_process
 
-from gqkva_convert.checkpoint.reader import TensorReader
 from gqkva_convert.grouping.statistics import BlockStatistics
 from gqkva_convert.heads import Variant
 from gqkva_convert.planning.groups import search_groups
@@ -51,7 +50,7 @@ def one_layer(checkpoint: Path) -> dict[str, float]:
     joint = joint_block(model, model.blocks[0], plan.blocks[0], plan)
     assert joint is not None
     scores._ENOUGH = -1.0  # every round is run
-    with TensorReader(model.checkpoint.files, pickled=False) as reader:
+    with model.checkpoint.reader() as reader:
         heads, gains = source_heads(joint, reader), gain_moments(joint, reader)
     seconds = {}
     for name, moments in (("weights alone", None), ("measured moments", measured_moments(4096))):

@@ -6,6 +6,11 @@ bug of ours and keeps its traceback.
 
 from __future__ import annotations
 
+import re
+
+# The words of CUDA, of its driver, and of the CPU allocator on Linux and on Windows.
+_OUT_OF_MEMORY = re.compile("out of memory|can't allocate memory|not enough memory", re.IGNORECASE)
+
 
 class GqkvaError(Exception):
     """Base of every error that is reported without a traceback."""
@@ -17,6 +22,22 @@ def first_line(error: BaseException) -> str:
     """What somebody else's error says, in one line; its kind where it says nothing."""
     text = str(error).strip()
     return text.splitlines()[0] if text else type(error).__name__
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Return whether an error of Python or PyTorch says that memory has run out.
+
+    PyTorch's CPU allocator and the CUDA driver raise a plain RuntimeError. Kept by hand: accelerate's
+    ``should_reduce_batch_size`` knows neither the driver's nor Windows's words, and counts other errors in.
+    """
+    is_by_words = isinstance(error, RuntimeError) and _OUT_OF_MEMORY.search(str(error)) is not None
+    return is_by_words or isinstance(error, MemoryError)
+
+
+class UsageError(GqkvaError):
+    """Options, settings or a plan that contradict each other, or a value that an option cannot take."""
+
+    exit_code = 2
 
 
 class LayoutError(GqkvaError):

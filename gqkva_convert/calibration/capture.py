@@ -7,11 +7,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gqkva_convert.calibration.network import attention_blocks, run_batch, valid_positions
+from gqkva_convert.heads import Place
 
 if TYPE_CHECKING:
     from gqkva_convert.calibration.data import Batch
-
-Place = tuple[str, int]
 
 
 class Calls:

@@ -14,13 +14,13 @@ from numpy.typing import NDArray
 
 from gqkva_convert.calibration.network import attention_blocks, run_batch, valid_positions
 from gqkva_convert.errors import WeightError
+from gqkva_convert.heads import Place
 from gqkva_convert.progress import Progress
 
 if TYPE_CHECKING:
     from gqkva_convert.calibration.data import Batch
 
 Array = NDArray[np.float64]
-Place = tuple[str, int]
 
 # Rows multiplied at once in float64.
 _ROWS = 4096

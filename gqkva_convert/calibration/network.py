@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from gqkva_convert.errors import CheckpointError, DataError, first_line
+from gqkva_convert.heads import Place
 from gqkva_convert.modeling.families import GROUPED_FAMILIES, MODEL_TYPE_PREFIX
 from gqkva_convert.modeling.quiet import quiet_transformers
 from gqkva_convert.modeling.resize import find_block
@@ -62,7 +63,7 @@ def _available_bytes() -> int:
     return int(os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
 
 
-def attention_blocks(model: Any) -> dict[tuple[str, int], Any]:
+def attention_blocks(model: Any) -> dict[Place, Any]:
     """A model's attention modules by kind and layer."""
     family = GROUPED_FAMILIES[model.config.model_type.removeprefix(MODEL_TYPE_PREFIX)]
     found = {}

@@ -8,6 +8,7 @@ from typing import Any
 
 from gqkva_convert.checkpoint.header import StoredTensor, read_header
 from gqkva_convert.checkpoint.jsonfile import read_json
+from gqkva_convert.checkpoint.reader import TensorReader
 from gqkva_convert.errors import CheckpointError
 
 SAFETENSORS = "model.safetensors"
@@ -36,6 +37,10 @@ class Checkpoint:
     def nbytes(self) -> int:
         """Bytes of all tensors."""
         return sum(tensor.nbytes for tensor in self.tensors.values())
+
+    def reader(self) -> TensorReader:
+        """Return a reader of the tensors' bytes; use it as a context manager."""
+        return TensorReader(self.files, pickled=self.pickled)
 
 
 def read_config(folder: Path) -> dict[str, Any]:

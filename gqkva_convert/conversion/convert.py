@@ -16,7 +16,6 @@ from gqkva_convert.checkpoint.folder import SAFETENSORS, Checkpoint, open_checkp
 from gqkva_convert.checkpoint.hub import Located, locate, peek
 from gqkva_convert.checkpoint.jsonfile import read_json, write_json
 from gqkva_convert.checkpoint.publish import published_folder, scratch_folder
-from gqkva_convert.checkpoint.reader import TensorReader
 from gqkva_convert.checkpoint.sidecars import REPORT, carried_files, copy_files
 from gqkva_convert.conversion.report import make_report, provenance
 from gqkva_convert.errors import (
@@ -169,7 +168,7 @@ def planned_conversion(
     Raises:
         GqkvaError: The plan does not fit the source, or the target is or holds it.
     """
-    with TensorReader(source.checkpoint.files, pickled=source.checkpoint.pickled) as reader:
+    with source.checkpoint.reader() as reader:
         tied = tied_copies(source, reader)
     steps = make_steps(source, plan, tied)
     converted_config(source, plan)  # refuses classes that have no grouped form

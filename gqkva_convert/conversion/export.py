@@ -11,7 +11,7 @@ from gqkva_convert.architectures import Attention, Key
 from gqkva_convert.checkpoint.hub import locate
 from gqkva_convert.conversion.convert import Conversion, planned_conversion
 from gqkva_convert.errors import LayoutError, NotExpressibleError
-from gqkva_convert.heads import HeadLayout
+from gqkva_convert.heads import HeadLayout, Place
 from gqkva_convert.plans.plan import BlockPlan, Plan
 from gqkva_convert.source.deci import DECI, require_deci_form
 from gqkva_convert.source.model import Block, SourceModel, active_norms, config_number, open_model
@@ -65,17 +65,17 @@ def export_plan(model: SourceModel) -> Plan:
     Raises:
         NotExpressibleError: No stock architecture of the family can hold the function.
     """
-    placed: dict[tuple[str, int], tuple[HeadLayout, tuple[int | None, ...]]] = {}
+    placed: dict[Place, tuple[HeadLayout, tuple[int | None, ...]]] = {}
     for attention in model.family.attention:
         blocks = [block for block in model.blocks if block.attention is attention]
         if attention.num_key_value_heads is None:
             for block in blocks:
                 heads, head_dim = block.layout.num_attention_heads, block.layout.head_dim
-                placed[attention.kind, block.layer] = HeadLayout.mha(heads, head_dim), tuple(range(heads))
+                placed[block.place] = HeadLayout.mha(heads, head_dim), tuple(range(heads))
         else:
             placed.update(_placed_in_groups(model, attention, blocks))
     plans = tuple(
-        BlockPlan(block.attention.kind, block.layer, block.layout, *placed[block.attention.kind, block.layer])
+        BlockPlan(block.attention.kind, block.layer, block.layout, *placed[block.place])
         for block in model.blocks
     )
     return Plan("stock", "neighbour", "mean", 0, None, plans, _architecture(model, plans))
@@ -136,7 +136,7 @@ def _dividing_size(config: dict[str, Any], groups: int, size: int) -> int:
 
 def _placed_in_groups(
     model: SourceModel, attention: Attention, blocks: Sequence[Block]
-) -> dict[tuple[str, int], tuple[HeadLayout, tuple[int | None, ...]]]:
+) -> dict[Place, tuple[HeadLayout, tuple[int | None, ...]]]:
     """One number of equal groups for all layers of a kind, as small as their layouts allow."""
     readers = {block.layer: _readers(block.layout) for block in blocks}
     groups = max(len(found) for found in readers.values())
@@ -156,7 +156,7 @@ def _placed_in_groups(
         )
         if groups * size == heads and block.layout.is_stock_gqa and block.layout == target:
             order = tuple(range(heads))
-        placed[attention.kind, block.layer] = target, order
+        placed[block.place] = target, order
     return placed
 
 

@@ -81,7 +81,7 @@ def init(
     check_config(stock, family, Path("config.json") if config is None else Path(config))
     family = stored_part(family, stock)
     plan = _plan(stock, family, None if gq is None and gkv is None else Variant(gq, gkv), blocks)
-    layouts = {(block.kind, block.layer): block.target for block in plan.blocks}
+    layouts = {block.place: block.target for block in plan.blocks}
     target = config_for(stock, family, layouts, is_native=plan.is_native(family))
 
     if dtype not in FLOAT_BY_NAME:

@@ -183,7 +183,7 @@ def _check_checksums(
 
 def _check_finite(proof: Proof, checkpoint: Checkpoint, advance: Progress) -> None:
     bad = []
-    with TensorReader(checkpoint.files, pickled=False) as reader:
+    with checkpoint.reader() as reader:
         for tensor in checkpoint.tensors.values():
             finite = True
             for start in range(0, tensor.nbytes, CHUNK_BYTES):
@@ -252,10 +252,10 @@ def _check_source(
         trained = f"on {report['uptraining']['tokens']:,} tokens; its weights cannot be recomputed"
         proof.add("trained since", None, trained)
         return checksums
-    with TensorReader(source.checkpoint.files, pickled=source.checkpoint.pickled) as reader:
+    with source.checkpoint.reader() as reader:
         joints = JointMerges(reader)
         steps = make_steps(source, plan, tied_copies(source, reader))
-        with TensorReader(model.checkpoint.files, pickled=False) as output:
+        with model.checkpoint.reader() as output:
             fixed = {name: entry.get("sha256") for name, entry in report["tensors"].items()}
             wrong = []
             for step in steps.steps:

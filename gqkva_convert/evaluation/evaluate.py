@@ -12,7 +12,7 @@ from gqkva_convert.checkpoint.folder import weight_files
 from gqkva_convert.checkpoint.hub import locate
 from gqkva_convert.data.names import everywhere
 from gqkva_convert.data.tasks import CAUSAL, EMBEDDING, IMAGES, MASKED, TEXTS, TO_TARGET
-from gqkva_convert.errors import EvaluationError
+from gqkva_convert.errors import EvaluationError, is_out_of_memory
 from gqkva_convert.evaluation.classification import score_labels
 from gqkva_convert.evaluation.embeddings import measure_embeddings
 from gqkva_convert.evaluation.masked import score_masked
@@ -139,11 +139,11 @@ def _on_data(subject: Subject) -> list[dict[str, Any]]:
 @contextmanager
 def _fitting(subject: Subject) -> Iterator[None]:
     """Say what to do where a batch does not fit into memory."""
-    import torch
-
     try:
         yield
-    except (torch.OutOfMemoryError, MemoryError) as error:
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
         raise EvaluationError(
             f"a forward pass of {subject.settings.data} does not fit into memory; give a smaller "
             "--batch-size or --length"

@@ -9,7 +9,7 @@ from typing import Any
 from gqkva_convert.checkpoint.hub import locate
 from gqkva_convert.data.processors import has_other_words
 from gqkva_convert.data.tasks import IMAGES, find_task
-from gqkva_convert.errors import EvaluationError, first_line
+from gqkva_convert.errors import EvaluationError, first_line, is_out_of_memory
 from gqkva_convert.evaluation.device import find_device
 from gqkva_convert.evaluation.settings import EvaluationSettings
 from gqkva_convert.modeling.families import MODEL_TYPE_PREFIX
@@ -75,8 +75,6 @@ def open_subject(folder: Path, against: str | None, settings: EvaluationSettings
 
 
 def _load(folder: Path, settings: EvaluationSettings) -> Any:
-    import torch
-
     quiet_transformers()
     family = open_model(folder).family
     device = find_device(settings.device)
@@ -86,9 +84,9 @@ def _load(folder: Path, settings: EvaluationSettings) -> Any:
     place = ("auto" if settings.device == "auto" else str(device)) if on_gpu else None
     try:
         return load_model(folder, family.architecture, dtype, device_map=place)
-    except torch.OutOfMemoryError as error:
-        raise EvaluationError(f"{folder} does not fit into the memory of {settings.device}") from error
-    except (OSError, ValueError, RuntimeError, KeyError) as error:
+    except (OSError, ValueError, RuntimeError, KeyError, MemoryError) as error:
+        if is_out_of_memory(error):
+            raise EvaluationError(f"{folder} does not fit into the memory of {settings.device}") from error
         raise EvaluationError(f"{folder} does not load: {first_line(error)}") from error
 
 

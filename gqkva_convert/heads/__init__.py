@@ -9,6 +9,7 @@ from gqkva_convert.heads.groupings import (
     without_reordering,
 )
 from gqkva_convert.heads.layout import ROLES, HeadLayout, divisors
+from gqkva_convert.heads.place import Place, place_seed
 from gqkva_convert.heads.variants import Variant
 
 __all__ = [
@@ -17,9 +18,11 @@ __all__ = [
     "ROLES",
     "SEARCHED",
     "HeadLayout",
+    "Place",
     "Variant",
     "divisors",
     "neighbour_order",
+    "place_seed",
     "random_order",
     "without_reordering",
 ]

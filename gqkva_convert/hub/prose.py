@@ -263,7 +263,7 @@ class Prose(Facts):
 def _runs(blocks: Sequence[BlockPlan]) -> list[tuple[int, int, BlockPlan]]:
     """Neighbouring layers of a kind with the same layouts: first layer, last layer, one of them."""
     runs: list[tuple[int, int, BlockPlan]] = []
-    for block in sorted(blocks, key=lambda block: (block.kind, block.layer)):
+    for block in sorted(blocks, key=lambda block: block.place):
         if runs:
             first, last, other = runs[-1]
             same = (other.kind, other.source, other.target) == (block.kind, block.source, block.target)

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from gqkva_convert.checkpoint.reader import TensorReader
 from gqkva_convert.errors import LayoutError
 from gqkva_convert.grouping.allocation import allocate
 from gqkva_convert.grouping.costs import query_similarity
@@ -187,7 +186,7 @@ def _grouped(
     planned: dict[Place, BlockPlan] = {}
     findings = Findings()
     curves: list[dict[int, Grouped]] = []
-    with TensorReader(model.checkpoint.files, pickled=model.checkpoint.pickled) as reader:
+    with model.checkpoint.reader() as reader:
         for block in chosen:
             place = block.attention.kind, block.layer
             seed = f"{request.seed}/{place[0]}/{place[1]}"
@@ -270,7 +269,7 @@ def choose_plan_rules(model: SourceModel, plan: Plan, calibrated: CalibratedMode
     places = merged_places(plan)
     advance = stages("comparing merge rules", len(places))
     planned: dict[Place, BlockPlan] = {}
-    with TensorReader(model.checkpoint.files, pickled=model.checkpoint.pickled) as reader:
+    with model.checkpoint.reader() as reader:
         for block, block_plan_ in zip(model.blocks, plan.blocks, strict=True):
             place = block_plan_.kind, block_plan_.layer
             if place not in places:

@@ -85,7 +85,7 @@ def plan(
 def _rows(plan: Plan, findings: Findings) -> list[dict[str, Any]]:
     rows = []
     for block in plan.blocks:
-        place = block.kind, block.layer
+        place = block.place
         groups = " ".join("+".join(map(str, group)) for group in block.groups("key"))
         rows.append(
             {

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from gqkva_convert.checkpoint.reader import TensorReader
 from gqkva_convert.grouping.costs import query_similarity
 from gqkva_convert.grouping.evolution import Front
 from gqkva_convert.grouping.search import neighbour_groups
@@ -81,7 +80,7 @@ def weigh(
     findings: Findings,
 ) -> None:
     """Note what the closed form loses of groups that were found by other measures."""
-    with TensorReader(model.checkpoint.files, pickled=model.checkpoint.pickled) as reader:
+    with model.checkpoint.reader() as reader:
         for block in chosen:
             place = block.attention.kind, block.layer
             measured = calibrated.measured(*place) if calibrated else None
@@ -105,7 +104,7 @@ def look_at(model: SourceModel, plan: Plan, calibrated: CalibratedModel | None, 
         Nothing of a block that stays as it is, or whose keys and values are grouped apart.
     """
     findings = Findings()
-    with TensorReader(model.checkpoint.files, pickled=model.checkpoint.pickled) as reader:
+    with model.checkpoint.reader() as reader:
         for block, planned in zip(model.blocks, plan.blocks, strict=True):
             source, target = planned.source, planned.target
             if source == target or source.key != source.value or target.key != target.value:

@@ -40,7 +40,7 @@ def choose_grids(model: SourceModel, plan: Plan, calibrated: CalibratedModel, st
     ]
     advance = stages("trying grids of heads", len(chosen))
     planned: dict[tuple[str, int], BlockPlan] = {}
-    with TensorReader(model.checkpoint.files, pickled=model.checkpoint.pickled) as reader:
+    with model.checkpoint.reader() as reader:
         for block, block_plan in zip(model.blocks, plan.blocks, strict=True):
             place = block_plan.kind, block_plan.layer
             if place in chosen and block.attention.head_bias is None:

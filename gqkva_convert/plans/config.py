@@ -10,7 +10,7 @@ from typing import Any
 from gqkva_convert.architectures import FAMILIES, Attention, Family, Key
 from gqkva_convert.checkpoint.jsonfile import write_json
 from gqkva_convert.errors import FamilyError
-from gqkva_convert.heads import HeadLayout
+from gqkva_convert.heads import HeadLayout, Place
 from gqkva_convert.modeling.bundle import modeling_text
 from gqkva_convert.modeling.families import (
     GROUPED_FAMILIES,
@@ -25,7 +25,7 @@ from gqkva_convert.plans.plan import Plan
 from gqkva_convert.source.deci import DECI, deci_config, is_deci, mistral_config
 from gqkva_convert.source.model import SourceModel, config_number
 
-Layouts = Mapping[tuple[str, int], HeadLayout]
+Layouts = Mapping[Place, HeadLayout]
 
 
 def write_config(model: SourceModel, plan: Plan, folder: Path) -> None:
@@ -47,7 +47,7 @@ def converted_config(model: SourceModel, plan: Plan) -> dict[str, Any]:
     if plan.dtype is not None:
         key = "torch_dtype" if "torch_dtype" in config and "dtype" not in config else "dtype"
         config[key] = plan.dtype
-    layouts = {(block.kind, block.layer): block.target for block in plan.blocks}
+    layouts = {block.place: block.target for block in plan.blocks}
     if plan.architecture == DECI:
         return deci_config(config, layouts)
     family = FAMILIES[plan.architecture] if plan.architecture else model.family

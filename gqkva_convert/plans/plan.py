@@ -13,8 +13,10 @@ from gqkva_convert.errors import CheckpointError, LayoutError
 from gqkva_convert.heads import (
     GROUPINGS,
     HeadLayout,
+    Place,
     Variant,
     neighbour_order,
+    place_seed,
     random_order,
     without_reordering,
 )
@@ -82,8 +84,7 @@ class BlockPlan:
                 f"layer {self.layer}, {self.kind}: a target of {self.target.head_dim} features a head, the "
                 f"source has {self.source.head_dim}"
             )
-        shares_queries = self.target.num_query_heads < self.target.num_attention_heads
-        if self.rules is not None and shares_queries and len(set(self.rules.scores)) > 1:
+        if self.rules is not None and self.shares_queries and len(set(self.rules.scores)) > 1:
             raise LayoutError(
                 f"layer {self.layer}, {self.kind}: with shared queries all key heads merge by one rule, "
                 f"found {', '.join(sorted(set(self.rules.scores)))}"
@@ -103,6 +104,15 @@ class BlockPlan:
                 f"layer {self.layer}, {self.kind}: rules for {len(self.rules.scores)} key and "
                 f"{len(self.rules.values)} value heads, the layout has {counts[0]} and {counts[1]}"
             )
+
+    @property
+    def place(self) -> Place:
+        return self.kind, self.layer
+
+    @property
+    def shares_queries(self) -> bool:
+        """Whether several attention heads of the result read one query head."""
+        return self.target.num_query_heads < self.target.num_attention_heads
 
     def groups(self, role: str) -> tuple[tuple[int, ...], ...]:
         """For each stored head of the result, the source's stored heads that it is merged from.
@@ -329,11 +339,11 @@ def chosen_kinds(family: Family, blocks: str | None) -> set[str]:
 
 
 def _plan_block(block: Block, target: HeadLayout, grouping: str, seed: int) -> BlockPlan:
-    kind, layer, source = block.attention.kind, block.layer, block.layout
+    source = block.layout
     if grouping == "random" and target != source:
-        order = random_order(source, target, f"{seed}/{kind}/{layer}")
+        order = random_order(source, target, place_seed(seed, block.place))
         if block.attention.head_bias is not None:
             target, order = without_reordering(order, target), neighbour_order(source)
     else:
         order = neighbour_order(source)
-    return BlockPlan(kind, layer, source, target, order)
+    return BlockPlan(*block.place, source, target, order)

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from gqkva_convert.calibration.data import DataSettings
 from gqkva_convert.checkpoint.hub import Located
 from gqkva_convert.errors import OutputError, WeightError
+from gqkva_convert.heads import Place
 from gqkva_convert.progress import Stages, no_stages
 from gqkva_convert.records.report import describe_files
 from gqkva_convert.source.model import SourceModel
@@ -47,7 +48,7 @@ class CalibratedModel:
         self.model = model
         self.settings = settings
         self.stages = stages
-        self._recorded: tuple[set[tuple[str, int]], Calls, int] | None = None
+        self._recorded: tuple[set[Place], Calls, int] | None = None
         self._remove: Callable[[], Any] = lambda: None
 
     @cached_property
@@ -96,12 +97,12 @@ class CalibratedModel:
         """A block's moments as merges take them, with a constant input where it has biases."""
         if (kind, layer) not in self.moments:
             return None
-        block = next(b for b in self.model.blocks if (b.attention.kind, b.layer) == (kind, layer))
+        block = next(b for b in self.model.blocks if b.place == (kind, layer))
         query, key = self.moments.mean((kind, layer))
         end = None if has_input_bias(self.model.config, block.attention) else -1
         return InputMoments(query[:end, :end], key[:end, :end])
 
-    def recorded(self, places: set[tuple[str, int]]) -> tuple[Calls, list[int], list[int]]:
+    def recorded(self, places: set[Place]) -> tuple[Calls, list[int], list[int]]:
         """The calls of some blocks, spilled to disk when first asked for and removed with this object.
 
         Args:
@@ -144,9 +145,7 @@ def _sweep(cache: Path) -> None:
             shutil.rmtree(folder, ignore_errors=True)
 
 
-def _check_room(
-    cache: Path, moments: StoredMoments, places: set[tuple[str, int]], batches: list[Batch]
-) -> None:
+def _check_room(cache: Path, moments: StoredMoments, places: set[Place], batches: list[Batch]) -> None:
     """Refuse to spill what does not fit.
 
     Raises:

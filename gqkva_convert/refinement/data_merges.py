@@ -60,7 +60,7 @@ class DataMerges:
             "held_out_samples": sum(len(batch[first]) for batch in held),
             "held_out_error": self.errors,
         }
-        with TensorReader(output.files, pickled=False) as reader:
+        with output.reader() as reader:
             for name, entry in report["tensors"].items():
                 if entry["operation"] == "merge":
                     data = reader.read(output.tensors[name])

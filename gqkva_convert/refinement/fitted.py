@@ -149,7 +149,7 @@ class FittedBlocks:
         model, places = self.calibrated.model, merged_places(self.plan)
         advance = stages(f"refining ({', '.join(self.plan.refine)})", len(places))
         errors: dict[str, dict[str, float]] = {}
-        with TensorReader(model.checkpoint.files, pickled=model.checkpoint.pickled) as reader:
+        with model.checkpoint.reader() as reader:
             for block, block_plan in zip(model.blocks, self.plan.blocks, strict=True):
                 place = block_plan.kind, block_plan.layer
                 joint = joint_block(model, block, block_plan, self.plan)

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from gqkva_convert.errors import FamilyError, NotExpressibleError
-from gqkva_convert.heads import HeadLayout
+from gqkva_convert.heads import HeadLayout, Place
 
 DECI = "deci"
 PER_LAYER = "num_key_value_heads_per_layer"
@@ -75,7 +75,7 @@ def _rope_type(config: dict[str, Any]) -> str:
     return str(rope.get("rope_type") or rope.get("type") or "default")
 
 
-def deci_config(config: dict[str, Any], layouts: Mapping[tuple[str, int], HeadLayout]) -> dict[str, Any]:
+def deci_config(config: dict[str, Any], layouts: Mapping[Place, HeadLayout]) -> dict[str, Any]:
     """A Llama's configuration in this form.
 
     Args:
@@ -112,9 +112,7 @@ def mistral_config(config: dict[str, Any]) -> dict[str, Any]:
     return config
 
 
-def deci_layouts(
-    config: dict[str, Any], heads: int, head_dim: int, layers: int
-) -> dict[tuple[str, int], HeadLayout]:
+def deci_layouts(config: dict[str, Any], heads: int, head_dim: int, layers: int) -> dict[Place, HeadLayout]:
     """The layouts that a configuration of this form gives, by kind of attention and layer.
 
     Args:

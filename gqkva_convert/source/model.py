@@ -12,7 +12,7 @@ from gqkva_convert.checkpoint.dtypes import FLOATS
 from gqkva_convert.checkpoint.folder import Checkpoint, open_checkpoint
 from gqkva_convert.checkpoint.header import StoredTensor
 from gqkva_convert.errors import FamilyError, LayoutError, WeightError
-from gqkva_convert.heads import HeadLayout
+from gqkva_convert.heads import HeadLayout, Place
 from gqkva_convert.modeling.families import GROUPED_FAMILIES, MODEL_TYPE_PREFIX, grouped_name
 from gqkva_convert.modeling.layouts import LAYOUTS, layouts_from_config
 from gqkva_convert.source.deci import MISTRAL, PER_LAYER, deci_layouts, is_deci
@@ -58,6 +58,10 @@ class Block:
     layer: int
     layout: HeadLayout
     prefix: str
+
+    @property
+    def place(self) -> Place:
+        return self.attention.kind, self.layer
 
     @property
     def where(self) -> str:
@@ -123,7 +127,7 @@ def _layers(checkpoint: Checkpoint, attention: Attention) -> int:
     return layers
 
 
-def _named_layouts(config: dict[str, Any], family: Family) -> dict[tuple[str, int], HeadLayout]:
+def _named_layouts(config: dict[str, Any], family: Family) -> dict[Place, HeadLayout]:
     """The layouts that a configuration names one by one, by kind of attention and layer.
 
     Raises:

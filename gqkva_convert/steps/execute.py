@@ -65,7 +65,7 @@ def write_shards(
     cores = min(8, os.cpu_count() or 1)
     stop = threading.Event()
     with (
-        TensorReader(checkpoint.files, pickled=checkpoint.pickled) as reader,
+        checkpoint.reader() as reader,
         ThreadPoolExecutor(max(1, cores - 1)) as computers,
         ThreadPoolExecutor(_SHARDS_AT_ONCE) as writers,
     ):

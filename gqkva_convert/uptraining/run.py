@@ -5,17 +5,14 @@ from __future__ import annotations
 import contextlib
 import datetime
 import math
-import re
 import statistics
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from gqkva_convert.checkpoint.folder import open_checkpoint
 from gqkva_convert.checkpoint.sidecars import REPORT
-from gqkva_convert.errors import TrainingError
+from gqkva_convert.errors import TrainingError, is_out_of_memory
 from gqkva_convert.records.report import describe_files, versions
 from gqkva_convert.uptraining.assembly import Assembly, Watch
 from gqkva_convert.uptraining.engine.accelerating import start_processes
@@ -24,8 +21,6 @@ from gqkva_convert.uptraining.result import write_result
 from gqkva_convert.uptraining.run_folder import METRICS, RunFolder
 from gqkva_convert.uptraining.settings import TrainingSettings
 from gqkva_convert.uptraining.student import load_student
-
-_OUT_OF_MEMORY = re.compile("out of memory|can't allocate memory|not enough memory", re.IGNORECASE)
 
 
 class Run:
@@ -85,8 +80,8 @@ class Run:
         """Say what to do where a batch does not fit into memory."""
         try:
             yield
-        except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
-            if isinstance(error, RuntimeError) and not _OUT_OF_MEMORY.search(str(error)):
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
                 raise
             plan, step = self.assembly.step_plan(), 2 if self.settings.mixup else 1
             rows = plan.per_device

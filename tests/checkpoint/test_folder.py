@@ -13,7 +13,6 @@ import torch
 from safetensors.torch import save_file
 
 from gqkva_convert.checkpoint.folder import Checkpoint, open_checkpoint, read_config
-from gqkva_convert.checkpoint.reader import TensorReader
 from gqkva_convert.errors import CheckpointError
 
 # Two shards' worth of tensors; every size differs.
@@ -72,7 +71,7 @@ def assert_holds_all(checkpoint: Checkpoint) -> None:
         name: tuple(tensor.shape) for name, tensor in ALL.items()
     }
     assert checkpoint.nbytes == sum(tensor.nbytes for tensor in ALL.values())
-    with TensorReader(checkpoint.files, pickled=checkpoint.pickled) as reader:
+    with checkpoint.reader() as reader:
         for name, tensor in ALL.items():
             wanted = tensor.reshape(-1).view(torch.uint8).numpy()
             np.testing.assert_array_equal(reader.read(checkpoint.tensors[name]), wanted)

@@ -367,3 +367,19 @@ def test_a_model_that_nothing_is_measured_of(gqkva: Run, tiny: Callable[[str], P
     assert result.exit_code == 13
     assert "WhisperForConditionalGeneration is not measured here" in result.stderr
     assert tiny_models.build("whisper", "WhisperForConditionalGeneration").main_input_name == "input_features"
+
+
+def test_a_batch_that_does_not_fit_says_what_to_do(
+    gqkva: Run, decoder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """PyTorch's allocator on a CPU raises a plain RuntimeError, which must not end in a traceback."""
+    from gqkva_convert.evaluation import evaluate
+
+    monkeypatch.setattr(evaluate, "score_windows", lambda *_, **__: torch.empty(1 << 60, dtype=torch.uint8))
+    result = gqkva("evaluate", decoder, "--data", "python-library", "--samples", 2)
+    assert result.exit_code == 13, result.output
+    assert "does not fit into memory; give a smaller --batch-size or --length" in result.stderr
+    monkeypatch.setattr(evaluate, "score_windows", lambda *_, **__: torch.ones(2) @ torch.ones(3))
+    other = gqkva("evaluate", decoder, "--data", "python-library", "--samples", 2)
+    assert isinstance(other.exception, RuntimeError)
+    assert "inconsistent tensor size" in str(other.exception)

@@ -12,7 +12,6 @@ import torch
 from gqkva_convert.architectures import FAMILIES
 from gqkva_convert.calibration.capture import record
 from gqkva_convert.calibration.network import attention_blocks, load_network
-from gqkva_convert.checkpoint.reader import TensorReader
 from gqkva_convert.heads import Variant
 from gqkva_convert.plans.plan import make_plan
 from gqkva_convert.refinement.block_data import BlockData
@@ -48,7 +47,7 @@ def recorded(
     block, block_plan = model.blocks[1], plan.blocks[1]
     joint = joint_block(model, block, block_plan, plan)
     assert joint is not None
-    with TensorReader(model.checkpoint.files, pickled=False) as reader:
+    with model.checkpoint.reader() as reader:
         heads = to_tensors(merge_block(joint, reader), torch.device("cpu"))
     alone = BlockNetwork(joint, attention_blocks(network)[place], torch.device("cpu"))
     output = torch.randn(alone.output_weight(heads).shape, generator=generator)

@@ -14,7 +14,6 @@ from gqkva_convert import convert
 from gqkva_convert.architectures import FAMILIES
 from gqkva_convert.calibration.capture import record
 from gqkva_convert.calibration.network import attention_blocks, load_network
-from gqkva_convert.checkpoint.reader import TensorReader
 from gqkva_convert.modeling.loading import load_model
 from gqkva_convert.plans.plan import Plan
 from gqkva_convert.records.report import read_report
@@ -62,9 +61,9 @@ def test_merged_heads_attend_as_in_the_converted_model(
     calls = record(network, [inputs], tmp_path / "calls", places=places)
     model, plan = open_model(source), Plan.from_dict(read_report(out)["plan"])
     converted = load_model(out, facts.architecture)
-    with TensorReader(model.checkpoint.files, pickled=False) as reader:
+    with model.checkpoint.reader() as reader:
         for block, block_plan in zip(model.blocks, plan.blocks, strict=True):
-            place = block_plan.kind, block_plan.layer
+            place = block_plan.place
             # Blocks behind another converted block read other inputs in the converted model.
             if place not in places or (place[0] in ("decoder", "cross") and family != "t5"):
                 continue

@@ -18,7 +18,6 @@ from gqkva_convert import convert, verify
 from gqkva_convert.calibration.data import DataSettings
 from gqkva_convert.calibration.network import attention_blocks
 from gqkva_convert.checkpoint.hub import locate
-from gqkva_convert.checkpoint.reader import TensorReader
 from gqkva_convert.data.python_library import iter_texts
 from gqkva_convert.demo_model.demo import MODEL, held_out_windows
 from gqkva_convert.evaluation.perplexity import language_loss, load_causal_lm
@@ -57,7 +56,7 @@ def laboratory(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> BlockL
         settings = DataSettings(str(corpus), samples=24, length=128, batch_tokens=512)
         calibrated = CalibratedModel(located, model, settings)
         plan = make_plan(model, Variant(None, 2))
-        with TensorReader(model.checkpoint.files, pickled=False) as reader:
+        with model.checkpoint.reader() as reader:
             found = BlockLaboratory(model, model.blocks[1], plan.blocks[1], calibrated, reader, {("self", 1)})
             assert found.merged()
             assert found.learned.energy > 0

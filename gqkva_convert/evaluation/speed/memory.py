@@ -109,13 +109,6 @@ def available_bytes(device: torch.device) -> int | None:
         return free
 
 
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that memory has run out; PyTorch's allocator for CPUs has no kind for it."""
-    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or (
-        isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
-    )
-
-
 def _status(name: str) -> int:
     found = re.search(rf"^{name}:\s+(\d+) kB", _STATUS.read_text(), re.MULTILINE)
     assert found is not None, f"{_STATUS} has no {name}"

@@ -8,14 +8,13 @@ from typing import Any
 
 import torch
 
-from gqkva_convert.errors import EvaluationError, first_line
+from gqkva_convert.errors import EvaluationError, first_line, is_out_of_memory
 from gqkva_convert.evaluation.device import find_device
 from gqkva_convert.evaluation.speed.fit import Fit, Needs, fit, working_bytes
 from gqkva_convert.evaluation.speed.memory import (
     PeakMemory,
     available_bytes,
     bytes_read,
-    is_out_of_memory,
     storage_bytes,
     weight_bytes,
 )

@@ -17,7 +17,6 @@ from gqkva_convert.architectures import FAMILIES
 from gqkva_convert.checkpoint.digest import file_sha256
 from gqkva_convert.checkpoint.jsonfile import write_json
 from gqkva_convert.checkpoint.publish import published_folder
-from gqkva_convert.checkpoint.reader import TensorReader
 from gqkva_convert.checkpoint.sidecars import GGUF_REPORT
 from gqkva_convert.conversion.convert import Conversion
 from gqkva_convert.conversion.export import key_value_counts, prepare_export, require_architecture
@@ -282,7 +281,7 @@ def _write_file(export: RuntimeExport, path: Path, progress: Progress) -> None:
         writer.write_header_to_file()
         writer.write_kv_data_to_file()
         writer.write_ti_data_to_file()
-        with TensorReader(checkpoint.files, pickled=checkpoint.pickled) as reader:
+        with checkpoint.reader() as reader:
             joints = JointMerges(reader)
             for tensor in export.tensors:
                 blocks = tensor_blocks(tensor, conversion.plan, reader, joints)

@@ -13,7 +13,7 @@ from torch.distributed.checkpoint.api import CheckpointException
 
 from gqkva_convert.checkpoint.jsonfile import read_json, write_json
 from gqkva_convert.data.names import fingerprint
-from gqkva_convert.errors import TrainingError, first_line
+from gqkva_convert.errors import TrainingError, first_line, is_out_of_memory
 from gqkva_convert.uptraining.engine.average import Average
 from gqkva_convert.uptraining.engine.summing import summed
 from gqkva_convert.uptraining.rows.row import Rows
@@ -125,9 +125,9 @@ class Checkpoints:
             self.rows.restore(torch.load(checkpoint / ROWS_STATE, weights_only=True))
             if self.average is not None:
                 self.average.restore(torch.load(checkpoint / self._average_file(), weights_only=True))
-        except (TrainingError, torch.OutOfMemoryError):
-            raise
         except (Exception, CheckpointException) as error:  # each part has a reader with errors of its own
+            if isinstance(error, TrainingError) or is_out_of_memory(error):
+                raise
             raise TrainingError(
                 f"{checkpoint} is damaged ({first_line(error)}); remove it, and --resume goes on from the "
                 "one before"

@@ -11,6 +11,7 @@ from torch.nn import functional
 
 from gqkva_convert.calibration.network import valid_positions
 from gqkva_convert.data.tasks import CAUSAL, EMBEDDING, MASKED, TO_TARGET
+from gqkva_convert.heads import Place
 from gqkva_convert.modeling.loading import main_output
 from gqkva_convert.uptraining.objectives.losses import (
     chunked_losses,
@@ -20,7 +21,7 @@ from gqkva_convert.uptraining.objectives.losses import (
     top_divergence,
 )
 from gqkva_convert.uptraining.objectives.resampling import NUMBERS, Resampling
-from gqkva_convert.uptraining.objectives.running import Found, ModelRunner, Place
+from gqkva_convert.uptraining.objectives.running import ForwardPass, ModelRunner
 from gqkva_convert.uptraining.rows.batches import IGNORED, PRESENT, Batch, Counts, present_positions
 
 VOCABULARY_TASKS = (CAUSAL, MASKED, TO_TARGET)
@@ -122,8 +123,8 @@ class Objective(nn.Module):
     def _on_outputs(
         self,
         batch: Batch,
-        ours: Found,
-        theirs: Found | None,
+        ours: ForwardPass,
+        theirs: ForwardPass | None,
         stored: Batch,
         weights: dict[str, float],
         counts: Counts,
@@ -150,7 +151,12 @@ class Objective(nn.Module):
         return total / counts.items, {name: value.detach() / counts.items for name, value in found.items()}
 
     def _over_vocabulary(
-        self, labels: Tensor, ours: Found, theirs: Found | None, stored: Batch, weights: dict[str, float]
+        self,
+        labels: Tensor,
+        ours: ForwardPass,
+        theirs: ForwardPass | None,
+        stored: Batch,
+        weights: dict[str, float],
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Task loss and divergence, over chunks of the labelled positions."""
         assert ours.head_input is not None
@@ -176,7 +182,7 @@ class Objective(nn.Module):
 
         return chunked_losses(ours.head_input[valid], self.runner.head(), losses, weights)
 
-    def _teacher_logits(self, valid: Tensor, theirs: Found | None) -> Callable[[slice], Tensor] | None:
+    def _teacher_logits(self, valid: Tensor, theirs: ForwardPass | None) -> Callable[[slice], Tensor] | None:
         if theirs is None:
             return None
         teacher = self._teacher[0]

@@ -12,15 +12,15 @@ from torch import Tensor, nn
 
 from gqkva_convert.calibration.network import attention_blocks
 from gqkva_convert.errors import TrainingError
+from gqkva_convert.heads import Place
 from gqkva_convert.uptraining.objectives.losses import Head
 from gqkva_convert.uptraining.rows.batches import PRESENT, Batch
 
-Place = tuple[str, int]
 _NO_INPUTS = ("labels", PRESENT)
 
 
 @dataclass
-class Found:
+class ForwardPass:
     """What one forward pass gave.
 
     Attributes:
@@ -89,7 +89,7 @@ class ModelRunner:
         hidden: bool = False,
         attention: bool = False,
         forced: dict[Place, Tensor] | None = None,
-    ) -> Found:
+    ) -> ForwardPass:
         """One forward pass.
 
         Args:
@@ -109,7 +109,7 @@ class ModelRunner:
             stance = torch.compiler.set_stance("force_eager") if watching else nullcontext()
             with _headless(self.model) if self.has_head else _as_it_is() as taken, stance:
                 output = self.model(**inputs)
-            return Found(taken[0] if taken else None, output, self._record or {})
+            return ForwardPass(taken[0] if taken else None, output, self._record or {})
         finally:
             self._record = None
 

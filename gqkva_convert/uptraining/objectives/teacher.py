@@ -14,7 +14,7 @@ from gqkva_convert.checkpoint.hub import locate
 from gqkva_convert.checkpoint.jsonfile import read_json
 from gqkva_convert.data.processors import has_other_words
 from gqkva_convert.data.tasks import IMAGES, trained_task
-from gqkva_convert.errors import TrainingError, first_line
+from gqkva_convert.errors import TrainingError, first_line, is_out_of_memory
 from gqkva_convert.modeling.families import MODEL_TYPE_PREFIX
 from gqkva_convert.modeling.loading import load_model
 from gqkva_convert.uptraining.rows.row import Row
@@ -60,9 +60,9 @@ def load_teacher(
         return teacher.to(device)
     try:
         return teacher.to(torch.device(settings.teacher_device))
-    except torch.OutOfMemoryError:
-        raise
     except (RuntimeError, AssertionError) as error:
+        if is_out_of_memory(error):
+            raise
         raise TrainingError(f"teacher_device {settings.teacher_device}: {first_line(error)}") from error
 
 
