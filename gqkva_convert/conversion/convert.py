@@ -21,8 +21,8 @@ from gqkva_convert.conversion.report import make_report, provenance
 from gqkva_convert.errors import (
     CheckpointError,
     GqkvaError,
-    LayoutError,
     OutputError,
+    UsageError,
     VerificationError,
 )
 from gqkva_convert.planning.choose import complete_plan, plan_model, request_plan
@@ -119,7 +119,7 @@ def prepare(
         stages: Shows progress of what looks at weights or data.
     """
     if (request is None) == (plan is None):
-        raise LayoutError("give either a plan or what to plan, --gkv for instance; not both")
+        raise UsageError("give either a plan or what to plan, --gkv for instance; not both")
     max_shard_bytes = parse_size(max_shard_size) if max_shard_size else None
 
     def first_plan(source: SourceModel) -> Plan:

@@ -10,7 +10,7 @@ from typing import Any
 from gqkva_convert.architectures import Attention, Key
 from gqkva_convert.checkpoint.hub import locate
 from gqkva_convert.conversion.convert import Conversion, planned_conversion
-from gqkva_convert.errors import LayoutError, NotExpressibleError
+from gqkva_convert.errors import NotExpressibleError, UsageError
 from gqkva_convert.heads import HeadLayout, Place
 from gqkva_convert.plans.plan import BlockPlan, Plan
 from gqkva_convert.source.deci import DECI, require_deci_form
@@ -48,10 +48,10 @@ def require_architecture(name: str) -> None:
     """Refuse the name of an architecture that is not one of ours.
 
     Raises:
-        LayoutError: Names those that are.
+        UsageError: Names those that are.
     """
     if name != DECI:
-        raise LayoutError(f"no architecture {name!r} to export to; leave it out or choose {DECI}")
+        raise UsageError(f"no architecture {name!r} to export to; leave it out or choose {DECI}")
 
 
 def key_value_counts(model: SourceModel) -> list[int]:

@@ -17,7 +17,7 @@ from gqkva_convert.conversion.init_processors import (
     image_processor,
     vocabulary_of,
 )
-from gqkva_convert.errors import CheckpointError, FamilyError, LayoutError
+from gqkva_convert.errors import CheckpointError, FamilyError, UsageError
 from gqkva_convert.heads import Variant
 from gqkva_convert.modeling.families import GROUPED_FAMILIES
 from gqkva_convert.plans.config import config_for
@@ -69,7 +69,7 @@ def init(
         GqkvaError: With a message for the user; nothing stands under ``out`` then.
     """
     if not 0 <= seed < 2**63:
-        raise LayoutError(f"--seed {seed}: from 0 to {2**63 - 1}")
+        raise UsageError(f"--seed {seed}: from 0 to {2**63 - 1}")
     family = FAMILIES.get(architecture)
     if family is None:
         raise FamilyError(f"no family {architecture!r}; known are {', '.join(sorted(FAMILIES))}")
@@ -85,7 +85,7 @@ def init(
     target = config_for(stock, family, layouts, is_native=plan.is_native(family))
 
     if dtype not in FLOAT_BY_NAME:
-        raise LayoutError(f"no dtype {dtype!r}; choose one of {', '.join(FLOAT_BY_NAME)}")
+        raise UsageError(f"no dtype {dtype!r}; choose one of {', '.join(FLOAT_BY_NAME)}")
 
     import torch
     import transformers
@@ -191,7 +191,7 @@ def _plan(config: dict[str, Any], family: Family, variant: Variant | None, block
     )
     if variant is None:
         if blocks is not None:
-            raise LayoutError("--blocks says what to group; give --gkv, --gq or both")
+            raise UsageError("--blocks says what to group; give --gkv, --gq or both")
         targets = tuple(block.layout for block in found)
     else:
         targets = plan_layouts(family, found, variant, blocks)

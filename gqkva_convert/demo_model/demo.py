@@ -12,7 +12,7 @@ from gqkva_convert.checkpoint.jsonfile import read_json
 from gqkva_convert.conversion.convert import convert
 from gqkva_convert.conversion.inspect import inspect
 from gqkva_convert.data.python_library import iter_texts
-from gqkva_convert.errors import DemoError, LayoutError
+from gqkva_convert.errors import DemoError, UsageError
 from gqkva_convert.evaluation.perplexity import language_loss, load_causal_lm
 
 MODEL = Path(__file__).parent / "checkpoint"
@@ -50,7 +50,7 @@ def demo(
     if not (MODEL / "config.json").is_file():
         raise DemoError(f"the built-in model is missing from {MODEL}; install the package again")
     if tokens < 1:
-        raise LayoutError(f"--tokens {tokens}: measure on at least 1 token")
+        raise UsageError(f"--tokens {tokens}: measure on at least 1 token")
     sequences = held_out_windows(tokens)
     rows = [_row(MODEL, "original", sequences, progress)]
     with TemporaryDirectory(prefix="gqkva-demo-") as folder:

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from gqkva_convert.errors import LayoutError
+from gqkva_convert.errors import LayoutError, UsageError
 from gqkva_convert.grouping.costs import mean_cost
 from gqkva_convert.grouping.search import Groups
 from gqkva_convert.heads import divisors
@@ -135,7 +135,7 @@ def _nsga2(evaluate: Any, upper: Array, seed: int) -> tuple[Array, Array]:
         from pymoo.core.problem import Problem
         from pymoo.optimize import minimize
     except ImportError as error:
-        raise LayoutError("--grouping evolution needs pymoo; install gqkva-convert[evolution]") from error
+        raise UsageError("--grouping evolution needs pymoo; install gqkva-convert[evolution]") from error
 
     class Objectives(Problem):  # type: ignore[misc,unused-ignore]
         def __init__(self) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from gqkva_convert.errors import LayoutError
+from gqkva_convert.errors import LayoutError, UsageError
 from gqkva_convert.heads.layout import HeadLayout, divisors
 
 
@@ -25,7 +25,7 @@ class Variant:
 
     def __post_init__(self) -> None:
         if self.gq is None and self.gkv is None:
-            raise LayoutError("nothing to do: give --gkv, --gq or both")
+            raise UsageError("nothing to do: give --gkv, --gq or both")
         for option, value in (("--gq", self.gq), ("--gkv", self.gkv)):
             if value is not None and value < 1:
                 raise LayoutError(f"{option} {value}: a model needs at least 1 head")

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from gqkva_convert.errors import LayoutError
+from gqkva_convert.errors import LayoutError, UsageError
 from gqkva_convert.grouping.allocation import allocate
 from gqkva_convert.grouping.costs import query_similarity
 from gqkva_convert.grouping.evolution import evolve
@@ -88,13 +88,14 @@ def request_plan(model: SourceModel, request: Request) -> Plan:
     """The plan as far as it follows from the request alone; groups to be searched for are neighbours yet.
 
     Raises:
-        LayoutError: The request does not fit the model.
+        LayoutError: The numbers of heads do not fit the model.
+        UsageError: The options do not.
     """
     grouping = request.chosen_grouping
     searched = grouping in SEARCHED
     if request.kv_budget is not None:
         if not searched:
-            raise LayoutError(f"--kv-budget needs groups that are searched for, not --grouping {grouping}")
+            raise UsageError(f"--kv-budget needs groups that are searched for, not --grouping {grouping}")
         budget_heads(model, request)
         layouts = [block.layout for block in model.blocks]
         blocks = tuple(
@@ -139,14 +140,15 @@ def budget_heads(model: SourceModel, request: Request) -> int:
     """The budget in heads.
 
     Raises:
-        LayoutError: It is no number or share, or too small.
+        LayoutError: It is too small or too large.
+        UsageError: It is no number or share.
     """
     text = str(request.kv_budget)
     blocks = _chosen_blocks(model, request)
     total = sum(block.layout.num_key_heads for block in blocks)
     found = re.fullmatch(r"(\d+(?:\.\d+)?(?=%)|\d+)(%?)", text)
     if found is None:
-        raise LayoutError(f"--kv-budget {text!r}: write a share such as 25% or a number of heads")
+        raise UsageError(f"--kv-budget {text!r}: write a share such as 25% or a number of heads")
     heads = int(float(found[1]) * total / 100 + 1e-9) if found[2] else int(float(found[1]))
     if not len(blocks) <= heads <= total:
         raise LayoutError(

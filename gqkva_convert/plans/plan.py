@@ -9,7 +9,7 @@ from typing import Any
 from gqkva_convert.architectures import Family
 from gqkva_convert.calibration.data import DataSettings
 from gqkva_convert.checkpoint.dtypes import FLOAT_BY_NAME
-from gqkva_convert.errors import CheckpointError, LayoutError
+from gqkva_convert.errors import CheckpointError, LayoutError, UsageError
 from gqkva_convert.heads import (
     GROUPINGS,
     HeadLayout,
@@ -39,7 +39,7 @@ class GroupRules:
     def __post_init__(self) -> None:
         for rule in (*self.scores, *self.values):
             if rule not in GROUP_RULES:
-                raise LayoutError(
+                raise UsageError(
                     f"no merge rule {rule!r} for a group; choose one of {', '.join(GROUP_RULES)}"
                 )
 
@@ -191,23 +191,23 @@ class Plan:
 
     def __post_init__(self) -> None:
         if self.merge not in RULES:
-            raise LayoutError(f"no merge rule {self.merge!r}; choose one of {', '.join(RULES)}")
+            raise UsageError(f"no merge rule {self.merge!r}; choose one of {', '.join(RULES)}")
         if self.grouping not in GROUPINGS:
-            raise LayoutError(f"no grouping {self.grouping!r}; choose one of {', '.join(GROUPINGS)}")
+            raise UsageError(f"no grouping {self.grouping!r}; choose one of {', '.join(GROUPINGS)}")
         if type(self.seed) is not int or self.seed < 0:
-            raise LayoutError(f"a seed is a whole number from 0 on, found {self.seed!r}")
+            raise UsageError(f"a seed is a whole number from 0 on, found {self.seed!r}")
         if self.refine != tuple(name for name in REFINEMENTS if name in self.refine):
-            raise LayoutError(
+            raise UsageError(
                 f"refine lists, in this order, any of {', '.join(REFINEMENTS)}; found {self.refine!r}"
             )
         if any(block.rules for block in self.blocks) and not RULES[self.merge].is_joint:
-            raise LayoutError(f"rules of groups go with merge auto or another joint rule, not {self.merge}")
+            raise UsageError(f"rules of groups go with merge auto or another joint rule, not {self.merge}")
         if self.refine and not RULES[self.merge].is_joint:
-            raise LayoutError(
+            raise UsageError(
                 f"--refine goes on from a merge of whole blocks, which --merge {self.merge} is not"
             )
         if self.dtype is not None and self.dtype not in FLOAT_BY_NAME:
-            raise LayoutError(f"no dtype {self.dtype!r}; choose one of {', '.join(FLOAT_BY_NAME)}")
+            raise UsageError(f"no dtype {self.dtype!r}; choose one of {', '.join(FLOAT_BY_NAME)}")
 
     @property
     def wants_rules(self) -> bool:
@@ -268,7 +268,7 @@ class Plan:
 
 def _names(data: Any) -> tuple[str, ...]:
     if data is not None and not isinstance(data, list):
-        raise LayoutError(f"refine is a list of names, found {data!r}")
+        raise UsageError(f"refine is a list of names, found {data!r}")
     return tuple(data or ())
 
 
@@ -296,7 +296,8 @@ def make_plan(
         dtype: Dtype wanted.
 
     Raises:
-        LayoutError: The numbers of heads, the kinds, the grouping or the rule cannot be.
+        LayoutError: The numbers of heads cannot be.
+        UsageError: There is no such kind of attention, grouping or rule.
     """
     targets = plan_layouts(model.family, model.blocks, variant, blocks)
     planned = tuple(
@@ -312,7 +313,8 @@ def plan_layouts(
     """The layout that each block gets, heads in neighbour order; those not chosen keep theirs.
 
     Raises:
-        LayoutError: The numbers of heads or the kinds cannot be.
+        LayoutError: The numbers of heads cannot be.
+        UsageError: There is no such kind of attention.
     """
     chosen = chosen_kinds(family, kinds)
     targets = []
@@ -331,7 +333,7 @@ def chosen_kinds(family: Family, blocks: str | None) -> set[str]:
         return kinds
     asked = {name.strip() for name in blocks.split(",")}
     if not asked <= kinds:
-        raise LayoutError(
+        raise UsageError(
             f"{family.model_type} has no {', '.join(sorted(asked - kinds)) or 'unnamed'} attention; "
             f"choose of {', '.join(sorted(kinds))}"
         )

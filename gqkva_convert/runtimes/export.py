@@ -6,7 +6,7 @@ from pathlib import Path
 
 from gqkva_convert.conversion.convert import write
 from gqkva_convert.conversion.export import prepare_export
-from gqkva_convert.errors import LayoutError
+from gqkva_convert.errors import UsageError
 from gqkva_convert.progress import Progress
 from gqkva_convert.runtimes.gguf.write import prepare_gguf, write_gguf
 
@@ -71,11 +71,11 @@ def require_options(runtime: str | None, dtype: str | None, max_shard_size: str 
     """Refuse options that do not go together.
 
     Raises:
-        LayoutError: Says which.
+        UsageError: Says which.
     """
     if runtime is not None and runtime not in RUNTIMES:
-        raise LayoutError(f"no runtime {runtime!r} to export for; choose {' or '.join(RUNTIMES)}")
+        raise UsageError(f"no runtime {runtime!r} to export for; choose {' or '.join(RUNTIMES)}")
     if runtime is None and dtype is not None:
-        raise LayoutError("--dtype goes with --runtime gguf; `gqkva convert --dtype` casts a checkpoint")
+        raise UsageError("--dtype goes with --runtime gguf; `gqkva convert --dtype` casts a checkpoint")
     if runtime is not None and max_shard_size is not None:
-        raise LayoutError("--runtime gguf writes one file; leave --max-shard-size out")
+        raise UsageError("--runtime gguf writes one file; leave --max-shard-size out")

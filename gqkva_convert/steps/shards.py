@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from gqkva_convert.checkpoint.folder import SAFETENSORS
-from gqkva_convert.errors import LayoutError
+from gqkva_convert.errors import UsageError
 from gqkva_convert.steps.step import Step, Steps
 
 _UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
@@ -30,11 +30,11 @@ def parse_size(text: str) -> int:
     """Bytes of a size such as ``2GB`` (powers of ten) or ``512MiB`` (powers of two).
 
     Raises:
-        LayoutError: It is not a size.
+        UsageError: It is not a size.
     """
     found = re.fullmatch(r"\s*(\d{1,15}(?:\.\d{1,15})?)\s*([A-Za-z]*)\s*", text)
     if found is None or found[2].upper() not in _UNITS or float(found[1]) <= 0:
-        raise LayoutError(f"{text!r} is not a size; write it as 2GB or 512MiB")
+        raise UsageError(f"{text!r} is not a size; write it as 2GB or 512MiB")
     return int(float(found[1]) * _UNITS[found[2].upper()])
 
 

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gqkva_convert.errors import LayoutError
+from gqkva_convert.errors import LayoutError, UsageError
 from gqkva_convert.heads import HeadLayout, Variant, divisors
 
 properties = settings(max_examples=25, deadline=None)
@@ -94,7 +94,7 @@ def test_queries_of_a_grouped_source_are_not_merged(variant: Variant) -> None:
 
 def test_asking_for_nothing_is_refused() -> None:
     """A conversion that changes nothing is a copy, and surely a forgotten option."""
-    with pytest.raises(LayoutError, match="give --gkv, --gq or both"):
+    with pytest.raises(UsageError, match="give --gkv, --gq or both"):
         Variant(None, None)
 
 

@@ -20,7 +20,7 @@ from gqkva_convert.checkpoint.publish import published_folder
 from gqkva_convert.checkpoint.sidecars import GGUF_REPORT
 from gqkva_convert.conversion.convert import Conversion
 from gqkva_convert.conversion.export import key_value_counts, prepare_export, require_architecture
-from gqkva_convert.errors import LayoutError, NotExpressibleError, OutputError, VerificationError
+from gqkva_convert.errors import NotExpressibleError, OutputError, UsageError, VerificationError
 from gqkva_convert.plans.config import converted_config
 from gqkva_convert.plans.plan import Plan
 from gqkva_convert.progress import Progress
@@ -139,7 +139,7 @@ def prepare_gguf(
     """
     load_gguf()
     if dtype is not None and dtype not in DTYPES:
-        raise LayoutError(f"no dtype {dtype!r} in a GGUF file of ours; choose one of {', '.join(DTYPES)}")
+        raise UsageError(f"no dtype {dtype!r} in a GGUF file of ours; choose one of {', '.join(DTYPES)}")
     if architecture is not None:
         require_architecture(architecture)
     notes: list[str] = []
