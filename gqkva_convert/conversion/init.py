@@ -22,7 +22,8 @@ from gqkva_convert.heads import Variant
 from gqkva_convert.modeling.families import GROUPED_FAMILIES
 from gqkva_convert.plans.config import config_for
 from gqkva_convert.plans.plan import BlockPlan, Plan, plan_layouts
-from gqkva_convert.source.model import Block, block_layout, check_config, config_number, stored_part
+from gqkva_convert.source.config_keys import check_config
+from gqkva_convert.source.model import Block, block_layout, config_number, stored_part
 
 
 def init(

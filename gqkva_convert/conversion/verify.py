@@ -25,7 +25,8 @@ from gqkva_convert.plans.config import converted_config
 from gqkva_convert.plans.plan import Plan
 from gqkva_convert.progress import Progress
 from gqkva_convert.records.report import describe_files, read_report, versions
-from gqkva_convert.source.model import SourceModel, is_grouped, open_model
+from gqkva_convert.source.config_keys import is_grouped
+from gqkva_convert.source.model import SourceModel, open_model
 from gqkva_convert.steps.compute import step_bytes
 from gqkva_convert.steps.joint import WEIGHTS_ALONE, JointMerges
 from gqkva_convert.steps.make import make_steps

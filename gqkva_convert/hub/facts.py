@@ -17,7 +17,8 @@ from gqkva_convert.records.measured import Bench, Evaluation, read_bench, read_e
 from gqkva_convert.records.report import read_report
 from gqkva_convert.records.source_card import stated_card
 from gqkva_convert.source.caches import cache_bytes
-from gqkva_convert.source.model import SourceModel, is_grouped, open_model
+from gqkva_convert.source.config_keys import is_grouped
+from gqkva_convert.source.model import SourceModel, open_model
 
 # What the classes that an Auto class gives are for, as the Hub calls it, where that is one thing. The first
 # Auto class that gives a folder's class is the one to load it with.

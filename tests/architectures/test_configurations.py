@@ -9,7 +9,8 @@ import pytest
 
 from gqkva_convert.architectures import FAMILIES
 from gqkva_convert.errors import FamilyError
-from gqkva_convert.source.model import block_layout, check_config
+from gqkva_convert.source.config_keys import check_config
+from gqkva_convert.source.model import block_layout
 
 HERE = Path("model")
 

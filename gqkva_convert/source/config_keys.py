@@ -1,0 +1,108 @@
+"""The keys of a configuration: those that change attention must be known to the family's table."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+from gqkva_convert.architectures import Family, Key
+from gqkva_convert.errors import FamilyError, WeightError
+from gqkva_convert.modeling.families import GROUPED_FAMILIES, MODEL_TYPE_PREFIX, grouped_name
+from gqkva_convert.modeling.layouts import LAYOUTS
+from gqkva_convert.source.deci import PER_LAYER, is_deci
+
+# Keys with such words in them change attention in some model. One that the family's table does not
+# know, and that is not switched off, stops the conversion.
+_ATTENTION_WORDS = re.compile(
+    r"attn|attention|head|_kv|kv_|window|rope|rotary|alibi|qk_|qkv|softcap|sink|position_embedding|relative"
+    r"|per_layer|block_config|layer_config|layer_types|cross|sparse|lora|compress"
+)
+# Keys that transformers itself reads the same way in every family, or that only matter in training.
+_COMMON_KEYS = frozenset(
+    {
+        "_attn_implementation",
+        "attn_implementation",
+        "_attn_implementation_autoset",
+        "_attn_implementation_internal",
+        "max_position_embeddings",
+        "original_max_position_embeddings",
+        "rope_parameters",
+        "rope_scaling",
+        "rope_theta",
+        "partial_rotary_factor",
+        "output_attentions",
+    }
+)
+# Written by old versions of transformers as their defaults, read by none of the families here.
+_FIXED_VALUES: dict[str, tuple[object, ...]] = {"position_embedding_type": ("absolute",)}
+
+
+def is_grouped(config: dict[str, Any]) -> bool:
+    """Whether a configuration is one of our grouped models'."""
+    return str(config.get("model_type")).startswith(MODEL_TYPE_PREFIX)
+
+
+def check_config(config: dict[str, Any], family: Family, folder: Path) -> None:
+    """Refuse a configuration that changes attention in a way the table does not know."""
+    quantised = config.get("quantization_config") or config.get("compression_config")
+    if quantised:
+        method = quantised.get("quant_method", "unknown") if isinstance(quantised, dict) else "unknown"
+        raise WeightError(
+            f"{folder}: the weights are quantised ({method}); averaging codes means nothing, "
+            "convert the original checkpoint and quantise the result"
+        )
+    known = _COMMON_KEYS | family.config_keys | _table_keys(family)
+    if is_grouped(config):
+        known |= {LAYOUTS}
+        _check_class(config, family, folder)
+    if is_deci(config):
+        known |= {PER_LAYER}
+    towers = {name for name, _, inner in (key.partition(".") for key in _number_names(family)) if inner}
+    nested = [(f"{name}.", config[name]) for name in sorted(towers) if isinstance(config.get(name), dict)]
+    for path, part in [("", config), *nested]:
+        for key, value in part.items():
+            allowed = family.config_values.get(key) or _FIXED_VALUES.get(key)
+            if allowed is not None:
+                if value is not None and value not in allowed:
+                    raise FamilyError(
+                        f"{folder}: config.json sets {path}{key} to {value!r}; "
+                        f"{family.model_type} is supported with {' or '.join(map(repr, allowed))}"
+                    )
+            elif value and _ATTENTION_WORDS.search(key) and key not in known and "drop" not in key:
+                raise FamilyError(
+                    f"{folder}: config.json sets {path}{key} to {value!r}, which the {family.model_type} "
+                    "table does not know and which may change attention; remove the key if it does not"
+                )
+
+
+def _check_class(config: dict[str, Any], family: Family, folder: Path) -> None:
+    """Refuse a grouped model of a class that there is none of."""
+    names = set(map(grouped_name, GROUPED_FAMILIES[family.model_type].stock_classes))
+    wrong = set(config.get("architectures") or ()) - names
+    if wrong:
+        raise FamilyError(
+            f"{folder}: config.json names the class {min(wrong)!r}; grouped ones of {family.model_type} are "
+            f"{', '.join(sorted(names))}"
+        )
+
+
+def _table_keys(family: Family) -> set[str]:
+    """Keys that the table reads, without the names of nested configurations."""
+    keys = {name.rpartition(".")[2] for name in _number_names(family)}
+    for attention in family.attention:
+        keys.update(norm.key for norm in attention.norms if norm.key)
+        keys.update(projection.bias.key for projection in attention.projections if projection.bias.key)
+    return keys
+
+
+def _number_names(family: Family) -> set[str]:
+    """Names of the configuration's numbers that decide the layouts."""
+    names = set()
+    for attention in family.attention:
+        names.add(attention.num_attention_heads.name)
+        if isinstance(attention.head_dim, Key):
+            names.add(attention.head_dim.name)
+        if attention.num_key_value_heads is not None:
+            names.add(attention.num_key_value_heads.name)
+    return names
