@@ -28,9 +28,10 @@ from gqkva_convert.heads import Variant
 from gqkva_convert.planning.groups import search_groups
 from gqkva_convert.plans.plan import make_plan
 from gqkva_convert.source.model import open_model
-from gqkva_convert.steps.blocks import joint_block
-from gqkva_convert.steps.joint import InputMoments, gain_moments, merge_heads, source_heads
+from gqkva_convert.source.stored_block import gain_moments, read_heads
+from gqkva_convert.steps.blocks import block_merges
 from gqkva_convert.transforms import scores
+from gqkva_convert.transforms.blocks import InputMoments, merge_heads
 
 LAYERS, HEADS, HEAD_DIM = 32, 32, 128
 
@@ -47,15 +48,14 @@ def one_layer(checkpoint: Path) -> dict[str, float]:
     """Seconds of the closed form for one layer, with moments from weights and measured ones."""
     model = open_model(checkpoint)
     plan = make_plan(model, Variant(None, 8))
-    joint = joint_block(model, model.blocks[0], plan.blocks[0], plan)
-    assert joint is not None
+    merge = block_merges(model, plan)["self", 0]
     scores._ENOUGH = -1.0  # every round is run
     with model.checkpoint.reader() as reader:
-        heads, gains = source_heads(joint, reader), gain_moments(joint, reader)
+        heads, gains = read_heads(merge.block, reader), gain_moments(merge.block, reader)
     seconds = {}
     for name, moments in (("weights alone", None), ("measured moments", measured_moments(4096))):
         started = time.perf_counter()
-        merge_heads(joint, heads, gains, moments)
+        merge_heads(merge.head_merge(), heads, gains, moments)
         seconds[name] = time.perf_counter() - started
     return seconds
 

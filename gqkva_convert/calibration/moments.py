@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from gqkva_convert.calibration.network import attention_blocks, run_batch, valid_positions
 from gqkva_convert.errors import WeightError
-from gqkva_convert.heads import Place
+from gqkva_convert.heads import Place, place_name
 from gqkva_convert.progress import Progress
 
 if TYPE_CHECKING:
@@ -132,10 +132,10 @@ def check_finite(moments: Moments) -> None:
         WeightError: A block reads NaN or infinity.
     """
     for sums in (moments.query, moments.key):
-        for (kind, layer), matrix in sums.items():
+        for place, matrix in sums.items():
             if not np.isfinite(matrix).all():
                 raise WeightError(
-                    f"layer {layer}, {kind} attention: the model gives NaN or infinity for the data; "
+                    f"{place_name(place)}: the model gives NaN or infinity for the data; "
                     "check the weights, or convert from weights alone"
                 )
 

@@ -25,7 +25,7 @@ from gqkva_convert.errors import (
     UsageError,
     VerificationError,
 )
-from gqkva_convert.planning.choose import complete_plan, plan_model, request_plan
+from gqkva_convert.planning.choose import complete_plan, request_plan
 from gqkva_convert.plans.config import converted_config, write_config
 from gqkva_convert.plans.file import read_plan
 from gqkva_convert.plans.plan import Plan
@@ -46,6 +46,35 @@ _RUN = ".gqkva-run.json"
 
 
 @dataclass(frozen=True)
+class Draft:
+    """A plan that has been checked against its source: every tensor accounted for, a configuration found.
+
+    Attributes:
+        plan: What happens to the source's heads.
+        steps: One step per output tensor.
+        config: The configuration of the result.
+    """
+
+    plan: Plan
+    steps: Steps
+    config: dict[str, Any]
+
+
+def make_draft(model: SourceModel, plan: Plan, tied: dict[str, str] | None = None) -> Draft:
+    """Check a plan against its source; reads no weights.
+
+    Args:
+        model: The source.
+        plan: What happens to its heads.
+        tied: Tensors to leave out because another holds the same bytes, each with the reason.
+
+    Raises:
+        GqkvaError: The plan does not fit the source, or no class can hold the result.
+    """
+    return Draft(plan, make_steps(model, plan, tied), converted_config(model, plan))
+
+
+@dataclass(frozen=True)
 class Conversion:
     """A conversion ready to be written; plain data, nothing is on disk yet.
 
@@ -54,6 +83,7 @@ class Conversion:
         model: Its checkpoint and facts.
         plan: What happens to its heads.
         steps: One step per output tensor.
+        config: The configuration of the result.
         shards: Output files.
         target: Output folder.
         calibrated: The source with its calibration data, where the plan uses any.
@@ -64,6 +94,7 @@ class Conversion:
     model: SourceModel
     plan: Plan
     steps: Steps
+    config: dict[str, Any]
     shards: tuple[Shard, ...]
     target: Path
     calibrated: CalibratedModel | None = None
@@ -122,27 +153,28 @@ def prepare(
         raise UsageError("give either a plan or what to plan, --gkv for instance; not both")
     max_shard_bytes = parse_size(max_shard_size) if max_shard_size else None
 
-    def first_plan(source: SourceModel) -> Plan:
-        return read_plan(Path(plan), source) if plan is not None else request_plan(source, request)  # type: ignore[arg-type]
+    def first_draft(source: SourceModel, tied: dict[str, str] | None = None) -> Draft:
+        if request is not None:
+            return make_draft(source, request_plan(source, request), tied)
+        return make_draft(source, read_plan(Path(str(plan)), source), tied)
 
     headers = peek(str(model), revision)
     if headers is not None:
-        remote = read_model(headers)
-        make_steps(remote, first_plan(remote))  # whatever can be refused is refused before the download
+        # Refused before the download. Steps name files and offsets, which are here only after it.
+        first_draft(read_model(headers))
     located = locate(str(model), revision)
     source = open_model(located.folder)
-    calibrated: CalibratedModel | None = None
-    if request is not None:
-        make_steps(source, request_plan(source, request))  # or before the data are looked at
-        chosen, calibrated, _ = plan_model(located, source, request, stages)
-    else:
-        chosen, calibrated = complete_plan(located, source, first_plan(source), stages)
+    tied = _tied_copies(source)
+    draft = first_draft(source, tied)  # refused before the data are looked at
+    chosen, calibrated, _ = complete_plan(located, source, draft.plan, request, stages)
+    if chosen != draft.plan:
+        draft = make_draft(source, chosen, tied)
     target = Path(out) if out is not None else Path(f"{_base_name(located)}-{chosen.variant}")
     wished = ["--plan", str(plan)] if request is None else request.words()
     wished += ["--max-shard-size", max_shard_size] if max_shard_size else []
     wished += ["--revision", located.revision] if located.revision else []
     command = ("convert", located.name, str(target), *wished)
-    return planned_conversion(located, source, chosen, target, max_shard_bytes, calibrated, command)
+    return _drafted_conversion(located, source, draft, target, max_shard_bytes, calibrated, command)
 
 
 def planned_conversion(
@@ -151,7 +183,6 @@ def planned_conversion(
     plan: Plan,
     target: Path,
     max_shard_bytes: int | None,
-    calibrated: CalibratedModel | None = None,
     command: tuple[str, ...] = (),
 ) -> Conversion:
     """Everything a plan will do to a source; writes nothing.
@@ -162,20 +193,34 @@ def planned_conversion(
         plan: What happens to its heads.
         target: Output folder.
         max_shard_bytes: Largest output file; None keeps the source's division.
-        calibrated: The source with the data that the plan names.
         command: The words behind ``gqkva`` that ask for it.
 
     Raises:
         GqkvaError: The plan does not fit the source, or the target is or holds it.
     """
-    with source.checkpoint.reader() as reader:
-        tied = tied_copies(source, reader)
-    steps = make_steps(source, plan, tied)
-    converted_config(source, plan)  # refuses classes that have no grouped form
-    shards = make_shards(steps, source.checkpoint.files, max_shard_bytes)
+    draft = make_draft(source, plan, _tied_copies(source))
+    return _drafted_conversion(located, source, draft, target, max_shard_bytes, None, command)
+
+
+def _drafted_conversion(
+    located: Located,
+    source: SourceModel,
+    draft: Draft,
+    target: Path,
+    max_shard_bytes: int | None,
+    calibrated: CalibratedModel | None,
+    command: tuple[str, ...],
+) -> Conversion:
+    shards = make_shards(draft.steps, source.checkpoint.files, max_shard_bytes)
     if target.resolve() == located.folder.resolve() or target.resolve() in located.folder.resolve().parents:
         raise OutputError(f"{target} is or holds the source; choose another folder")
-    return Conversion(located, source, plan, steps, shards, target, calibrated, command)
+    parts = draft.plan, draft.steps, draft.config
+    return Conversion(located, source, *parts, shards, target, calibrated, command)
+
+
+def _tied_copies(source: SourceModel) -> dict[str, str]:
+    with source.checkpoint.reader() as reader:
+        return tied_copies(source, reader)
 
 
 def convert(
@@ -287,10 +332,10 @@ def write(
             folder,
             provenance(source, conversion.plan),
             progress or (lambda _: None),
-            data.joints,
+            data.merged,
         )
         written = time.perf_counter()
-        write_config(conversion.model, conversion.plan, folder)
+        write_config(conversion.model, conversion.plan, conversion.config, folder)
         if len(conversion.shards) > 1:
             write_json(folder / f"{SAFETENSORS}.index.json", _index(conversion.shards))
         output = check_folder(folder, conversion.steps)

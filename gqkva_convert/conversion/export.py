@@ -74,10 +74,7 @@ def export_plan(model: SourceModel) -> Plan:
                 placed[block.place] = HeadLayout.mha(heads, head_dim), tuple(range(heads))
         else:
             placed.update(_placed_in_groups(model, attention, blocks))
-    plans = tuple(
-        BlockPlan(block.attention.kind, block.layer, block.layout, *placed[block.place])
-        for block in model.blocks
-    )
+    plans = tuple(BlockPlan(*block.place, block.layout, *placed[block.place]) for block in model.blocks)
     return Plan("stock", "neighbour", "mean", 0, None, plans, _architecture(model, plans))
 
 
@@ -100,7 +97,7 @@ def deci_plan(model: SourceModel) -> Plan:
         target = HeadLayout.gqa(heads, len(groups), block.layout.head_dim)
         size = heads // len(groups)
         order = tuple(head for group in groups for head in (*group, *[None] * (size - len(group))))
-        plans.append(BlockPlan(block.attention.kind, block.layer, block.layout, target, order))
+        plans.append(BlockPlan(*block.place, block.layout, target, order))
     return Plan("deci", "neighbour", "mean", 0, None, tuple(plans), DECI)
 
 

@@ -197,7 +197,6 @@ def _plan(config: dict[str, Any], family: Family, variant: Variant | None, block
     else:
         targets = plan_layouts(family, found, variant, blocks)
     plans = tuple(
-        BlockPlan(block.attention.kind, block.layer, target, target, tuple(range(target.num_attention_heads)))
-        for block, target in zip(found, targets, strict=True)
+        BlockPlan.unchanged(block.place, target) for block, target in zip(found, targets, strict=True)
     )
     return Plan("mha" if variant is None else variant.slug, "neighbour", "random", 0, None, plans)

@@ -147,10 +147,7 @@ def _layers_to_run(model: SourceModel, layers: int | None) -> list[int]:
 
 def _unchanged_plan(plan: Plan) -> Plan:
     """A plan that leaves the output's heads as they are."""
-    blocks = tuple(
-        BlockPlan(block.kind, block.layer, block.target, block.target, tuple(range(len(block.order))))
-        for block in plan.blocks
-    )
+    blocks = tuple(BlockPlan.unchanged(block.place, block.target) for block in plan.blocks)
     return Plan(plan.variant, "neighbour", "mean", 0, None, blocks)
 
 

@@ -28,10 +28,11 @@ from gqkva_convert.records.report import describe_files, read_report, versions
 from gqkva_convert.source.config_keys import is_grouped
 from gqkva_convert.source.model import SourceModel, open_model
 from gqkva_convert.steps.compute import step_bytes
-from gqkva_convert.steps.joint import WEIGHTS_ALONE, JointMerges
 from gqkva_convert.steps.make import make_steps
+from gqkva_convert.steps.merged_blocks import MergedBlocks
 from gqkva_convert.steps.others import tied_copies
 from gqkva_convert.steps.step import Step
+from gqkva_convert.transforms.merge import RULES
 from gqkva_convert.transforms.precision import STORED, is_finite
 
 CHUNK_BYTES = 4 << 20
@@ -254,7 +255,7 @@ def _check_source(
         proof.add("trained since", None, trained)
         return checksums
     with source.checkpoint.reader() as reader:
-        joints = JointMerges(reader)
+        merged = MergedBlocks(reader)
         steps = make_steps(source, plan, tied_copies(source, reader))
         with model.checkpoint.reader() as output:
             fixed = {name: entry.get("sha256") for name, entry in report["tensors"].items()}
@@ -263,7 +264,7 @@ def _check_source(
                 if _needs_data(step, plan):
                     same = _is_recorded(step, fixed.get(step.name), model.checkpoint, output, advance)
                 else:
-                    same = _is_recomputed(step, plan, model.checkpoint, reader, joints, output, advance)
+                    same = _is_recomputed(step, plan, model.checkpoint, reader, merged, output, advance)
                 if not same:
                     wrong.append(step.name)
     wrong += sorted(model.checkpoint.tensors.keys() - {step.name for step in steps.steps})
@@ -285,10 +286,10 @@ def _check_source(
 
 def _needs_data(step: Step, plan: Plan) -> bool:
     """Whether a tensor cannot be recomputed from the source's weights alone."""
-    if step.joint is None or plan.calibration is None:
+    if step.merge is None or plan.calibration is None:
         return False
-    rules = {*step.joint.rules.scores, *step.joint.rules.values}
-    return bool(plan.refine) or not rules <= WEIGHTS_ALONE
+    rules = {*step.merge.rules.scores, *step.merge.rules.values}
+    return bool(plan.refine) or not all(RULES[rule].ignores_data for rule in rules)
 
 
 def _is_recorded(
@@ -308,7 +309,7 @@ def _is_recomputed(
     plan: Plan,
     checkpoint: Checkpoint,
     reader: TensorReader,
-    joints: JointMerges,
+    merged: MergedBlocks,
     output: TensorReader,
     advance: Progress,
 ) -> bool:
@@ -321,7 +322,7 @@ def _is_recomputed(
             for start in range(0, step.nbytes, CHUNK_BYTES)
         )
     else:
-        pieces = step_bytes(step, plan.merge, plan.seed, reader, joints)  # type: ignore[assignment]
+        pieces = step_bytes(step, plan.merge, plan.seed, reader, merged)  # type: ignore[assignment]
     same = True
     for start, data in pieces:
         same = same and bool((output.read(stored, start, data.nbytes) == data).all())

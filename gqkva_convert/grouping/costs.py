@@ -19,7 +19,7 @@ from gqkva_convert.transforms.closed_form import (
     planes_residual,
     subspace_residual,
 )
-from gqkva_convert.transforms.scores import Reading, Scores, score_energy, score_loss, shared_scores
+from gqkva_convert.transforms.scores import ScoredHead, Scores, score_energy, score_loss, shared_scores
 from gqkva_convert.transforms.turning import Turning
 
 Array = NDArray[np.float64]
@@ -102,18 +102,18 @@ def grid_loss(
         turning: What rotary positions do.
     """
     members: dict[str, dict[int, list[int]]] = {"query": {}, "key": {}}
-    readings = []
+    scored = []
     for head, query, key in zip(order, queries, keys, strict=True):
         rows, columns = members["query"].setdefault(query, []), members["key"].setdefault(key, [])
         rows.append(head)
         columns.append(head)
-        readings.append(Reading(query, len(rows) - 1, key, len(columns) - 1))
+        scored.append(ScoredHead(query, len(rows) - 1, key, len(columns) - 1))
     head_dim, count = statistics.head_dim, statistics.units
     blocks = statistics.values.reshape(count, head_dim, count, head_dim)
     energies = np.einsum("sfsg,sgf->s", blocks, statistics.value_readers)
     weights = np.sqrt(np.maximum(energies, 0))[list(order)]
     scores = Scores(
-        tuple(readings),
+        tuple(scored),
         tuple(
             _part(statistics, statistics.queries, members["query"][row]) for row in sorted(members["query"])
         ),
@@ -125,7 +125,7 @@ def grid_loss(
     )
     first, second = list(statistics.first), list(statistics.second)
     mixes = shared_scores(scores, turning, first, second, rounds=_GRID_ROUNDS)
-    alone = [replace(scores, readings=(reading,), weights=np.ones(1)) for reading in readings]
+    alone = [replace(scores, heads=(reading,), weights=np.ones(1)) for reading in scored]
     own = np.array([max(score_energy(head, turning), 1e-300) for head in alone])
     lost = score_loss(replace(scores, weights=1 / own), turning, *mixes) / len(own)
     return lost + VALUE_SHARE * sum(_residuals(statistics, group)[1] for group in members["key"].values())

@@ -9,7 +9,8 @@ from gqkva_convert.heads.groupings import (
     without_reordering,
 )
 from gqkva_convert.heads.layout import ROLES, HeadLayout, divisors
-from gqkva_convert.heads.place import Place, place_seed
+from gqkva_convert.heads.place import Place, place_name, place_seed
+from gqkva_convert.heads.regrouping import Regrouping, merged_groups
 from gqkva_convert.heads.variants import Variant
 
 __all__ = [
@@ -19,9 +20,12 @@ __all__ = [
     "SEARCHED",
     "HeadLayout",
     "Place",
+    "Regrouping",
     "Variant",
     "divisors",
+    "merged_groups",
     "neighbour_order",
+    "place_name",
     "place_seed",
     "random_order",
     "without_reordering",

@@ -9,25 +9,55 @@ that stock grouped attention reads.
 from __future__ import annotations
 
 import random
+from dataclasses import dataclass
 
 from gqkva_convert.heads.layout import ROLES, HeadLayout
 
-# Groupings that look at heads, and whether they need calibration data.
-SEARCHED = {
-    "weights": False,
-    "activations": True,
-    "activations-raw": True,
-    "asym": True,
-    "asym-raw": True,
-    "evolution": False,
-    "evolution-ec": False,
-    "key-norm": False,
-    "loss": False,
-}
-# Those that can assign heads to a grid whose queries are shared too.
-FOR_GRIDS = ("weights", "activations", "activations-raw", "loss")
+
+@dataclass(frozen=True)
+class Grouping:
+    """One way to choose which heads become one.
+
+    Attributes:
+        name: What the command line calls it.
+        is_searched: Whether it looks at heads.
+        needs_data: Whether it needs calibration data.
+        takes_grids: Whether it can assign heads to a grid whose queries are shared too.
+        is_equal: Whether all groups of a block are of one size.
+        is_aligned: Whether heads are compared in the best common frame, rather than as they are.
+        spans_layers: Whether it chooses the groups of all layers together.
+    """
+
+    name: str
+    is_searched: bool = True
+    needs_data: bool = False
+    takes_grids: bool = False
+    is_equal: bool = True
+    is_aligned: bool = True
+    spans_layers: bool = False
+
+
 # All groupings, as `--grouping` names them.
-GROUPINGS = ("neighbour", "random", *SEARCHED)
+GROUPINGS = {
+    grouping.name: grouping
+    for grouping in (
+        Grouping("neighbour", is_searched=False, takes_grids=True),
+        Grouping("random", is_searched=False, takes_grids=True),
+        Grouping("weights", takes_grids=True),
+        Grouping("activations", needs_data=True, takes_grids=True),
+        Grouping("activations-raw", needs_data=True, takes_grids=True, is_aligned=False),
+        Grouping("asym", needs_data=True, is_equal=False),
+        Grouping("asym-raw", needs_data=True, is_equal=False, is_aligned=False),
+        Grouping("evolution", is_equal=False, spans_layers=True),
+        Grouping("evolution-ec", spans_layers=True),
+        Grouping("key-norm", is_equal=False),
+        Grouping("loss", takes_grids=True),
+    )
+}
+# Those that look at heads, and whether they need data.
+SEARCHED = {name: grouping.needs_data for name, grouping in GROUPINGS.items() if grouping.is_searched}
+# Of these, those that can assign heads to grids.
+FOR_GRIDS = tuple(name for name in SEARCHED if GROUPINGS[name].takes_grids)
 
 
 def neighbour_order(source: HeadLayout) -> tuple[int, ...]:

@@ -9,7 +9,7 @@ from typing import Any
 from gqkva_convert.checkpoint.hub import locate
 from gqkva_convert.checkpoint.jsonfile import write_json
 from gqkva_convert.errors import OutputError
-from gqkva_convert.planning.choose import plan_model
+from gqkva_convert.planning.choose import complete_plan, request_plan
 from gqkva_convert.planning.findings import Findings, look_at
 from gqkva_convert.planning.pictures import draw_findings
 from gqkva_convert.plans.file import write_plan
@@ -61,7 +61,8 @@ def plan(
         raise OutputError(f"{folder} is a file, and the pictures go into a folder of that name")
     located = locate(str(model), revision)
     source = open_model(located.folder)
-    chosen, calibrated, findings = plan_model(located, source, request, stages, compare=pictures)
+    draft = request_plan(source, request)
+    chosen, calibrated, findings = complete_plan(located, source, draft, request, stages, compare=pictures)
     if findings is None:
         findings = look_at(source, chosen, calibrated, compare=pictures)
     try:
@@ -70,7 +71,7 @@ def plan(
         write_plan(chosen, scratch)
         scratch.replace(file)
         written = [str(file)]
-        if pictures and findings.groups:
+        if pictures and findings.blocks:
             folder.mkdir(exist_ok=True)
             written += [str(path) for path in draw_findings(findings, chosen.grouping, folder)]
             if findings.front is not None:
@@ -85,7 +86,7 @@ def plan(
 def _rows(plan: Plan, findings: Findings) -> list[dict[str, Any]]:
     rows = []
     for block in plan.blocks:
-        place = block.place
+        found = findings.blocks.get(block.place)
         groups = " ".join("+".join(map(str, group)) for group in block.groups("key"))
         rows.append(
             {
@@ -93,8 +94,8 @@ def _rows(plan: Plan, findings: Findings) -> list[dict[str, Any]]:
                 "layer": block.layer,
                 "from": block.source.name,
                 "to": block.target.name,
-                "loss": findings.losses.get(place),
-                "neighbour_loss": findings.neighbour_losses.get(place),
+                "loss": found.loss if found else None,
+                "neighbour_loss": found.neighbour_loss if found else None,
                 "groups": groups,
             }
         )

@@ -1,16 +1,18 @@
-"""What planning looked at: how alike heads are, which become one, what the closed form loses of them."""
+"""What planning found out about blocks, for tables and pictures."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 
+from gqkva_convert.checkpoint.reader import TensorReader
 from gqkva_convert.grouping.costs import query_similarity
 from gqkva_convert.grouping.evolution import Front
-from gqkva_convert.grouping.search import neighbour_groups
+from gqkva_convert.grouping.search import Groups, neighbour_groups
+from gqkva_convert.grouping.statistics import Array, BlockStatistics
+from gqkva_convert.heads import Place, place_seed
 from gqkva_convert.planning.groups import (
-    Grouped,
+    BlockGroups,
     block_statistics,
     compare_groupings,
     similarity,
@@ -19,80 +21,122 @@ from gqkva_convert.planning.groups import (
 )
 from gqkva_convert.plans.plan import BlockPlan, Plan
 from gqkva_convert.refinement.calibrated import CalibratedModel
-from gqkva_convert.source.model import Block, SourceModel
-from gqkva_convert.source.rotary import block_turning
+from gqkva_convert.source.model import SourceModel
+from gqkva_convert.source.stored_block import StoredBlock, stored_block
 
-if TYPE_CHECKING:
-    from gqkva_convert.grouping.statistics import Array
 
-Place = tuple[str, int]
+@dataclass(frozen=True)
+class BlockFindings:
+    """What planning found out about one block.
+
+    Attributes:
+        similarity: Inner products of its units, ``(units, units)``.
+        groups: Groups chosen.
+        loss: What the closed form loses of them, relative to the block; None where that is not known.
+        neighbour_loss: The same of neighbour groups of as many heads.
+        method_losses: The same by grouping of all that were compared, the chosen one included.
+    """
+
+    similarity: Array
+    groups: Groups
+    loss: float | None = None
+    neighbour_loss: float | None = None
+    method_losses: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class Findings:
-    """What planning looked at, for tables and pictures.
+    """What planning found out about a model.
 
     Attributes:
-        similarities: Inner products of each block's units, by kind and layer.
-        groups: Groups chosen.
-        losses: What the closed form loses of them, relative to each block.
-        neighbour_losses: The same of neighbour groups of as many heads.
-        method_losses: The same by grouping of all that were compared, the chosen one included.
+        blocks: The blocks that were looked at, by kind and layer.
         front: Trade-offs found by ``evolution``.
     """
 
-    similarities: dict[Place, Array] = field(default_factory=dict)
-    groups: dict[Place, tuple[tuple[int, ...], ...]] = field(default_factory=dict)
-    losses: dict[Place, float] = field(default_factory=dict)
-    neighbour_losses: dict[Place, float] = field(default_factory=dict)
-    method_losses: dict[str, dict[Place, float]] = field(default_factory=dict)
+    blocks: Mapping[Place, BlockFindings]
     front: Front | None = None
 
-    def take(self, place: Place, found: Grouped) -> None:
-        """Note the groups of a block and what is lost of them."""
-        self.groups[place], self.losses[place] = found.groups, found.loss
-        self.neighbour_losses[place] = found.neighbour_loss
-
-    def compare(self, place: Place, losses: dict[str, float]) -> None:
-        """Note what is lost of a block by grouping."""
-        for name, loss in losses.items():
-            self.method_losses.setdefault(name, {})[place] = loss
-
-    def forget_grids(self, before: Plan, after: Plan) -> None:
-        """Take in grids that were chosen by trying them; what the closed form loses of those is not known."""
-        for old, block in zip(before.blocks, after.blocks, strict=True):
-            if block.order != old.order:
-                place = block.kind, block.layer
-                self.groups[place] = block.groups(merged_role(block))
-                for losses in (self.losses, self.neighbour_losses, *self.method_losses.values()):
-                    losses.pop(place, None)
+    def with_grids(self, before: Plan, after: Plan) -> Findings:
+        """Return the findings with the grids of another plan, whose closed-form losses are unknown."""
+        changed = {
+            block.place: BlockFindings(self.blocks[block.place].similarity, block.groups(merged_role(block)))
+            for old, block in zip(before.blocks, after.blocks, strict=True)
+            if block.order != old.order
+        }
+        return replace(self, blocks={**self.blocks, **changed})
 
 
 def merged_role(block: BlockPlan) -> str:
-    """Whose groups a picture of a grid shows: keys', or queries' where those alone are shared."""
+    """Return whose groups a picture of a grid shows: keys', or queries' where those alone are shared."""
     return "key" if block.target.num_key_heads < block.target.num_attention_heads else "query"
 
 
-def weigh(
-    model: SourceModel,
-    chosen: Sequence[Block],
-    calibrated: CalibratedModel | None,
-    findings: Findings,
-) -> None:
-    """Note what the closed form loses of groups that were found by other measures."""
-    with model.checkpoint.reader() as reader:
-        for block in chosen:
-            place = block.attention.kind, block.layer
-            measured = calibrated.measured(*place) if calibrated else None
-            statistics = block_statistics(model, block, reader, measured)
-            groups = findings.groups[place]
-            neighbours = neighbour_groups(statistics.units, len(groups))
-            losses = total_loss(statistics, groups), total_loss(statistics, neighbours)
-            findings.take(place, Grouped(groups, *losses))
+@dataclass(frozen=True)
+class BlockSurvey:
+    """What a search sees of the source's blocks.
+
+    Attributes:
+        plan: Grouping and seed.
+        calibrated: The source with its data, if any.
+        reader: Where the source's bytes come from.
+        compare: Whether other groupings are looked at too.
+    """
+
+    plan: Plan
+    calibrated: CalibratedModel | None
+    reader: TensorReader
+    compare: bool
+
+    def statistics(self, block: StoredBlock, *, queries: bool = False) -> BlockStatistics:
+        """Return inner products of a block's heads, measured on data unless weights alone are asked for."""
+        measured = None
+        if self.calibrated is not None and self._is_measured(block.place):
+            measured = self.calibrated.measured(*block.place)
+        return block_statistics(block, self.reader, measured, queries)
+
+    def _is_measured(self, place: Place) -> bool:
+        calibrated = self.calibrated
+        return calibrated is not None and self.plan.grouping != "weights" and place in calibrated.moments
+
+    def seed(self, block: StoredBlock) -> str:
+        """Return the seed of a block's searches."""
+        return place_seed(self.plan.seed, block.place)
+
+    def findings(
+        self, block: StoredBlock, statistics: BlockStatistics, found: BlockGroups, *, by: str
+    ) -> BlockFindings:
+        """Return what is known of a block's groups.
+
+        Args:
+            block: The block.
+            statistics: What `statistics` gave.
+            found: The groups chosen.
+            by: Grouping whose similarity is shown.
+        """
+        losses: dict[str, float] = {}
+        if self.compare:
+            alone = block_statistics(block, self.reader, None) if self._is_measured(block.place) else None
+            losses = compare_groupings(statistics, alone, self.plan.grouping, found, self.seed(block))
+        shown = similarity(statistics, by)
+        return BlockFindings(shown, found.groups, found.loss, found.neighbour_loss, losses)
+
+    def grid_findings(
+        self, planned: BlockPlan, statistics: BlockStatistics, found: BlockGroups, *, by: str
+    ) -> BlockFindings:
+        """Return what is known of a block whose queries are shared; arguments as for `findings`."""
+        is_row = merged_role(planned) == "query"
+        shown = query_similarity(statistics) if is_row else similarity(statistics, by)
+        return BlockFindings(shown, found.groups, found.loss, found.neighbour_loss)
+
+
+def weighed(statistics: BlockStatistics, groups: Groups) -> BlockGroups:
+    """Return groups that were found by other measures with what the closed form loses of them."""
+    neighbours = neighbour_groups(statistics.units, len(groups))
+    return BlockGroups(groups, total_loss(statistics, groups), total_loss(statistics, neighbours))
 
 
 def look_at(model: SourceModel, plan: Plan, calibrated: CalibratedModel | None, compare: bool) -> Findings:
-    """What the closed form loses of groups that nobody searched for.
+    """Return what the closed form loses of groups that no search chose.
 
     Args:
         model: The source.
@@ -103,29 +147,19 @@ def look_at(model: SourceModel, plan: Plan, calibrated: CalibratedModel | None, 
     Returns:
         Nothing of a block that stays as it is, or whose keys and values are grouped apart.
     """
-    findings = Findings()
+    blocks = {}
     with model.checkpoint.reader() as reader:
+        survey = BlockSurvey(plan, calibrated, reader, compare)
         for block, planned in zip(model.blocks, plan.blocks, strict=True):
             source, target = planned.source, planned.target
             if source == target or source.key != source.value or target.key != target.value:
                 continue
-            place = planned.kind, planned.layer
-            measured = calibrated.measured(*place) if calibrated else None
-            shares_queries = target.num_query_heads < target.num_attention_heads
-            statistics = block_statistics(model, block, reader, measured, shares_queries)
-            findings.similarities[place] = similarity(statistics, "activations")
-            if shares_queries:
-                role = merged_role(planned)
-                if role == "query":
-                    findings.similarities[place] = query_similarity(statistics)
-                findings.take(place, weigh_grid(statistics, planned, role, block_turning(model, block)))
-                continue
-            groups = planned.groups("key")
-            neighbours = total_loss(statistics, neighbour_groups(statistics.units, len(groups)))
-            found = Grouped(groups, total_loss(statistics, groups), neighbours)
-            findings.take(place, found)
-            if compare:
-                alone = None if measured is None else block_statistics(model, block, reader, None)
-                seed = f"{plan.seed}/{place[0]}/{place[1]}"
-                findings.compare(place, compare_groupings(statistics, alone, plan.grouping, found, seed))
-    return findings
+            stored = stored_block(model, block)
+            statistics = survey.statistics(stored, queries=planned.shares_queries)
+            if planned.shares_queries:
+                found = weigh_grid(statistics, planned, merged_role(planned), stored.planes.turning())
+                blocks[block.place] = survey.grid_findings(planned, statistics, found, by="activations")
+            else:
+                found = weighed(statistics, planned.groups("key"))
+                blocks[block.place] = survey.findings(stored, statistics, found, by="activations")
+    return Findings(blocks)

@@ -23,12 +23,10 @@ from gqkva_convert.grouping.costs import (
 )
 from gqkva_convert.grouping.search import Groups, Search, neighbour_groups, search_grid
 from gqkva_convert.grouping.statistics import Array, BlockStatistics, head_products
-from gqkva_convert.heads import HeadLayout, without_reordering
-from gqkva_convert.plans.plan import BlockPlan, GroupRules
-from gqkva_convert.source.model import Block, SourceModel
-from gqkva_convert.source.rotary import rotary_features
-from gqkva_convert.steps.joint import InputMoments, gain_moments, source_heads
-from gqkva_convert.steps.step import Joint
+from gqkva_convert.heads import GROUPINGS, HeadLayout, without_reordering
+from gqkva_convert.plans.plan import BlockPlan
+from gqkva_convert.source.stored_block import StoredBlock, gain_moments, read_heads
+from gqkva_convert.transforms.blocks import InputMoments
 from gqkva_convert.transforms.turning import Turning
 
 # Times heads: grids whose true loss a search may look at; one of 32 heads of 128 takes seconds.
@@ -40,8 +38,8 @@ _COMPARED_LOOKS = 100
 
 
 @dataclass(frozen=True)
-class Grouped:
-    """The groups of one block.
+class BlockGroups:
+    """The groups of one block and what they lose.
 
     Attributes:
         groups: Units (stored key/value heads of the source) of each group.
@@ -55,8 +53,7 @@ class Grouped:
 
 
 def block_statistics(
-    model: SourceModel,
-    block: Block,
+    block: StoredBlock,
     reader: TensorReader,
     measured: InputMoments | None,
     queries: bool = False,
@@ -71,23 +68,19 @@ def block_statistics(
         raise LayoutError(
             f"{block.where}: keys and values are grouped apart; their heads cannot be regrouped"
         )
-    in_place = tuple(range(layout.num_attention_heads))
-    plan = BlockPlan(block.attention.kind, block.layer, layout, layout, in_place)
-    joint = Joint(model, block, plan, GroupRules.same("closed-form", layout))
-    heads = {role: found.astype(np.float64) for role, found in source_heads(joint, reader).items()}
-    moments = measured or gain_moments(joint, reader)
+    heads = {role: found.astype(np.float64) for role, found in read_heads(block, reader).items()}
+    moments = measured or gain_moments(block, reader)
     head_dim, units = layout.head_dim, layout.num_key_heads
     key_readers, value_readers = np.zeros((2, units, head_dim, head_dim))
-    for head in in_place:
+    for head in range(layout.num_attention_heads):
         key_readers[layout.key[head]] += head_products(
             heads["query"][layout.query[head]][None], moments.query
         )
         value_readers[layout.value[head]] += heads["output"][head] @ heads["output"][head].T
-    first, second = rotary_features(model, block)
     return BlockStatistics(
         head_dim,
-        tuple(first),
-        tuple(second),
+        block.planes.first,
+        block.planes.second,
         head_products(heads["key"], moments.key),
         head_products(heads["value"], moments.key),
         head_products(heads["query"], moments.query) if queries else np.zeros((0, 0)),
@@ -100,12 +93,12 @@ def similarity(statistics: BlockStatistics, grouping: str) -> Array:
     """The inner products that a grouping searches by, ``(units, units)``."""
     if grouping == "loss":
         return loss_similarity(statistics)
-    return activation_similarity(statistics, aligned=not grouping.endswith("-raw"))
+    return activation_similarity(statistics, aligned=GROUPINGS[grouping].is_aligned)
 
 
 def search_groups(
     statistics: BlockStatistics, grouping: str, count: int, seed: str, looks: int = _EXACT_LOOKS
-) -> Grouped:
+) -> BlockGroups:
     """Groups of one block; evolution, which looks at all layers together, is not of these.
 
     Args:
@@ -123,7 +116,7 @@ def search_groups(
     loss = neighbour_loss if groups == neighbours else total_loss(statistics, groups)
     if grouping == "loss" and neighbour_loss < loss:
         groups, loss = neighbours, neighbour_loss
-    return Grouped(groups, loss, neighbour_loss)
+    return BlockGroups(groups, loss, neighbour_loss)
 
 
 def _searched(statistics: BlockStatistics, grouping: str, count: int, seed: str) -> Groups:
@@ -131,7 +124,7 @@ def _searched(statistics: BlockStatistics, grouping: str, count: int, seed: str)
     if grouping == "key-norm":
         return _by_key_norm(statistics, count)
     search = Search(mean_cost(similarity(statistics, grouping)), statistics.units, seed)
-    return search.unequal(count) if grouping.startswith("asym") else search.equal(count)
+    return search.equal(count) if GROUPINGS[grouping].is_equal else search.unequal(count)
 
 
 def total_loss(statistics: BlockStatistics, groups: Groups) -> float:
@@ -143,7 +136,7 @@ def compare_groupings(
     statistics: BlockStatistics,
     weights: BlockStatistics | None,
     chosen: str,
-    found: Grouped,
+    found: BlockGroups,
     seed: str,
 ) -> dict[str, float]:
     """What the closed form loses of the groups that other groupings would give, relative to the block.
@@ -190,7 +183,7 @@ def _by_key_norm(statistics: BlockStatistics, count: int) -> Groups:
     return tuple(tuple(next(places) for _ in range(size)) for size in sizes_by_norm(norms, units))
 
 
-def block_plan(block: Block, groups: Groups) -> BlockPlan:
+def block_plan(block: StoredBlock, groups: Groups) -> BlockPlan:
     """A block whose units merge by groups; stock order where they are of equal size."""
     layout = block.layout
     readers = {
@@ -200,17 +193,16 @@ def block_plan(block: Block, groups: Groups) -> BlockPlan:
     order = tuple(head for group in groups for unit in group for head in readers[unit])
     sizes = [sum(len(readers[unit]) for unit in group) for group in groups]
     target = HeadLayout.unequal(sizes, layout.head_dim)
-    if block.attention.head_bias is not None:
+    if block.keeps_order:
         target, order = without_reordering(order, target), tuple(range(len(order)))
-    return BlockPlan(block.attention.kind, block.layer, layout, target, order)
+    return BlockPlan(*block.place, layout, target, order)
 
 
 def grid_plan(
-    block: Block,
+    block: StoredBlock,
     statistics: BlockStatistics,
     grouping: str,
     target: HeadLayout,
-    turning: Turning,
     seed: str,
 ) -> tuple[BlockPlan, float, float]:
     """A block whose queries are shared too: heads assigned to a grid (GQKVA) or to rows (GKVA).
@@ -221,7 +213,7 @@ def grid_plan(
     Returns:
         The block, what the closed form loses of it, and what it loses of the heads as they stand.
     """
-    rows = target.num_query_heads
+    rows, turning = target.num_query_heads, block.planes.turning()
     across = mean_cost(query_similarity(statistics))
     if target.num_key_heads == target.num_attention_heads:
         groups = Search(across, statistics.units, seed).equal(rows)
@@ -240,13 +232,13 @@ def grid_plan(
         looks = _GRID_LOOKS // statistics.units
         order = _swapped(min((in_place, proposal), key=loss), loss, looks, seed)
     found = loss(order)
-    if block.attention.head_bias is not None:
+    if block.keeps_order:
         target, order = without_reordering(order, target), in_place
-    plan = BlockPlan(block.attention.kind, block.layer, block.layout, target, order)
+    plan = BlockPlan(*block.place, block.layout, target, order)
     return plan, found, neighbour_loss
 
 
-def weigh_grid(statistics: BlockStatistics, plan: BlockPlan, role: str, turning: Turning) -> Grouped:
+def weigh_grid(statistics: BlockStatistics, plan: BlockPlan, role: str, turning: Turning) -> BlockGroups:
     """What the closed form loses of a grid, and of the heads as they stand.
 
     Args:
@@ -258,7 +250,7 @@ def weigh_grid(statistics: BlockStatistics, plan: BlockPlan, role: str, turning:
     in_place, target = tuple(range(statistics.units)), plan.target
     order = tuple(head for head in plan.order if head is not None)
     losses = [grid_loss(statistics, tried, target.query, target.key, turning) for tried in (order, in_place)]
-    return Grouped(plan.groups(role), *losses)
+    return BlockGroups(plan.groups(role), *losses)
 
 
 def _swapped(

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from gqkva_convert.grouping.evolution import Front
+from gqkva_convert.heads import Place
 from gqkva_convert.pictures import pyplot, save_picture
-from gqkva_convert.planning.findings import Findings
+from gqkva_convert.planning.findings import BlockFindings, Findings
 
 # Size of a layer's square and of the letters on it, in inches and points; readable at 32 layers of 32 heads.
 _SIDE = 2.6
@@ -30,10 +32,11 @@ def draw_findings(findings: Findings, grouping: str, folder: Path) -> list[Path]
     for old in (*folder.glob("similarity-*.png"), folder / "losses.png", *folder.glob("front.*")):
         old.unlink(missing_ok=True)
     written = []
-    for kind in dict.fromkeys(kind for kind, _ in findings.similarities):
+    for kind in dict.fromkeys(kind for kind, _ in findings.blocks):
         written.append(_draw_similarities(findings, kind, grouping, folder / f"similarity-{kind}.png"))
-    if findings.losses:
-        written.append(_draw_losses(findings, grouping, folder / "losses.png"))
+    known = {place: found for place, found in findings.blocks.items() if found.loss is not None}
+    if known:
+        written.append(_draw_losses(known, grouping, folder / "losses.png"))
     if findings.front is not None:
         written.append(_draw_front(findings.front, folder / "front.png"))
     return written
@@ -43,7 +46,7 @@ def _draw_similarities(findings: Findings, kind: str, grouping: str, file: Path)
     """A square a layer: similarity of every pair of heads, heads of a group side by side and outlined."""
     from matplotlib.patches import Rectangle
 
-    layers = [layer for its_kind, layer in findings.similarities if its_kind == kind]
+    layers = [layer for its_kind, layer in findings.blocks if its_kind == kind]
     columns = min(_COLUMNS, len(layers))
     rows = -(-len(layers) // columns)
     figure, axes = pyplot().subplots(
@@ -55,9 +58,8 @@ def _draw_similarities(findings: Findings, kind: str, grouping: str, file: Path)
     )
     image: Any = None
     for axis, layer in zip(axes.flat, layers, strict=False):
-        matrix = findings.similarities[kind, layer]
+        matrix, groups = findings.blocks[kind, layer].similarity, findings.blocks[kind, layer].groups
         size = np.sqrt(np.maximum(np.diagonal(matrix), 1e-300))
-        groups = findings.groups.get((kind, layer), tuple((head,) for head in range(len(matrix))))
         order = [head for group in groups for head in group]
         image = axis.imshow(
             (matrix / np.outer(size, size))[np.ix_(order, order)], vmin=0, vmax=1, cmap="viridis"
@@ -79,22 +81,29 @@ def _draw_similarities(findings: Findings, kind: str, grouping: str, file: Path)
     return save_picture(figure, file)
 
 
-def _draw_losses(findings: Findings, grouping: str, file: Path) -> Path:
+def _draw_losses(blocks: Mapping[Place, BlockFindings], grouping: str, file: Path) -> Path:
     """A line a grouping: what the closed form loses in each layer, the chosen one on top."""
-    places = list(findings.losses)
+    places = list(blocks)
     figure, axis = pyplot().subplots(figsize=(max(5.0, 0.28 * len(places) + 2), 3.6), layout="constrained")
-    lines = {name: found for name, found in findings.method_losses.items() if name != grouping}
-    for (name, found), marker in zip(lines.items(), "s^vDPX", strict=False):
+    names = dict.fromkeys(name for found in blocks.values() for name in found.method_losses)
+    # Groupings are not compared in blocks whose queries are shared.
+    lines = {
+        name: [found.method_losses.get(name, np.nan) for found in blocks.values()]
+        for name in names
+        if name != grouping
+    }
+    for (name, losses), marker in zip(lines.items(), "s^vDPX", strict=False):
         style = {"marker": marker, "markersize": 4, "linewidth": 1.0, "linestyle": "--"}
-        axis.plot([100 * found[place] for place in places], label=name, **style)
-    axis.plot([100 * findings.losses[place] for place in places], "ko-", label=f"{grouping} (chosen)")
-    names = [
+        axis.plot(100 * np.array(losses), label=name, **style)
+    chosen = np.array([found.loss for found in blocks.values()], float)
+    axis.plot(100 * chosen, "ko-", label=f"{grouping} (chosen)")
+    labels = [
         f"{layer}" if len({kind for kind, _ in places}) == 1 else f"{kind} {layer}" for kind, layer in places
     ]
-    axis.set_xticks(range(len(places)), names, fontsize=8, rotation=90 if len(places) > 12 else 0)
+    axis.set_xticks(range(len(places)), labels, fontsize=8, rotation=90 if len(places) > 12 else 0)
     axis.set_xlabel("layer")
     axis.set_ylabel("closed form loses, % of the block")
-    highest = max(found[place] for found in (*lines.values(), findings.losses) for place in places)
+    highest = np.nanmax([*lines.values(), chosen])
     axis.set_ylim(0, None if highest > 1e-9 else 1)  # or rounding would look like a loss
     axis.grid(alpha=0.3)
     axis.legend()

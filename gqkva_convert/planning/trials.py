@@ -8,17 +8,17 @@ from __future__ import annotations
 
 import random
 from dataclasses import replace
-from itertools import islice
 from typing import TYPE_CHECKING
 
-from gqkva_convert.checkpoint.reader import TensorReader
-from gqkva_convert.heads import HeadLayout
-from gqkva_convert.plans.plan import BlockPlan, GroupRules, Plan
+from gqkva_convert.heads import HeadLayout, place_seed
+from gqkva_convert.plans.plan import BlockPlan, Plan
 from gqkva_convert.progress import Stages
 from gqkva_convert.refinement.calibrated import CalibratedModel
-from gqkva_convert.source.model import Block, SourceModel
+from gqkva_convert.source.model import SourceModel
+from gqkva_convert.steps.blocks import block_merges
 
 if TYPE_CHECKING:
+    from gqkva_convert.refinement.block_data import BlockData
     from gqkva_convert.refinement.fitted import BlockLaboratory
 
 Order = tuple[int, ...]
@@ -29,41 +29,29 @@ _LEARNED, _HELD, _STEPS, _POSITIONS = 128, 32, 60, 1024
 
 
 def choose_grids(model: SourceModel, plan: Plan, calibrated: CalibratedModel, stages: Stages) -> Plan:
-    """The plan with the grid for each block whose queries are shared that errs least after a short fit."""
-    from gqkva_convert.refinement.fitted import merged_places
-
-    places = merged_places(plan)
-    chosen = [
-        place
-        for block, place in ((block, (block.kind, block.layer)) for block in plan.blocks)
-        if place in places and block.target.num_query_heads < block.target.num_attention_heads
-    ]
-    advance = stages("trying grids of heads", len(chosen))
-    planned: dict[tuple[str, int], BlockPlan] = {}
-    with model.checkpoint.reader() as reader:
-        for block, block_plan in zip(model.blocks, plan.blocks, strict=True):
-            place = block_plan.kind, block_plan.layer
-            if place in chosen and block.attention.head_bias is None:
-                seed = f"{plan.seed}/{place[0]}/{place[1]}"
-                planned[place] = _best_grid(model, block, block_plan, calibrated, reader, places, seed)
-            if place in chosen:
-                advance(1)
-    return replace(plan, blocks=tuple(planned.get((b.kind, b.layer), b) for b in plan.blocks))
-
-
-def _best_grid(
-    model: SourceModel,
-    block: Block,
-    plan: BlockPlan,
-    calibrated: CalibratedModel,
-    reader: TensorReader,
-    places: set[tuple[str, int]],
-    seed: str,
-) -> BlockPlan:
+    """Return the plan with the grid that errs least after a short fit in each block that shares queries."""
     from gqkva_convert.refinement.fitted import BlockLaboratory
 
+    merges = block_merges(model, plan)
+    chosen = [merge for merge in merges.values() if merge.plan.shares_queries]
+    advance = stages("trying grids of heads", len(chosen))
+    planned = {block.place: block for block in plan.blocks}
+    with model.checkpoint.reader() as reader:
+        for merge in chosen:
+            place = merge.block.place
+            if not merge.block.keeps_order:
+                laboratory = BlockLaboratory(merge, calibrated, reader, set(merges))
+                planned[place] = _best_grid(laboratory, place_seed(plan.seed, place))
+            advance(1)
+    return replace(plan, blocks=tuple(planned.values()))
+
+
+def _best_grid(laboratory: BlockLaboratory, seed: str) -> BlockPlan:
+    plan = laboratory.merge.plan
     heads = tuple(range(plan.target.num_attention_heads))
     proposal = tuple(head for head in plan.order if head is not None)
+    learned = laboratory.data(laboratory.learned_numbers, _LEARNED)
+    held = laboratory.data(laboratory.held_numbers, _HELD)
     shuffle = random.Random(seed)
     errors: dict[frozenset[frozenset[int]], float] = {}
     best, best_error = proposal, float("inf")
@@ -80,9 +68,7 @@ def _best_grid(
         name = _grid(order, plan.target)
         if name in errors:
             continue
-        rules = GroupRules.same("closed-form-weights", plan.target)
-        tried = replace(plan, order=order, rules=rules)
-        errors[name] = _error(BlockLaboratory(model, block, tried, calibrated, reader, places))
+        errors[name] = _error(laboratory, replace(plan, order=order), learned, held)
         if errors[name] < best_error:
             best, best_error = order, errors[name]
     return replace(plan, order=best)
@@ -97,15 +83,12 @@ def _grid(order: Order, target: HeadLayout) -> frozenset[frozenset[int]]:
     return frozenset(frozenset(group) for group in groups.values())
 
 
-def _error(laboratory: BlockLaboratory) -> float:
-    """What a short fit leaves on held-out inputs."""
-    from gqkva_convert.refinement.block_data import BlockData
+def _error(laboratory: BlockLaboratory, plan: BlockPlan, learned: BlockData, held: BlockData) -> float:
+    """Return what a short fit leaves on held-out inputs."""
     from gqkva_convert.refinement.layerwise import FitSettings, fit_layer
 
-    learned, held = (
-        BlockData(laboratory.network, list(islice(laboratory.sequences(numbers), count)), laboratory.output)
-        for numbers, count in ((laboratory.learned_numbers, _LEARNED), (laboratory.held_numbers, _HELD))
-    )
+    network = laboratory.network.regrouped(plan)
+    learned, held = learned.regrouped(network), held.regrouped(network)
     settings = FitSettings(
         steps=_STEPS,
         epochs=0.0,
@@ -114,4 +97,4 @@ def _error(laboratory: BlockLaboratory) -> float:
         warmup_steps=_STEPS // 10,
         trial_steps=0,
     )
-    return held.error(fit_layer(laboratory.merged(), learned, held, settings))
+    return held.error(fit_layer(laboratory.merged("closed-form-weights", plan), learned, held, settings))

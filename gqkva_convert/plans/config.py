@@ -28,9 +28,9 @@ from gqkva_convert.source.model import SourceModel, config_number
 Layouts = Mapping[Place, HeadLayout]
 
 
-def write_config(model: SourceModel, plan: Plan, folder: Path) -> None:
-    """Write a conversion's configuration and, where it needs one, its modelling file."""
-    write_json(folder / "config.json", converted_config(model, plan))
+def write_config(model: SourceModel, plan: Plan, config: dict[str, Any], folder: Path) -> None:
+    """Write a conversion's configuration (`converted_config`) and, where it needs one, its modelling file."""
+    write_json(folder / "config.json", config)
     if plan.architecture != DECI and not plan.is_native(model.family):
         family = GROUPED_FAMILIES[plan.architecture or model.family.model_type]
         (folder / f"{modeling_module(family)}.py").write_text(modeling_text(family))

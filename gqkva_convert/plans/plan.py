@@ -15,13 +15,14 @@ from gqkva_convert.heads import (
     HeadLayout,
     Place,
     Variant,
+    merged_groups,
     neighbour_order,
     place_seed,
     random_order,
     without_reordering,
 )
 from gqkva_convert.source.model import Block, SourceModel
-from gqkva_convert.transforms.merge import RULES
+from gqkva_convert.transforms.merge import GROUP_RULES, RULES
 
 
 @dataclass(frozen=True)
@@ -51,8 +52,6 @@ class GroupRules:
 
 # Refinements on calibration data, in the order they run.
 REFINEMENTS = ("layerwise", "output")
-# What `GroupRules` may name.
-GROUP_RULES = ("closed-form", "closed-form-weights", "aligned", "aligned-rescaled", "mean")
 
 
 @dataclass(frozen=True)
@@ -105,6 +104,11 @@ class BlockPlan:
                 f"{len(self.rules.values)} value heads, the layout has {counts[0]} and {counts[1]}"
             )
 
+    @classmethod
+    def unchanged(cls, place: Place, layout: HeadLayout) -> BlockPlan:
+        """Return the plan that leaves a block's heads as they are."""
+        return cls(*place, layout, layout, tuple(range(layout.num_attention_heads)))
+
     @property
     def place(self) -> Place:
         return self.kind, self.layer
@@ -115,16 +119,8 @@ class BlockPlan:
         return self.target.num_query_heads < self.target.num_attention_heads
 
     def groups(self, role: str) -> tuple[tuple[int, ...], ...]:
-        """For each stored head of the result, the source's stored heads that it is merged from.
-
-        One that only added heads read repeats the source's first.
-        """
-        source, target = self.source.stored_heads(role), self.target.stored_heads(role)
-        groups: list[dict[int, None]] = [{} for _ in set(target)]
-        for head, stored in zip(self.order, target, strict=True):
-            if head is not None:
-                groups[stored][source[head]] = None
-        return tuple(tuple(group) or (0,) for group in groups)
+        """Return the source's stored heads behind each stored head of the result; see `merged_groups`."""
+        return merged_groups(self.order, self.source.stored_heads(role), self.target.stored_heads(role))
 
     def reversed(self) -> BlockPlan:
         """The plan that gives every head of the source its merged head back, in the source's order."""
@@ -299,12 +295,19 @@ def make_plan(
         LayoutError: The numbers of heads cannot be.
         UsageError: There is no such kind of attention, grouping or rule.
     """
-    targets = plan_layouts(model.family, model.blocks, variant, blocks)
-    planned = tuple(
+    planned = plan_blocks(model, variant, blocks, grouping, seed)
+    return Plan(variant.slug, grouping, merge, seed, dtype, planned)
+
+
+def plan_blocks(
+    model: SourceModel, variant: Variant, kinds: str | None, grouping: str, seed: int
+) -> tuple[BlockPlan, ...]:
+    """Return the blocks of `make_plan`; groupings that are searched for leave heads in neighbour order."""
+    targets = plan_layouts(model.family, model.blocks, variant, kinds)
+    return tuple(
         _plan_block(block, target, grouping, seed)
         for block, target in zip(model.blocks, targets, strict=True)
     )
-    return Plan(variant.slug, grouping, merge, seed, dtype, planned)
 
 
 def plan_layouts(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -46,6 +47,12 @@ class BlockData:
                 found |= dict(zip(numbers, torch.split(answer, sizes), strict=True))
         self.answers = [found[number] for number in range(len(self.calls))]
         self.energy = sum(float(answer.square().sum()) for answer in self.answers)
+
+    def regrouped(self, network: BlockNetwork) -> BlockData:
+        """Return the same data for the block under another plan, which changes no answer."""
+        other = copy.copy(self)
+        other.network = network
+        return other
 
     def parts(self) -> Iterator[list[int]]:
         """All calls once, those of one shape together up to a few thousand positions."""

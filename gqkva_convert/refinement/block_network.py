@@ -13,18 +13,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from gqkva_convert.architectures import Projection
 from gqkva_convert.errors import NotExpressibleError
 from gqkva_convert.heads import ROLES
 from gqkva_convert.modeling.resize import find_projection, is_fused
+from gqkva_convert.plans.plan import BlockPlan
 from gqkva_convert.refinement.observed import watch
-from gqkva_convert.source.model import active_norms, has_bias
-from gqkva_convert.steps.blocks import head_start
-from gqkva_convert.steps.joint import Heads
-from gqkva_convert.steps.step import Joint
+from gqkva_convert.source.stored_block import StoredBlock, StoredProjection
+from gqkva_convert.transforms.blocks import Heads
 
 _OUTPUTS = ("o_proj", "out_proj", "out_lin", "dense", "c_proj", "o")
-# A stored head of the conversion by role and number, as `joint.Heads`.
+# A stored head of the conversion by role and number, as `blocks.Heads`.
 TensorHeads = dict[tuple[str, int], Tensor]
 
 
@@ -32,29 +30,40 @@ class BlockNetwork:
     """A block of the source that can be run with merged heads.
 
     Args:
-        joint: The block and what happens to its heads.
-        block: Its module in the source's network, on any device or offloaded.
+        block: The block as the source stores it.
+        plan: What happens to its heads.
+        module: Its module in the source's network, on any device or offloaded.
         device: Where to run.
 
     Raises:
         NotExpressibleError: A source head would have to be two different merged heads at once.
     """
 
-    def __init__(self, joint: Joint, block: nn.Module, device: torch.device) -> None:
-        self.joint = joint
+    def __init__(self, block: StoredBlock, plan: BlockPlan, module: nn.Module, device: torch.device) -> None:
+        self.block = block
         self.device = device
-        self.module, self.state = _standalone(block, device)
-        self.places = [joint.plan.order.index(head) for head in range(joint.plan.source.num_attention_heads)]
+        self.module, self.state = _standalone(module, device)
+        self._regroup(plan)
+
+    def regrouped(self, plan: BlockPlan) -> BlockNetwork:
+        """Return the same block under another plan; both share module and parameters."""
+        other = copy.copy(self)
+        other._regroup(plan)
+        return other
+
+    def _regroup(self, plan: BlockPlan) -> None:
+        self.plan = plan
+        self.places = [plan.order.index(head) for head in range(plan.source.num_attention_heads)]
         self.read = {role: self._read(role) for role in ROLES}
 
     def _read(self, role: str) -> list[int]:
         """For each stored head of the source, the merged head that its readers read."""
-        source, target = self.joint.plan.source.stored_heads(role), self.joint.plan.target.stored_heads(role)
+        source, target = self.plan.source.stored_heads(role), self.plan.target.stored_heads(role)
         found: dict[int, int] = {}
         for head, place in enumerate(self.places):
             if found.setdefault(source[head], target[place]) != target[place]:
                 raise NotExpressibleError(
-                    f"{self.joint.block.where}: {role} head {source[head]} would become two merged heads; "
+                    f"{self.block.where}: {role} head {source[head]} would become two merged heads; "
                     "refinement needs each to become one"
                 )
         return [found[stored] for stored in sorted(found)]
@@ -83,10 +92,9 @@ class BlockNetwork:
 
     def _expanded(self, heads: TensorHeads) -> dict[str, Tensor]:
         """The source block's parameters with every head replaced by the one it was merged into."""
-        plan, attention, config = self.joint.plan, self.joint.block.attention, self.joint.model.config
         rows = {role: torch.cat([heads[role, stored] for stored in self.read[role]]) for role in ROLES}
         parameters: dict[str, Tensor] = {}
-        for projection in attention.projections:
+        for projection in self.block.projections:
             if projection.roles == ("output",):
                 continue
             name = find_projection(self.module, projection.roles[0])
@@ -96,31 +104,24 @@ class BlockNetwork:
             inputs = self.state[f"{name}.weight"].shape[1 - projection.head_axis]
             weight = joined[:, :inputs]
             parameters[f"{name}.weight"] = weight if projection.head_axis == 0 else weight.T
-            if has_bias(config, projection.bias):
+            if projection.bias is not None:
                 parameters[f"{name}.bias"] = joined[:, -1]
-        for norm in active_norms(config, attention):
+        for norm in self.block.norms:
             if norm.span != "shared":
-                parameters |= self._merged_gains(norm.role, norm.span, plan.source.head_dim)
+                parameters |= self._merged_gains(norm.role, norm.span, self.plan.source.head_dim)
         return parameters
 
-    def _row_order(self, projection: Projection) -> Tensor:
+    def _row_order(self, projection: StoredProjection) -> Tensor:
         """For each row of a fused projection, its place when roles follow one another, heads in order."""
-        plan, head_dim = self.joint.plan, self.joint.plan.source.head_dim
-        counts = [len(set(plan.source.stored_heads(role))) for role in projection.roles]
-        order = torch.empty(sum(counts) * head_dim, dtype=torch.long)
-        before = 0
-        for role, count in zip(projection.roles, counts, strict=True):
-            for head in range(count):
-                start = head_start(projection, plan, role, head)
-                order[start : start + head_dim] = torch.arange(before, before + head_dim)
-                before += head_dim
-        return order
+        starts = [start for role in projection.roles for start in projection.starts[role]]
+        rows = torch.tensor(starts)[:, None] + torch.arange(self.plan.source.head_dim)
+        return rows.flatten().argsort()
 
     def _merged_gains(self, role: str, span: str, head_dim: int) -> dict[str, Tensor]:
         """Gains of a norm that holds one for each head, each replaced by its group's mean."""
         pattern = ("q_norm", "q_layernorm") if role == "query" else ("k_norm", "k_layernorm")
         names = [name for name in self.state if name.startswith(pattern)]
-        groups = self.joint.plan.groups(role)
+        groups = self.plan.groups(role)
         if span == "all_heads":
             return {
                 name: torch.cat(

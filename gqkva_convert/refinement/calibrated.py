@@ -18,7 +18,8 @@ from gqkva_convert.heads import Place
 from gqkva_convert.progress import Stages, no_stages
 from gqkva_convert.records.report import describe_files
 from gqkva_convert.source.model import SourceModel
-from gqkva_convert.steps.joint import InputMoments, has_input_bias
+from gqkva_convert.source.stored_block import stored_block
+from gqkva_convert.transforms.blocks import InputMoments
 
 if TYPE_CHECKING:
     from gqkva_convert.calibration.capture import Calls
@@ -99,7 +100,7 @@ class CalibratedModel:
             return None
         block = next(b for b in self.model.blocks if b.place == (kind, layer))
         query, key = self.moments.mean((kind, layer))
-        end = None if has_input_bias(self.model.config, block.attention) else -1
+        end = None if stored_block(self.model, block).has_input_bias else -1
         return InputMoments(query[:end, :end], key[:end, :end])
 
     def recorded(self, places: set[Place]) -> tuple[Calls, list[int], list[int]]:

@@ -10,7 +10,7 @@ from gqkva_convert.checkpoint.reader import TensorReader
 from gqkva_convert.plans.plan import Plan
 from gqkva_convert.progress import Stages
 from gqkva_convert.refinement.calibrated import CalibratedModel
-from gqkva_convert.steps.joint import JointMerges
+from gqkva_convert.steps.merged_blocks import MergedBlocks
 
 if TYPE_CHECKING:
     from gqkva_convert.refinement.fitted import FittedBlocks
@@ -40,13 +40,13 @@ class DataMerges:
         self.fits = FittedBlocks(self.plan, self.calibrated, FitSettings(seed=self.plan.seed))
         self.errors = self.fits.fit(stages)
 
-    def joints(self, reader: TensorReader) -> JointMerges:
+    def merged(self, reader: TensorReader) -> MergedBlocks:
         """Merged blocks for writing."""
         if self.calibrated is None:
-            return JointMerges(reader)
+            return MergedBlocks(reader)
         if self.fits is None:
-            return JointMerges(reader, self.calibrated.measured)
-        return JointMerges(reader, self.calibrated.measured, self.fits.heads)
+            return MergedBlocks(reader, self.calibrated.measured)
+        return MergedBlocks(reader, self.calibrated.measured, self.fits.heads)
 
     def note(self, report: dict[str, Any], output: Checkpoint) -> None:
         """Write into the report what was used, and checksums of tensors that weights alone do not give."""

@@ -85,7 +85,7 @@ def fit_output(heads: TensorHeads, learned: BlockData, held: BlockData) -> Tenso
 
 
 def _with_output(heads: TensorHeads, output: Tensor, network: BlockNetwork) -> TensorHeads:
-    head_dim = network.joint.plan.source.head_dim
+    head_dim = network.plan.source.head_dim
     changed = dict(heads)
     for head, place in enumerate(network.places):
         changed["output", place] = output[head * head_dim : (head + 1) * head_dim]
@@ -103,7 +103,7 @@ def group_errors(heads: TensorHeads, original: TensorHeads, held: BlockData) -> 
     import torch
 
     network = held.network
-    head_dim, target = network.joint.plan.source.head_dim, network.joint.plan.target
+    head_dim, target = network.plan.source.head_dim, network.plan.target
     errors = [0.0] * target.num_key_heads
     with torch.no_grad():
         for numbers in held.parts():
@@ -133,7 +133,7 @@ def choose_rules(
     """
     if apart:
         errors = {rule: group_errors(heads, original, held) for rule, heads in candidates.items()}
-        groups = range(held.network.joint.plan.target.num_key_heads)
+        groups = range(held.network.plan.target.num_key_heads)
         return tuple(min(errors, key=lambda rule: errors[rule][group]) for group in groups)
     best = min(candidates, key=lambda rule: held.error(candidates[rule]))
-    return (best,) * held.network.joint.plan.target.num_key_heads
+    return (best,) * held.network.plan.target.num_key_heads

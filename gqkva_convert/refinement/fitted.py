@@ -7,18 +7,19 @@ import json
 import shutil
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import cached_property
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from gqkva_convert.calibration.network import attention_blocks
 from gqkva_convert.checkpoint.cache import cache_folder, make_cache
 from gqkva_convert.checkpoint.jsonfile import read_json, write_json
 from gqkva_convert.checkpoint.reader import TensorReader
-from gqkva_convert.heads import ROLES
+from gqkva_convert.heads import Place
 from gqkva_convert.plans.plan import BlockPlan, GroupRules, Plan
 from gqkva_convert.progress import Stages
 from gqkva_convert.refinement.block_data import BlockData
@@ -32,87 +33,69 @@ from gqkva_convert.refinement.block_network import (
 from gqkva_convert.refinement.calibrated import CalibratedModel
 from gqkva_convert.refinement.fit import refine_block
 from gqkva_convert.refinement.layerwise import FitSettings
-from gqkva_convert.source.model import Block, SourceModel
-from gqkva_convert.steps.blocks import joint_block
-from gqkva_convert.steps.joint import Heads, gain_moments, merge_heads, source_heads
-from gqkva_convert.steps.step import Joint
+from gqkva_convert.source.stored_block import gain_moments, read_heads
+from gqkva_convert.steps.blocks import block_merges
+from gqkva_convert.steps.step import BlockMerge
+from gqkva_convert.transforms.blocks import Heads, merge_heads
 
-Place = tuple[str, int]
 # Fits that were begun and never written are removed after a week.
 _KEPT_SECONDS = 7 * 86400
-
-
-def merged_places(plan: Plan) -> set[Place]:
-    """Blocks in which heads merge, by kind and layer."""
-    return {
-        (block.kind, block.layer)
-        for block in plan.blocks
-        if any(len(group) > 1 for role in ROLES for group in block.groups(role))
-    }
 
 
 class BlockLaboratory:
     """A block with its recorded data, where merges can be tried.
 
     Args:
-        model: The source.
-        block: The block.
-        plan: What happens to its heads.
+        merge: The block and what happens to its heads.
         calibrated: The source with its data.
         reader: Where the source's bytes come from.
         places: All blocks that will be tried, so that one pass records them all.
     """
 
     def __init__(
-        self,
-        model: SourceModel,
-        block: Block,
-        plan: BlockPlan,
-        calibrated: CalibratedModel,
-        reader: TensorReader,
-        places: set[Place],
+        self, merge: BlockMerge, calibrated: CalibratedModel, reader: TensorReader, places: set[Place]
     ) -> None:
         self.calibrated = calibrated
-        self.place = block.attention.kind, block.layer
-        self.joint = Joint(model, block, plan, plan.rules or GroupRules.same("closed-form", plan.target))
+        self.merge = merge
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        self.source = source_heads(self.joint, reader)
-        self.gains = gain_moments(self.joint, reader)
+        self.source = read_heads(merge.block, reader)
+        self.gains = gain_moments(merge.block, reader)
         self.calls, self.learned_numbers, self.held_numbers = calibrated.recorded(places)
-        module = attention_blocks(calibrated.network)[self.place]
-        self.network = BlockNetwork(self.joint, module, self.device)
+        module = attention_blocks(calibrated.network)[merge.block.place]
+        self.network = BlockNetwork(merge.block, merge.plan, module, self.device)
         self.output = torch.cat([torch.from_numpy(head).float() for head in self.source["output"]]).to(
             self.device
         )
 
     def sequences(self, numbers: list[int]) -> Iterator[dict[str, Any]]:
         """The block's calls in some batches, one a sequence."""
-        for call in self.calls.of(self.place, numbers):
+        for call in self.calls.of(self.merge.block.place, numbers):
             yield from sequences(call)
 
-    def _data(self, numbers: list[int]) -> BlockData:
-        return BlockData(self.network, list(self.sequences(numbers)), self.output)
+    def data(self, numbers: list[int], most: int | None = None) -> BlockData:
+        """The block's calls in some batches, the first ``most`` of them, with the original's answers."""
+        return BlockData(self.network, list(islice(self.sequences(numbers), most)), self.output)
 
     @cached_property
     def learned(self) -> BlockData:
-        return self._data(self.learned_numbers)
+        return self.data(self.learned_numbers)
 
     @cached_property
     def held(self) -> BlockData:
-        return self._data(self.held_numbers)
+        return self.data(self.held_numbers)
 
-    def merged(self, rule: str | None = None) -> TensorHeads:
-        """Merged heads under one rule, or the plan's."""
-        joint = self.joint
+    def merged(self, rule: str | None = None, plan: BlockPlan | None = None) -> TensorHeads:
+        """Merged heads under one rule, or the plan's; and under another plan where one is given."""
+        merge = replace(self.merge, plan=plan or self.merge.plan)
         if rule is not None:
-            joint = Joint(joint.model, joint.block, joint.plan, GroupRules.same(rule, joint.plan.target))
-        measured = self.calibrated.measured(*self.place)
-        return to_tensors(merge_heads(joint, self.source, self.gains, measured), self.device)
+            merge = replace(merge, rules=GroupRules.same(rule, merge.plan.target))
+        measured = self.calibrated.measured(*merge.block.place)
+        return to_tensors(merge_heads(merge.head_merge(), self.source, self.gains, measured), self.device)
 
     @property
-    def original_outputs(self) -> dict[tuple[str, int], Tensor]:
+    def original_outputs(self) -> TensorHeads:
         """The block's own output blocks by place in the result."""
-        head_dim = self.joint.plan.source.head_dim
+        head_dim = self.merge.plan.source.head_dim
         return {
             ("output", place): self.output[head * head_dim : (head + 1) * head_dim]
             for head, place in enumerate(self.network.places)
@@ -146,26 +129,15 @@ class FittedBlocks:
             if time.time() - old.stat().st_mtime > _KEPT_SECONDS:
                 shutil.rmtree(old, ignore_errors=True)
         self.folder.mkdir(parents=True, exist_ok=True)
-        model, places = self.calibrated.model, merged_places(self.plan)
-        advance = stages(f"refining ({', '.join(self.plan.refine)})", len(places))
+        model = self.calibrated.model
+        merges = block_merges(model, self.plan)
+        advance = stages(f"refining ({', '.join(self.plan.refine)})", len(merges))
         errors: dict[str, dict[str, float]] = {}
         with model.checkpoint.reader() as reader:
-            for block, block_plan in zip(model.blocks, self.plan.blocks, strict=True):
-                place = block_plan.kind, block_plan.layer
-                joint = joint_block(model, block, block_plan, self.plan)
-                if place not in places or joint is None:
-                    continue
+            for place, merge in merges.items():
                 note, file = self.folder / f"{_name(place)}.json", self._file(place)
                 if not (note.is_file() and file.is_file()):
-                    rules = joint.rules
-                    laboratory = BlockLaboratory(
-                        model,
-                        block,
-                        BlockPlan(*place, block_plan.source, block_plan.target, block_plan.order, rules),
-                        self.calibrated,
-                        reader,
-                        places,
-                    )
+                    laboratory = BlockLaboratory(merge, self.calibrated, reader, set(merges))
                     heads, found = refine_block(
                         laboratory.merged(),
                         laboratory.learned,

@@ -11,7 +11,7 @@ from gqkva_convert.checkpoint.dtypes import FLOATS
 from gqkva_convert.checkpoint.folder import Checkpoint, open_checkpoint
 from gqkva_convert.checkpoint.header import StoredTensor
 from gqkva_convert.errors import FamilyError, LayoutError, WeightError
-from gqkva_convert.heads import HeadLayout, Place
+from gqkva_convert.heads import HeadLayout, Place, place_name
 from gqkva_convert.modeling.families import MODEL_TYPE_PREFIX, grouped_name
 from gqkva_convert.modeling.layouts import LAYOUTS, layouts_from_config
 from gqkva_convert.source.config_keys import check_config, is_grouped
@@ -40,7 +40,7 @@ class Block:
 
     @property
     def where(self) -> str:
-        return f"layer {self.layer}, {self.attention.kind} attention"
+        return place_name(self.place)
 
     def tensor_name(self, template: str, head: int = 0) -> str:
         """A template of the family table as a tensor of this block."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
@@ -39,19 +40,40 @@ def rotary_features(model: SourceModel, block: Block) -> tuple[list[int], list[i
     return list(range(0, turned, 2)), list(range(1, turned, 2))
 
 
-def block_turning(model: SourceModel, block: Block) -> Turning:
-    """Averages of what positions do to a block's scores.
+@dataclass(frozen=True)
+class RotaryPlanes:
+    """The rotary planes of a block's heads, and the configuration that says how they turn.
 
-    Raises:
-        FamilyError: The configuration's rotary positions are of a kind that is not known.
+    Attributes:
+        head_dim: Features per head.
+        first: First feature of each plane; the other features do not turn.
+        second: Second feature of each plane.
+        config: The source's configuration.
     """
+
+    head_dim: int
+    first: tuple[int, ...]
+    second: tuple[int, ...]
+    config: dict[str, Any]
+
+    def turning(self) -> Turning:
+        """Return averages of what positions do to a block's scores.
+
+        Raises:
+            FamilyError: The configuration's rotary positions are of a kind that is not known.
+        """
+        if not self.first:
+            return still(self.head_dim)
+        context = self.config.get("max_position_embeddings")
+        context = min(context, MAX_CONTEXT) if isinstance(context, int) and context > 0 else MAX_CONTEXT
+        frequencies = rotary_frequencies(self.config, len(self.first))
+        return _turning(self.head_dim, self.first, self.second, frequencies, context)
+
+
+def rotary_planes(model: SourceModel, block: Block) -> RotaryPlanes:
+    """Return the rotary planes of a block's heads; none without rotary positions."""
     first, second = rotary_features(model, block)
-    if not first:
-        return still(block.layout.head_dim)
-    context = model.config.get("max_position_embeddings")
-    context = min(context, MAX_CONTEXT) if isinstance(context, int) and context > 0 else MAX_CONTEXT
-    frequencies = rotary_frequencies(model, len(first))
-    return _turning(block.layout.head_dim, tuple(first), tuple(second), frequencies, context)
+    return RotaryPlanes(block.layout.head_dim, tuple(first), tuple(second), model.config)
 
 
 @lru_cache(maxsize=8)
@@ -65,13 +87,12 @@ def _turning(
     return make_turning(head_dim, list(first), list(second), np.array(frequencies), context)
 
 
-def rotary_frequencies(model: SourceModel, planes: int) -> tuple[float, ...]:
-    """Radians a position of each rotary plane, by the configuration's kind of rotary positions.
+def rotary_frequencies(config: dict[str, Any], planes: int) -> tuple[float, ...]:
+    """Return the rotary frequency of each plane, in radians per position, for the configured ``rope_type``.
 
     Raises:
         FamilyError: The kind is not one of transformers'.
     """
-    config = model.config
     nested = config.get("rope_parameters") or config.get("rope_scaling") or {}
     kind = nested.get("rope_type", nested.get("type", "default")) if isinstance(nested, dict) else "default"
     if kind == "default":

@@ -6,30 +6,30 @@ assembled from such pieces.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Literal
 
-from gqkva_convert.architectures import Projection
 from gqkva_convert.checkpoint.dtypes import FLOAT_BY_NAME, FLOATS
 from gqkva_convert.checkpoint.header import StoredTensor
 from gqkva_convert.errors import FamilyError, WeightError
-from gqkva_convert.heads import ROLES, HeadLayout
+from gqkva_convert.heads import ROLES, Place
 from gqkva_convert.plans.plan import BlockPlan, GroupRules, Plan
-from gqkva_convert.source.model import Block, SourceModel, active_norms, projection_tensor, stored_count
-from gqkva_convert.steps.step import Joint, Merged, Piece, Step
+from gqkva_convert.source.model import Block, SourceModel, active_norms, stored_count
+from gqkva_convert.source.stored_block import StoredBlock, StoredProjection, is_side_by_side, stored_block
+from gqkva_convert.steps.step import BlockMerge, OutputHead, Piece, Step
 from gqkva_convert.transforms.merge import RULES
 
 
 def block_steps(model: SourceModel, block: Block, block_plan: BlockPlan, plan: Plan) -> list[Step]:
-    """A step for each of the block's tensors."""
+    """Return a step for each of the block's tensors."""
+    stored = stored_block(model, block)
+    merge = block_merge(stored, block_plan, plan)
     steps = []
-    joint = joint_block(model, block, block_plan, plan)
-    for projection in block.attention.projections:
-        weight = projection_tensor(model, block, projection, "weight")
-        assert weight is not None
-        heads = _projection_heads(projection, block_plan, weight, projection.head_axis)
-        steps.append(_step(weight, "weight", projection.head_axis, heads, block_plan, plan, joint))
-        bias = projection_tensor(model, block, projection, "bias")
+    for projection in stored.projections:
+        heads = _projection_heads(projection, block_plan)
+        steps.append(_step(projection.weight, "weight", projection.head_axis, heads, block_plan, plan, merge))
+        bias = projection.bias
         if bias is None:
             continue
         if projection.roles == ("output",):  # added after the heads are joined
@@ -38,29 +38,27 @@ def block_steps(model: SourceModel, block: Block, block_plan: BlockPlan, plan: P
         moved = [
             replace(head, pieces=tuple(Piece(bias, piece.start) for piece in head.pieces)) for head in heads
         ]
-        steps.append(_step(bias, "bias", 0, moved, block_plan, plan, joint))
-    return (
-        steps + _norm_steps(model, block, block_plan, plan) + _head_bias_steps(model, block, plan, block_plan)
-    )
+        steps.append(_step(bias, "bias", 0, moved, block_plan, plan, merge))
+    norms = _norm_steps(model, block, stored, block_plan, plan)
+    return steps + norms + _head_bias_steps(model, block, plan, block_plan)
 
 
-def joint_block(model: SourceModel, block: Block, block_plan: BlockPlan, plan: Plan) -> Joint | None:
-    """The block as one whose projections merge together, if its rule is such and it has anything to merge."""
+def block_merge(block: StoredBlock, block_plan: BlockPlan, plan: Plan) -> BlockMerge | None:
+    """Return how the block's projections merge together; None under another rule or with nothing to merge."""
     groups = (group for role in ROLES for group in block_plan.groups(role))
     if not RULES[plan.merge].is_joint or all(len(group) == 1 for group in groups):
         return None
     rule = "closed-form" if plan.merge == "auto" else plan.merge  # rules are not chosen yet
-    rules = block_plan.rules or GroupRules.same(rule, block_plan.target)
-    return Joint(model, block, block_plan, rules)
+    return BlockMerge(block, block_plan, block_plan.rules or GroupRules.same(rule, block_plan.target))
 
 
-def head_start(projection: Projection, block_plan: BlockPlan, role: str, head: int) -> int:
-    """Where a stored head of the source begins along the projection's head axis."""
-    place = projection.roles.index(role)
-    if _is_side_by_side(projection, block_plan.source):
-        return (head * len(projection.roles) + place) * block_plan.source.head_dim
-    before = sum(stored_count(block_plan.source, earlier) for earlier in projection.roles[:place])
-    return (before + head) * block_plan.source.head_dim
+def block_merges(model: SourceModel, plan: Plan) -> dict[Place, BlockMerge]:
+    """Return the merge of every block whose heads merge, under a joint rule."""
+    merges = (
+        block_merge(stored_block(model, block), block_plan, plan)
+        for block, block_plan in zip(model.blocks, plan.blocks, strict=True)
+    )
+    return {merge.block.place: merge for merge in merges if merge is not None}
 
 
 def merged_away(model: SourceModel, block: Block) -> set[str]:
@@ -77,17 +75,17 @@ def _step(
     tensor: StoredTensor,
     content: Literal["weight", "bias", "norm"],
     axis: int,
-    heads: list[Merged],
+    heads: list[OutputHead],
     block_plan: BlockPlan,
     plan: Plan,
-    joint: Joint | None = None,
+    merge: BlockMerge | None = None,
 ) -> Step:
     size = block_plan.target.head_dim
     shape = list(tensor.shape)
     shape[axis] = size * len(heads)
     dtype = out_dtype(tensor, plan)
-    step = Step(tensor.name, dtype, tuple(shape), tensor, content, axis, size, tuple(heads), joint)
-    return _whole_if_unchanged(step) if joint is None else step
+    step = Step(tensor.name, dtype, tuple(shape), tensor, content, axis, size, tuple(heads), merge)
+    return _whole_if_unchanged(step) if merge is None else step
 
 
 def _whole_if_unchanged(step: Step) -> Step:
@@ -101,17 +99,11 @@ def _whole_if_unchanged(step: Step) -> Step:
     return Step(step.name, step.dtype, step.shape, step.source, step.content) if unchanged else step
 
 
-def _projection_heads(
-    projection: Projection, block_plan: BlockPlan, weight: StoredTensor, axis: int
-) -> list[Merged]:
-    """The result's heads of one projection, in stored order."""
+def _projection_heads(projection: StoredProjection, block_plan: BlockPlan) -> list[OutputHead]:
+    """Return the result's heads of one projection, in stored order."""
     by_role = {
         role: [
-            replace(
-                _merged([head_start(projection, block_plan, role, head) for head in group], weight, axis),
-                role=role,
-                stored=stored,
-            )
+            replace(_output_head(projection, role, group), role=role, stored=stored)
             for stored, group in enumerate(
                 [() if head is None else (head,) for head in block_plan.order]
                 if role == "output"
@@ -120,37 +112,25 @@ def _projection_heads(
         ]
         for role in projection.roles
     }
-    if _is_side_by_side(projection, block_plan.target):
+    if is_side_by_side(projection.packing, projection.roles, block_plan.target):
         return [head for trio in zip(*by_role.values(), strict=True) for head in trio]
     return [head for heads in by_role.values() for head in heads]
 
 
-def _is_side_by_side(projection: Projection, layout: HeadLayout) -> bool:
-    """Whether q, k and v of each head lie together. Where their numbers differ, all q, all k and all v do."""
-    counts = {stored_count(layout, role) for role in projection.roles}
-    return projection.packing == "per_head" and len(counts) == 1
+def _output_head(projection: StoredProjection, role: str, group: Sequence[int]) -> OutputHead:
+    """Return the head that some stored heads of a projection merge into."""
+    pieces = tuple(Piece(projection.weight, projection.starts[role][head]) for head in group)
+    return OutputHead(pieces, pieces, projection.head_axis)
 
 
-def _merged(starts: list[int], weight: StoredTensor, axis: int) -> Merged:
-    pieces = tuple(Piece(weight, start) for start in starts)
-    return Merged(pieces, pieces, axis)
-
-
-def _norm_steps(model: SourceModel, block: Block, block_plan: BlockPlan, plan: Plan) -> list[Step]:
+def _norm_steps(
+    model: SourceModel, block: Block, stored: StoredBlock, block_plan: BlockPlan, plan: Plan
+) -> list[Step]:
     steps = []
-    for norm in active_norms(model.config, block.attention):
-        projection = next(p for p in block.attention.projections if norm.role in p.roles)
-        weight = projection_tensor(model, block, projection, "weight")
-        assert weight is not None
+    for norm in stored.norms:
+        projection = stored.projection(norm.role)
         groups = block_plan.groups(norm.role)
-        shares = [
-            _merged(
-                [head_start(projection, block_plan, norm.role, head) for head in group],
-                weight,
-                projection.head_axis,
-            )
-            for group in groups
-        ]
+        shares = [_output_head(projection, norm.role, group) for group in groups]
         if norm.span == "shared":
             tensor = _norm_tensor(model, block, norm.name)
             steps.append(Step(tensor.name, out_dtype(tensor, plan), tensor.shape, tensor, "norm"))
@@ -158,17 +138,16 @@ def _norm_steps(model: SourceModel, block: Block, block_plan: BlockPlan, plan: P
             tensor = _norm_tensor(model, block, norm.name)
             size = block_plan.source.head_dim
             heads = [
-                Merged(tuple(Piece(tensor, head * size) for head in group), share.weights, share.weights_axis)
+                replace(share, pieces=tuple(Piece(tensor, head * size) for head in group))
                 for group, share in zip(groups, shares, strict=True)
             ]
             steps.append(_step(tensor, "norm", 0, heads, block_plan, plan))
         else:
-            for stored, (group, share) in enumerate(zip(groups, shares, strict=True)):
+            for number, (group, share) in enumerate(zip(groups, shares, strict=True)):
                 parts = [_norm_tensor(model, block, norm.name, head) for head in group]
-                pieces = tuple(Piece(part, 0) for part in parts)
-                merged = [Merged(pieces, share.weights, share.weights_axis)]
+                merged = [replace(share, pieces=tuple(Piece(part, 0) for part in parts))]
                 step = _step(parts[0], "norm", 0, merged, block_plan, plan)
-                steps.append(replace(step, name=block.tensor_name(norm.name, stored)))
+                steps.append(replace(step, name=block.tensor_name(norm.name, number)))
     return steps
 
 

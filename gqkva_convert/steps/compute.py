@@ -11,8 +11,9 @@ from gqkva_convert.checkpoint.dtypes import BITS
 from gqkva_convert.checkpoint.header import StoredTensor
 from gqkva_convert.checkpoint.reader import Bytes, TensorReader
 from gqkva_convert.errors import WeightError
-from gqkva_convert.steps.joint import Heads, JointMerges
-from gqkva_convert.steps.step import Merged, Piece, Step
+from gqkva_convert.steps.merged_blocks import MergedBlocks
+from gqkva_convert.steps.step import OutputHead, Piece, Step
+from gqkva_convert.transforms.blocks import Heads
 from gqkva_convert.transforms.merge import RULES, fresh_head, merge
 from gqkva_convert.transforms.precision import STORED, Array, decode, encode, is_finite
 
@@ -21,7 +22,7 @@ PIECE_BYTES = 256 << 10
 
 
 def step_bytes(
-    step: Step, rule: str, seed: int, reader: TensorReader, joints: JointMerges
+    step: Step, rule: str, seed: int, reader: TensorReader, merged: MergedBlocks
 ) -> Iterator[tuple[int, Bytes]]:
     """The bytes of a step's output as ``(first byte, bytes)``, in order and without gaps.
 
@@ -30,22 +31,22 @@ def step_bytes(
         rule: Name of the merge rule.
         seed: Seed of the ``random`` rule.
         reader: Where the source's bytes come from.
-        joints: Blocks merged so far by a joint rule.
+        merged: Blocks that a joint rule merges.
 
     Raises:
         WeightError: What is merged or cast holds NaN or infinity, or does not fit the new dtype.
     """
     if not step.heads:
         yield from _cast(step, reader)
-    elif step.joint is not None:
-        yield 0, _joint_bytes(step, joints.heads(step.joint))
+    elif step.merge is not None:
+        yield 0, _block_bytes(step, merged.heads(step.merge))
     elif step.axis == 0:
         yield from _heads_along_rows(step, rule, seed, reader)
     else:
         yield from _heads_along_columns(step, rule, seed, reader)
 
 
-def _joint_bytes(step: Step, merged: Heads) -> Bytes:
+def _block_bytes(step: Step, merged: Heads) -> Bytes:
     """A tensor of a block that was merged as a whole."""
     heads = [merged[head.role, head.stored] for head in step.heads]
     if step.content == "bias":
@@ -128,7 +129,7 @@ def _heads_along_columns(
 
 
 def _one_head(
-    step: Step, head: Merged, stored: list[Array], rule: str, seed: str, reader: TensorReader
+    step: Step, head: OutputHead, stored: list[Array], rule: str, seed: str, reader: TensorReader
 ) -> Array:
     """One stored head of the result, as stored elements of the step's dtype."""
     dtype = step.source.dtype
@@ -154,7 +155,7 @@ def _one_head(
     return output
 
 
-def _weight_heads(head: Merged, step: Step, reader: TensorReader) -> list[Array]:
+def _weight_heads(head: OutputHead, step: Step, reader: TensorReader) -> list[Array]:
     """The weights of the heads that a bias or a norm belongs to."""
     size = step.size
     if head.weights_axis == 0:

@@ -16,7 +16,7 @@ from gqkva_convert.checkpoint.writer import COPY_BYTES, ShardWriter
 from gqkva_convert.plans.plan import Plan
 from gqkva_convert.progress import Progress
 from gqkva_convert.steps.compute import step_bytes
-from gqkva_convert.steps.joint import JointMerges
+from gqkva_convert.steps.merged_blocks import MergedBlocks
 from gqkva_convert.steps.shards import Shard
 from gqkva_convert.steps.step import Step
 
@@ -39,7 +39,7 @@ def write_shards(
     folder: Path,
     metadata: dict[str, str],
     progress: Progress,
-    make_joints: Callable[[TensorReader], JointMerges] = JointMerges,
+    make_merged: Callable[[TensorReader], MergedBlocks] = MergedBlocks,
 ) -> None:
     """Write every shard that is not in ``folder`` yet.
 
@@ -50,7 +50,7 @@ def write_shards(
         folder: Where to write.
         metadata: Free text for every file's header.
         progress: Called with the number of output bytes just written, from any thread.
-        make_joints: Gives the merged blocks of a joint rule.
+        make_merged: Gives the merged blocks of a joint rule.
 
     Raises:
         WeightError: Weights cannot be merged.
@@ -69,7 +69,7 @@ def write_shards(
         ThreadPoolExecutor(max(1, cores - 1)) as computers,
         ThreadPoolExecutor(_SHARDS_AT_ONCE) as writers,
     ):
-        joints = make_joints(reader)
+        merged = make_merged(reader)
 
         def write_one(shard: Shard) -> None:
             tensors = [(step.name, step.dtype, step.shape) for step in shard.steps]
@@ -78,7 +78,7 @@ def write_shards(
                 try:
                     for step in shard.steps:
                         if not step.is_copy:
-                            job = _compute_job(step, plan, reader, joints, writer, stop, progress)
+                            job = _compute_job(step, plan, reader, merged, writer, stop, progress)
                             computations.append(computers.submit(job))
                     for copy in _copies(shard, reader, writer, stop, progress):
                         copy()
@@ -179,7 +179,7 @@ def _compute_job(
     step: Step,
     plan: Plan,
     reader: TensorReader,
-    joints: JointMerges,
+    merged: MergedBlocks,
     writer: ShardWriter,
     stop: threading.Event,
     progress: Progress,
@@ -187,7 +187,7 @@ def _compute_job(
     def job() -> None:
         gathered: list[Bytes] = []
         first = size = 0
-        for start, data in step_bytes(step, plan.merge, plan.seed, reader, joints):
+        for start, data in step_bytes(step, plan.merge, plan.seed, reader, merged):
             if stop.is_set():
                 raise _StoppedError
             if not gathered:

@@ -7,8 +7,11 @@ from typing import Any, Literal
 
 from gqkva_convert.checkpoint.dtypes import tensor_bytes
 from gqkva_convert.checkpoint.header import StoredTensor
+from gqkva_convert.heads import Regrouping
 from gqkva_convert.plans.plan import BlockPlan, GroupRules
-from gqkva_convert.source.model import Block, SourceModel
+from gqkva_convert.source.stored_block import StoredBlock
+from gqkva_convert.transforms.blocks import HeadMerge
+from gqkva_convert.transforms.merge import RULES
 
 
 @dataclass(frozen=True)
@@ -20,7 +23,7 @@ class Piece:
 
 
 @dataclass(frozen=True)
-class Merged:
+class OutputHead:
     """One stored head of the result.
 
     Attributes:
@@ -38,20 +41,38 @@ class Merged:
 
 
 @dataclass(frozen=True)
-class Joint:
-    """An attention block whose projections are merged together.
+class BlockMerge:
+    """An attention block whose projections merge together.
 
     Attributes:
-        model: The source.
-        block: The block.
+        block: The block as the source stores it.
         plan: What happens to its heads.
         rules: The rule of each of its groups.
     """
 
-    model: SourceModel
-    block: Block
+    block: StoredBlock
     plan: BlockPlan
     rules: GroupRules
+
+    def head_merge(self) -> HeadMerge:
+        """Return what `merge_heads` takes.
+
+        Raises:
+            FamilyError: The closed form needs rotary frequencies, and their kind is not known.
+        """
+        order = tuple(head for head in self.plan.order if head is not None)
+        assert len(order) == len(self.plan.order)
+        planes, norm = self.block.planes, self.block.norm
+        is_closed = any(RULES[rule].group_method == "closed-form" for rule in self.rules.scores)
+        return HeadMerge(
+            Regrouping(self.plan.source, self.plan.target, order),
+            self.rules.scores,
+            self.rules.values,
+            planes.first,
+            planes.second,
+            planes.turning() if is_closed and norm == "none" else None,
+            norm,
+        )
 
 
 @dataclass(frozen=True)
@@ -67,7 +88,7 @@ class Step:
         axis: Axis of the heads; meaningless without ``heads``.
         size: Entries a head along the axis.
         heads: Its heads in order, or nothing for a tensor that is copied whole.
-        joint: The block it is merged with, where the rule merges a block's projections together.
+        merge: The block it is merged with, where the rule merges a block's projections together.
     """
 
     name: str
@@ -77,8 +98,8 @@ class Step:
     content: Literal["weight", "bias", "norm", "other"] = "other"
     axis: int = 0
     size: int = 0
-    heads: tuple[Merged, ...] = ()
-    joint: Joint | None = None
+    heads: tuple[OutputHead, ...] = ()
+    merge: BlockMerge | None = None
 
     @property
     def nbytes(self) -> int:
@@ -95,7 +116,7 @@ class Step:
             return "copy"
         if not self.heads:
             return "cast"
-        if self.joint is not None:
+        if self.merge is not None:
             return "merge"
         return "reorder" if all(len(head.pieces) <= 1 for head in self.heads) else "merge"
 

@@ -12,7 +12,7 @@ from collections import Counter
 import numpy as np
 from numpy.typing import NDArray
 
-from gqkva_convert.transforms.scores import Mixes, Reading, Scores
+from gqkva_convert.transforms.scores import Mixes, ScoredHead, Scores
 
 Array = NDArray[np.float64]
 
@@ -30,9 +30,9 @@ def aligned_values(products: Array, head_dim: int) -> Array:
         ``(heads, head_dim, head_dim)``: head s becomes ``turns[s] @ head``; a reader turns alike.
     """
     count = len(products) // head_dim
-    readings = tuple(Reading(head, 0, 0, head) for head in range(count))
+    heads = tuple(ScoredHead(head, 0, 0, head) for head in range(count))
     alone = tuple(np.zeros((head_dim, head_dim)) for _ in range(count))
-    scores = Scores(readings, alone, (products,), np.ones(count), head_dim)
+    scores = Scores(heads, alone, (products,), np.ones(count), head_dim)
     return _turns(scores, [], [], signs_only=False)[0]
 
 
@@ -50,10 +50,10 @@ def aligned_scores(
     turns = _turns(scores, first, second, signs_only)
     keys = [found.transpose(1, 0, 2).reshape(scores.head_dim, -1) / len(found) for found in turns]
     queries = [np.zeros((scores.head_dim, len(products))) for products in scores.queries]
-    readers = Counter(reading.query for reading in scores.readings)
-    for reading in scores.readings:
-        turn = turns[reading.key][reading.key_member]
-        queries[reading.query][:, scores.span(reading.query_member)] += turn / readers[reading.query]
+    readers = Counter(head.query for head in scores.heads)
+    for head in scores.heads:
+        turn = turns[head.key][head.key_member]
+        queries[head.query][:, scores.span(head.query_member)] += turn / readers[head.query]
     return queries, keys
 
 
@@ -81,20 +81,20 @@ def _turns(scores: Scores, first: list[int], second: list[int], signs_only: bool
                 for other in range(len(turns[shared])):
                     if other != member:
                         target += turns[shared][other] @ products[scores.span(other), scores.span(member)]
-                for reading in scores.readings:
-                    if (reading.key, reading.key_member) == (shared, member):
-                        target += _queries_beside(scores, reading, turns)
+                for head in scores.heads:
+                    if (head.key, head.key_member) == (shared, member):
+                        target += _queries_beside(scores, head, turns)
                 turns[shared][member] = _best_turn(target, first, second, resting, signs_only)
     return turns
 
 
-def _queries_beside(scores: Scores, reading: Reading, turns: list[Array]) -> Array:
+def _queries_beside(scores: Scores, head: ScoredHead, turns: list[Array]) -> Array:
     """How the turned queries that share with a head's query lie to it."""
-    products = scores.queries[reading.query]
+    products = scores.queries[head.query]
     total = np.zeros((scores.head_dim, scores.head_dim))
-    for other in scores.readings:
-        if other.query == reading.query and other.query_member != reading.query_member:
-            span, own = scores.span(other.query_member), scores.span(reading.query_member)
+    for other in scores.heads:
+        if other.query == head.query and other.query_member != head.query_member:
+            span, own = scores.span(other.query_member), scores.span(head.query_member)
             total += turns[other.key][other.key_member] @ products[span, own]
     return total
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any, Literal
 
 import numpy as np
 
@@ -26,7 +27,11 @@ class MergeRule:
         reads_weights: Whether the shares depend on what the heads hold, or only on how many there are.
         starts_afresh: Whether the merged head is drawn anew instead (`fresh_head`).
         is_joint: Whether keys merge together with queries and values with the output projection
-            (`closed_form`, `scores`, `aligned`); the shares then serve norms on queries and keys alone.
+            (`blocks`); the shares then serve norms on queries and keys alone.
+        group_method: How a joint merge computes one group under this rule; None where it cannot.
+        rescales: Whether the group's head is made as large as its members.
+        ignores_data: Whether weights alone count, even where moments were measured.
+        is_tried: Whether ``auto`` compares it with others on held-out data.
     """
 
     name: str
@@ -34,6 +39,10 @@ class MergeRule:
     reads_weights: bool = False
     starts_afresh: bool = False
     is_joint: bool = False
+    group_method: Literal["closed-form", "aligned", "mean"] | None = None
+    rescales: bool = False
+    ignores_data: bool = False
+    is_tried: bool = False
 
 
 def _mean(heads: Sequence[Array]) -> Array:
@@ -54,21 +63,32 @@ def _norm_weighted(heads: Sequence[Array]) -> Array:
     return norms / total if 0 < total < np.inf else _mean(heads)
 
 
+def _joint(name: str, method: Literal["closed-form", "aligned", "mean"], **facts: Any) -> MergeRule:
+    return MergeRule(name, _mean, is_joint=True, group_method=method, **facts)
+
+
 RULES = {
     rule.name: rule
     for rule in (
-        MergeRule("mean", _mean),
+        MergeRule("mean", _mean, group_method="mean", is_tried=True),
         MergeRule("first", _first),
         MergeRule("norm-weighted", _norm_weighted, reads_weights=True),
-        MergeRule("closed-form", _mean, is_joint=True),
-        MergeRule("closed-form-weights", _mean, is_joint=True),
-        MergeRule("aligned", _mean, is_joint=True),
-        MergeRule("aligned-rescaled", _mean, is_joint=True),
+        _joint("closed-form", "closed-form", is_tried=True),
+        _joint("closed-form-weights", "closed-form", ignores_data=True, is_tried=True),
+        _joint("aligned", "aligned"),
+        _joint("aligned-rescaled", "aligned", rescales=True, is_tried=True),
         MergeRule("auto", _mean, is_joint=True),
         # Norms that follow a fresh projection keep their mean gain; see `fresh_head` for the weights.
         MergeRule("random", _mean, starts_afresh=True),
     )
 }
+# Rules that single groups of a joint merge can have; of equal errors ``auto`` takes the first.
+GROUP_RULES = tuple(
+    name
+    for method in ("closed-form", "aligned", "mean")
+    for name, rule in RULES.items()
+    if rule.group_method == method
+)
 
 
 def merge(heads: Sequence[Array], shares: Array) -> Array:

@@ -37,7 +37,7 @@ _NOTHING = 1e-200
 
 
 @dataclass(frozen=True)
-class Reading:
+class ScoredHead:
     """One attention head: which shared query and key it reads, and which of their members it used to read."""
 
     query: int
@@ -51,7 +51,7 @@ class Scores:
     """The heads that share queries or keys with each other.
 
     Attributes:
-        readings: One entry per attention head.
+        heads: One entry per attention head.
         queries: For each shared query, the inner products of its members' features, members in order:
             ``(members * head_dim, members * head_dim)``.
         keys: The same for each shared key.
@@ -59,7 +59,7 @@ class Scores:
         head_dim: Features per head.
     """
 
-    readings: tuple[Reading, ...]
+    heads: tuple[ScoredHead, ...]
     queries: tuple[Array, ...]
     keys: tuple[Array, ...]
     weights: Array
@@ -107,10 +107,10 @@ def shared_scores(
 def score_loss(scores: Scores, turning: Turning, queries: Sequence[Array], keys: Sequence[Array]) -> float:
     """The sum that `shared_scores` minimises."""
     total = 0.0
-    for reading, weight in zip(scores.readings, scores.weights, strict=True):
-        query_span, key_span = scores.span(reading.query_member), scores.span(reading.key_member)
-        query_products, key_products = scores.queries[reading.query], scores.keys[reading.key]
-        query, key = queries[reading.query], keys[reading.key]
+    for head, weight in zip(scores.heads, scores.weights, strict=True):
+        query_span, key_span = scores.span(head.query_member), scores.span(head.key_member)
+        query_products, key_products = scores.queries[head.query], scores.keys[head.key]
+        query, key = queries[head.query], keys[head.key]
         shared_query, shared_key = query @ query_products, key @ key_products
         error = np.sum(
             query_products[query_span, query_span] * turning.average(key_products[key_span, key_span])
@@ -127,14 +127,12 @@ def score_energy(scores: Scores, turning: Turning) -> float:
         sum(
             weight
             * np.sum(
-                scores.queries[reading.query][
-                    scores.span(reading.query_member), scores.span(reading.query_member)
-                ]
+                scores.queries[head.query][scores.span(head.query_member), scores.span(head.query_member)]
                 * turning.average(
-                    scores.keys[reading.key][scores.span(reading.key_member), scores.span(reading.key_member)]
+                    scores.keys[head.key][scores.span(head.key_member), scores.span(head.key_member)]
                 )
             )
-            for reading, weight in zip(scores.readings, scores.weights, strict=True)
+            for head, weight in zip(scores.heads, scores.weights, strict=True)
         )
     )
 
@@ -145,10 +143,10 @@ def _best_queries(scores: Scores, turning: Turning, keys: Sequence[Array]) -> tu
     sizes = [turning.average(left @ key.T) for left, key in zip(shared, keys, strict=True)]
     systems = [np.zeros((scores.head_dim, scores.head_dim)) for _ in scores.queries]
     sides = [np.zeros((scores.head_dim, len(products))) for products in scores.queries]
-    for reading, weight in zip(scores.readings, scores.weights, strict=True):
-        systems[reading.query] += weight * sizes[reading.key]
-        sides[reading.query][:, scores.span(reading.query_member)] += weight * turning.average(
-            shared[reading.key][:, scores.span(reading.key_member)]
+    for head, weight in zip(scores.heads, scores.weights, strict=True):
+        systems[head.query] += weight * sizes[head.key]
+        sides[head.query][:, scores.span(head.query_member)] += weight * turning.average(
+            shared[head.key][:, scores.span(head.key_member)]
         )
     queries = [_solve(system, side) for system, side in zip(systems, sides, strict=True)]
     explained = sum(
@@ -164,10 +162,10 @@ def _best_keys(scores: Scores, turning: Turning, queries: Sequence[Array]) -> Mi
     sizes = [turning.average_back(left @ query.T) for left, query in zip(shared, queries, strict=True)]
     systems = [np.zeros((scores.head_dim, scores.head_dim)) for _ in scores.keys]
     sides = [np.zeros((scores.head_dim, len(products))) for products in scores.keys]
-    for reading, weight in zip(scores.readings, scores.weights, strict=True):
-        systems[reading.key] += weight * sizes[reading.query]
-        sides[reading.key][:, scores.span(reading.key_member)] += weight * turning.average_back(
-            shared[reading.query][:, scores.span(reading.query_member)]
+    for head, weight in zip(scores.heads, scores.weights, strict=True):
+        systems[head.key] += weight * sizes[head.query]
+        sides[head.key][:, scores.span(head.key_member)] += weight * turning.average_back(
+            shared[head.query][:, scores.span(head.query_member)]
         )
     return [_solve(system, side) for system, side in zip(systems, sides, strict=True)]
 
@@ -219,10 +217,10 @@ def _first_key(scores: Scores, shared: int, first: list[int], second: list[int])
     head_dim, products = scores.head_dim, scores.keys[shared]
     members = len(products) // head_dim
     readers = np.zeros((members, head_dim, head_dim))
-    for reading, weight in zip(scores.readings, scores.weights, strict=True):
-        if reading.key == shared:
-            span = scores.span(reading.query_member)
-            readers[reading.key_member] += weight * scores.queries[reading.query][span, span]
+    for head, weight in zip(scores.heads, scores.weights, strict=True):
+        if head.key == shared:
+            span = scores.span(head.query_member)
+            readers[head.key_member] += weight * scores.queries[head.query][span, span]
     mix = np.zeros((members, head_dim, head_dim))
     if first:
         diagonal = np.diagonal(readers, axis1=1, axis2=2)

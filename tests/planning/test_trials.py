@@ -12,8 +12,8 @@ from gqkva_convert.calibration.data import DataSettings
 from gqkva_convert.checkpoint.hub import locate
 from gqkva_convert.demo_model.demo import MODEL
 from gqkva_convert.planning import groups, trials
-from gqkva_convert.planning.choose import plan_model
-from gqkva_convert.plans.plan import Plan
+from gqkva_convert.planning.choose import complete_plan, request_plan
+from gqkva_convert.plans.plan import BlockPlan, Plan
 from gqkva_convert.plans.request import Request
 from gqkva_convert.refinement import layerwise
 from gqkva_convert.source.model import open_model
@@ -34,22 +34,22 @@ def settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> DataSettings:
 def planned(settings: DataSettings, **options: Any) -> Plan:
     located = locate(str(MODEL), None)
     request = Request(merge="closed-form", calibration=settings, **options)
-    return plan_model(located, open_model(located.folder), request)[0]
+    model = open_model(located.folder)
+    return complete_plan(located, model, request_plan(model, request), request)[0]
 
 
 def test_the_grid_of_the_least_error_is_planned(
     settings: DataSettings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """No grid is tried twice, the one that the search proposes is the first, and a seed fixes all."""
-    tried: dict[int, list[tuple[int, ...]]] = {}
+    tried: dict[int, list[tuple[int | None, ...]]] = {}
 
-    def error(laboratory: Any) -> float:
-        order = tuple(laboratory.joint.plan.order)
-        tried.setdefault(laboratory.joint.block.layer, []).append(order)
-        return rank(order)
+    def error(laboratory: Any, plan: BlockPlan, *data: Any) -> float:
+        tried.setdefault(plan.layer, []).append(plan.order)
+        return rank(plan.order)
 
-    def rank(order: tuple[int, ...]) -> float:
-        return float(sum(place * head for place, head in enumerate(order)))
+    def rank(order: tuple[int | None, ...]) -> float:
+        return float(sum(place * (head or 0) for place, head in enumerate(order)))
 
     monkeypatch.setattr(trials, "_error", error)
     plan = planned(settings, gq=4, gkv=2, refine="layerwise")
@@ -78,7 +78,7 @@ def test_the_grid_of_the_least_error_is_planned(
 def test_nothing_is_tried_where_no_fit_follows_or_no_grid_is_searched(
     options: dict[str, Any], settings: DataSettings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(trials, "_error", lambda laboratory: pytest.fail("tried"))
+    monkeypatch.setattr(trials, "_error", lambda *_: pytest.fail("tried"))
     planned(settings, **options)
 
 

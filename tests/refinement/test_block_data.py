@@ -17,8 +17,9 @@ from gqkva_convert.plans.plan import make_plan
 from gqkva_convert.refinement.block_data import BlockData
 from gqkva_convert.refinement.block_network import BlockNetwork, TensorHeads, sequences, to_tensors
 from gqkva_convert.source.model import open_model
-from gqkva_convert.steps.blocks import joint_block
-from gqkva_convert.steps.joint import merge_block
+from gqkva_convert.source.stored_block import stored_block
+from gqkva_convert.steps.blocks import block_merge
+from gqkva_convert.steps.merged_blocks import merge_block
 
 Tiny = Callable[[str], Path]
 # Lengths of the sequences of three batches, each padded to its longest.
@@ -41,15 +42,15 @@ def recorded(
         batches.append({"input_ids": ids, "attention_mask": mask})
     model = open_model(folder)
     plan = make_plan(model, Variant(None, 2))
-    place = next((b.attention.kind, b.layer) for b in model.blocks if b.layer == 1)
+    place = next(b.place for b in model.blocks if b.layer == 1)
     calls = record(network, batches, tmp_path_factory.mktemp("calls"), places={place})
     parts = [part for call in calls.of(place, [0, 1, 2]) for part in sequences(call)]
     block, block_plan = model.blocks[1], plan.blocks[1]
-    joint = joint_block(model, block, block_plan, plan)
-    assert joint is not None
+    merge = block_merge(stored_block(model, block), block_plan, plan)
+    assert merge is not None
     with model.checkpoint.reader() as reader:
-        heads = to_tensors(merge_block(joint, reader), torch.device("cpu"))
-    alone = BlockNetwork(joint, attention_blocks(network)[place], torch.device("cpu"))
+        heads = to_tensors(merge_block(merge, reader), torch.device("cpu"))
+    alone = BlockNetwork(merge.block, block_plan, attention_blocks(network)[place], torch.device("cpu"))
     output = torch.randn(alone.output_weight(heads).shape, generator=generator)
     return BlockData(alone, parts, output), heads, output
 

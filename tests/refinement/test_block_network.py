@@ -19,8 +19,9 @@ from gqkva_convert.plans.plan import Plan
 from gqkva_convert.records.report import read_report
 from gqkva_convert.refinement.block_network import BlockNetwork, sequences, to_tensors
 from gqkva_convert.source.model import open_model
-from gqkva_convert.steps.blocks import joint_block
-from gqkva_convert.steps.joint import merge_block
+from gqkva_convert.source.stored_block import stored_block
+from gqkva_convert.steps.blocks import block_merge
+from gqkva_convert.steps.merged_blocks import merge_block
 
 Tiny = Callable[[str], Path]
 OUTPUTS = ("o_proj", "out_proj", "out_lin", "dense", "c_proj", "o")
@@ -67,15 +68,16 @@ def test_merged_heads_attend_as_in_the_converted_model(
             # Blocks behind another converted block read other inputs in the converted model.
             if place not in places or (place[0] in ("decoder", "cross") and family != "t5"):
                 continue
-            joint = joint_block(model, block, block_plan, plan)
-            assert joint is not None
-            alone = BlockNetwork(joint, attention_blocks(network)[place], torch.device("cpu"))
+            merge = block_merge(stored_block(model, block), block_plan, plan)
+            assert merge is not None
+            module = attention_blocks(network)[place]
+            alone = BlockNetwork(merge.block, block_plan, module, torch.device("cpu"))
             parts = [part for call in calls.of(place, [0]) for part in sequences(call)]
             own = torch.cat([alone.attended(None, part) for part in parts])
             torch.testing.assert_close(own, attended_in(network, place, inputs), rtol=1e-4, atol=1e-5)
             if place[0] in ("decoder", "cross"):
                 continue
-            heads = to_tensors(merge_block(joint, reader), torch.device("cpu"))
+            heads = to_tensors(merge_block(merge, reader), torch.device("cpu"))
             merged = torch.cat([alone.attended(heads, part) for part in parts])
             expected = attended_in(converted, place, inputs)
             torch.testing.assert_close(merged, expected, rtol=1e-3, atol=1e-4)

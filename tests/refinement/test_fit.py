@@ -30,6 +30,7 @@ from gqkva_convert.refinement.fitted import BlockLaboratory
 from gqkva_convert.refinement.layerwise import FitSettings, fit_layer
 from gqkva_convert.refinement.observed import observing, score_error
 from gqkva_convert.source.model import open_model
+from gqkva_convert.steps.blocks import block_merges
 
 Run = Callable[..., Result]
 SETTINGS = FitSettings(steps=20, positions=512, check_every=5, trial_steps=0, epochs=0)
@@ -57,7 +58,8 @@ def laboratory(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> BlockL
         calibrated = CalibratedModel(located, model, settings)
         plan = make_plan(model, Variant(None, 2))
         with model.checkpoint.reader() as reader:
-            found = BlockLaboratory(model, model.blocks[1], plan.blocks[1], calibrated, reader, {("self", 1)})
+            merge = block_merges(model, plan)["self", 1]
+            found = BlockLaboratory(merge, calibrated, reader, {("self", 1)})
             assert found.merged()
             assert found.learned.energy > 0
             assert found.held.energy > 0

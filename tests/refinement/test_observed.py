@@ -13,11 +13,11 @@ import torch
 from gqkva_convert.architectures import FAMILIES
 from gqkva_convert.calibration.capture import record
 from gqkva_convert.calibration.network import attention_blocks, load_network
-from gqkva_convert.plans.plan import BlockPlan, GroupRules
+from gqkva_convert.plans.plan import BlockPlan
 from gqkva_convert.refinement.block_network import BlockNetwork
 from gqkva_convert.refinement.observed import Attention, observing, score_error
 from gqkva_convert.source.model import open_model
-from gqkva_convert.steps.step import Joint
+from gqkva_convert.source.stored_block import stored_block
 
 Tiny = Callable[[str], Path]
 
@@ -31,15 +31,13 @@ def blocks_alone(
     places = {(attention.kind, 0) for attention in FAMILIES[family].attention}
     calls = record(network, [inputs], scratch, places=places)
     alone = {}
-    for block in open_model(folder).blocks:
-        place = block.attention.kind, block.layer
+    model = open_model(folder)
+    for block in model.blocks:
+        place = block.place
         if place in places:
-            order = tuple(range(block.layout.num_attention_heads))
-            plan = BlockPlan(*place, block.layout, block.layout, order)
-            joint = Joint(open_model(folder), block, plan, GroupRules.same("closed-form", block.layout))
-            module = attention_blocks(network)[place]
+            plan, module = BlockPlan.unchanged(place, block.layout), attention_blocks(network)[place]
             alone[place[0]] = (
-                BlockNetwork(joint, module, torch.device("cpu")),
+                BlockNetwork(stored_block(model, block), plan, module, torch.device("cpu")),
                 next(iter(calls.of(place, [0]))),
             )
     return network, inputs, alone
@@ -54,7 +52,7 @@ def test_every_family_shows_its_scores(family: str, tiny: Tiny, tmp_path: Path) 
         with observing() as found:
             block.attended(None, call)
         (one,) = found
-        assert one.query.shape[1] == block.joint.plan.source.num_attention_heads
+        assert one.query.shape[1] == block.plan.source.num_attention_heads
         assert one.scores.shape == (*one.query.shape[:3], one.key.shape[2])
         assert torch.isfinite(one.scores).all()
         assert float(score_error(one, one)) == 0

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from gqkva_convert.transforms.aligned import aligned_scores
 from gqkva_convert.transforms.closed_form import inner_products
-from gqkva_convert.transforms.scores import Reading, Scores, score_energy, score_loss, shared_scores
+from gqkva_convert.transforms.scores import ScoredHead, Scores, score_energy, score_loss, shared_scores
 from gqkva_convert.transforms.turning import Turning, make_turning, still
 
 Array = NDArray[np.float64]
@@ -37,15 +37,15 @@ def turn(distance: float) -> Array:
 def scores_of(queries: Array, keys: Array, reads: list[tuple[int, int]], weights: Array) -> Scores:
     """Heads of their own query and key, ``(heads, head_dim, inputs)``, that will read shared ones."""
     members: dict[str, dict[int, list[int]]] = {"query": {}, "key": {}}
-    readings = []
+    heads = []
     for head, (query, key) in enumerate(reads):
         members["query"].setdefault(query, []).append(head)
         members["key"].setdefault(key, []).append(head)
-        readings.append(
-            Reading(query, members["query"][query].index(head), key, members["key"][key].index(head))
+        heads.append(
+            ScoredHead(query, members["query"][query].index(head), key, members["key"][key].index(head))
         )
     return Scores(
-        tuple(readings),
+        tuple(heads),
         tuple(inner_products(np.concatenate(queries[group]), None) for group in members["query"].values()),
         tuple(inner_products(np.concatenate(keys[group]), None) for group in members["key"].values()),
         weights,

@@ -18,7 +18,7 @@ from gqkva_convert.runtimes.gguf.families import RuntimeFamily, Shape
 from gqkva_convert.runtimes.gguf.package import load_gguf
 from gqkva_convert.source.model import SourceModel, config_number
 from gqkva_convert.steps.compute import step_bytes
-from gqkva_convert.steps.joint import JointMerges
+from gqkva_convert.steps.merged_blocks import MergedBlocks
 from gqkva_convert.steps.step import Step, Steps
 from gqkva_convert.transforms.precision import STORED, Array, decode, is_finite
 
@@ -240,7 +240,7 @@ def _check_expected(
 
 
 def tensor_blocks(
-    tensor: RuntimeTensor, plan: Plan, reader: TensorReader, joints: JointMerges
+    tensor: RuntimeTensor, plan: Plan, reader: TensorReader, merged: MergedBlocks
 ) -> Iterator[Array]:
     """A tensor's bytes as the file holds them, in order, some rows at a time.
 
@@ -255,17 +255,17 @@ def tensor_blocks(
         unit = tensor.turned or 1
         row_bytes = row * STORED[step.dtype]().itemsize
         rows = max(1, BLOCK_BYTES // max(1, row_bytes * unit)) * unit
-        for stored in _rows(_pieces(step, plan, reader, joints, rows * row_bytes), step, row, rows):
+        for stored in _rows(_pieces(step, plan, reader, merged, rows * row_bytes), step, row, rows):
             if tensor.turned:
                 stored = interleaved(stored, tensor.turned)
             yield _encode(stored, step, tensor)
 
 
 def _pieces(
-    step: Step, plan: Plan, reader: TensorReader, joints: JointMerges, nbytes: int
+    step: Step, plan: Plan, reader: TensorReader, merged: MergedBlocks, nbytes: int
 ) -> Iterator[Bytes]:
     if not step.is_copy:
-        yield from (data for _, data in step_bytes(step, plan.merge, plan.seed, reader, joints))
+        yield from (data for _, data in step_bytes(step, plan.merge, plan.seed, reader, merged))
         return
     for start in range(0, step.nbytes, nbytes):
         yield reader.read(step.source, start, min(nbytes, step.nbytes - start))

@@ -21,7 +21,6 @@ from gqkva_convert.checkpoint.sidecars import GGUF_REPORT
 from gqkva_convert.conversion.convert import Conversion
 from gqkva_convert.conversion.export import key_value_counts, prepare_export, require_architecture
 from gqkva_convert.errors import NotExpressibleError, OutputError, UsageError, VerificationError
-from gqkva_convert.plans.config import converted_config
 from gqkva_convert.plans.plan import Plan
 from gqkva_convert.progress import Progress
 from gqkva_convert.records.report import count_parameters, describe_source, versions
@@ -45,7 +44,7 @@ from gqkva_convert.runtimes.gguf.tokenizer import read_vocabulary
 from gqkva_convert.runtimes.gguf.vocabulary import Vocabulary
 from gqkva_convert.source.deci import DECI, require_deci_form
 from gqkva_convert.source.model import SourceModel
-from gqkva_convert.steps.joint import JointMerges
+from gqkva_convert.steps.merged_blocks import MergedBlocks
 from gqkva_convert.transforms.precision import Array
 
 FORMAT_VERSION = 1
@@ -150,7 +149,7 @@ def prepare_gguf(
 
     conversion = prepare_export(model, out, architecture=choose)
     source, plan = conversion.model, conversion.plan
-    config = converted_config(source, plan)
+    config = conversion.config
     model_type = config["model_type"]
     family = _family(model_type, config, plan)
     names = config.get("architectures") or [_ARCHITECTURES[model_type]]
@@ -282,9 +281,9 @@ def _write_file(export: RuntimeExport, path: Path, progress: Progress) -> None:
         writer.write_kv_data_to_file()
         writer.write_ti_data_to_file()
         with checkpoint.reader() as reader:
-            joints = JointMerges(reader)
+            merged = MergedBlocks(reader)
             for tensor in export.tensors:
-                blocks = tensor_blocks(tensor, conversion.plan, reader, joints)
+                blocks = tensor_blocks(tensor, conversion.plan, reader, merged)
                 writer.write_tensor_data(_Stream(tensor.nbytes, blocks, progress))
     finally:
         writer.close()

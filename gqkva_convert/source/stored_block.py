@@ -1,0 +1,177 @@
+"""An attention block as the source stores it, as plain data, and its heads read from there."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gqkva_convert.architectures import HeadNorm, Projection
+from gqkva_convert.checkpoint.header import StoredTensor
+from gqkva_convert.checkpoint.reader import TensorReader
+from gqkva_convert.errors import WeightError
+from gqkva_convert.heads import ROLES, HeadLayout, Place, place_name
+from gqkva_convert.source.model import Block, SourceModel, active_norms, projection_tensor, stored_count
+from gqkva_convert.source.rotary import RotaryPlanes, rotary_planes
+from gqkva_convert.transforms.blocks import InputMoments
+from gqkva_convert.transforms.precision import STORED, decode
+
+
+@dataclass(frozen=True)
+class StoredProjection:
+    """One projection of a block and where its heads begin.
+
+    Attributes:
+        weight: Its weight.
+        bias: Its bias, if it has one; an output projection's has no head axis.
+        head_axis: Axis of the weight that runs over heads.
+        packing: Order of the heads of several roles; see `Projection`.
+        starts: For each role, the first entry of each stored head along the head axis.
+    """
+
+    weight: StoredTensor
+    bias: StoredTensor | None
+    head_axis: int
+    packing: str
+    starts: dict[str, tuple[int, ...]]
+
+    @property
+    def roles(self) -> tuple[str, ...]:
+        return tuple(self.starts)
+
+
+@dataclass(frozen=True)
+class StoredBlock:
+    """What merging needs to know of a block; no model, no weights.
+
+    Attributes:
+        place: Kind of attention and layer.
+        layout: How its attention heads read its stored heads.
+        projections: Its projections; together they hold each role once.
+        norms: Norms on queries and keys that the configuration turns on.
+        planes: Its rotary planes.
+        gain: Gain of the norm before queries, keys and values, where the checkpoint stores one.
+        gain_offset: What the model adds to it.
+        keeps_order: Whether a position bias binds its heads to their index.
+    """
+
+    place: Place
+    layout: HeadLayout
+    projections: tuple[StoredProjection, ...]
+    norms: tuple[HeadNorm, ...]
+    planes: RotaryPlanes
+    gain: StoredTensor | None
+    gain_offset: float
+    keeps_order: bool
+
+    @property
+    def where(self) -> str:
+        return place_name(self.place)
+
+    @property
+    def has_input_bias(self) -> bool:
+        """Whether queries, keys or values have biases; all three then read a constant input at the end."""
+        return any(one.bias is not None for one in self.projections if "output" not in one.roles)
+
+    @property
+    def norm(self) -> Literal["none", "plain", "centred"]:
+        """The kind of norm between projections and scores."""
+        if not self.norms:
+            return "none"
+        return "centred" if any(norm.is_centred for norm in self.norms) else "plain"
+
+    def projection(self, role: str) -> StoredProjection:
+        """Return the projection that holds a role."""
+        return next(one for one in self.projections if role in one.roles)
+
+
+def stored_block(model: SourceModel, block: Block) -> StoredBlock:
+    """Look up what merging needs to know of a block; reads no weights.
+
+    Raises:
+        FamilyError: A tensor is missing, or its shape does not fit the number of heads.
+        WeightError: Its dtype cannot be merged.
+    """
+    facts, gain = block.attention, block.attention.input_gain
+    return StoredBlock(
+        block.place,
+        block.layout,
+        tuple(_stored_projection(model, block, projection) for projection in facts.projections),
+        tuple(active_norms(model.config, facts)),
+        rotary_planes(model, block),
+        model.checkpoint.tensors.get(block.tensor_name(gain)) if gain else None,
+        facts.gain_offset,
+        facts.head_bias is not None,
+    )
+
+
+def _stored_projection(model: SourceModel, block: Block, projection: Projection) -> StoredProjection:
+    weight = projection_tensor(model, block, projection, "weight")
+    assert weight is not None
+    bias, layout = projection_tensor(model, block, projection, "bias"), block.layout
+    counts = {role: stored_count(layout, role) for role in projection.roles}
+    starts = {}
+    for place, (role, count) in enumerate(counts.items()):
+        if is_side_by_side(projection.packing, projection.roles, layout):
+            numbers = range(place, place + count * len(counts), len(counts))
+        else:
+            before = sum(list(counts.values())[:place])
+            numbers = range(before, before + count)
+        starts[str(role)] = tuple(number * layout.head_dim for number in numbers)
+    return StoredProjection(weight, bias, projection.head_axis, projection.packing, starts)
+
+
+def is_side_by_side(packing: str, roles: tuple[str, ...], layout: HeadLayout) -> bool:
+    """Return whether q, k and v of each head are neighbours; otherwise all q come first, then k, then v."""
+    return packing == "per_head" and len({stored_count(layout, role) for role in roles}) == 1
+
+
+def read_heads(block: StoredBlock, reader: TensorReader) -> dict[str, NDArray[Any]]:
+    """Read a block's stored heads.
+
+    Returns:
+        By role ``(heads, head_dim, inputs)``, as `decode` gives them; a bias is the last input of q, k and v.
+
+    Raises:
+        WeightError: They hold NaN or infinity.
+    """
+    return {role: _role_heads(block, role, reader) for role in (*ROLES, "output")}
+
+
+def _role_heads(block: StoredBlock, role: str, reader: TensorReader) -> NDArray[Any]:
+    projection = block.projection(role)
+    weight = _decoded(projection.weight, reader)
+    weight = weight if projection.head_axis == 0 else weight.T
+    if role != "output" and block.has_input_bias:
+        bias = np.zeros(len(weight), weight.dtype)
+        if projection.bias is not None:
+            bias = _decoded(projection.bias, reader)
+        weight = np.concatenate([weight, bias[:, None]], axis=1)
+    return np.stack([weight[start : start + block.layout.head_dim] for start in projection.starts[role]])
+
+
+def gain_moments(block: StoredBlock, reader: TensorReader) -> InputMoments:
+    """Return second moments of a block's inputs from weights alone: squared gains of the norm before it."""
+    if block.gain is None:
+        return InputMoments(None, None)
+    gain = _elements(block.gain, reader).astype(np.float64)
+    squares = np.square(gain + block.gain_offset)
+    if block.has_input_bias:
+        squares = np.concatenate([squares, [1.0]])  # a constant input carries the bias
+    return InputMoments(squares, squares)
+
+
+def _decoded(tensor: StoredTensor, reader: TensorReader) -> NDArray[Any]:
+    values = _elements(tensor, reader).reshape(tensor.shape)
+    if not np.isfinite(values).all():
+        raise WeightError(
+            f"{tensor.file}: {tensor.name!r} holds NaN or infinity, so it cannot be merged; "
+            "use an undamaged checkpoint"
+        )
+    return values
+
+
+def _elements(tensor: StoredTensor, reader: TensorReader) -> NDArray[Any]:
+    return decode(reader.read(tensor).view(STORED[tensor.dtype]), tensor.dtype)

@@ -1,0 +1,265 @@
+"""Merging all heads of one attention block: values with the output projection, keys with the queries.
+
+Arrays and maps of heads alone. Values merge by `closed_form` (Eckart and Young, 1936) or `aligned` (Jin et
+al., 2024, arXiv 2412.20677), queries and keys by `scores` or `aligned`; each module states its equation. All
+sums are float64; heads come out in the dtype that they came in.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gqkva_convert.heads.regrouping import Regrouping
+from gqkva_convert.transforms.aligned import aligned_scores, aligned_values, restored
+from gqkva_convert.transforms.closed_form import inner_products, shared_subspace
+from gqkva_convert.transforms.merge import RULES
+from gqkva_convert.transforms.scores import Mixes, ScoredHead, Scores, shared_scores
+from gqkva_convert.transforms.turning import Turning
+
+Array = NDArray[np.float64]
+# Stored heads of the source by role, ``(heads, head_dim, inputs)``; a bias is the last input of q, k and v.
+SourceHeads = Mapping[str, NDArray[Any]]
+# A stored head of the result by role and number: ``(head_dim, inputs)``, the last input for the bias if there
+# is one; for the output projection ``(head_dim, hidden_size)``.
+Heads = dict[tuple[str, int], NDArray[Any]]
+
+
+@dataclass(frozen=True)
+class InputMoments:
+    """Second moments of a block's inputs, a constant 1 behind them: None (identity), diagonal or full.
+
+    Attributes:
+        query: Of what queries are computed from, ``(inputs,)`` or ``(inputs, inputs)``.
+        key: Of what keys and values are computed from; another in cross-attention.
+    """
+
+    query: Array | None
+    key: Array | None
+
+
+@dataclass(frozen=True)
+class HeadMerge:
+    """How the heads of one block merge.
+
+    Attributes:
+        regrouping: Which heads become one.
+        score_rules: For each stored key head of the result, the rule that it and its queries merge by.
+        value_rules: For each stored value head of the result, the rule that it merges by.
+        first: First feature of each rotary plane; the other features do not turn.
+        second: Second feature of each rotary plane.
+        turning: Averages over distances; needed by the closed form where no norm follows.
+        norm: Norm on queries or keys between projection and score; a ``centred`` one subtracts the mean.
+    """
+
+    regrouping: Regrouping
+    score_rules: tuple[str, ...]
+    value_rules: tuple[str, ...]
+    first: tuple[int, ...] = ()
+    second: tuple[int, ...] = ()
+    turning: Turning | None = None
+    norm: Literal["none", "plain", "centred"] = "none"
+
+
+def merge_heads(
+    merge: HeadMerge, heads: SourceHeads, gains: InputMoments, measured: InputMoments | None
+) -> Heads:
+    """Merge a block's heads by its rules, readers and what they read together.
+
+    Args:
+        merge: Which heads become one, by which rules.
+        heads: The source's heads.
+        gains: Moments of the inputs as far as weights tell.
+        measured: Moments measured on data; None for those of ``gains``.
+
+    Returns:
+        Every stored head of the result, in the dtype of ``heads``; output blocks by their place.
+    """
+    groups, order = merge.regrouping.groups("value"), merge.regrouping.order
+    outputs = [heads["output"][head] for head in order]
+    result: Heads = {}
+    squares: dict[int, Array] = {}
+    for stored, (members, rule) in enumerate(zip(groups, merge.value_rules, strict=True)):
+        rows = np.concatenate(heads["value"][list(members)]).astype(np.float64)
+        products = inner_products(rows, _moments(rule, gains, measured).key)
+        squares |= dict(zip(members, _diagonal_blocks(products, len(members)), strict=True))
+        result["value", stored] = heads["value"][members[0]]
+        if len(members) > 1:
+            result["value", stored] = _merge_values(merge, rows, products, outputs, stored)
+    weights = _weights(merge, heads["output"], squares)
+    result |= {("output", place): output for place, output in enumerate(outputs)}
+    scored = [
+        ScoredHead(*query, *key)
+        for query, key in zip(*(merge.regrouping.members(role) for role in ("query", "key")), strict=True)
+    ]
+    for component in _components(scored):
+        some = [scored[place] for place in component]
+        moments = _moments(merge.score_rules[some[0].key], gains, measured)
+        result |= _merge_scores(merge, heads, some, moments, _relative(weights[component]))
+    return {name: np.asarray(head, heads["key"].dtype) for name, head in result.items()}
+
+
+def _moments(rule: str, gains: InputMoments, measured: InputMoments | None) -> InputMoments:
+    return gains if measured is None or RULES[rule].ignores_data else measured
+
+
+def _diagonal_blocks(products: Array, members: int) -> list[Array]:
+    """The products of each member's features with each other, ``(head_dim, head_dim)``."""
+    head_dim = len(products) // members
+    spans = [slice(member * head_dim, (member + 1) * head_dim) for member in range(members)]
+    return [products[span, span] for span in spans]
+
+
+def _components(heads: Sequence[ScoredHead]) -> list[list[int]]:
+    """Return the places of attention heads that share queries or keys, directly or through others."""
+    found: list[list[int]] = []
+    for place, head in enumerate(heads):
+        touching = [
+            part
+            for part in found
+            if any(head.query == heads[one].query or head.key == heads[one].key for one in part)
+        ]
+        found = [part for part in found if part not in touching]
+        found.append([one for part in touching for one in part] + [place])
+    return sorted(sorted(part) for part in found)
+
+
+def _merge_values(
+    merge: HeadMerge, rows: Array, products: Array, outputs: list[NDArray[Any]], stored: int
+) -> Array:
+    """Merge one group of value heads; changes the ``outputs`` that read it.
+
+    Args:
+        merge: The block's merge.
+        rows: The group's heads, ``(members * head_dim, inputs)``.
+        products: Inner products of the rows.
+        outputs: Output block of each attention head of the result, ``(head_dim, hidden_size)``.
+        stored: Number of the group.
+
+    Returns:
+        The shared head, ``(head_dim, inputs)``.
+    """
+    rule = RULES[merge.value_rules[stored]]
+    members = enumerate(merge.regrouping.members("value"))
+    readers_of = [(place, member) for place, (one, member) in members if one == stored]
+    head_dim = merge.regrouping.source.head_dim
+    count = len(products) // head_dim
+    if rule.group_method == "closed-form":
+        readers = np.zeros((count, head_dim, head_dim))
+        for place, member in readers_of:
+            output = outputs[place].astype(np.float64)
+            readers[member] += output @ output.T
+        combination, absorbed = shared_subspace(products, readers)
+        mix = combination.transpose(1, 0, 2).reshape(head_dim, -1)
+    else:
+        absorbed = np.stack([np.eye(head_dim)] * count)
+        if rule.group_method == "aligned":
+            absorbed = aligned_values(products, head_dim)
+        mix = absorbed.transpose(1, 0, 2).reshape(head_dim, -1) / count
+        if rule.rescales:
+            mix = restored(mix, products)
+    for place, member in readers_of:
+        outputs[place] = absorbed[member] @ outputs[place]
+    shared: Array = mix @ rows
+    return shared
+
+
+def _merge_scores(
+    merge: HeadMerge,
+    heads: SourceHeads,
+    scored: Sequence[ScoredHead],
+    moments: InputMoments,
+    weights: Array,
+) -> Heads:
+    """Merge the queries and keys of attention heads that share any, directly or through others.
+
+    Args:
+        merge: The block's merge.
+        heads: The source's heads.
+        scored: The attention heads.
+        moments: Moments of the inputs.
+        weights: Weight of each attention head, ``(len(scored),)``.
+    """
+    head_dim = merge.regrouping.source.head_dim
+    slots = {"query": sorted({head.query for head in scored}), "key": sorted({head.key for head in scored})}
+    groups = {role: merge.regrouping.groups(role) for role in slots}
+    rows = {
+        (role, slot): np.concatenate(heads[role][list(groups[role][slot])]).astype(np.float64)
+        for role, used in slots.items()
+        for slot in used
+    }
+    if all(len(found) == head_dim for found in rows.values()):
+        return dict(rows)
+    products = {
+        (role, slot): inner_products(found, moments.query if role == "query" else moments.key)
+        for (role, slot), found in rows.items()
+    }
+    numbered = tuple(
+        ScoredHead(
+            slots["query"].index(head.query), head.query_member, slots["key"].index(head.key), head.key_member
+        )
+        for head in scored
+    )
+    queries, keys = (tuple(products[role, slot] for slot in slots[role]) for role in ("query", "key"))
+    rule = merge.score_rules[scored[0].key]
+    mixes = _mixes(merge, Scores(numbered, queries, keys, weights, head_dim), rule)
+    return {
+        (role, slot): mix @ rows[role, slot]
+        for role, found in zip(("query", "key"), mixes, strict=True)
+        for slot, mix in zip(slots[role], found, strict=True)
+    }
+
+
+def _mixes(merge: HeadMerge, scores: Scores, name: str) -> tuple[Mixes, Mixes]:
+    """Return how members become shared queries and keys under a rule."""
+    first, second, rule = list(merge.first), list(merge.second), RULES[name]
+    # A norm passes half turns on, and even those not if it takes a mean away first.
+    if rule.group_method == "mean" or merge.norm == "centred":
+        return _means(scores)
+    if merge.norm == "plain":
+        return aligned_scores(scores, first, second, signs_only=True)
+    if rule.group_method == "closed-form":
+        assert merge.turning is not None
+        return shared_scores(scores, merge.turning, first, second)
+    queries, keys = aligned_scores(scores, first, second)
+    if rule.rescales:
+        queries = [restored(mix, found) for mix, found in zip(queries, scores.queries, strict=True)]
+        keys = [restored(mix, found) for mix, found in zip(keys, scores.keys, strict=True)]
+    return queries, keys
+
+
+def _means(scores: Scores) -> tuple[Mixes, Mixes]:
+    def mean(products: Array) -> Array:
+        count = len(products) // scores.head_dim
+        return np.concatenate([np.eye(scores.head_dim) / count] * count, axis=1)
+
+    return [mean(products) for products in scores.queries], [mean(products) for products in scores.keys]
+
+
+def _weights(merge: HeadMerge, outputs: NDArray[Any], squares: Mapping[int, Array]) -> Array:
+    """Return the weight of each head's scores: the root of the energy ``E |R' v|^2`` of its output.
+
+    Args:
+        merge: The block's merge.
+        outputs: The source's output blocks ``R``, ``(heads, head_dim, hidden_size)``.
+        squares: ``E v v'`` of each of the source's value heads, ``(head_dim, head_dim)``.
+
+    Returns:
+        ``(attention heads of the result,)``.
+    """
+    energies = []
+    for head in merge.regrouping.order:
+        output = outputs[head].astype(np.float64)
+        energies.append(float(np.sum(squares[merge.regrouping.source.value[head]] * (output @ output.T))))
+    result: Array = np.sqrt(np.maximum(energies, 0))
+    return result
+
+
+def _relative(weights: Array) -> Array:
+    """Normalise the weights of one component to mean 1, at least 1e-3 for heads without energy."""
+    mean = weights.mean()
+    return np.maximum(weights / mean, 1e-3) if mean > 0 else np.ones(len(weights))
