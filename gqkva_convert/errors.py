@@ -118,6 +118,12 @@ class RecipeError(GqkvaError):
     exit_code = 14
 
 
+class OtherProcessError(GqkvaError):
+    """A process beside the main one of a distributed run that has done its share; the main one continues."""
+
+    exit_code = 0
+
+
 class Terminated(KeyboardInterrupt):
     """The process was asked to stop (SIGTERM); handled as Ctrl-C is, with its own exit code."""
 

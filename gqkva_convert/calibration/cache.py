@@ -19,7 +19,7 @@ from gqkva_convert.calibration.moments import (
     sum_over_processes,
 )
 from gqkva_convert.checkpoint.cache import make_cache
-from gqkva_convert.errors import OutputError
+from gqkva_convert.errors import OtherProcessError, OutputError
 
 if TYPE_CHECKING:
     from gqkva_convert.calibration.data import Batch
@@ -90,7 +90,7 @@ def calibrated_moments(
     """The sums over batches, from the cache where they are there; resumes an interrupted run.
 
     In a distributed run (``accelerate launch``, ``torchrun``) each process takes its share of the batches;
-    the main process goes on with the sums, the others end here. Caches need not be shared.
+    the main process returns the sums, the others raise OtherProcessError. Caches need not be shared.
 
     Args:
         load: Gives the model when it is needed.
@@ -99,6 +99,7 @@ def calibrated_moments(
         progress: Called with 1 for each batch done.
 
     Raises:
+        OtherProcessError: This is not the main process, and its share is done.
         OutputError: The cache cannot be written.
         WeightError: The model gives NaN or infinity.
     """
@@ -136,7 +137,7 @@ def calibrated_moments(
     else:
         progress(len(share))
     if found is None:
-        raise SystemExit(0)
+        raise OtherProcessError("this process has summed up its share of the calibration data")
     return found
 
 

@@ -28,7 +28,7 @@ from gqkva_convert.cli import (
     uptrain,
     verify,
 )
-from gqkva_convert.errors import GqkvaError, Terminated
+from gqkva_convert.errors import GqkvaError, OtherProcessError, Terminated
 
 
 class ReportErrors(TyperGroup):
@@ -38,7 +38,8 @@ class ReportErrors(TyperGroup):
         try:
             return super().invoke(ctx)
         except GqkvaError as error:
-            typer.echo(f"error: {error}", err=True)
+            if not isinstance(error, OtherProcessError):
+                typer.echo(f"error: {error}", err=True)
             raise typer.Exit(error.exit_code) from error
         except KeyboardInterrupt as error:
             typer.echo("interrupted", err=True)

@@ -12,12 +12,17 @@ import numpy as np
 import pytest
 import tiny_models
 import torch
+from typer.testing import Result
 
+from gqkva_convert import convert
 from gqkva_convert.architectures import FAMILIES
+from gqkva_convert.calibration import cache
 from gqkva_convert.calibration.cache import calibrated_moments, split_held_out
+from gqkva_convert.calibration.data import DataSettings
 from gqkva_convert.calibration.moments import Moments, collect
 from gqkva_convert.calibration.network import attention_blocks, load_network
-from gqkva_convert.errors import OutputError, WeightError
+from gqkva_convert.demo_model.demo import MODEL
+from gqkva_convert.errors import OtherProcessError, OutputError, WeightError
 
 Tiny = Callable[[str], Path]
 
@@ -129,8 +134,12 @@ def test_two_processes_sum_up_what_one_does(llama: Path, tmp_path: Path) -> None
         "g = torch.Generator().manual_seed(0)\n"
         "batches = [{'input_ids': torch.randint(37, (2, 7), generator=g)} for _ in range(5)]\n"
         "load = lambda: load_network(Path(sys.argv[1]), 1, '')\n"
-        "calibrated_moments(load, batches, 'key', progress=lambda _: None)\n"
-        "print('went on')\n"
+        "from gqkva_convert.errors import OtherProcessError\n"
+        "try:\n"
+        "    calibrated_moments(load, batches, 'key', progress=lambda _: None)\n"
+        "    print('went on')\n"
+        "except OtherProcessError:\n"
+        "    print('did its share')\n"
     )
     for _ in ("summed up", "read again"):
         result = subprocess.run(
@@ -141,7 +150,7 @@ def test_two_processes_sum_up_what_one_does(llama: Path, tmp_path: Path) -> None
             env={**os.environ, "GQKVA_CACHE": str(tmp_path / "cache")},
             timeout=200,
         )
-        assert result.stdout.count("went on") == 1
+        assert result.stdout.count("went on") == result.stdout.count("did its share") == 1
     found = Moments.load(tmp_path / "cache0" / "calibration" / "key.safetensors")
     expected = collect(load_network(llama, 1, ""), text_batches(5))
     for place, total in expected.query.items():
@@ -199,3 +208,23 @@ def test_other_settings_weights_or_configurations_have_other_keys(llama: Path) -
     files[0].write_bytes(data)
     others.append(calibration_key(settings, {"config": {"rope_theta": 1}}, files, text_batches(2)))
     assert len({base, *others}) == 5
+
+
+def test_a_process_that_has_done_its_share_ends_in_silence(
+    gqkva: Callable[..., Result], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The command line ends such a process as done; nothing is written, and a library user gets an error."""
+
+    def done(*_: object, **__: object) -> None:
+        raise OtherProcessError("this process has summed up its share of the calibration data")
+
+    monkeypatch.setattr(cache, "calibrated_moments", done)
+    monkeypatch.setenv("GQKVA_CACHE", str(tmp_path / "cache"))
+    (tmp_path / "text.txt").write_text("def function(argument): return argument\n" * 50)
+    data = DataSettings(str(tmp_path / "text.txt"), samples=4, length=16)
+    asked = ["--calibration", data.data, "--calibration-samples", 4, "--calibration-length", 16]
+    result = gqkva("convert", MODEL, tmp_path / "out", "--gkv", 2, *asked)
+    assert (result.exit_code, "error" in result.output) == (0, False), result.output
+    assert not (tmp_path / "out").exists()
+    with pytest.raises(OtherProcessError):
+        convert(MODEL, tmp_path / "out", gkv=2, calibration=data)
