@@ -2,11 +2,13 @@
 
 from gqkva_convert.architectures import bart, bert, clip, gpt2, gpt_neox, llama, opt, t5, vit
 from gqkva_convert.architectures.schema import (
+    NEVER,
     Attention,
     Bias,
     Family,
     HeadBias,
     HeadNorm,
+    InputClasses,
     Key,
     Projection,
     Quotient,
@@ -32,6 +34,9 @@ FAMILIES: dict[str, Family] = {
         opt.OPT,
         bert.BERT,
         bert.ROBERTA,
+        bert.XLM_ROBERTA,
+        bert.CAMEMBERT,
+        bert.ELECTRA,
         bert.DISTILBERT,
         vit.VIT,
         vit.DEIT,
@@ -46,11 +51,13 @@ FAMILIES: dict[str, Family] = {
 
 __all__ = [
     "FAMILIES",
+    "NEVER",
     "Attention",
     "Bias",
     "Family",
     "HeadBias",
     "HeadNorm",
+    "InputClasses",
     "Key",
     "Projection",
     "Quotient",

@@ -97,9 +97,7 @@ def vocabulary_of(
         return {"decoder_start_token_id": given.get("pad_token_id", defaults.get("pad_token_id"))}
     ids = {f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in ("pad", "bos", "eos")}
     if defaults.get("is_encoder_decoder"):
-        # T5's decoder begins with padding, others' with an end.
-        begin = "pad" if family.model_type == "t5" else "eos"
-        ids["decoder_start_token_id"] = ids[f"{begin}_token_id"]
+        ids["decoder_start_token_id"] = ids[f"{family.decoder_start}_token_id"]
     if defaults.get("forced_eos_token_id") is not None:
         ids["forced_eos_token_id"] = ids["eos_token_id"]
     return {"vocab_size": len(tokenizer), **ids}
