@@ -195,6 +195,7 @@ class Family:
         input_classes: Classes that make its inputs.
         first_position: Number of the first token's row in the table of positions, which
             ``max_position_embeddings`` counts: a sequence is that many tokens shorter.
+        any_image_size: Whether it fits its positions to images of any size.
         decoder_start: Token that a decoder begins with; None for a family without an encoder.
         prefixes: Prefixes under which the base model's tensors are stored, the usual one first.
         attention: Its attention blocks.
@@ -216,6 +217,7 @@ class Family:
     other_tasks: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     input_classes: InputClasses
     first_position: int
+    any_image_size: bool = False
     decoder_start: Literal["pad", "eos"] | None
     prefixes: tuple[str, ...]
     attention: tuple[Attention, ...]

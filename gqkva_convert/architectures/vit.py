@@ -73,6 +73,7 @@ DINOV2 = replace(
     stem="Dinov2",
     tasks=("ImageClassification",),
     input_classes=InputClasses(image_processor="BitImageProcessor"),
+    any_image_size=True,
     # The projections are in one module or the other, by the version of transformers.
     attention=(replace(ATTENTION, modules=r"layer\.(\d+)\.attention(?:\.attention)?"),),
     prefixes=("dinov2.", ""),

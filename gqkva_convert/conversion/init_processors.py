@@ -50,8 +50,7 @@ def fresh_tokenizer(
     if source is not None:
         tokenizer = _load(str(source))
     else:
-        kind = "seq2seq" if defaults.get("is_encoder_decoder") else "causal"
-        kind = "masked" if family.architecture.endswith("ForMaskedLM") else kind
+        kind = "masked" if family.is_encoder else "causal" if family.decoder_start is None else "seq2seq"
         size = given.get("vocab_size", defaults["vocab_size"])
         if type(size) is not int:
             raise FamilyError(f"vocab_size is a whole number, found {size!r}")

@@ -99,8 +99,8 @@ def check_size(pixels: Any, config: Any, data: str) -> None:
     Raises:
         DataError: The model reads others.
     """
-    if config.model_type.endswith("dinov2"):
-        return  # fits its positions to any size
+    if find_family(config.model_type, type(config).__name__).any_image_size:
+        return
     size = getattr(getattr(config, "vision_config", config), "image_size", None)
     wanted = (size, size) if isinstance(size, int) else size
     found = tuple(pixels.shape[-2:])

@@ -88,7 +88,10 @@ def read_rope(model: SourceModel, family: RuntimeFamily, config: dict[str, Any])
 
 
 def _llama3(rope: Rope) -> tuple[float, ...]:
-    """By what Llama 3.1 divides each plane's frequency, as transformers computes it."""
+    """By what Llama 3.1 divides each plane's frequency, as transformers computes it.
+
+    Written out, because transformers computes in float32 and its last bits would end up in the file.
+    """
     names = ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings")
     factor, low, high, old = (positive_number(rope.settings.get(name), f"{name} of llama3") for name in names)
     found = []
