@@ -25,6 +25,7 @@ from gqkva_convert.errors import FamilyError
 from gqkva_convert.modeling.families import GROUPED_FAMILIES
 from gqkva_convert.modeling.loading import load_model, text_positions
 from gqkva_convert.modeling.resize import find_output, find_projection
+from gqkva_convert.source.model import open_model
 
 every_family = pytest.mark.parametrize("family", FAMILIES.values(), ids=list(FAMILIES))
 # Families whose positions are rows of a table.
@@ -91,6 +92,22 @@ def test_projections_are_found_by_their_names(family: Family, tiny: Callable[[st
         stored = next(p.name for p in attention.projections if p.roles == ("output",))
         is_inside = stored.rpartition(".")[0] == attention.projections[0].name.rpartition(".")[0]
         assert output is not None or not is_inside
+
+
+@every_family
+def test_layers_are_found_in_names_of_tensors(family: Family, tiny: Callable[[str], Path]) -> None:
+    """`verify` cuts large models to a few layers; a tensor that keeps its number would be lost or doubled."""
+    model = open_model(tiny(family.model_type))
+    for block in model.blocks:
+        for projection in block.attention.projections:
+            found = model.find_layer(block.tensor_name(f"{projection.name}.weight"))
+            assert found is not None
+            assert int(found[1]) == block.layer
+    templates = [name for name in (*family.others, *family.heads) if "{layer}" not in name]
+    outside = tuple(model.prefix + name.rstrip("*") for name in templates) + tuple(templates)
+    assert not [
+        name for name in model.checkpoint.tensors if name.startswith(outside) and model.find_layer(name)
+    ]
 
 
 def changed_at_the_end(inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
