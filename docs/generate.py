@@ -11,6 +11,7 @@ import inspect
 import os
 import re
 import sys
+import textwrap
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -24,12 +25,12 @@ from layers import ORDER
 
 import gqkva_convert
 from gqkva_convert import errors
-from gqkva_convert.architectures import FAMILIES, Attention, Family, Key
+from gqkva_convert.architectures import FAMILIES, Attention, Family
 from gqkva_convert.cli import app
 from gqkva_convert.cli.run import commands
+from gqkva_convert.conversion.export import added_heads_change
 from gqkva_convert.recipes.commands import NO_STEPS, RESERVED
 from gqkva_convert.recipes.schema import Assumed, Gpus, Recipe, Repeated, Step
-from gqkva_convert.runtimes.gguf.families import RUNTIME_FAMILIES
 from gqkva_convert.uptraining.settings import TrainingSettings
 
 DOCS = Path(__file__).parent
@@ -90,10 +91,6 @@ def families_page() -> str:
     return "\n".join([*lines, *_loading_lines()]) + "\n"
 
 
-# Programs other than llama.cpp that logits of exports are compared in, by family, in `test_runtimes.py`.
-RUNTIMES = {"llama": ("CTranslate2", "ONNX Runtime", "vLLM")}
-
-
 def _loading_lines() -> list[str]:
     """What loads which result, as far as tables and tests tell."""
     lines = [
@@ -119,8 +116,8 @@ def _loading_lines() -> list[str]:
         stock = "stock" if family.is_native else "grouped"
         has_cache = any(attention.cache != "none" for attention in family.attention)
         cache = "keeps its heads" if family.is_native else "as the original model's"
-        llama_cpp = ("llama.cpp",) if name in RUNTIME_FAMILIES else ()
-        runtimes = ", ".join((*llama_cpp, *RUNTIMES.get(name, ()))) or "-"
+        llama_cpp = () if family.gguf is None else ("llama.cpp",)
+        runtimes = ", ".join((*llama_cpp, *family.compared_in)) or "-"
         lines.append(
             f"| {name} | {stock} | yes | {_unequal(family)} | {cache if has_cache else 'none'} | {runtimes} |"
         )
@@ -134,19 +131,19 @@ def _loading_lines() -> list[str]:
 
 
 def _unequal(family: Family) -> str:
-    """Whether heads can be added to a stock model of a family: what `conversion/export.py` asks."""
+    """Whether heads can be added to a stock model of a family."""
     if not family.is_native:
         return "yes"
-    reasons = []
-    for attention in family.attention:
-        if any(norm.span == "all_heads" for norm in attention.norms):
-            reasons.append("no: one norm over all heads")
-        elif not isinstance(attention.head_dim, Key):
-            reasons.append("no: heads as wide as hidden_size / num_attention_heads")
-        reasons += [
-            f"not with `{norm.key}`" for norm in attention.norms if norm.ignores_head_dim and not reasons
-        ]
-    return ", ".join(dict.fromkeys(reasons)) or "yes"
+    (attention,) = family.attention
+    refusals = {
+        "norm": "no: one norm over all heads",
+        "head_dim": "no: heads as wide as hidden_size / num_attention_heads",
+    }
+    always = added_heads_change(attention, [norm for norm in attention.norms if norm.key is None])
+    if always is not None:
+        return refusals[always]
+    keys = {norm.key for norm in attention.norms if added_heads_change(attention, [norm]) is not None}
+    return ", ".join(f"not with `{key}`" for key in sorted(filter(None, keys))) or "yes"
 
 
 def _family_row(family: Family, attention: Attention) -> str:
@@ -371,8 +368,19 @@ def package_tree() -> str:
     return "\n".join(f"{shown:<{width}}  {doc}" for (shown, _), doc in zip(rows, docs, strict=True))
 
 
+def family_lists() -> str:
+    """Model types of the families, by the form that GQA and MQA of them are written in."""
+    lines = []
+    for form, is_native in (("stock", True), ("grouped", False)):
+        names = sorted(name for name, family in FAMILIES.items() if family.is_native == is_native)
+        text = textwrap.fill(", ".join(names), 100, break_on_hyphens=False)
+        lines.append(textwrap.indent(text, " " * 10).replace(" " * 10, f"{form + ':':<10}", 1))
+    return "\n".join(lines)
+
+
 # Generated parts of pages that people write: they stand between a comment that names them and the next fence.
 PARTS: dict[str, tuple[tuple[str, Callable[[], str]], ...]] = {
+    "../README.md": (("families", family_lists),),
     "../CONTRIBUTING.md": (("order", order_drawing),),
     "design.md": (("order", order_drawing), ("tree", package_tree)),
 }

@@ -1,56 +1,38 @@
-"""Facts about model families as data: tensor names, packing, axes, biases, positions, norms; no behaviour."""
+"""One record a model family: tensors, classes, tokenizers, positions, llama.cpp; facts, no behaviour."""
 
 from gqkva_convert.architectures import bart, bert, clip, gpt2, gpt_neox, llama, opt, t5, vit
 from gqkva_convert.architectures.schema import (
+    NEVER,
     Attention,
     Bias,
     Family,
     HeadBias,
     HeadNorm,
+    InputClasses,
     Key,
     Projection,
     Quotient,
     Rotary,
 )
 
+_TABLES = (llama, gpt2, gpt_neox, opt, bert, vit, clip, t5, bart)
+
 FAMILIES: dict[str, Family] = {
-    family.model_type: family
-    for family in (
-        llama.LLAMA,
-        llama.MISTRAL,
-        llama.QWEN2,
-        llama.QWEN3,
-        llama.PHI,
-        llama.PHI3,
-        llama.STABLELM,
-        llama.OLMO,
-        llama.OLMO2,
-        llama.GEMMA,
-        llama.STARCODER2,
-        gpt2.GPT2,
-        gpt_neox.GPT_NEOX,
-        opt.OPT,
-        bert.BERT,
-        bert.ROBERTA,
-        bert.DISTILBERT,
-        vit.VIT,
-        vit.DEIT,
-        vit.DINOV2,
-        clip.CLIP,
-        clip.SIGLIP,
-        t5.T5,
-        bart.BART,
-        bart.WHISPER,
-    )
+    value.model_type: value
+    for table in _TABLES
+    for name, value in vars(table).items()
+    if isinstance(value, Family) and not name.startswith("_")
 }
 
 __all__ = [
     "FAMILIES",
+    "NEVER",
     "Attention",
     "Bias",
     "Family",
     "HeadBias",
     "HeadNorm",
+    "InputClasses",
     "Key",
     "Projection",
     "Quotient",

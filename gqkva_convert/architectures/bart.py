@@ -2,7 +2,16 @@
 
 from dataclasses import replace
 
-from gqkva_convert.architectures.schema import ALWAYS, NEVER, Attention, Family, Key, Projection, Quotient
+from gqkva_convert.architectures.schema import (
+    ALWAYS,
+    NEVER,
+    Attention,
+    Family,
+    InputClasses,
+    Key,
+    Projection,
+    Quotient,
+)
 
 ENCODER = Attention(
     kind="encoder",
@@ -17,6 +26,7 @@ ENCODER = Attention(
     head_dim=Quotient(Key("d_model"), Key("encoder_attention_heads")),
     num_key_value_heads=None,
     cache="none",
+    is_causal=False,
 )
 
 
@@ -32,14 +42,27 @@ DECODER = replace(
     num_attention_heads=Key("decoder_attention_heads"),
     head_dim=Quotient(Key("d_model"), Key("decoder_attention_heads")),
     cache="self",
+    is_causal=True,
 )
 
 CROSS = replace(
-    DECODER, kind="cross", projections=_moved(DECODER, "self_attn", "encoder_attn"), cache="cross"
+    DECODER,
+    kind="cross",
+    projections=_moved(DECODER, "self_attn", "encoder_attn"),
+    cache="cross",
+    is_causal=False,
 )
 
 BART = Family(
     model_type="bart",
+    stem="Bart",
+    usual="ForConditionalGeneration",
+    tasks=("CausalLM", "QuestionAnswering", "SequenceClassification"),
+    other_tasks=dict.fromkeys(("MaskedLM", "PreTraining", "Seq2SeqLM"), ("ForConditionalGeneration",)),
+    input_classes=InputClasses("RobertaTokenizer"),
+    # Its positions begin at 2, too, but in a table of two rows more than `max_position_embeddings`.
+    first_position=0,
+    decoder_start="eos",
     prefixes=("model.", ""),
     attention=(ENCODER, DECODER, CROSS),
     others=(
@@ -61,7 +84,6 @@ BART = Family(
         "decoder.layers.{layer}.fc2.*",
     ),
     heads=("final_logits_bias", "lm_head.weight", "classification_head.*", "qa_outputs.*"),
-    architecture="BartForConditionalGeneration",
     parts={"BartForCausalLM": ("decoder", "cross")},
     dropped={
         "encoder.version": "a version mark of the first checkpoints",
@@ -72,6 +94,7 @@ BART = Family(
         ("decoder.embed_tokens.weight", "shared.weight"),
         ("lm_head.weight", "shared.weight"),
     ),
+    gguf=None,
 )
 
 
@@ -85,6 +108,12 @@ def _without_key_bias(source: Attention) -> Attention:
 WHISPER = replace(
     BART,
     model_type="whisper",
+    stem="Whisper",
+    tasks=("AudioClassification", "CausalLM"),
+    other_tasks={"SpeechSeq2Seq": ("ForConditionalGeneration",)},
+    input_classes=InputClasses(
+        "WhisperTokenizer", feature_extractor="WhisperFeatureExtractor", processor="WhisperProcessor"
+    ),
     attention=tuple(_without_key_bias(block) for block in (ENCODER, DECODER, CROSS)),
     others=(
         *(name for name in BART.others if "layernorm_embedding" not in name and "shared" not in name),
@@ -94,7 +123,6 @@ WHISPER = replace(
         "decoder.layer_norm.*",
     ),
     heads=("proj_out.weight", "projector.*", "classifier.*", "layer_weights"),
-    architecture="WhisperForConditionalGeneration",
     parts={"WhisperForAudioClassification": ("encoder",), "WhisperForCausalLM": ("decoder", "cross")},
     tied=(("proj_out.weight", "decoder.embed_tokens.weight"),),
 )

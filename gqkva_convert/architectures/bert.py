@@ -1,8 +1,16 @@
-"""BERT, RoBERTa and DistilBERT."""
+"""BERT, the families that store their tensors alike, and DistilBERT."""
 
 from dataclasses import replace
 
-from gqkva_convert.architectures.schema import ALWAYS, Attention, Family, Key, Projection, Quotient
+from gqkva_convert.architectures.schema import (
+    ALWAYS,
+    Attention,
+    Family,
+    InputClasses,
+    Key,
+    Projection,
+    Quotient,
+)
 
 ATTENTION = Attention(
     kind="self",
@@ -17,10 +25,20 @@ ATTENTION = Attention(
     head_dim=Quotient(Key("hidden_size"), Key("num_attention_heads")),
     num_key_value_heads=None,
     cache="none",
+    is_causal=False,
 )
+
+_TASKS = ("MaskedLM", "MultipleChoice", "QuestionAnswering", "SequenceClassification", "TokenClassification")
 
 BERT = Family(
     model_type="bert",
+    stem="Bert",
+    usual="ForMaskedLM",
+    tasks=(*_TASKS, "NextSentencePrediction", "PreTraining"),
+    other_tasks={"CausalLM": ("LMHeadModel",), "TextEncoding": ("Model",)},
+    input_classes=InputClasses("BertTokenizer"),
+    first_position=0,
+    decoder_start=None,
     prefixes=("bert.", ""),
     attention=(ATTENTION,),
     others=(
@@ -35,7 +53,6 @@ BERT = Family(
         "pooler.*",
     ),
     heads=("cls.*", "classifier.*", "qa_outputs.*"),
-    architecture="BertForMaskedLM",
     dropped={"embeddings.position_ids": "position numbers, recomputed by transformers"},
     tied=(("cls.predictions.decoder.weight", "embeddings.word_embeddings.weight"),),
     # Written for a pooler that transformers does not have.
@@ -44,22 +61,67 @@ BERT = Family(
         "position_embedding_type": ("absolute",),
         "add_cross_attention": (False,),
     },
+    gguf=None,
 )
 
 ROBERTA = replace(
     BERT,
     model_type="roberta",
+    stem="Roberta",
+    tasks=(*_TASKS, "CausalLM"),
+    other_tasks={"PreTraining": ("ForMaskedLM",), "TextEncoding": ("Model",)},
+    input_classes=InputClasses("RobertaTokenizer"),
+    # Tokens are counted from behind the padding token's number, which is 1.
+    first_position=2,
     prefixes=("roberta.", ""),
     heads=("lm_head.*", "classifier.*", "qa_outputs.*"),
-    architecture="RobertaForMaskedLM",
     tied=(
         ("lm_head.decoder.weight", "embeddings.word_embeddings.weight"),
         ("lm_head.decoder.bias", "lm_head.bias"),
     ),
 )
 
-DISTILBERT = Family(
+XLM_ROBERTA = replace(
+    ROBERTA,
+    model_type="xlm-roberta",
+    stem="XLMRoberta",
+    input_classes=InputClasses("XLMRobertaTokenizer"),
+)
+
+CAMEMBERT = replace(
+    ROBERTA,
+    model_type="camembert",
+    stem="Camembert",
+    other_tasks={"PreTraining": ("ForMaskedLM",)},
+    input_classes=InputClasses("CamembertTokenizer"),
+)
+
+ELECTRA = replace(
+    BERT,
+    model_type="electra",
+    stem="Electra",
+    tasks=(*_TASKS, "CausalLM", "PreTraining"),
+    other_tasks={"TextEncoding": ("Model",)},
+    prefixes=("electra.", ""),
+    # Embeddings may be narrower than hidden states.
+    others=(*(name for name in BERT.others if name != "pooler.*"), "embeddings_project.*"),
+    heads=(
+        "generator_predictions.*",
+        "generator_lm_head.*",
+        "discriminator_predictions.*",
+        "classifier.*",
+        "sequence_summary.*",
+        "qa_outputs.*",
+    ),
+    tied=(("generator_lm_head.weight", "embeddings.word_embeddings.weight"),),
+)
+
+DISTILBERT = replace(
+    BERT,
     model_type="distilbert",
+    stem="DistilBert",
+    tasks=_TASKS,
+    other_tasks={"PreTraining": ("ForMaskedLM",), "TextEncoding": ("Model",)},
     prefixes=("distilbert.", ""),
     attention=(
         Attention(
@@ -75,6 +137,7 @@ DISTILBERT = Family(
             head_dim=Quotient(Key("dim", 768), Key("n_heads", 12)),
             num_key_value_heads=None,
             cache="none",
+            is_causal=False,
         ),
     ),
     others=(
@@ -93,7 +156,7 @@ DISTILBERT = Family(
         "classifier.*",
         "qa_outputs.*",
     ),
-    architecture="DistilBertForMaskedLM",
-    dropped={"embeddings.position_ids": "position numbers, recomputed by transformers"},
     tied=(("vocab_projector.weight", "embeddings.word_embeddings.weight"),),
+    config_keys=frozenset(),
+    config_values={},
 )

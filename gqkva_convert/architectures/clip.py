@@ -2,7 +2,15 @@
 
 from dataclasses import replace
 
-from gqkva_convert.architectures.schema import ALWAYS, Attention, Family, Key, Projection, Quotient
+from gqkva_convert.architectures.schema import (
+    ALWAYS,
+    Attention,
+    Family,
+    InputClasses,
+    Key,
+    Projection,
+    Quotient,
+)
 
 TEXT = Attention(
     kind="text",
@@ -17,6 +25,7 @@ TEXT = Attention(
     head_dim=Quotient(Key("text_config.hidden_size", 512), Key("text_config.num_attention_heads", 8)),
     num_key_value_heads=None,
     cache="none",
+    is_causal=True,
 )
 
 VISION = replace(
@@ -26,6 +35,7 @@ VISION = replace(
         replace(projection, name=projection.name.replace("text_model", "vision_model"))
         for projection in TEXT.projections
     ),
+    is_causal=False,
     num_layers=Key("vision_config.num_hidden_layers", 12),
     num_attention_heads=Key("vision_config.num_attention_heads", 12),
     head_dim=Quotient(Key("vision_config.hidden_size", 768), Key("vision_config.num_attention_heads", 12)),
@@ -33,6 +43,15 @@ VISION = replace(
 
 CLIP = Family(
     model_type="clip",
+    stem="CLIP",
+    usual="Model",
+    tasks=("ImageClassification",),
+    other_tasks={"ZeroShotImageClassification": ("Model",)},
+    input_classes=InputClasses(
+        "CLIPTokenizer", image_processor="CLIPImageProcessor", processor="CLIPProcessor"
+    ),
+    first_position=0,
+    decoder_start=None,
     prefixes=("",),
     attention=(TEXT, VISION),
     others=(
@@ -52,20 +71,25 @@ CLIP = Family(
         "vision_model.post_layernorm.*",
     ),
     heads=("text_projection.weight", "visual_projection.weight", "logit_scale", "classifier.*"),
-    architecture="CLIPModel",
     parts={"CLIPForImageClassification": ("vision",)},
     dropped={
         "text_model.embeddings.position_ids": "position numbers, recomputed by transformers",
         "vision_model.embeddings.position_ids": "position numbers, recomputed by transformers",
     },
+    gguf=None,
 )
 
 SIGLIP = replace(
     CLIP,
     model_type="siglip",
+    stem="Siglip",
+    input_classes=InputClasses(
+        "SiglipTokenizer", image_processor="SiglipImageProcessor", processor="SiglipProcessor"
+    ),
     attention=(
         replace(
             TEXT,
+            is_causal=False,
             num_attention_heads=Key("text_config.num_attention_heads", 12),
             head_dim=Quotient(
                 Key("text_config.hidden_size", 768), Key("text_config.num_attention_heads", 12)
@@ -81,7 +105,6 @@ SIGLIP = replace(
         "vision_model.head.*",
     ),
     heads=("logit_scale", "logit_bias", "classifier.*"),
-    architecture="SiglipModel",
     config_keys=frozenset({"vision_use_head"}),
     parts={"SiglipForImageClassification": ("vision",)},
 )

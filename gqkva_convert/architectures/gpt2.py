@@ -1,9 +1,24 @@
 """GPT-2: query, key and value in one transposed projection."""
 
-from gqkva_convert.architectures.schema import ALWAYS, Attention, Family, Key, Projection, Quotient
+from gqkva_convert.architectures.schema import (
+    ALWAYS,
+    Attention,
+    Family,
+    InputClasses,
+    Key,
+    Projection,
+    Quotient,
+)
 
 GPT2 = Family(
     model_type="gpt2",
+    stem="GPT2",
+    usual="LMHeadModel",
+    tasks=("QuestionAnswering", "SequenceClassification", "TokenClassification"),
+    other_tasks=dict.fromkeys(("CausalLM", "PreTraining"), ("LMHeadModel",)),
+    input_classes=InputClasses("GPT2Tokenizer"),
+    first_position=0,
+    decoder_start=None,
     prefixes=("transformer.", ""),
     attention=(
         Attention(
@@ -24,6 +39,7 @@ GPT2 = Family(
             head_dim=Quotient(Key("n_embd", 768), Key("n_head", 12)),
             num_key_value_heads=None,
             cache="self",
+            is_causal=True,
         ),
     ),
     others=(
@@ -35,7 +51,6 @@ GPT2 = Family(
         "ln_f.*",
     ),
     heads=("lm_head.weight", "score.weight", "classifier.*", "qa_outputs.*", "multiple_choice_head.*"),
-    architecture="GPT2LMHeadModel",
     dropped={
         "h.{layer}.attn.bias": "causal mask, recomputed by transformers",
         "h.{layer}.attn.masked_bias": "mask constant, recomputed by transformers",
@@ -45,4 +60,5 @@ GPT2 = Family(
         {"reorder_and_upcast_attn", "scale_attn_by_inverse_layer_idx", "scale_attn_weights"}
     ),
     config_values={"add_cross_attention": (False,)},
+    gguf=None,
 )

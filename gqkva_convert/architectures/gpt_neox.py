@@ -1,11 +1,26 @@
 """GPT-NeoX and Pythia: query, key and value of each head side by side in one projection."""
 
-from gqkva_convert.architectures.schema import Attention, Bias, Family, Key, Projection, Quotient, Rotary
+from gqkva_convert.architectures.schema import (
+    Attention,
+    Bias,
+    Family,
+    InputClasses,
+    Key,
+    Projection,
+    Quotient,
+    Rotary,
+)
 
 _BIAS = Bias(True, "attention_bias")
 
 GPT_NEOX = Family(
     model_type="gpt_neox",
+    stem="GPTNeoX",
+    usual="ForCausalLM",
+    tasks=("CausalLM", "QuestionAnswering", "SequenceClassification", "TokenClassification"),
+    input_classes=InputClasses("GPTNeoXTokenizer"),
+    first_position=0,
+    decoder_start=None,
     prefixes=("gpt_neox.", ""),
     attention=(
         Attention(
@@ -24,6 +39,7 @@ GPT_NEOX = Family(
             head_dim=Quotient(Key("hidden_size"), Key("num_attention_heads")),
             num_key_value_heads=None,
             cache="self",
+            is_causal=True,
             rotary=Rotary("half", 0.25),
         ),
     ),
@@ -35,7 +51,6 @@ GPT_NEOX = Family(
         "layers.{layer}.mlp.*",
     ),
     heads=("embed_out.weight", "score.weight", "classifier.*", "qa_outputs.*"),
-    architecture="GPTNeoXForCausalLM",
     dropped={
         "layers.{layer}.attention.bias": "causal mask, recomputed by transformers",
         "layers.{layer}.attention.masked_bias": "mask constant, recomputed by transformers",
@@ -43,4 +58,5 @@ GPT_NEOX = Family(
     },
     tied=(("embed_out.weight", "embed_in.weight"),),
     config_keys=frozenset({"rotary_pct", "rotary_emb_base"}),
+    gguf=None,
 )

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 
+from gqkva_convert.architectures.gguf import NORM_BIASES, Biases, RuntimeFamily, shapes_without
 from gqkva_convert.architectures.schema import (
     ALWAYS,
     NEVER,
@@ -9,6 +10,7 @@ from gqkva_convert.architectures.schema import (
     Bias,
     Family,
     HeadNorm,
+    InputClasses,
     Key,
     Projection,
     Quotient,
@@ -36,12 +38,22 @@ ATTENTION = Attention(
     head_dim=Key("head_dim", HIDDEN_OVER_HEADS),
     num_key_value_heads=Key("num_key_value_heads", HEADS, null=HEADS),
     cache="self",
+    is_causal=True,
     rotary=Rotary("half"),
     input_gain="layers.{layer}.input_layernorm.weight",
 )
 
-LLAMA = Family(
-    model_type="llama",
+_WITHOUT_QUESTIONS = ("CausalLM", "SequenceClassification", "TokenClassification")
+
+# Shared by all of these; what each has of its own stands in its table.
+_COMMON = Family(
+    model_type="",
+    stem="",
+    usual="ForCausalLM",
+    tasks=_WITHOUT_QUESTIONS,
+    input_classes=InputClasses(),
+    first_position=0,
+    decoder_start=None,
     # Question answering stores the base model as "transformer.".
     prefixes=("model.", "transformer.", ""),
     attention=(ATTENTION,),
@@ -53,9 +65,27 @@ LLAMA = Family(
         "layers.{layer}.mlp.*",
     ),
     heads=("lm_head.weight", "score.weight", "score.bias", "qa_outputs.*"),
-    architecture="LlamaForCausalLM",
     dropped=RECOMPUTED,
     tied=(("lm_head.weight", "embed_tokens.weight"),),
+    gguf=None,
+)
+
+_LLAMA_GGUF = RuntimeFamily(
+    "llama",
+    attention_biases="stored",
+    biases=(Biases(("ffn_gate", "ffn_up", "ffn_down"), "mlp_bias", False),),
+    is_interleaved=True,
+    rope_types=("default", "linear", "yarn", "llama3"),
+)
+_COMPARED_IN = ("CTranslate2", "ONNX Runtime", "vLLM")
+
+LLAMA = replace(
+    _COMMON,
+    model_type="llama",
+    stem="Llama",
+    tasks=(*_WITHOUT_QUESTIONS, "QuestionAnswering"),
+    gguf=_LLAMA_GGUF,
+    compared_in=_COMPARED_IN,
 )
 
 _QKV_BIAS = {"q_proj": ALWAYS, "k_proj": ALWAYS, "v_proj": ALWAYS, "o_proj": NEVER}
@@ -72,21 +102,27 @@ def _with_biases(biases: dict[str, Bias]) -> tuple[Projection, ...]:
 _NO_BIAS = _with_biases(dict.fromkeys(_QKV_BIAS, NEVER))
 
 MISTRAL = replace(
-    LLAMA,
+    _COMMON,
     model_type="mistral",
-    architecture="MistralForCausalLM",
+    stem="Mistral",
+    tasks=(*_WITHOUT_QUESTIONS, "QuestionAnswering"),
+    input_classes=InputClasses("TokenizersBackend"),
     attention=(
         replace(
             ATTENTION, projections=_NO_BIAS, num_key_value_heads=Key("num_key_value_heads", 8, null=HEADS)
         ),
     ),
     config_keys=_WINDOW_KEYS,
+    gguf=replace(_LLAMA_GGUF, biases=(), windows="always", default_window=4096),
+    compared_in=_COMPARED_IN,
 )
 
 QWEN2 = replace(
-    LLAMA,
+    _COMMON,
     model_type="qwen2",
-    architecture="Qwen2ForCausalLM",
+    stem="Qwen2",
+    tasks=(*_WITHOUT_QUESTIONS, "QuestionAnswering"),
+    input_classes=InputClasses("Qwen2Tokenizer"),
     attention=(
         replace(
             ATTENTION,
@@ -95,12 +131,22 @@ QWEN2 = replace(
         ),
     ),
     config_keys=_WINDOW_KEYS,
+    gguf=RuntimeFamily(
+        "qwen2",
+        attention_biases="stored",
+        windows="asked",
+        has_own_width=False,
+        # A Llama may have the same biases, and differs in nothing else.
+        instead=replace(_LLAMA_GGUF, biases=(), windows="asked"),
+    ),
 )
 
 QWEN3 = replace(
-    LLAMA,
+    _COMMON,
     model_type="qwen3",
-    architecture="Qwen3ForCausalLM",
+    stem="Qwen3",
+    tasks=(*_WITHOUT_QUESTIONS, "QuestionAnswering"),
+    input_classes=InputClasses("Qwen2Tokenizer"),
     attention=(
         replace(
             ATTENTION,
@@ -114,12 +160,16 @@ QWEN3 = replace(
         ),
     ),
     config_keys=_WINDOW_KEYS,
+    gguf=RuntimeFamily(
+        "qwen3", tensors=shapes_without(attn_q_norm=("head",), attn_k_norm=("head",)), windows="asked"
+    ),
 )
 
 GEMMA = replace(
-    LLAMA,
+    _COMMON,
     model_type="gemma",
-    architecture="GemmaForCausalLM",
+    stem="Gemma",
+    input_classes=InputClasses("GemmaTokenizer"),
     # Gemma's default head_dim is 256, whatever its hidden size.
     attention=(
         replace(
@@ -130,21 +180,38 @@ GEMMA = replace(
         ),
     ),
     config_keys=frozenset({"use_bidirectional_attention"}),
+    gguf=RuntimeFamily(
+        "gemma",
+        activations=("gelu_pytorch_tanh", "gelu"),  # transformers takes the second for the first
+        is_tied=True,
+        has_output=False,
+    ),
 )
 
 OLMO = replace(
-    LLAMA,
+    _COMMON,
     model_type="olmo",
-    architecture="OlmoForCausalLM",
+    stem="Olmo",
+    tasks=("CausalLM", "SequenceClassification"),
+    input_classes=InputClasses("GPTNeoXTokenizer"),
     # OLMo's layer norms have no weights, so none are stored.
     others=("embed_tokens.weight", "layers.{layer}.mlp.*"),
     config_keys=frozenset({"clip_qkv"}),
+    gguf=RuntimeFamily(
+        "olmo",
+        norm="layer",
+        norm_key=None,
+        tensors=shapes_without("output_norm", "attn_norm", "ffn_norm"),
+        is_interleaved=True,
+    ),
 )
 
 OLMO2 = replace(
-    LLAMA,
+    _COMMON,
     model_type="olmo2",
-    architecture="Olmo2ForCausalLM",
+    stem="Olmo2",
+    tasks=("CausalLM", "SequenceClassification"),
+    input_classes=InputClasses("TokenizersBackend"),
     attention=(
         replace(
             ATTENTION,
@@ -162,14 +229,26 @@ OLMO2 = replace(
         "layers.{layer}.post_feedforward_layernorm.weight",
         "layers.{layer}.mlp.*",
     ),
+    gguf=RuntimeFamily(
+        "olmo2",
+        tensors=shapes_without(
+            "attn_norm",
+            "ffn_norm",
+            attn_q_norm=("query",),
+            attn_k_norm=("key",),
+            post_attention_norm=("width",),
+            post_ffw_norm=("width",),
+        ),
+    ),
 )
 
 _STABLELM_BIAS = Bias(False, "use_qkv_bias")
 
 STABLELM = replace(
-    LLAMA,
+    _COMMON,
     model_type="stablelm",
-    architecture="StableLmForCausalLM",
+    stem="StableLm",
+    input_classes=InputClasses("TokenizersBackend"),
     attention=(
         replace(
             ATTENTION,
@@ -203,6 +282,14 @@ STABLELM = replace(
         "layers.{layer}.mlp.*",
     ),
     config_values={"rotary_scaling_factor": (1.0,)},
+    gguf=RuntimeFamily(
+        "stablelm",
+        norm="layer",
+        norm_key="layer_norm_eps",
+        attention_biases="stored",
+        biases=(NORM_BIASES,),
+        shares_embeddings=False,
+    ),
 )
 
 _STARCODER2_BIAS = Bias(True, "use_bias")
@@ -210,7 +297,8 @@ _STARCODER2_BIAS = Bias(True, "use_bias")
 STARCODER2 = replace(
     STABLELM,
     model_type="starcoder2",
-    architecture="Starcoder2ForCausalLM",
+    stem="Starcoder2",
+    input_classes=InputClasses("GPT2Tokenizer"),
     attention=(
         replace(
             ATTENTION,
@@ -225,6 +313,18 @@ STARCODER2 = replace(
         "scale_attention_softmax_in_fp32": (True,),
         "scale_attn_weights": (True,),
     },
+    gguf=RuntimeFamily(
+        "starcoder2",
+        norm="layer",
+        norm_key="norm_epsilon",
+        activations=("gelu_pytorch_tanh",),
+        tensors=shapes_without("ffn_gate"),
+        attention_biases="all",
+        biases=(NORM_BIASES, Biases(("ffn_up", "ffn_down"))),
+        is_tied=True,
+        windows="always",
+        has_own_width=False,
+    ),
 )
 
 
@@ -238,9 +338,10 @@ def _phi_norms(module: str, role: Role) -> tuple[HeadNorm, ...]:
 
 
 PHI = replace(
-    LLAMA,
+    _COMMON,
     model_type="phi",
-    architecture="PhiForCausalLM",
+    stem="Phi",
+    input_classes=InputClasses("GPT2Tokenizer"),
     attention=(
         replace(
             ATTENTION,
@@ -262,12 +363,24 @@ PHI = replace(
         "layers.{layer}.mlp.*",
     ),
     heads=("lm_head.weight", "lm_head.bias", "score.weight", "score.bias"),
+    gguf=RuntimeFamily(
+        "phi2",
+        norm="layer",
+        norm_key="layer_norm_eps",
+        activations=("gelu_new", "gelu_pytorch_tanh"),
+        tensors=shapes_without("ffn_gate", "ffn_norm"),
+        attention_biases="stored",
+        biases=(Biases(("output", "output_norm", "attn_norm", "ffn_up", "ffn_down")),),
+        shares_embeddings=False,
+        has_own_width=False,
+    ),
 )
 
 PHI3 = replace(
-    LLAMA,
+    _COMMON,
     model_type="phi3",
-    architecture="Phi3ForCausalLM",
+    stem="Phi3",
+    input_classes=InputClasses("TokenizersBackend"),
     attention=(
         replace(
             ATTENTION,
@@ -281,4 +394,17 @@ PHI3 = replace(
     ),
     config_keys=frozenset({"sliding_window"}),
     config_values={"full_attn_mod": (1,)},
+    gguf=RuntimeFamily(
+        "phi3",
+        tensors=shapes_without(
+            "attn_q",
+            "attn_k",
+            "attn_v",
+            "ffn_gate",
+            attn_qkv=("query+2key", "width"),
+            ffn_up=("2inner", "width"),
+        ),
+        windows="always",
+        has_own_width=False,
+    ),
 )

@@ -1,11 +1,26 @@
 """OPT."""
 
-from gqkva_convert.architectures.schema import Attention, Bias, Family, Key, Projection, Quotient
+from gqkva_convert.architectures.schema import (
+    Attention,
+    Bias,
+    Family,
+    InputClasses,
+    Key,
+    Projection,
+    Quotient,
+)
 
 _BIAS = Bias(True, "enable_bias")
 
 OPT = Family(
     model_type="opt",
+    stem="OPT",
+    usual="ForCausalLM",
+    tasks=("CausalLM", "QuestionAnswering", "SequenceClassification"),
+    input_classes=InputClasses("GPT2Tokenizer"),
+    # Its positions begin at 2, too, but in a table of two rows more than `max_position_embeddings`.
+    first_position=0,
+    decoder_start=None,
     # opt-350m and a few other Hub checkpoints store the decoder without the outer "model.".
     prefixes=("model.decoder.", "decoder.", ""),
     attention=(
@@ -22,6 +37,7 @@ OPT = Family(
             head_dim=Quotient(Key("hidden_size"), Key("num_attention_heads")),
             num_key_value_heads=None,
             cache="self",
+            is_causal=True,
         ),
     ),
     others=(
@@ -36,6 +52,6 @@ OPT = Family(
         "layers.{layer}.fc2.*",
     ),
     heads=("lm_head.weight", "score.weight", "qa_outputs.*"),
-    architecture="OPTForCausalLM",
     tied=(("lm_head.weight", "embed_tokens.weight"),),
+    gguf=None,
 )

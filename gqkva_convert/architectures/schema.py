@@ -8,8 +8,11 @@ without its prefix, because the same tensors are stored with it (`BertForMaskedL
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from typing import Literal
+
+from gqkva_convert.architectures.gguf import RuntimeFamily
 
 Role = Literal["query", "key", "value", "output"]
 
@@ -135,12 +138,15 @@ class Attention:
         num_key_value_heads: Where stock transformers reads fewer key/value heads; None if it cannot.
         cache: What generation keeps: ``self`` grows with every token, ``cross`` holds the encoder's
             positions, ``none`` for encoders.
+        is_causal: Whether a position attends to itself and earlier positions only.
         rotary: Rotary positions, if any.
         norms: Norms on queries and keys.
         head_bias: Position bias bound to a head's index: such heads keep their order.
         input_gain: Gain of the norm before queries, keys and values, as stored on disk; its squares
             are the inputs' second moments as far as weights alone can tell.
         gain_offset: What the model adds to a stored gain.
+        modules: Pattern for the end of the names of its modules, with the layer's number as its group, where
+            transformers gives modules other names than stored tensors.
     """
 
     kind: str
@@ -150,19 +156,47 @@ class Attention:
     head_dim: Key | Quotient
     num_key_value_heads: Key | None
     cache: Literal["self", "cross", "none"]
+    is_causal: bool
     rotary: Rotary | None = None
     norms: tuple[HeadNorm, ...] = ()
     head_bias: HeadBias | None = None
     input_gain: str | None = None
     gain_offset: float = 0.0
+    modules: str | None = None
 
 
 @dataclass(frozen=True)
+class InputClasses:
+    """The transformers classes that make a family's inputs, as transformers' own tables name them.
+
+    Attributes:
+        tokenizer: Tokenizer; None for a family without text, or whose tokenizers state their class.
+        image_processor: Image processor, if it reads images.
+        feature_extractor: Feature extractor, if it reads sound.
+        processor: Processor that joins two of these, if there is one.
+    """
+
+    tokenizer: str | None = None
+    image_processor: str | None = None
+    feature_extractor: str | None = None
+    processor: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
 class Family:
-    """One ``model_type``.
+    """One ``model_type``: every fact that the package needs of a family.
 
     Attributes:
         model_type: As in ``config.json``.
+        stem: Beginning of its class names: ``<stem>Config``, ``<stem>Model``, ``<stem>ForCausalLM``.
+        usual: Rest of the name of the class that is meant where a configuration names none.
+        tasks: Tasks whose class is ``<stem>For<task>``, given by ``AutoModelFor<task>``.
+        other_tasks: For tasks whose classes have other names the rests of these, the usual class first.
+        input_classes: Classes that make its inputs.
+        first_position: Number of the first token's row in the table of positions, which
+            ``max_position_embeddings`` counts: a sequence is that many tokens shorter.
+        any_image_size: Whether it fits its positions to images of any size.
+        decoder_start: Token that a decoder begins with; None for a family without an encoder.
         prefixes: Prefixes under which the base model's tensors are stored, the usual one first.
         attention: Its attention blocks.
         others: Base-model tensors that hold no heads; copied.
@@ -171,23 +205,68 @@ class Family:
         tied: ``(copy, original)`` pairs that are one tensor when ``tie_word_embeddings`` is on.
         config_keys: Keys about attention that transformers reads and a conversion need not change.
         config_values: Keys for which only some values are supported.
-        architecture: A transformers class of this family, for configurations that name none.
         parts: Classes that store only some kinds of attention, and which kinds.
+        gguf: The family in llama.cpp; None where no GGUF file is written.
+        compared_in: Other runtimes in which tests compare stock models of this type with transformers.
     """
 
     model_type: str
+    stem: str
+    usual: str
+    tasks: tuple[str, ...]
+    other_tasks: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    input_classes: InputClasses
+    first_position: int
+    any_image_size: bool = False
+    decoder_start: Literal["pad", "eos"] | None
     prefixes: tuple[str, ...]
     attention: tuple[Attention, ...]
     others: tuple[str, ...]
     heads: tuple[str, ...]
-    architecture: str
-    dropped: dict[str, str] = field(default_factory=dict)
+    dropped: Mapping[str, str] = field(default_factory=dict)
     tied: tuple[tuple[str, str], ...] = ()
     config_keys: frozenset[str] = frozenset()
-    config_values: dict[str, tuple[object, ...]] = field(default_factory=dict)
-    parts: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    config_values: Mapping[str, tuple[object, ...]] = field(default_factory=dict)
+    parts: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    gguf: RuntimeFamily | None
+    compared_in: tuple[str, ...] = ()
+
+    @property
+    def architecture(self) -> str:
+        """Class that is meant where a configuration names none."""
+        return f"{self.stem}{self.usual}"
+
+    @property
+    def config_class(self) -> str:
+        """Name of the configuration class."""
+        return f"{self.stem}Config"
+
+    @property
+    def auto_classes(self) -> dict[str, tuple[str, ...]]:
+        """Classes that each Auto class may give, the usual one first; Auto classes by name."""
+        rests: dict[str, tuple[str, ...]] = {"": ("Model",)}
+        rests |= {f"For{task}": (f"For{task}",) for task in self.tasks}
+        rests |= {f"For{task}": names for task, names in self.other_tasks.items()}
+        return {
+            f"AutoModel{auto}": tuple(f"{self.stem}{rest}" for rest in rests[auto]) for auto in sorted(rests)
+        }
 
     @property
     def is_native(self) -> bool:
         """Whether stock transformers can express fewer key/value heads in every attention block."""
         return all(block.num_key_value_heads is not None for block in self.attention)
+
+    @property
+    def is_encoder(self) -> bool:
+        """Whether every position attends to every other one, in all attention blocks."""
+        return not any(block.is_causal for block in self.attention)
+
+    def part(self, architecture: str) -> Family:
+        """The family with only the attention that a class stores.
+
+        T5's encoder alone and CLIP's image classifier keep the configuration of the whole model.
+        """
+        kinds = self.parts.get(architecture)
+        if kinds is None:
+            return self
+        return replace(self, attention=tuple(block for block in self.attention if block.kind in kinds))

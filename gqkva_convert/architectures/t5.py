@@ -2,7 +2,15 @@
 
 from dataclasses import replace
 
-from gqkva_convert.architectures.schema import NEVER, Attention, Family, HeadBias, Key, Projection
+from gqkva_convert.architectures.schema import (
+    NEVER,
+    Attention,
+    Family,
+    HeadBias,
+    InputClasses,
+    Key,
+    Projection,
+)
 
 ENCODER = Attention(
     kind="encoder",
@@ -18,6 +26,7 @@ ENCODER = Attention(
     head_dim=Key("d_kv", 64),
     num_key_value_heads=None,
     cache="none",
+    is_causal=False,
     # Only the first layer stores the table; every layer adds it.
     head_bias=HeadBias("encoder.block.{layer}.layer.0.SelfAttention.relative_attention_bias.weight", (0,)),
 )
@@ -33,6 +42,7 @@ DECODER = replace(
     projections=_moved(ENCODER, "encoder.block", "decoder.block"),
     num_layers=Key("num_decoder_layers", Key("num_layers", 6), null=Key("num_layers", 6)),
     cache="self",
+    is_causal=True,
     head_bias=HeadBias("decoder.block.{layer}.layer.0.SelfAttention.relative_attention_bias.weight", (0,)),
 )
 
@@ -41,11 +51,22 @@ CROSS = replace(
     kind="cross",
     projections=_moved(DECODER, "layer.0.SelfAttention", "layer.1.EncDecAttention"),
     cache="cross",
+    is_causal=False,
     head_bias=None,
 )
 
 T5 = Family(
     model_type="t5",
+    stem="T5",
+    usual="ForConditionalGeneration",
+    tasks=("QuestionAnswering", "SequenceClassification", "TokenClassification"),
+    other_tasks={
+        **dict.fromkeys(("PreTraining", "Seq2SeqLM"), ("ForConditionalGeneration",)),
+        "TextEncoding": ("EncoderModel",),
+    },
+    input_classes=InputClasses("T5Tokenizer"),
+    first_position=0,
+    decoder_start="pad",
     # Sequence and token classification store the base model as "transformer.".
     prefixes=("", "transformer."),
     attention=(ENCODER, DECODER, CROSS),
@@ -64,7 +85,6 @@ T5 = Family(
         "decoder.block.{layer}.layer.2.DenseReluDense.*",
     ),
     heads=("lm_head.weight", "classification_head.*", "classifier.*", "qa_outputs.*"),
-    architecture="T5ForConditionalGeneration",
     parts={"T5EncoderModel": ("encoder",), "T5ForTokenClassification": ("encoder",)},
     dropped={
         "decoder.block.0.layer.1.EncDecAttention.relative_attention_bias.weight": (
@@ -77,4 +97,5 @@ T5 = Family(
         ("lm_head.weight", "shared.weight"),
     ),
     config_keys=frozenset({"relative_attention_num_buckets", "relative_attention_max_distance"}),
+    gguf=None,
 )

@@ -2,7 +2,16 @@
 
 from dataclasses import replace
 
-from gqkva_convert.architectures.schema import ALWAYS, Attention, Bias, Family, Key, Projection, Quotient
+from gqkva_convert.architectures.schema import (
+    ALWAYS,
+    Attention,
+    Bias,
+    Family,
+    InputClasses,
+    Key,
+    Projection,
+    Quotient,
+)
 
 _QKV_BIAS = Bias(True, "qkv_bias")
 
@@ -19,10 +28,18 @@ ATTENTION = Attention(
     head_dim=Quotient(Key("hidden_size", 768), Key("num_attention_heads", 12)),
     num_key_value_heads=None,
     cache="none",
+    is_causal=False,
+    modules=r"layers\.(\d+)\.attention",
 )
 
 VIT = Family(
     model_type="vit",
+    stem="ViT",
+    usual="ForImageClassification",
+    tasks=("ImageClassification", "MaskedImageModeling"),
+    input_classes=InputClasses(image_processor="ViTImageProcessor"),
+    first_position=0,
+    decoder_start=None,
     prefixes=("vit.", ""),
     attention=(ATTENTION,),
     others=(
@@ -35,20 +52,30 @@ VIT = Family(
         "pooler.*",
     ),
     heads=("classifier.*", "decoder.*"),
-    architecture="ViTForImageClassification",
+    gguf=None,
 )
 
 DEIT = replace(
     VIT,
     model_type="deit",
+    stem="DeiT",
+    usual="ForImageClassificationWithTeacher",
+    tasks=("MaskedImageModeling",),
+    other_tasks={"ImageClassification": ("ForImageClassification", "ForImageClassificationWithTeacher")},
+    input_classes=InputClasses(image_processor="DeiTImageProcessor"),
     prefixes=("deit.", ""),
     heads=("classifier.*", "cls_classifier.*", "distillation_classifier.*", "decoder.*"),
-    architecture="DeiTForImageClassificationWithTeacher",
 )
 
 DINOV2 = replace(
     VIT,
     model_type="dinov2",
+    stem="Dinov2",
+    tasks=("ImageClassification",),
+    input_classes=InputClasses(image_processor="BitImageProcessor"),
+    any_image_size=True,
+    # The projections are in one module or the other, by the version of transformers.
+    attention=(replace(ATTENTION, modules=r"layer\.(\d+)\.attention(?:\.attention)?"),),
     prefixes=("dinov2.", ""),
     others=(
         "embeddings.*",
@@ -60,5 +87,4 @@ DINOV2 = replace(
         "layernorm.*",
     ),
     heads=("classifier.*",),
-    architecture="Dinov2ForImageClassification",
 )

@@ -7,7 +7,7 @@ from typing import Any
 
 from gqkva_convert.errors import CheckpointError, DataError, first_line
 from gqkva_convert.heads import Place
-from gqkva_convert.modeling.families import GROUPED_FAMILIES, MODEL_TYPE_PREFIX
+from gqkva_convert.modeling.families import GROUPED_FAMILIES, stock_type
 from gqkva_convert.modeling.quiet import quiet_transformers
 from gqkva_convert.modeling.resize import find_block
 
@@ -34,7 +34,7 @@ def load_network(folder: Path, nbytes: int, fallback: str) -> Any:
     import torch
     import transformers
 
-    from gqkva_convert.modeling import classes
+    from gqkva_convert.modeling.classes import class_named
 
     quiet_transformers()
     options: dict[str, Any] = {"dtype": torch.float32 if nbytes <= FLOAT32_BYTES else "auto"}
@@ -46,9 +46,7 @@ def load_network(folder: Path, nbytes: int, fallback: str) -> Any:
         options["device_map"] = {"": "disk"}
     try:
         config = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=False)
-        name = (config.architectures or [fallback])[0]
-        home = classes if name.startswith("Gqkva") else transformers
-        loader = getattr(home, name, None) or getattr(transformers, fallback)
+        loader = class_named((config.architectures or [fallback])[0], fallback)
         model = loader.from_pretrained(folder, **options)
     except (OSError, ValueError, RuntimeError, KeyError) as error:
         raise CheckpointError(
@@ -65,7 +63,7 @@ def _available_bytes() -> int:
 
 def attention_blocks(model: Any) -> dict[Place, Any]:
     """A model's attention modules by kind and layer."""
-    family = GROUPED_FAMILIES[model.config.model_type.removeprefix(MODEL_TYPE_PREFIX)]
+    family = GROUPED_FAMILIES[stock_type(model.config.model_type)]
     found = {}
     for name, module in model.named_modules():
         place = find_block(name, module, family.blocks)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -31,7 +30,7 @@ def write_excerpt(model: SourceModel, plan: Plan, steps: Steps, layers: Sequence
     numbers = {layer: place for place, layer in enumerate(layers)}
     kept = []
     for step in steps.steps:
-        name = _renumbered(step.name, numbers)
+        name = _renumbered(step.name, model, numbers)
         if name is not None:
             kept.append(replace(step, name=name))
     folder.mkdir()
@@ -77,9 +76,9 @@ def excerpt_config(model: SourceModel, plan: Plan, layers: Sequence[int]) -> dic
     return config
 
 
-def _renumbered(name: str, numbers: dict[int, int]) -> str | None:
+def _renumbered(name: str, model: SourceModel, numbers: dict[int, int]) -> str | None:
     """A tensor's name with its layer's new number, or None if the layer is left out."""
-    found = re.search(r"(?:^|\.)(?:layers|layer|h|block)\.(\d+)\.", name)
+    found = model.find_layer(name)
     if found is None:
         return name
     layer = int(found[1])

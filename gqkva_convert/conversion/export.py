@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from gqkva_convert.architectures import Attention, Key
+from gqkva_convert.architectures import Attention, HeadNorm, Key
 from gqkva_convert.checkpoint.hub import locate
 from gqkva_convert.conversion.convert import Conversion, planned_conversion
 from gqkva_convert.errors import NotExpressibleError, UsageError
@@ -142,8 +142,10 @@ def _placed_in_groups(
     heads, head_dim = blocks[0].layout.num_attention_heads, blocks[0].layout.head_dim
     if model.family.model_type == "llama" and not _can_be_mistral(model):
         size = _dividing_size(model.config, groups, size)
-    _require_head_dim(model, attention, groups * size)
-    if any(norm.span == "all_heads" for norm in attention.norms):
+    change = added_heads_change(attention, active_norms(model.config, attention))
+    if change == "head_dim":
+        _require_head_dim(model, groups * size, config_number(model.config, attention.num_attention_heads))
+    if change == "norm":
         _require_equal_readers(model, split, size)
     target = HeadLayout.gqa(groups * size, groups, head_dim)
     placed = {}
@@ -176,10 +178,24 @@ def _split(readers: list[list[int]], groups: int) -> Slots:
     return tuple(spread)
 
 
-def _require_head_dim(model: SourceModel, attention: Attention, needed: int) -> None:
-    heads = config_number(model.config, attention.num_attention_heads)
-    is_fixed = any(norm.ignores_head_dim for norm in active_norms(model.config, attention))
-    if needed != heads and (is_fixed or not isinstance(attention.head_dim, Key)):
+def added_heads_change(attention: Attention, norms: Sequence[HeadNorm]) -> Literal["head_dim", "norm"] | None:
+    """What added heads would change in a stock model: the width of a head, or a norm over all heads.
+
+    Args:
+        attention: A kind of attention whose stock class reads ``num_key_value_heads``.
+        norms: Its norms that are turned on.
+
+    Returns:
+        None where heads can be added.
+    """
+    if any(norm.span == "all_heads" for norm in norms):
+        return "norm"
+    is_fixed = not isinstance(attention.head_dim, Key) or any(norm.ignores_head_dim for norm in norms)
+    return "head_dim" if is_fixed else None
+
+
+def _require_head_dim(model: SourceModel, needed: int, heads: int) -> None:
+    if needed != heads:
         raise NotExpressibleError(
             f"a stock {model.family.model_type} model has heads of hidden_size / num_attention_heads "
             f"features and so {heads} attention heads, these layouts need {needed}; keep the folder as it is"

@@ -91,16 +91,15 @@ def init(
     import torch
     import transformers
 
-    from gqkva_convert.modeling import classes
+    from gqkva_convert.modeling.classes import class_named
 
     transformers.logging.disable_progress_bar()
 
     name = target["architectures"][0]
-    home = classes if name.startswith("Gqkva") else transformers
     torch.manual_seed(seed)
     try:
         with torch.device("meta") if dry_run else nullcontext():
-            model = getattr(home, name)._from_config(
+            model = class_named(name, family.architecture)._from_config(
                 transformers.AutoConfig.for_model(**target), dtype=getattr(torch, dtype)
             )
     except Exception as error:  # whatever transformers raises for a value it cannot build with

@@ -50,8 +50,7 @@ def fresh_tokenizer(
     if source is not None:
         tokenizer = _load(str(source))
     else:
-        kind = "seq2seq" if defaults.get("is_encoder_decoder") else "causal"
-        kind = "masked" if family.architecture.endswith("ForMaskedLM") else kind
+        kind = "masked" if family.is_encoder else "causal" if family.decoder_start is None else "seq2seq"
         size = given.get("vocab_size", defaults["vocab_size"])
         if type(size) is not int:
             raise FamilyError(f"vocab_size is a whole number, found {size!r}")
@@ -97,9 +96,7 @@ def vocabulary_of(
         return {"decoder_start_token_id": given.get("pad_token_id", defaults.get("pad_token_id"))}
     ids = {f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in ("pad", "bos", "eos")}
     if defaults.get("is_encoder_decoder"):
-        # T5's decoder begins with padding, others' with an end.
-        begin = "pad" if family.model_type == "t5" else "eos"
-        ids["decoder_start_token_id"] = ids[f"{begin}_token_id"]
+        ids["decoder_start_token_id"] = ids[f"{family.decoder_start}_token_id"]
     if defaults.get("forced_eos_token_id") is not None:
         ids["forced_eos_token_id"] = ids["eos_token_id"]
     return {"vocab_size": len(tokenizer), **ids}

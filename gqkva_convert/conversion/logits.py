@@ -127,11 +127,8 @@ def _layers_to_run(model: SourceModel, layers: int | None) -> list[int]:
     """Evenly spread layers, as many as asked for or as fit."""
     total = 1 + max(block.layer for block in model.blocks)
     if layers is None:
-        markers = tuple(f".{name}." for name in ("layers", "h", "block", "layer"))
         inside = sum(
-            tensor.nbytes
-            for name, tensor in model.checkpoint.tensors.items()
-            if any(marker in f".{name}" for marker in markers)
+            tensor.nbytes for name, tensor in model.checkpoint.tensors.items() if model.find_layer(name)
         )
         width = 4 / (
             model.checkpoint.nbytes

@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from gqkva_convert.errors import DataError, first_line
+from gqkva_convert.modeling.families import find_family, stock_name
+from gqkva_convert.modeling.loading import text_positions
 
 # Share of words with the same number from which on two vocabularies are one.
 _SHARED_WORDS = 0.99
@@ -20,14 +22,18 @@ def arguments(model: Any) -> set[str]:
 
 
 def is_causal(model: Any) -> bool:
-    """Whether positions see only what stands before them, so that texts may be cut anywhere."""
-    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+    """Whether positions see only what stands before them, so that texts may be cut anywhere.
 
-    from gqkva_convert.modeling.families import MODEL_TYPE_PREFIX
+    The family's record decides, and the configuration where it makes an encoder a decoder or the reverse.
 
-    stock = model.config.model_type.removeprefix(MODEL_TYPE_PREFIX)
-    is_encoder = stock in ("bert", "roberta") and not getattr(model.config, "is_decoder", False)
-    return stock in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES and not is_encoder
+    Raises:
+        FamilyError: The model has no record.
+    """
+    config, name = model.config, type(model).__name__
+    if getattr(config, "is_causal", None) is False or getattr(config, "use_bidirectional_attention", None):
+        return False
+    is_encoder = find_family(config.model_type, name).part(stock_name(name)).is_encoder
+    return not is_encoder or bool(getattr(config, "is_decoder", False))
 
 
 def load_processor(folder: Path, auto: str) -> Any:
@@ -93,8 +99,8 @@ def check_size(pixels: Any, config: Any, data: str) -> None:
     Raises:
         DataError: The model reads others.
     """
-    if config.model_type.endswith("dinov2"):
-        return  # fits its positions to any size
+    if find_family(config.model_type, type(config).__name__).any_image_size:
+        return
     size = getattr(getattr(config, "vision_config", config), "image_size", None)
     wanted = (size, size) if isinstance(size, int) else size
     found = tuple(pixels.shape[-2:])
@@ -121,13 +127,12 @@ def _pil_processor(folder: Path) -> Any:
 
 def sequence_length(wanted: int | None, model: Any, tokenizer: Any) -> int:
     """Tokens a sequence: what is asked for, or 2,048, or what the model reads."""
-    config = getattr(model.config, "text_config", model.config)
     limits = [
         limit
-        for limit in (getattr(config, "max_position_embeddings", None), tokenizer.model_max_length)
+        for limit in (text_positions(model.config), tokenizer.model_max_length)
         if isinstance(limit, int) and limit > 0
     ]
     most = min([2048 if wanted is None else wanted, *limits])
     if wanted is not None and most < wanted:
         raise DataError(f"sequences of {wanted} tokens: the model reads {most}")
-    return most if config.model_type not in ("roberta", "gqkva_roberta") else min(most, limits[0] - 2)
+    return most

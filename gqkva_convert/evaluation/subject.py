@@ -12,7 +12,7 @@ from gqkva_convert.data.tasks import IMAGES, find_task
 from gqkva_convert.errors import EvaluationError, first_line, is_out_of_memory
 from gqkva_convert.evaluation.device import find_device
 from gqkva_convert.evaluation.settings import EvaluationSettings
-from gqkva_convert.modeling.families import MODEL_TYPE_PREFIX
+from gqkva_convert.modeling.families import stock_type
 from gqkva_convert.modeling.loading import load_model
 from gqkva_convert.modeling.quiet import quiet_transformers
 from gqkva_convert.progress import Stages
@@ -96,7 +96,7 @@ def _check(name: str, other: Any, model: Any, task: str) -> None:
             f"--against {name}: a {type(other).__name__} is measured otherwise than a "
             f"{type(model).__name__}; name the model it was made from"
         )
-    ours, theirs = (one.config.model_type.removeprefix(MODEL_TYPE_PREFIX) for one in (model, other))
+    ours, theirs = (stock_type(one.config.model_type) for one in (model, other))
     for key, wanted, found in (
         ("vocab_size", *(getattr(one.config, "vocab_size", None) for one in (model, other))),
         ("num_labels", *(getattr(one.config, "num_labels", None) for one in (model, other))),

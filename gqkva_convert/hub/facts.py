@@ -11,7 +11,7 @@ from gqkva_convert.checkpoint.sidecars import BENCH, BENCH_PICTURE, EVALUATION
 from gqkva_convert.data.names import short_name
 from gqkva_convert.errors import CheckpointError
 from gqkva_convert.hub.licences import FoundLicence, find_licence
-from gqkva_convert.modeling.families import GROUPED_FAMILIES
+from gqkva_convert.modeling.families import GROUPED_FAMILIES, stock_name
 from gqkva_convert.plans.plan import Plan
 from gqkva_convert.records.measured import Bench, Evaluation, read_bench, read_evaluation
 from gqkva_convert.records.report import read_report
@@ -123,7 +123,7 @@ class Facts:
         family = GROUPED_FAMILIES.get(self.plan.architecture or self.model.family.model_type)
         if self.model.config["model_type"] == "deci" or family is None or not isinstance(named, list):
             return None
-        stock = str(named[0]).removeprefix("Gqkva")
+        stock = stock_name(str(named[0]))
         found = [auto for auto, names in family.auto_classes.items() if stock in names]
         usual = [auto for auto in _PIPELINES if auto in found]
         return next(iter(usual or found), None)

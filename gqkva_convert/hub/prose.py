@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
 
+from gqkva_convert.architectures import FAMILIES
 from gqkva_convert.checkpoint.sidecars import BENCH_PICTURE
 from gqkva_convert.data.names import short_name
 from gqkva_convert.heads import HeadLayout
@@ -17,10 +18,7 @@ from gqkva_convert.hub.pictures import QUALITY
 from gqkva_convert.plans.plan import BlockPlan
 from gqkva_convert.records.measured import Bench, Metric, Result, Row
 from gqkva_convert.runtimes.gguf.families import RUNTIME_FAMILIES
-from gqkva_convert.source.deci import DECI
 
-# Runtimes besides llama.cpp that tests run stock results of these types in, with equal answers.
-OTHER_RUNTIMES = dict.fromkeys(("llama", "mistral"), "CTranslate2, ONNX Runtime and vLLM")
 CITATIONS = """```bibtex
 @misc{javadi2023gqkva,
   title={GQKVA: Efficient Pre-training of Transformers by Grouping Queries, Keys, and Values},
@@ -167,15 +165,17 @@ class Prose(Facts):
         if self.is_grouped:
             return "\n\n".join(lines) if len(lines) > 1 else ""
         has_words = any((self.folder / name).is_file() for name in ("tokenizer.json", "tokenizer.model"))
-        if has_words and (model_type in RUNTIME_FAMILIES or model_type == DECI):
+        if has_words and model_type in RUNTIME_FAMILIES:
             lines.append(
                 f"`gqkva export --runtime gguf` writes `{model_type}` models as a file for llama.cpp, whose "
                 "logits gqkva compares with those of transformers (`tests/runtimes/test_llama_cpp.py` in its "
                 "sources)."
             )
-        if model_type in OTHER_RUNTIMES:
+        runtimes = FAMILIES[model_type].compared_in if model_type in FAMILIES else ()
+        if runtimes:
+            named = f"{', '.join(runtimes[:-1])} and {runtimes[-1]}"
             lines.append(
-                f"gqkva runs stock `{model_type}` models in {OTHER_RUNTIMES[model_type]}, too, and compares "
+                f"gqkva runs stock `{model_type}` models in {named}, too, and compares "
                 "their logits (`tests/conversion/test_runtimes.py`)."
             )
         return "\n\n".join(lines) if len(lines) > 1 else ""

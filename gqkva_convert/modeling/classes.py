@@ -3,14 +3,28 @@
 from __future__ import annotations
 
 import importlib
+import sys
 from typing import Any
 
 from gqkva_convert.modeling.bundle import BLOCK_CLASSES, modeling_text
-from gqkva_convert.modeling.families import GROUPED_FAMILIES, GroupedFamily, grouped_name
+from gqkva_convert.modeling.families import GROUPED_FAMILIES, GroupedFamily, grouped_name, stock_name
 
 __all__ = ["config_class", "model_classes", "modeling_text"]
 
 _models: dict[str, dict[str, type]] = {}
+
+
+def class_named(name: str, fallback: str) -> Any:
+    """The stock or grouped class of a name.
+
+    Args:
+        name: As a configuration names it.
+        fallback: Stock class in place of one that there is none of.
+    """
+    import transformers
+
+    home = transformers if stock_name(name) == name else sys.modules[__name__]
+    return getattr(home, name, None) or getattr(transformers, fallback)
 
 
 def config_class(family: GroupedFamily) -> type:

@@ -1,9 +1,16 @@
-"""The families' stock classes and where their attention blocks stand in a model, as data."""
+"""Stock classes and places of attention blocks that grouped models are built from, derived from the records.
+
+A modelling file carries the definitions above `_FACTS`, and its family's `GroupedFamily`.
+"""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+
+from gqkva_convert.architectures import FAMILIES, Attention, Family
+from gqkva_convert.errors import FamilyError
 
 # Before the stock model type, so that it stays recognisable: "gqkva_bert".
 MODEL_TYPE_PREFIX = "gqkva_"
@@ -76,327 +83,70 @@ def modeling_module(family: GroupedFamily) -> str:
     return f"modeling_{MODEL_TYPE_PREFIX}{family.model_type}"
 
 
-_LAYERS = {"self": r"layers\.(\d+)\.self_attn"}
-_BERT = {"self": r"layer\.(\d+)\.attention\.self"}
-_TOWERS = {
-    "text": r"text_model\.encoder\.layers\.(\d+)\.self_attn",
-    "vision": r"vision_model\.encoder\.layers\.(\d+)\.self_attn",
-}
-_ENCODER_DECODER = {
-    "encoder": r"encoder\.layers\.(\d+)\.self_attn",
-    "decoder": r"decoder\.layers\.(\d+)\.self_attn",
-    "cross": r"decoder\.layers\.(\d+)\.encoder_attn",
+# What blocks read besides the shapes of their projections, where they read any of it.
+_FACTS = {
+    "phi3": BlockFacts(
+        {"num_key_value_heads": "key"}, {"num_attention_heads": "query"}, one_key_value_count=True
+    ),
+    "stablelm": BlockFacts({"num_heads": "query", "num_key_value_heads": "key"}, one_key_value_count=True),
+    "gpt2": BlockFacts(sizes="split_size"),
+    "whisper": BlockFacts({"num_heads": "key"}, one_key_value_count=True),
 }
 
-_FAMILIES = (
-    GroupedFamily(
-        "llama",
-        "LlamaConfig",
-        _LAYERS,
-        {
-            "AutoModel": ("LlamaModel",),
-            "AutoModelForCausalLM": ("LlamaForCausalLM",),
-            "AutoModelForQuestionAnswering": ("LlamaForQuestionAnswering",),
-            "AutoModelForSequenceClassification": ("LlamaForSequenceClassification",),
-            "AutoModelForTokenClassification": ("LlamaForTokenClassification",),
-        },
-    ),
-    GroupedFamily(
-        "mistral",
-        "MistralConfig",
-        _LAYERS,
-        {
-            "AutoModel": ("MistralModel",),
-            "AutoModelForCausalLM": ("MistralForCausalLM",),
-            "AutoModelForQuestionAnswering": ("MistralForQuestionAnswering",),
-            "AutoModelForSequenceClassification": ("MistralForSequenceClassification",),
-            "AutoModelForTokenClassification": ("MistralForTokenClassification",),
-        },
-    ),
-    GroupedFamily(
-        "qwen2",
-        "Qwen2Config",
-        _LAYERS,
-        {
-            "AutoModel": ("Qwen2Model",),
-            "AutoModelForCausalLM": ("Qwen2ForCausalLM",),
-            "AutoModelForQuestionAnswering": ("Qwen2ForQuestionAnswering",),
-            "AutoModelForSequenceClassification": ("Qwen2ForSequenceClassification",),
-            "AutoModelForTokenClassification": ("Qwen2ForTokenClassification",),
-        },
-    ),
-    GroupedFamily(
-        "qwen3",
-        "Qwen3Config",
-        _LAYERS,
-        {
-            "AutoModel": ("Qwen3Model",),
-            "AutoModelForCausalLM": ("Qwen3ForCausalLM",),
-            "AutoModelForQuestionAnswering": ("Qwen3ForQuestionAnswering",),
-            "AutoModelForSequenceClassification": ("Qwen3ForSequenceClassification",),
-            "AutoModelForTokenClassification": ("Qwen3ForTokenClassification",),
-        },
-    ),
-    GroupedFamily(
-        "phi",
-        "PhiConfig",
-        _LAYERS,
-        {
-            "AutoModel": ("PhiModel",),
-            "AutoModelForCausalLM": ("PhiForCausalLM",),
-            "AutoModelForSequenceClassification": ("PhiForSequenceClassification",),
-            "AutoModelForTokenClassification": ("PhiForTokenClassification",),
-        },
-    ),
-    GroupedFamily(
-        "phi3",
-        "Phi3Config",
-        _LAYERS,
-        {
-            "AutoModel": ("Phi3Model",),
-            "AutoModelForCausalLM": ("Phi3ForCausalLM",),
-            "AutoModelForSequenceClassification": ("Phi3ForSequenceClassification",),
-            "AutoModelForTokenClassification": ("Phi3ForTokenClassification",),
-        },
-        BlockFacts(
-            {"num_key_value_heads": "key"}, {"num_attention_heads": "query"}, one_key_value_count=True
-        ),
-    ),
-    GroupedFamily(
-        "stablelm",
-        "StableLmConfig",
-        _LAYERS,
-        {
-            "AutoModel": ("StableLmModel",),
-            "AutoModelForCausalLM": ("StableLmForCausalLM",),
-            "AutoModelForSequenceClassification": ("StableLmForSequenceClassification",),
-            "AutoModelForTokenClassification": ("StableLmForTokenClassification",),
-        },
-        BlockFacts({"num_heads": "query", "num_key_value_heads": "key"}, one_key_value_count=True),
-    ),
-    GroupedFamily(
-        "olmo",
-        "OlmoConfig",
-        _LAYERS,
-        {
-            "AutoModel": ("OlmoModel",),
-            "AutoModelForCausalLM": ("OlmoForCausalLM",),
-            "AutoModelForSequenceClassification": ("OlmoForSequenceClassification",),
-        },
-    ),
-    GroupedFamily(
-        "olmo2",
-        "Olmo2Config",
-        _LAYERS,
-        {
-            "AutoModel": ("Olmo2Model",),
-            "AutoModelForCausalLM": ("Olmo2ForCausalLM",),
-            "AutoModelForSequenceClassification": ("Olmo2ForSequenceClassification",),
-        },
-    ),
-    GroupedFamily(
-        "gemma",
-        "GemmaConfig",
-        _LAYERS,
-        {
-            "AutoModel": ("GemmaModel",),
-            "AutoModelForCausalLM": ("GemmaForCausalLM",),
-            "AutoModelForSequenceClassification": ("GemmaForSequenceClassification",),
-            "AutoModelForTokenClassification": ("GemmaForTokenClassification",),
-        },
-    ),
-    GroupedFamily(
-        "starcoder2",
-        "Starcoder2Config",
-        _LAYERS,
-        {
-            "AutoModel": ("Starcoder2Model",),
-            "AutoModelForCausalLM": ("Starcoder2ForCausalLM",),
-            "AutoModelForSequenceClassification": ("Starcoder2ForSequenceClassification",),
-            "AutoModelForTokenClassification": ("Starcoder2ForTokenClassification",),
-        },
-    ),
-    GroupedFamily(
-        "gpt2",
-        "GPT2Config",
-        {"self": r"h\.(\d+)\.attn"},
-        {
-            "AutoModel": ("GPT2Model",),
-            "AutoModelForCausalLM": ("GPT2LMHeadModel",),
-            "AutoModelForPreTraining": ("GPT2LMHeadModel",),
-            "AutoModelForQuestionAnswering": ("GPT2ForQuestionAnswering",),
-            "AutoModelForSequenceClassification": ("GPT2ForSequenceClassification",),
-            "AutoModelForTokenClassification": ("GPT2ForTokenClassification",),
-        },
-        BlockFacts(sizes="split_size"),
-    ),
-    GroupedFamily(
-        "gpt_neox",
-        "GPTNeoXConfig",
-        {"self": r"layers\.(\d+)\.attention"},
-        {
-            "AutoModel": ("GPTNeoXModel",),
-            "AutoModelForCausalLM": ("GPTNeoXForCausalLM",),
-            "AutoModelForQuestionAnswering": ("GPTNeoXForQuestionAnswering",),
-            "AutoModelForSequenceClassification": ("GPTNeoXForSequenceClassification",),
-            "AutoModelForTokenClassification": ("GPTNeoXForTokenClassification",),
-        },
-    ),
-    GroupedFamily(
-        "opt",
-        "OPTConfig",
-        _LAYERS,
-        {
-            "AutoModel": ("OPTModel",),
-            "AutoModelForCausalLM": ("OPTForCausalLM",),
-            "AutoModelForQuestionAnswering": ("OPTForQuestionAnswering",),
-            "AutoModelForSequenceClassification": ("OPTForSequenceClassification",),
-        },
-    ),
-    GroupedFamily(
-        "bert",
-        "BertConfig",
-        _BERT,
-        {
-            "AutoModel": ("BertModel",),
-            "AutoModelForCausalLM": ("BertLMHeadModel",),
-            "AutoModelForMaskedLM": ("BertForMaskedLM",),
-            "AutoModelForMultipleChoice": ("BertForMultipleChoice",),
-            "AutoModelForNextSentencePrediction": ("BertForNextSentencePrediction",),
-            "AutoModelForPreTraining": ("BertForPreTraining",),
-            "AutoModelForQuestionAnswering": ("BertForQuestionAnswering",),
-            "AutoModelForSequenceClassification": ("BertForSequenceClassification",),
-            "AutoModelForTextEncoding": ("BertModel",),
-            "AutoModelForTokenClassification": ("BertForTokenClassification",),
-        },
-    ),
-    GroupedFamily(
-        "roberta",
-        "RobertaConfig",
-        _BERT,
-        {
-            "AutoModel": ("RobertaModel",),
-            "AutoModelForCausalLM": ("RobertaForCausalLM",),
-            "AutoModelForMaskedLM": ("RobertaForMaskedLM",),
-            "AutoModelForMultipleChoice": ("RobertaForMultipleChoice",),
-            "AutoModelForPreTraining": ("RobertaForMaskedLM",),
-            "AutoModelForQuestionAnswering": ("RobertaForQuestionAnswering",),
-            "AutoModelForSequenceClassification": ("RobertaForSequenceClassification",),
-            "AutoModelForTextEncoding": ("RobertaModel",),
-            "AutoModelForTokenClassification": ("RobertaForTokenClassification",),
-        },
-    ),
-    GroupedFamily(
-        "distilbert",
-        "DistilBertConfig",
-        {"self": r"layer\.(\d+)\.attention"},
-        {
-            "AutoModel": ("DistilBertModel",),
-            "AutoModelForMaskedLM": ("DistilBertForMaskedLM",),
-            "AutoModelForMultipleChoice": ("DistilBertForMultipleChoice",),
-            "AutoModelForPreTraining": ("DistilBertForMaskedLM",),
-            "AutoModelForQuestionAnswering": ("DistilBertForQuestionAnswering",),
-            "AutoModelForSequenceClassification": ("DistilBertForSequenceClassification",),
-            "AutoModelForTextEncoding": ("DistilBertModel",),
-            "AutoModelForTokenClassification": ("DistilBertForTokenClassification",),
-        },
-    ),
-    GroupedFamily(
-        "vit",
-        "ViTConfig",
-        {"self": r"layers\.(\d+)\.attention"},
-        {
-            "AutoModel": ("ViTModel",),
-            "AutoModelForImageClassification": ("ViTForImageClassification",),
-            "AutoModelForMaskedImageModeling": ("ViTForMaskedImageModeling",),
-        },
-    ),
-    GroupedFamily(
-        "deit",
-        "DeiTConfig",
-        {"self": r"layers\.(\d+)\.attention"},
-        {
-            "AutoModel": ("DeiTModel",),
-            "AutoModelForImageClassification": (
-                "DeiTForImageClassification",
-                "DeiTForImageClassificationWithTeacher",
-            ),
-            "AutoModelForMaskedImageModeling": ("DeiTForMaskedImageModeling",),
-        },
-    ),
-    GroupedFamily(
-        "dinov2",
-        "Dinov2Config",
-        {"self": r"layer\.(\d+)\.attention(?:\.attention)?"},
-        {
-            "AutoModel": ("Dinov2Model",),
-            "AutoModelForImageClassification": ("Dinov2ForImageClassification",),
-        },
-    ),
-    GroupedFamily(
-        "clip",
-        "CLIPConfig",
-        _TOWERS,
-        {
-            "AutoModel": ("CLIPModel",),
-            "AutoModelForImageClassification": ("CLIPForImageClassification",),
-            "AutoModelForZeroShotImageClassification": ("CLIPModel",),
-        },
-    ),
-    GroupedFamily(
-        "siglip",
-        "SiglipConfig",
-        _TOWERS,
-        {
-            "AutoModel": ("SiglipModel",),
-            "AutoModelForImageClassification": ("SiglipForImageClassification",),
-            "AutoModelForZeroShotImageClassification": ("SiglipModel",),
-        },
-    ),
-    GroupedFamily(
-        "t5",
-        "T5Config",
-        {
-            "encoder": r"encoder\.block\.(\d+)\.layer\.0\.SelfAttention",
-            "decoder": r"decoder\.block\.(\d+)\.layer\.0\.SelfAttention",
-            "cross": r"decoder\.block\.(\d+)\.layer\.1\.EncDecAttention",
-        },
-        {
-            "AutoModel": ("T5Model",),
-            "AutoModelForPreTraining": ("T5ForConditionalGeneration",),
-            "AutoModelForQuestionAnswering": ("T5ForQuestionAnswering",),
-            "AutoModelForSeq2SeqLM": ("T5ForConditionalGeneration",),
-            "AutoModelForSequenceClassification": ("T5ForSequenceClassification",),
-            "AutoModelForTextEncoding": ("T5EncoderModel",),
-            "AutoModelForTokenClassification": ("T5ForTokenClassification",),
-        },
-    ),
-    GroupedFamily(
-        "bart",
-        "BartConfig",
-        _ENCODER_DECODER,
-        {
-            "AutoModel": ("BartModel",),
-            "AutoModelForCausalLM": ("BartForCausalLM",),
-            "AutoModelForMaskedLM": ("BartForConditionalGeneration",),
-            "AutoModelForPreTraining": ("BartForConditionalGeneration",),
-            "AutoModelForQuestionAnswering": ("BartForQuestionAnswering",),
-            "AutoModelForSeq2SeqLM": ("BartForConditionalGeneration",),
-            "AutoModelForSequenceClassification": ("BartForSequenceClassification",),
-        },
-    ),
-    GroupedFamily(
-        "whisper",
-        "WhisperConfig",
-        _ENCODER_DECODER,
-        {
-            "AutoModel": ("WhisperModel",),
-            "AutoModelForAudioClassification": ("WhisperForAudioClassification",),
-            "AutoModelForCausalLM": ("WhisperForCausalLM",),
-            "AutoModelForSpeechSeq2Seq": ("WhisperForConditionalGeneration",),
-        },
-        BlockFacts({"num_heads": "key"}, one_key_value_count=True),
-    ),
-)
 
-GROUPED_FAMILIES = {family.model_type: family for family in _FAMILIES}
+def grouped_family(family: Family) -> GroupedFamily:
+    """Derive from a family's record what its grouped models are built from."""
+    return GroupedFamily(
+        family.model_type,
+        family.config_class,
+        {attention.kind: _block_pattern(attention, family) for attention in family.attention},
+        family.auto_classes,
+        _FACTS.get(family.model_type, BlockFacts()),
+    )
+
+
+def _block_pattern(attention: Attention, family: Family) -> str:
+    """The module that holds a block's projections; from its list of layers on where no other is like it."""
+    if attention.modules is not None:
+        return attention.modules
+    module = attention.projections[0].name.rpartition(".")[0]
+    before, _, inside = module.partition("{layer}")
+    if len(family.attention) == 1:
+        before = before.removesuffix(".").rpartition(".")[2] + "."
+    return rf"{re.escape(before)}(\d+){re.escape(inside)}"
+
+
+GROUPED_FAMILIES = {name: grouped_family(family) for name, family in FAMILIES.items()}
+
+
+def stock_name(name: str) -> str:
+    """Name of the stock class of a grouped class; a stock class's name as it is."""
+    return name.removeprefix(grouped_name(""))
+
+
+def stock_type(model_type: str) -> str:
+    """Stock model type of a grouped one; a stock one as it is."""
+    return model_type.removeprefix(MODEL_TYPE_PREFIX)
+
+
+def grouped_type(model_type: str) -> str:
+    """Grouped model type of a stock one."""
+    return f"{MODEL_TYPE_PREFIX}{model_type}"
+
+
+def find_family(model_type: str, where: object) -> Family:
+    """The record of a model type, stock or grouped.
+
+    Args:
+        model_type: As a configuration names it.
+        where: Folder or class that has it, for the message.
+
+    Raises:
+        FamilyError: There is none.
+    """
+    family = FAMILIES.get(stock_type(model_type))
+    if family is None:
+        raise FamilyError(
+            f"{where}: no family table for model_type {model_type!r}; known are {', '.join(sorted(FAMILIES))}"
+        )
+    return family

@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from gqkva_convert.modeling.families import find_family
+
 _MAIN_OUTPUTS = (
     "logits",
     "logits_per_text",
@@ -40,12 +42,10 @@ def load_model(
     """
     import transformers
 
-    from gqkva_convert.modeling import classes
+    from gqkva_convert.modeling.classes import class_named
 
     config = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=False)
-    name = (config.architectures or [fallback])[0]
-    home = classes if name.startswith("Gqkva") else transformers
-    loader = getattr(home, name, None) or getattr(transformers, fallback)
+    loader = class_named((config.architectures or [fallback])[0], fallback)
     model, info = loader.from_pretrained(
         folder,
         dtype=dtype,
@@ -57,6 +57,23 @@ def load_model(
         if info[kind]:
             raise ValueError(f"{kind.replace('_', ' ')}: {', '.join(map(str, sorted(info[kind])[:3]))}")
     return model.eval()
+
+
+def text_positions(config: Any) -> int | None:
+    """Tokens of the longest text that a model reads; None where its table of positions has no end.
+
+    Args:
+        config: The model's configuration.
+
+    Raises:
+        FamilyError: The model has no record.
+    """
+    text = getattr(config, "text_config", config)
+    for name in ("max_position_embeddings", "max_target_positions"):
+        limit = getattr(text, name, None)
+        if isinstance(limit, int):
+            return limit - find_family(config.model_type, type(config).__name__).first_position
+    return None
 
 
 def example_inputs(model: Any, seed: int = 0) -> dict[str, Any]:
@@ -76,8 +93,7 @@ def example_inputs(model: Any, seed: int = 0) -> dict[str, Any]:
     generator = torch.Generator().manual_seed(seed)
     inputs: dict[str, Any] = {}
     if hasattr(text, "vocab_size"):
-        names = ("max_position_embeddings", "max_target_positions")  # RoBERTa counts from 2
-        length = min(32, *(getattr(text, name, 34) - 2 for name in names))
+        length = min(32, text_positions(config) or 32)
         tokens = torch.randint(text.vocab_size, (1, length), generator=generator)
         inputs["input_ids"] = tokens[:, None] if "MultipleChoice" in name else tokens
         if config.is_encoder_decoder and "SequenceClassification" in name:

@@ -27,16 +27,16 @@ def register_when_loaded() -> None:
 def _register(tables: ModuleType) -> None:
     """Put the grouped families into transformers' table of configurations, each class made when asked for.
 
-    `AutoConfig.register` would need the classes themselves, and so 25 stock configurations and seconds of
+    `AutoConfig.register` would need the classes themselves, and so every stock configuration and seconds of
     imports, in the middle of transformers' own.
     """
-    from gqkva_convert.modeling.families import GROUPED_FAMILIES, MODEL_TYPE_PREFIX
+    from gqkva_convert.modeling.families import GROUPED_FAMILIES, grouped_type
 
     mapping: Any = tables.CONFIG_MAPPING
     if not isinstance(mapping._extra_content, _LazyClasses):
         mapping._extra_content = _LazyClasses(mapping._extra_content)
     for family in GROUPED_FAMILIES.values():
-        mapping._extra_content.setdefault(f"{MODEL_TYPE_PREFIX}{family.model_type}", family)
+        mapping._extra_content.setdefault(grouped_type(family.model_type), family)
 
 
 class _LazyClasses(dict[str, Any]):

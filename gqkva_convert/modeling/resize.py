@@ -21,6 +21,7 @@ _PROJECTIONS = {
 }
 _FUSED = ("c_attn", "query_key_value", "qkv_proj")
 _NORMS = {"query": ("q_norm", "q_layernorm"), "key": ("k_norm", "k_layernorm")}
+_OUTPUTS = ("o_proj", "out_proj", "out_lin", "dense", "c_proj", "o")
 
 
 def find_block(name: str, module: Any, patterns: dict[str, str]) -> tuple[str, int] | None:
@@ -44,6 +45,16 @@ def is_fused(block: Any) -> bool:
 def find_projection(block: Any, role: str) -> str:
     """Name of the attribute of a block that holds a role's projection."""
     return next(name for name in (*_FUSED, *_PROJECTIONS[role]) if hasattr(block, name))
+
+
+def find_output(block: Any) -> str | None:
+    """Name of the attribute of a block that holds its output projection; None where its parent holds it."""
+    return next((name for name in _OUTPUTS if isinstance(getattr(block, name, None), nn.Module)), None)
+
+
+def norm_names(role: str) -> tuple[str, ...]:
+    """Names that the norm on queries or on keys has in the families' blocks."""
+    return _NORMS[role]
 
 
 def resize_block(block: Any, layout: HeadLayout, facts: BlockFacts, block_class: type | None) -> None:

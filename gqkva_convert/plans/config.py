@@ -14,14 +14,16 @@ from gqkva_convert.heads import HeadLayout, Place
 from gqkva_convert.modeling.bundle import modeling_text
 from gqkva_convert.modeling.families import (
     GROUPED_FAMILIES,
-    MODEL_TYPE_PREFIX,
     auto_map,
     grouped_name,
+    grouped_type,
     modeling_module,
+    stock_name,
+    stock_type,
 )
 from gqkva_convert.modeling.layouts import LAYOUTS, layouts_to_config
-from gqkva_convert.plans.companions import name_classes
 from gqkva_convert.plans.plan import Plan
+from gqkva_convert.plans.tokenizer_classes import name_classes
 from gqkva_convert.source.deci import DECI, deci_config, is_deci, mistral_config
 from gqkva_convert.source.model import SourceModel, config_number
 
@@ -34,7 +36,7 @@ def write_config(model: SourceModel, plan: Plan, config: dict[str, Any], folder:
     if plan.architecture != DECI and not plan.is_native(model.family):
         family = GROUPED_FAMILIES[plan.architecture or model.family.model_type]
         (folder / f"{modeling_module(family)}.py").write_text(modeling_text(family))
-        name_classes(folder, family.model_type)
+        name_classes(folder, FAMILIES[family.model_type].input_classes)
 
 
 def converted_config(model: SourceModel, plan: Plan) -> dict[str, Any]:
@@ -97,7 +99,7 @@ def _set(config: dict[str, Any], key: Key, number: int) -> None:
 def _for_stock(config: dict[str, Any], family: Family) -> dict[str, Any]:
     config.pop("auto_map", None)  # names code that is not carried along
     config.pop(LAYOUTS, None)
-    old = config["model_type"].removeprefix(MODEL_TYPE_PREFIX)
+    old = stock_type(config["model_type"])
     config["model_type"] = family.model_type
     if config.get("architectures"):
         config["architectures"] = _stock_names(config)
@@ -120,7 +122,7 @@ def _for_grouped(config: dict[str, Any], family: Family, layouts: Layouts) -> di
                 f"config.json names the class {name!r}, which has no grouped form; "
                 f"{family.model_type} has {', '.join(sorted(known))}"
             )
-    config["model_type"] = f"{MODEL_TYPE_PREFIX}{family.model_type}"
+    config["model_type"] = grouped_type(family.model_type)
     config["architectures"] = [grouped_name(name) for name in names]
     config["auto_map"] = auto_map(grouped, config["architectures"])
     config[LAYOUTS] = layouts_to_config(layouts)
@@ -128,4 +130,4 @@ def _for_grouped(config: dict[str, Any], family: Family, layouts: Layouts) -> di
 
 
 def _stock_names(config: dict[str, Any]) -> list[str]:
-    return [name.removeprefix(grouped_name("")) for name in config.get("architectures") or ()]
+    return [stock_name(name) for name in config.get("architectures") or ()]

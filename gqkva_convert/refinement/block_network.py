@@ -15,13 +15,12 @@ from torch import Tensor, nn
 
 from gqkva_convert.errors import NotExpressibleError
 from gqkva_convert.heads import ROLES
-from gqkva_convert.modeling.resize import find_projection, is_fused
+from gqkva_convert.modeling.resize import find_output, find_projection, is_fused, norm_names
 from gqkva_convert.plans.plan import BlockPlan
 from gqkva_convert.refinement.observed import watch
 from gqkva_convert.source.stored_block import StoredBlock, StoredProjection
 from gqkva_convert.transforms.blocks import Heads
 
-_OUTPUTS = ("o_proj", "out_proj", "out_lin", "dense", "c_proj", "o")
 # A stored head of the conversion by role and number, as `blocks.Heads`.
 TensorHeads = dict[tuple[str, int], Tensor]
 
@@ -119,8 +118,7 @@ class BlockNetwork:
 
     def _merged_gains(self, role: str, span: str, head_dim: int) -> dict[str, Tensor]:
         """Gains of a norm that holds one for each head, each replaced by its group's mean."""
-        pattern = ("q_norm", "q_layernorm") if role == "query" else ("k_norm", "k_layernorm")
-        names = [name for name in self.state if name.startswith(pattern)]
+        names = [name for name in self.state if name.startswith(norm_names(role))]
         groups = self.plan.groups(role)
         if span == "all_heads":
             return {
@@ -162,10 +160,10 @@ def _standalone(block: nn.Module, device: torch.device) -> tuple[nn.Module, dict
                     device, torch.float32, copy=True
                 )
     module = remove_hook_from_module(copy.deepcopy(block), recurse=True)
-    for name in _OUTPUTS:
-        if isinstance(getattr(module, name, None), nn.Module):
-            setattr(module, name, nn.Identity())
-            state = {key: value for key, value in state.items() if not key.startswith(f"{name}.")}
+    output = find_output(module)
+    if output is not None:
+        setattr(module, output, nn.Identity())
+        state = {key: value for key, value in state.items() if not key.startswith(f"{output}.")}
     watch(module)
     module.to_empty(device=device) if any(p.is_meta for p in module.parameters()) else module.to(device)
     return module.eval().requires_grad_(False), state

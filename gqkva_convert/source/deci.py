@@ -14,6 +14,8 @@ from typing import Any
 
 from gqkva_convert.errors import FamilyError, NotExpressibleError
 from gqkva_convert.heads import HeadLayout, Place
+from gqkva_convert.modeling.families import stock_name
+from gqkva_convert.source.rope import rope_settings
 
 DECI = "deci"
 PER_LAYER = "num_key_value_heads_per_layer"
@@ -42,7 +44,7 @@ def require_deci_form(config: dict[str, Any], model_type: str) -> None:
     """
     if model_type not in ("llama", MISTRAL):
         raise _refused(f"it has the parts of a Llama, and those of a {model_type} differ")
-    names = [name.removeprefix("Gqkva") for name in config.get("architectures") or ()]
+    names = [stock_name(name) for name in config.get("architectures") or ()]
     if names and names != [f"{model_type.capitalize()}ForCausalLM"] and names != [_CLASS]:
         raise _refused(f"it is a language model, this is a {names[0]}")
     window = config.get("sliding_window", 4096)  # transformers' default for Mistral
@@ -52,10 +54,11 @@ def require_deci_form(config: dict[str, Any], model_type: str) -> None:
         raise _refused(f"its hidden_act is silu, this one's {config['hidden_act']}")
     if config.get("attention_bias") or config.get("mlp_bias"):
         raise _refused("its projections have no biases")
-    turned = _rope(config).get("partial_rotary_factor") or config.get("partial_rotary_factor") or 1.0
+    rope = rope_settings(config)
+    turned = rope.get("partial_rotary_factor") or config.get("partial_rotary_factor") or 1.0
     if turned != 1.0:
         raise _refused(f"its heads turn whole, this one's by partial_rotary_factor {turned}")
-    kind = _rope_type(config)
+    kind = rope["rope_type"]
     if kind not in _ROPE_TYPES:
         raise _refused(
             f"llama.cpp converts rotary positions of it that are {', '.join(_ROPE_TYPES)}, not {kind}"
@@ -64,15 +67,6 @@ def require_deci_form(config: dict[str, Any], model_type: str) -> None:
 
 def _refused(reason: str) -> NotExpressibleError:
     return NotExpressibleError(f"DeciLM cannot hold this model: {reason}; export without --architecture")
-
-
-def _rope(config: dict[str, Any]) -> dict[str, Any]:
-    return dict(config.get("rope_parameters") or config.get("rope_scaling") or {})
-
-
-def _rope_type(config: dict[str, Any]) -> str:
-    rope = _rope(config)
-    return str(rope.get("rope_type") or rope.get("type") or "default")
 
 
 def deci_config(config: dict[str, Any], layouts: Mapping[Place, HeadLayout]) -> dict[str, Any]:
@@ -91,9 +85,9 @@ def deci_config(config: dict[str, Any], layouts: Mapping[Place, HeadLayout]) -> 
     config.update(head_dim=first.head_dim, num_key_value_heads=max(counts))
     config[PER_LAYER] = counts
     # Readers of this form are older than ``rope_parameters``.
-    rope, kind = _rope(config), _rope_type(config)
-    config["rope_theta"] = rope.pop("rope_theta", None) or config.get("rope_theta", 10000.0)
-    config["rope_scaling"] = None if kind == "default" else {**rope, "rope_type": kind, "type": kind}
+    rope = rope_settings(config)
+    config["rope_theta"], kind = rope.pop("rope_theta"), rope["rope_type"]
+    config["rope_scaling"] = None if kind == "default" else {**rope, "type": kind}
     return config
 
 

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+import re
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from gqkva_convert.architectures import FAMILIES, Attention, Bias, Family, HeadNorm, Key, Projection, Quotient
+from gqkva_convert.architectures import Attention, Bias, Family, HeadNorm, Key, Projection, Quotient
 from gqkva_convert.checkpoint.dtypes import FLOATS
 from gqkva_convert.checkpoint.folder import Checkpoint, open_checkpoint
 from gqkva_convert.checkpoint.header import StoredTensor
 from gqkva_convert.errors import FamilyError, LayoutError, WeightError
 from gqkva_convert.heads import HeadLayout, Place, place_name
-from gqkva_convert.modeling.families import MODEL_TYPE_PREFIX, grouped_name
+from gqkva_convert.modeling.families import (
+    find_family,
+    stock_name,
+)
 from gqkva_convert.modeling.layouts import LAYOUTS, layouts_from_config
 from gqkva_convert.source.config_keys import check_config, is_grouped
 from gqkva_convert.source.deci import MISTRAL, deci_layouts, is_deci
@@ -59,6 +63,12 @@ class SourceModel:
     @property
     def config(self) -> dict[str, Any]:
         return self.checkpoint.config
+
+    def find_layer(self, name: str) -> re.Match[str] | None:
+        """Match the layer's number, group 1, in the name of a tensor that belongs to a layer."""
+        templates = (p.name for block in self.family.attention for p in block.projections)
+        lists = {re.escape(template.partition("{layer}")[0]) for template in templates}
+        return re.match(rf"{re.escape(self.prefix)}(?:{'|'.join(sorted(lists))})(\d+)\.", name)
 
 
 def open_model(folder: Path) -> SourceModel:
@@ -136,27 +146,18 @@ def _named_layouts(config: dict[str, Any], family: Family) -> dict[Place, HeadLa
 
 
 def family_of(config: dict[str, Any], folder: Path) -> Family:
-    """The family table for a configuration."""
-    model_type = MISTRAL if is_deci(config) else config["model_type"].removeprefix(MODEL_TYPE_PREFIX)
-    family = FAMILIES.get(model_type)
-    if family is None:
-        known = ", ".join(sorted(FAMILIES))
-        raise FamilyError(
-            f"{folder}: no family table for model_type {config['model_type']!r}; known are {known}"
-        )
-    return family
+    """The record of a configuration's family; a DeciLM is described by Mistral's.
+
+    Raises:
+        FamilyError: There is none.
+    """
+    return find_family(MISTRAL if is_deci(config) else str(config.get("model_type")), folder)
 
 
 def stored_part(family: Family, config: dict[str, Any]) -> Family:
-    """A family without the kinds of attention that the configuration's class does not store.
-
-    T5's encoder alone and CLIP's image classifier keep the configuration of the whole model.
-    """
-    named = [name.removeprefix(grouped_name("")) for name in config.get("architectures") or ()]
-    kinds = family.parts.get(named[0]) if named else None
-    if kinds is None:
-        return family
-    return replace(family, attention=tuple(block for block in family.attention if block.kind in kinds))
+    """A family without the kinds of attention that the configuration's class does not store."""
+    named = config.get("architectures")
+    return family.part(stock_name(named[0])) if named else family
 
 
 def config_number(config: dict[str, Any], key: Key | Quotient) -> int:

@@ -10,8 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gqkva_convert.errors import FamilyError
-from gqkva_convert.modeling.families import MODEL_TYPE_PREFIX
+from gqkva_convert.modeling.families import stock_type
 from gqkva_convert.source.model import Block, SourceModel
+from gqkva_convert.source.rope import rope_settings
 from gqkva_convert.transforms.turning import Turning, make_turning, still
 
 # Longer contexts are averaged over as if they ended here: distant pairs are most of them and matter least.
@@ -21,8 +22,7 @@ MAX_CONTEXT = 8192
 def rotary_fraction(model: SourceModel, default: float) -> float:
     """Share of ``head_dim`` that turns, as the configuration or the family says."""
     config = model.config
-    parameters = config.get("rope_parameters")
-    nested = parameters.get("partial_rotary_factor") if isinstance(parameters, dict) else None
+    nested = rope_settings(config).get("partial_rotary_factor")
     for value in (nested, config.get("partial_rotary_factor"), config.get("rotary_pct")):
         if isinstance(value, (int, float)):
             return float(value)
@@ -93,22 +93,11 @@ def rotary_frequencies(config: dict[str, Any], planes: int) -> tuple[float, ...]
     Raises:
         FamilyError: The kind is not one of transformers'.
     """
-    nested = config.get("rope_parameters") or config.get("rope_scaling") or {}
-    kind = nested.get("rope_type", nested.get("type", "default")) if isinstance(nested, dict) else "default"
-    if kind == "default":
-        base = next(
-            value
-            for value in (
-                nested.get("rope_theta"),
-                config.get("rope_theta"),
-                config.get("rotary_emb_base"),
-                10000.0,
-            )
-            if isinstance(value, (int, float))
-        )
+    settings = rope_settings(config)
+    if settings["rope_type"] == "default":
         powers: NDArray[np.float64] = np.arange(planes) / planes
-        return tuple(float(base) ** -powers)
-    return _scaled_frequencies(config, str(kind), planes)
+        return tuple(settings["rope_theta"] ** -powers)
+    return _scaled_frequencies(config, settings["rope_type"], planes)
 
 
 def _scaled_frequencies(config: dict[str, Any], kind: str, planes: int) -> tuple[float, ...]:
@@ -119,7 +108,7 @@ def _scaled_frequencies(config: dict[str, Any], kind: str, planes: int) -> tuple
     if kind not in ROPE_INIT_FUNCTIONS:
         raise FamilyError(f"config.json: rotary positions of the kind {kind!r} are not known to transformers")
     stock = {name: value for name, value in config.items() if name not in ("model_type", "auto_map")}
-    settings = AutoConfig.for_model(config["model_type"].removeprefix(MODEL_TYPE_PREFIX), **stock)
+    settings = AutoConfig.for_model(stock_type(config["model_type"]), **stock)
     found, _ = ROPE_INIT_FUNCTIONS[kind](settings, device="cpu")
     if len(found) != planes:
         raise FamilyError(

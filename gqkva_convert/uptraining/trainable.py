@@ -8,14 +8,13 @@ from torch import nn
 
 from gqkva_convert.calibration.network import attention_blocks
 from gqkva_convert.errors import TrainingError
-from gqkva_convert.modeling.resize import find_projection
+from gqkva_convert.modeling.resize import find_output, find_projection
 from gqkva_convert.uptraining.settings import TrainingSettings
 
 # Rates are set for this width and fall as width grows (Yang et al., 2022, arXiv 2203.03466, table 3).
 _WIDTH = 256
 _RATES = {"all": 5e-4, "attention": 5e-4, "kv": 1e-3, "lora": 2e-3}
 _FRESH_RATE = 3e-3
-_OUTPUTS = ("o_proj", "out_proj", "out_lin", "c_proj", "dense", "o")
 
 
 def learning_rate(settings: TrainingSettings, model: Any, *, is_fresh: bool) -> float:
@@ -118,9 +117,8 @@ def _projections(block: Any, roles: tuple[str, ...]) -> list[nn.Module]:
 
 def _output(block: Any) -> list[nn.Module]:
     """The output projection, where the block itself holds it."""
-    return [getattr(block, name) for name in _OUTPUTS if isinstance(getattr(block, name, None), nn.Module)][
-        :1
-    ]
+    name = find_output(block)
+    return [] if name is None else [getattr(block, name)]
 
 
 def parameter_groups(

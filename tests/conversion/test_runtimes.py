@@ -21,6 +21,7 @@ from grouped_pairs import write_pair
 
 import gqkva_convert
 from gqkva_convert import export
+from gqkva_convert.architectures import FAMILIES
 from gqkva_convert.modeling.loading import load_model
 
 pytestmark = pytest.mark.slow
@@ -48,6 +49,12 @@ def tokens_and_logits(exported: Path) -> tuple[torch.Tensor, torch.Tensor]:
     with torch.inference_mode():
         logits = load_model(exported.parent / "grouped", "")(tokens).logits
     return tokens, logits
+
+
+def test_the_types_are_those_that_the_records_state(exported: Path) -> None:
+    """Documentation and model cards name these runtimes for models of these types."""
+    model_type = json.loads((exported / "config.json").read_text())["model_type"]
+    assert FAMILIES[model_type].compared_in == ("CTranslate2", "ONNX Runtime", "vLLM")
 
 
 def test_ctranslate2(exported: Path, tmp_path: Path) -> None:

@@ -67,6 +67,8 @@ def test_the_file_needs_torch_and_transformers_only(family: object) -> None:
     [
         # All families, with torch and transformers alone: .ci/load_without_us.py.
         pytest.param("bert", "GQKVA", "AutoModelForMaskedLM", marks=pytest.mark.slow),
+        # A model type that is no Python name.
+        pytest.param("xlm-roberta", "GQKVA", "AutoModelForMaskedLM", marks=pytest.mark.slow),
         pytest.param("gpt_neox", "unequal", "AutoModelForCausalLM", marks=pytest.mark.slow),
         pytest.param("llama", "GQKVA", "AutoModelForSequenceClassification", marks=pytest.mark.slow),
         pytest.param("opt", "MQA", "AutoModelForCausalLM", marks=pytest.mark.slow),

@@ -6,7 +6,8 @@ from __future__ import annotations
 ORDER = (
     ("_version", "errors", "pictures", "progress"),
     ("heads",),
-    ("architectures", "transforms", "checkpoint", "modeling"),
+    ("architectures", "transforms", "checkpoint"),
+    ("modeling",),
     ("data", "records"),
     ("calibration", "grouping"),
     ("source",),

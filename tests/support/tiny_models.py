@@ -81,6 +81,9 @@ CONFIGS: dict[str, dict[str, Any]] = {
     },
     "bert": _ENCODER,
     "roberta": _ENCODER,
+    "xlm-roberta": _ENCODER,
+    "camembert": _ENCODER,
+    "electra": _ENCODER | {"embedding_size": 22},
     "distilbert": {
         "vocab_size": 37,
         "dim": 30,

@@ -9,8 +9,7 @@ import torch
 from torch import Tensor
 
 from gqkva_convert.evaluation.speed.caches import cache_tensors, make_cache, rewind
-from gqkva_convert.modeling.families import MODEL_TYPE_PREFIX
-from gqkva_convert.modeling.loading import example_inputs
+from gqkva_convert.modeling.loading import example_inputs, text_positions
 
 DECODER, ENCODER_DECODER, FORWARD = "decoder", "encoder-decoder", "forward"
 
@@ -24,14 +23,8 @@ def kind_of(model: Any) -> str:
 
 def positions_of(model: Any) -> int | None:
     """Positions a model reads; None where its table has no end."""
-    config = getattr(model.config, "text_config", model.config)
-    for name in ("max_source_positions", "max_position_embeddings"):
-        limit = getattr(config, name, None)
-        if isinstance(limit, int):
-            # RoBERTa counts from 2.
-            is_roberta = config.model_type.removeprefix(MODEL_TYPE_PREFIX) == "roberta"
-            return limit - 2 if is_roberta else limit
-    return None
+    limit = getattr(model.config, "max_source_positions", None)
+    return limit if isinstance(limit, int) else text_positions(model.config)
 
 
 def fixed_positions(model: Any) -> int | None:

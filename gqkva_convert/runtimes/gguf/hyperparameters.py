@@ -6,14 +6,13 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
+from gqkva_convert.architectures.gguf import RuntimeFamily
 from gqkva_convert.errors import FamilyError, NotExpressibleError
 from gqkva_convert.plans.plan import Plan
-from gqkva_convert.runtimes.gguf.families import RuntimeFamily
 from gqkva_convert.source.model import SourceModel
+from gqkva_convert.source.rope import positive_number, rope_settings
 from gqkva_convert.source.rotary import rotary_features, rotary_fraction
 
-# Beyond it a number does not fit GGUF's float32.
-_LARGEST = 3e38
 # Parts of a kind of rotary positions that are written down; another one would be lost.
 _YARN_KEYS = {
     "rope_theta",
@@ -53,13 +52,7 @@ def number(config: dict[str, Any], key: str) -> float:
     Raises:
         FamilyError: It is missing or something else.
     """
-    return _positive(config.get(key), key)
-
-
-def _positive(value: object, key: str) -> float:
-    if not isinstance(value, (int, float)) or isinstance(value, bool) or not 0 < value < _LARGEST:
-        raise FamilyError(f"config.json: {key} must be a number above 0, found {value!r}")
-    return float(value)
+    return positive_number(config.get(key), key)
 
 
 def read_rope(model: SourceModel, family: RuntimeFamily, config: dict[str, Any]) -> Rope:
@@ -68,16 +61,13 @@ def read_rope(model: SourceModel, family: RuntimeFamily, config: dict[str, Any])
     Raises:
         NotExpressibleError: llama.cpp has no such kind for the architecture.
     """
-    settings = config.get("rope_parameters") or config.get("rope_scaling") or {}
-    if not isinstance(settings, dict):
-        raise FamilyError(f"config.json: rope_parameters must be a JSON object, found {settings!r}")
-    kind = str(settings.get("rope_type") or settings.get("type") or "default")
+    settings = rope_settings(config)
+    kind = settings["rope_type"]
     if kind not in family.rope_types:
         raise NotExpressibleError(
             f"config.json: rotary positions of the kind {kind!r} are not written for llama.cpp's "
             f"{family.architecture}; those that are: {', '.join(family.rope_types)}"
         )
-    theta = settings.get("rope_theta") or config.get("rope_theta") or 10000.0
     rotary = model.blocks[0].attention.rotary
     fraction = rotary_fraction(model, rotary.fraction if rotary else 1.0)
     if not 0 < fraction <= 1:
@@ -85,9 +75,9 @@ def read_rope(model: SourceModel, family: RuntimeFamily, config: dict[str, Any])
             f"config.json: partial_rotary_factor must be above 0 and at most 1, found {fraction}"
         )
     dimensions = 2 * len(rotary_features(model, model.blocks[0])[0])
-    rope = Rope(_positive(theta, "rope_theta"), dimensions, kind, settings)
+    rope = Rope(float(settings["rope_theta"]), dimensions, kind, settings)
     if kind in ("linear", "yarn", "llama3"):
-        _positive(settings.get("factor"), f"factor of {kind} rotary positions")
+        positive_number(settings.get("factor"), f"factor of {kind} rotary positions")
     if kind == "yarn":
         lost = {key for key in settings.keys() - _YARN_KEYS if settings[key] is not None}
         if lost - ({"truncate"} if settings.get("truncate") is True else set()):
@@ -98,9 +88,12 @@ def read_rope(model: SourceModel, family: RuntimeFamily, config: dict[str, Any])
 
 
 def _llama3(rope: Rope) -> tuple[float, ...]:
-    """By what Llama 3.1 divides each plane's frequency, as transformers computes it."""
+    """By what Llama 3.1 divides each plane's frequency, as transformers computes it.
+
+    Written out, because transformers computes in float32 and its last bits would end up in the file.
+    """
     names = ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings")
-    factor, low, high, old = (_positive(rope.settings.get(name), f"{name} of llama3") for name in names)
+    factor, low, high, old = (positive_number(rope.settings.get(name), f"{name} of llama3") for name in names)
     found = []
     for plane in range(rope.dimensions // 2):
         wavelength = 2 * math.pi * rope.theta ** (2 * plane / rope.dimensions)
@@ -124,7 +117,7 @@ def context_length(family: RuntimeFamily, config: dict[str, Any]) -> tuple[int, 
     window = config.get("sliding_window", family.default_window)
     if family.windows == "never" or (family.windows == "asked" and not config.get("use_sliding_window")):
         window = None
-    if not window or _positive(window, "sliding_window") >= positions:
+    if not window or positive_number(window, "sliding_window") >= positions:
         return positions, None
     return int(window), int(window)
 
@@ -188,15 +181,15 @@ def _add_rope(writer: Any, config: dict[str, Any], rope: Rope) -> None:
     if rope.kind == "linear":
         return
     old = settings.get("original_max_position_embeddings") or config["max_position_embeddings"]
-    writer.add_rope_scaling_orig_ctx_len(int(_positive(old, "original_max_position_embeddings")))
+    writer.add_rope_scaling_orig_ctx_len(int(positive_number(old, "original_max_position_embeddings")))
     if settings.get("attention_factor") is not None:
         # llama.cpp multiplies by its own factor, which is also transformers' default.
         own = 0.1 * math.log(factor) + 1.0
-        attention = _positive(settings["attention_factor"], "attention_factor")
+        attention = positive_number(settings["attention_factor"], "attention_factor")
         writer.add_rope_scaling_attn_factors(attention / own)
     for key, add in (
         ("beta_fast", writer.add_rope_scaling_yarn_beta_fast),
         ("beta_slow", writer.add_rope_scaling_yarn_beta_slow),
     ):
         if settings.get(key) is not None:
-            add(_positive(settings[key], key))
+            add(positive_number(settings[key], key))

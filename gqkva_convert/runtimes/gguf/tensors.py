@@ -10,13 +10,14 @@ from typing import Any
 
 import numpy as np
 
+from gqkva_convert.architectures import NEVER, Attention
+from gqkva_convert.architectures.gguf import RuntimeFamily, Shape
 from gqkva_convert.checkpoint.dtypes import FLOATS
 from gqkva_convert.checkpoint.reader import Bytes, TensorReader
 from gqkva_convert.errors import FamilyError, NotExpressibleError, WeightError
 from gqkva_convert.plans.plan import Plan
-from gqkva_convert.runtimes.gguf.families import RuntimeFamily, Shape
 from gqkva_convert.runtimes.gguf.package import load_gguf
-from gqkva_convert.source.model import SourceModel, config_number
+from gqkva_convert.source.model import SourceModel, active_norms, config_number, family_of, has_bias
 from gqkva_convert.steps.compute import step_bytes
 from gqkva_convert.steps.merged_blocks import MergedBlocks
 from gqkva_convert.steps.step import Step, Steps
@@ -29,6 +30,14 @@ _KEPT = {"F32": "F32", "F16": "F16", "BF16": "BF16", "F64": "F32"}
 
 # Source bytes of the rows that are handled at once.
 BLOCK_BYTES = 4 << 20
+# Tensors of the attention projections by the roles that each holds.
+_PROJECTIONS = {
+    ("query",): "attn_q",
+    ("key",): "attn_k",
+    ("value",): "attn_v",
+    ("output",): "attn_output",
+    ("query", "key", "value"): "attn_qkv",
+}
 # Norms that a family keeps a tensor a head of.
 _OF_A_HEAD = re.compile(r"\.norms\.(\d+)(?=\.)")
 
@@ -105,7 +114,8 @@ def make_tensors(
         FamilyError: One that it expects is missing, or has another shape.
     """
     gguf = load_gguf()
-    layers = config_number(config, model.family.attention[0].num_layers)
+    attention = family_of(config, model.checkpoint.folder).attention[0]
+    layers = config_number(config, attention.num_layers)
     architecture = next(a for a, name in gguf.MODEL_ARCH_NAMES.items() if name == family.architecture)
     names = gguf.get_tensor_name_map(architecture, layers)
     made: dict[str, list[Step]] = {}
@@ -132,8 +142,10 @@ def make_tensors(
             made["output.weight"] = made.get("token_embd.weight", [])
     for parts in made.values():
         parts.sort(key=_head_number)  # a source's head may have become several, which follow each other there
-    tensors = tuple(_tensor(name, tuple(parts), family, plan, dtype) for name, parts in made.items())
-    _check_expected(tensors, family, config, plan)
+    tensors = tuple(
+        _tensor(name, tuple(parts), family, attention, plan, dtype) for name, parts in made.items()
+    )
+    _check_expected(tensors, family, attention, config, plan)
     return tensors
 
 
@@ -152,7 +164,12 @@ def _is_tied(config: dict[str, Any], family: RuntimeFamily) -> bool:
 
 
 def _tensor(
-    name: str, steps: tuple[Step, ...], family: RuntimeFamily, plan: Plan, dtype: str | None
+    name: str,
+    steps: tuple[Step, ...],
+    family: RuntimeFamily,
+    attention: Attention,
+    plan: Plan,
+    dtype: str | None,
 ) -> RuntimeTensor:
     first = steps[0].shape
     shape = first if len(steps) == 1 else (len(steps), *first)
@@ -165,12 +182,29 @@ def _tensor(
         kind = _KEPT[steps[0].dtype] if dtype is None else DTYPES[dtype]
         if kind == "Q8_0" and shape[-1] % 32:
             kind = "F16"  # blocks of 32 do not fill its rows
-    offset = family.gain_offset if is_norm and name.endswith(".weight") else 0.0
+    offset = attention.gain_offset if is_norm and name.endswith(".weight") else 0.0
     return RuntimeTensor(name, shape, kind, steps, turned, offset)
 
 
+def _biased(family: RuntimeFamily, attention: Attention, config: dict[str, Any]) -> set[str]:
+    """Tensors that have a bias in llama.cpp."""
+    on = {
+        name
+        for biases in family.biases
+        if biases.key is None or bool(config.get(biases.key, biases.default))
+        for name in biases.tensors
+    }
+    for projection in attention.projections:
+        can_have = projection.bias != NEVER
+        if family.attention_biases == "stored":
+            can_have = has_bias(config, projection.bias)
+        if can_have and family.attention_biases != "none":
+            on.add(_PROJECTIONS[projection.roles])
+    return on
+
+
 def expected_shapes(
-    family: RuntimeFamily, config: dict[str, Any], plan: Plan
+    family: RuntimeFamily, attention: Attention, config: dict[str, Any], plan: Plan
 ) -> tuple[dict[str, tuple[int, ...]], dict[str, tuple[int, ...]]]:
     """Tensors that llama.cpp reads of a model of this configuration.
 
@@ -180,10 +214,8 @@ def expected_shapes(
     table = dict(family.tensors)
     if config.get("use_parallel_residual"):
         table.pop("ffn_norm", None)
-    on = [
-        bias.tensors for bias in family.biases if bias.key is None or bool(config.get(bias.key, bias.default))
-    ]
-    biased = {name for names in on for name in names} & table.keys()
+    biased = _biased(family, attention, config)
+    has_norms_by_head = any(norm.span == "per_head" for norm in active_norms(config, attention))
     needed: dict[str, tuple[int, ...]] = {}
     for layer, numbers in enumerate(sizes(config, plan)):
         for name, shape in table.items():
@@ -194,7 +226,7 @@ def expected_shapes(
             needed[f"{full}.weight"] = _shape(shape, numbers)
             if name in biased:
                 needed[f"{full}.bias"] = _shape(shape[:1], numbers)
-        if family.head_norms and config.get(family.head_norms):
+        if has_norms_by_head:
             for name, word in (("attn_q_norm", "query"), ("attn_k_norm", "key")):
                 needed[f"blk.{layer}.{name}.weight"] = (numbers[word] // numbers["head"], numbers["head"])
     optional: dict[str, tuple[int, ...]] = {}
@@ -216,9 +248,13 @@ def _shape(shape: Shape, numbers: dict[str, int]) -> tuple[int, ...]:
 
 
 def _check_expected(
-    tensors: tuple[RuntimeTensor, ...], family: RuntimeFamily, config: dict[str, Any], plan: Plan
+    tensors: tuple[RuntimeTensor, ...],
+    family: RuntimeFamily,
+    attention: Attention,
+    config: dict[str, Any],
+    plan: Plan,
 ) -> None:
-    needed, optional = expected_shapes(family, config, plan)
+    needed, optional = expected_shapes(family, attention, config, plan)
     found = {tensor.name: tensor for tensor in tensors}
     for name, shape in needed.items():
         if name not in found:

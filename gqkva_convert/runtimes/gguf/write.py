@@ -14,6 +14,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from gqkva_convert.architectures import FAMILIES
+from gqkva_convert.architectures.gguf import RuntimeFamily
 from gqkva_convert.checkpoint.digest import file_sha256
 from gqkva_convert.checkpoint.jsonfile import write_json
 from gqkva_convert.checkpoint.publish import published_folder
@@ -24,7 +25,7 @@ from gqkva_convert.errors import NotExpressibleError, OutputError, UsageError, V
 from gqkva_convert.plans.plan import Plan
 from gqkva_convert.progress import Progress
 from gqkva_convert.records.report import count_parameters, describe_source, versions
-from gqkva_convert.runtimes.gguf.families import RUNTIME_FAMILIES, RuntimeFamily
+from gqkva_convert.runtimes.gguf.families import RUNTIME_FAMILIES
 from gqkva_convert.runtimes.gguf.hyperparameters import (
     Rope,
     add_hyperparameters,

@@ -53,15 +53,16 @@ def teacher(
     """
     from gqkva_convert.calibration.network import load_network
     from gqkva_convert.data.tasks import CAUSAL, trained_task
+    from gqkva_convert.source.model import family_of
     from gqkva_convert.uptraining.objectives.running import ModelRunner
     from gqkva_convert.uptraining.objectives.teacher import write_note
     from gqkva_convert.uptraining.rows.reading import open_rows
     from gqkva_convert.uptraining.rows.stored import StoredRows
-    from gqkva_convert.uptraining.student import family_of
 
     located = locate(model, revision)
-    nbytes = open_checkpoint(located.folder).nbytes
-    network = load_network(located.folder, nbytes, family_of(located.folder).architecture)
+    checkpoint = open_checkpoint(located.folder)
+    family = family_of(checkpoint.config, located.folder)
+    network = load_network(located.folder, checkpoint.nbytes, family.architecture)
     task = trained_task(network)
     rows, collator = open_rows(settings, located.folder, network, task)
     lengths = isinstance(rows, StoredRows) and {len(row["input_ids"]) for row in _some(rows.rows)}
@@ -74,8 +75,8 @@ def teacher(
         raise TrainingError(f"--top-k {top_k}: choose from 1 to {network.config.vocab_size}")
     if any(parameter.device.type == "meta" for parameter in network.parameters()):
         raise TrainingError(
-            f"{located.name} has {nbytes / 1e9:.1f} GB, which do not fit into memory here; run the teacher "
-            "where they do"
+            f"{located.name} has {checkpoint.nbytes / 1e9:.1f} GB, which do not fit into memory here; "
+            "run the teacher where they do"
         )
     runner = ModelRunner(network, has_head=True)
     runner.check_head(collator.batch([rows.rows[0]], []))

@@ -15,7 +15,7 @@ from gqkva_convert.checkpoint.jsonfile import read_json
 from gqkva_convert.data.processors import has_other_words
 from gqkva_convert.data.tasks import IMAGES, trained_task
 from gqkva_convert.errors import TrainingError, first_line, is_out_of_memory
-from gqkva_convert.modeling.families import MODEL_TYPE_PREFIX
+from gqkva_convert.modeling.families import stock_name, stock_type
 from gqkva_convert.modeling.loading import load_model
 from gqkva_convert.uptraining.rows.row import Row
 from gqkva_convert.uptraining.settings import TrainingSettings
@@ -43,7 +43,7 @@ def load_teacher(
     assert settings.teacher is not None
     located = locate(settings.teacher, None)
     open_checkpoint(located.folder)
-    fallback = type(student).__name__.removeprefix("Gqkva")
+    fallback = stock_name(type(student).__name__)
     dtype = settings.teacher_dtype or ("float32" if device.type == "cpu" else "bfloat16")
     try:
         teacher = load_model(located.folder, fallback, dtype)
@@ -75,7 +75,7 @@ def check_teacher(name: str, teacher: Any, student: Any, task: str) -> None:
     found = trained_task(teacher)
     if found != task:
         raise TrainingError(f"the teacher {name} is a model for {found}, the student one for {task}")
-    ours, theirs = (model.config.model_type.removeprefix(MODEL_TYPE_PREFIX) for model in (student, teacher))
+    ours, theirs = (stock_type(model.config.model_type) for model in (student, teacher))
     if ours != theirs:
         raise TrainingError(f"the teacher {name} is a {theirs}, the student a {ours}; name the source model")
     for key in ("vocab_size", "num_labels", "hidden_size", "num_hidden_layers"):
