@@ -14,7 +14,7 @@ import gqkva_convert
 PACKAGE = Path(gqkva_convert.__file__).parent
 # Packages in one entry do not import each other.
 ORDER = [
-    {"_version", "errors", "pictures", "progress"},
+    {"_version", "errors", "options", "pictures", "progress"},
     {"heads"},
     {"architectures", "transforms", "checkpoint", "modeling"},
     {"data", "records"},
@@ -27,7 +27,8 @@ ORDER = [
     {"conversion"},
     {"runtimes"},
     {"hub", "comparison"},
-    {"demo_model", "recipes"},
+    {"demo_model"},
+    {"recipes"},
     {"cli"},
 ]
 HEAVY = ("torch", "transformers", "accelerate", "huggingface_hub")

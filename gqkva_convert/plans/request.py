@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
 from typing import Any
 
 from gqkva_convert.calibration.data import DataSettings
@@ -84,8 +86,8 @@ class Request:
             return () if self.calibration is None or merge is None or not merge.is_joint else ("output",)
         return parse_refinements(self.refine)
 
-    def words(self) -> list[str]:
-        """The options of `gqkva convert` that ask for this."""
+    def arguments(self) -> list[str]:
+        """Return the options of `gqkva convert` that ask for this."""
         names = ("gq", "gkv", "kv_budget", "blocks", "grouping", "merge", "refine", "dtype")
         options: dict[str, Any] = {name: getattr(self, name) for name in names}
         options["seed"] = self.seed or None
@@ -94,41 +96,52 @@ class Request:
             options["calibration_samples"] = self.calibration.samples
             options["calibration_length"] = self.calibration.length
         given = {name: value for name, value in options.items() if value is not None}
-        return [word for name, value in given.items() for word in (f"--{name.replace('_', '-')}", str(value))]
+        return [text for name, value in given.items() for text in (f"--{name.replace('_', '-')}", str(value))]
 
     @property
     def variant(self) -> Variant | None:
         return None if self.kv_budget is not None else Variant(self.gq, self.gkv)
 
 
+# Options of `gqkva plan` and `gqkva convert` that make a request.
+WISHES = (*(each.name for each in fields(Request)), "calibration_samples", "calibration_length")
+
+
+def given_wishes(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the arguments of a public function that make a request, where they are not None."""
+    return {name: arguments[name] for name in WISHES if arguments[name] is not None}
+
+
 def make_request(
     *,
-    calibration: str | None = None,
-    samples: int | None = None,
-    length: int | None = None,
-    seed: int | None = None,
+    calibration: str | Path | DataSettings | None = None,
+    calibration_samples: int | None = None,
+    calibration_length: int | None = None,
+    seed: int = 0,
     **wishes: Any,
 ) -> Request:
-    """A request as the command line's options put it.
+    """Make a request of the options of a command.
 
     Args:
-        calibration: Name of the data to run through the model.
-        samples: Of the data; None for 128.
-        length: Of each sample.
-        seed: None for 0.
+        calibration: Name of the data to run through the model, or `DataSettings`.
+        calibration_samples: Of the data; None for 128.
+        calibration_length: Tokens of each sample.
+        seed: As `Request`.
         wishes: The other attributes of `Request`.
 
     Raises:
         LayoutError: The options contradict each other.
     """
-    settings, seed = None, seed or 0
-    if calibration is not None:
-        settings = DataSettings(
-            calibration, samples=128 if samples is None else samples, length=length, seed=seed
-        )
-    elif samples is not None or length is not None:
+    sizes = {"samples": calibration_samples, "length": calibration_length}
+    given = {name: size for name, size in sizes.items() if size is not None}
+    if calibration is None and given:
         raise LayoutError("--calibration-samples and --calibration-length go with --calibration")
-    return Request(**wishes, seed=seed, calibration=settings)
+    if isinstance(calibration, DataSettings):
+        if given:
+            raise LayoutError(f"DataSettings say everything themselves; leave out calibration_{min(given)}")
+    elif calibration is not None:
+        calibration = DataSettings(str(calibration), seed=seed, **given)
+    return Request(**wishes, seed=seed, calibration=calibration)
 
 
 def parse_refinements(text: str | None) -> tuple[str, ...]:
