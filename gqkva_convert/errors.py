@@ -1,4 +1,4 @@
-"""Every error the command line reports as one line, each with its own exit code.
+"""Every error the command line reports as one line, each kind with its own exit code.
 
 A message says what was found, where, and what to do next. Anything that is not a `GqkvaError` is a
 bug of ours and keeps its traceback.
@@ -40,10 +40,8 @@ class UsageError(GqkvaError):
     exit_code = 2
 
 
-class LayoutError(GqkvaError):
+class LayoutError(UsageError):
     """A head count or grouping that cannot exist."""
-
-    exit_code = 2
 
 
 class CheckpointError(GqkvaError):
