@@ -1,11 +1,14 @@
-.PHONY: check test slow format docs gpu bench
+.PHONY: check lint test slow format docs build gpu bench
 
-check: ## everything CI checks, in this environment
+check: lint ## lint and tests, in this environment
+	pytest -n 2
+
+lint: ## format, lint, spelling, types, generated docs
 	ruff format --check .
 	ruff check .
+	git ls-files -z | xargs -0 codespell
 	mypy
 	python docs/generate.py --check
-	pytest -n 2
 
 test: ## tests alone; make test ARGS="-k verify"
 	pytest $(ARGS)
@@ -20,6 +23,9 @@ format: ## format the code and write the generated docs
 
 docs: ## the documentation as a site in site/; wants '.[docs]'
 	NO_MKDOCS_2_WARNING=1 mkdocs build --strict
+
+build: ## the wheel and the source distribution in dist/
+	python -m build
 
 gpu: ## tests and benchmarks that need a CUDA device
 	pytest -m gpu tests

@@ -18,7 +18,9 @@ ROOT = Path(__file__).parents[1]
 OUTSIDE = "repository"
 TAKEN = (
     "CHANGELOG.md",
+    "CODE_OF_CONDUCT.md",
     "CONTRIBUTING.md",
+    "SECURITY.md",
     "benchmarks/README.md",
     "recipes/README.md",
     "recipes/*.yaml",

@@ -29,7 +29,7 @@ class Subject:
         against: The other one; None for none.
         task: What both do, a name of `data.tasks`.
         settings: How they are measured.
-        begin: Stagess a stage of progress.
+        begin: Begins a stage of progress.
     """
 
     folder: Path
