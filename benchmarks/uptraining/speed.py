@@ -20,7 +20,7 @@ from machine import describe_machine
 
 import gqkva_convert
 from gqkva_convert.demo_model.demo import MODEL
-from gqkva_convert.uptraining.rows.making import make_maker
+from gqkva_convert.uptraining.rows.maker import make_maker
 from gqkva_convert.uptraining.rows.stored import stored_rows
 from gqkva_convert.uptraining.settings import TrainingSettings
 from uptraining.library import WINDOW, write_library

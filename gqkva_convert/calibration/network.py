@@ -8,12 +8,12 @@ from typing import Any
 from gqkva_convert.errors import CheckpointError, DataError, first_line
 from gqkva_convert.heads import Place
 from gqkva_convert.modeling.families import GROUPED_FAMILIES, MODEL_TYPE_PREFIX
-from gqkva_convert.modeling.quiet import quiet_transformers
+from gqkva_convert.modeling.log_levels import quiet_transformers
 from gqkva_convert.modeling.resize import find_block
 
 # A model up to this size is simply loaded; a larger one is read layer by layer in every pass.
 RESIDENT_BYTES = 4 << 30
-# Up to this size it is also computed in float32, which is exact and no slower on most processors.
+# Up to this size it is also computed in float32, which is exact and no slower on most CPUs.
 FLOAT32_BYTES = 1 << 30
 
 

@@ -76,7 +76,7 @@ def evaluate_command(
     dtype: Annotated[
         str | None,
         typer.Option(
-            help="auto (as stored), float32, bfloat16 or float16; by default float32 on a processor, auto on "
+            help="auto (as stored), float32, bfloat16 or float16; by default float32 on a CPU, auto on "
             "a GPU.",
             show_default=False,
         ),

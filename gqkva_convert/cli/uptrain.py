@@ -152,7 +152,7 @@ def chosen(recipe: Path | None, others: list[str] | None, options: dict[str, Any
 
 def show_result(result: dict[str, Any], as_json: bool) -> None:
     """Print what training did, once for all processes."""
-    from gqkva_convert.uptraining.engine.accelerating import start_processes
+    from gqkva_convert.uptraining.engine.processes import start_processes
 
     if not start_processes().is_main_process:
         return

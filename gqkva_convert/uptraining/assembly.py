@@ -15,12 +15,12 @@ from gqkva_convert.errors import TrainingError
 from gqkva_convert.heads import ROLES
 from gqkva_convert.plans.plan import Plan
 from gqkva_convert.records.report import read_report
-from gqkva_convert.uptraining.engine.accelerating import make_accelerator, start_processes, use_liger
+from gqkva_convert.uptraining.engine.processes import make_accelerator, start_processes, use_liger
 from gqkva_convert.uptraining.engine.schedule import Schedule
 from gqkva_convert.uptraining.engine.trainer import Trainer
 from gqkva_convert.uptraining.objectives.objective import VOCABULARY_TASKS, Objective
 from gqkva_convert.uptraining.objectives.resampling import NUMBERS, Resampling
-from gqkva_convert.uptraining.objectives.running import ModelRunner
+from gqkva_convert.uptraining.objectives.runner import ModelRunner
 from gqkva_convert.uptraining.objectives.teacher import StoredTeacher, is_stored, load_teacher
 from gqkva_convert.uptraining.rows.batches import StepPlan
 from gqkva_convert.uptraining.rows.reading import Collator, open_rows

@@ -35,7 +35,7 @@ def write_result(
     Args:
         source: Folder that training began with.
         out: Folder to write.
-        model: The same model, freshly loaded, on a processor.
+        model: The same model, freshly loaded, on a CPU.
         weights: Trained weights by name.
         settings: Of the run.
         training: What is reported of it.

@@ -15,7 +15,7 @@ from gqkva_convert.checkpoint.sidecars import REPORT
 from gqkva_convert.errors import TrainingError, is_out_of_memory
 from gqkva_convert.records.report import describe_files, versions
 from gqkva_convert.uptraining.assembly import Assembly, Watch
-from gqkva_convert.uptraining.engine.accelerating import start_processes
+from gqkva_convert.uptraining.engine.processes import start_processes
 from gqkva_convert.uptraining.engine.trainer import Trainer
 from gqkva_convert.uptraining.result import write_result
 from gqkva_convert.uptraining.run_folder import METRICS, RunFolder

@@ -15,7 +15,7 @@ from gqkva_convert.checkpoint.jsonfile import read_json, write_json
 from gqkva_convert.data.names import fingerprint
 from gqkva_convert.errors import TrainingError, first_line, is_out_of_memory
 from gqkva_convert.uptraining.engine.average import Average
-from gqkva_convert.uptraining.engine.summing import summed
+from gqkva_convert.uptraining.engine.processes import summed
 from gqkva_convert.uptraining.rows.row import Rows
 from gqkva_convert.uptraining.run_folder import RunFolder
 from gqkva_convert.uptraining.settings import TrainingSettings

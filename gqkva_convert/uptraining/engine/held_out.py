@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gqkva_convert.uptraining.engine.summing import summed
+from gqkva_convert.uptraining.engine.processes import summed
 from gqkva_convert.uptraining.objectives.objective import Objective
 from gqkva_convert.uptraining.rows.batches import Batch, Counts, StepPlan, count
 from gqkva_convert.uptraining.rows.row import Row

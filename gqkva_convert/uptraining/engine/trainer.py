@@ -13,15 +13,15 @@ from typing import Any
 from torch import Tensor
 
 from gqkva_convert.errors import TrainingError
-from gqkva_convert.uptraining.engine.ahead import BatchesAhead, prepares_ahead
 from gqkva_convert.uptraining.engine.average import Average
 from gqkva_convert.uptraining.engine.checkpoints import Checkpoints, Progress
 from gqkva_convert.uptraining.engine.hardware import peak_flops
 from gqkva_convert.uptraining.engine.held_out import Collate, held_out_loss
+from gqkva_convert.uptraining.engine.prefetch import BatchesAhead, prepares_ahead
+from gqkva_convert.uptraining.engine.processes import summed
 from gqkva_convert.uptraining.engine.schedule import Schedule
-from gqkva_convert.uptraining.engine.stepping import make_stepper
-from gqkva_convert.uptraining.engine.stopping import StopRequest
-from gqkva_convert.uptraining.engine.summing import summed
+from gqkva_convert.uptraining.engine.stepper import make_stepper
+from gqkva_convert.uptraining.engine.stop import StopRequest
 from gqkva_convert.uptraining.objectives.objective import Objective
 from gqkva_convert.uptraining.rows.batches import Batch, Counts, StepPlan, count
 from gqkva_convert.uptraining.rows.row import Rows

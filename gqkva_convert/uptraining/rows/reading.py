@@ -5,13 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Protocol
 
+from gqkva_convert.data.images import checked_pixels
 from gqkva_convert.data.labels import label_numbers
-from gqkva_convert.data.processors import arguments, check_size, load_processor, sequence_length
+from gqkva_convert.data.processors import arguments, load_processor, sequence_length
 from gqkva_convert.data.tasks import CAUSAL, EMBEDDING, IMAGES
 from gqkva_convert.errors import DataError, TrainingError
 from gqkva_convert.uptraining.rows.batches import Batch, TextBatches
-from gqkva_convert.uptraining.rows.making import make_maker
-from gqkva_convert.uptraining.rows.pictures import ANSWER, ImageBatches, image_records
+from gqkva_convert.uptraining.rows.images import ANSWER, ImageBatches, image_records
+from gqkva_convert.uptraining.rows.maker import make_maker
 from gqkva_convert.uptraining.rows.row import Row, Rows
 from gqkva_convert.uptraining.rows.stored import StoredRows, stored_rows
 from gqkva_convert.uptraining.rows.streamed import streamed_rows
@@ -40,7 +41,7 @@ def open_rows(settings: TrainingSettings, folder: Path, model: Any, task: str) -
         TrainingError: The settings do not suit the task.
     """
     if task == IMAGES:
-        return _pictures(settings, folder, model)
+        return _image_rows(settings, folder, model)
     for name in ("augment", "mixup"):
         if getattr(settings, name):
             raise TrainingError(f"{name} changes images, and this model reads text; leave it out")
@@ -108,7 +109,7 @@ def keeps_texts_apart(model: Any) -> bool:
     return bool((packed - alone).norm() < 0.01 * alone.norm())
 
 
-def _pictures(settings: TrainingSettings, folder: Path, model: Any) -> tuple[Rows, Collator]:
+def _image_rows(settings: TrainingSettings, folder: Path, model: Any) -> tuple[Rows, Collator]:
     if settings.length is not None:
         raise TrainingError("images have no length; leave it out")
     if settings.streaming:
@@ -121,7 +122,7 @@ def _pictures(settings: TrainingSettings, folder: Path, model: Any) -> tuple[Row
     collator = ImageBatches(folder, columns, classes, *changes, number=number)
     if len(found) < 2:
         raise DataError(f"{settings.data}: {len(found)} images are too few to train on")
-    check_size(collator.batch([found[0]])["pixel_values"], model.config, settings.data)
+    checked_pixels(collator.processor, [found[0]], columns[0], model.config, settings.data)
     shuffled = found.shuffle(seed=settings.seed)
     held = 0 if settings.held_out is not None else max(1, min(settings.held_out_rows, len(found) // 10))
     rows = StoredRows(shuffled, held, settings.seed, lambda row: 1)

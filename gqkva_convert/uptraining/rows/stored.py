@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import itertools
 import json
 import math
 import os
@@ -14,8 +13,9 @@ from typing import Any
 
 from gqkva_convert.checkpoint.cache import make_cache
 from gqkva_convert.data.records import read_records
+from gqkva_convert.data.sequences import TEXTS, in_groups
 from gqkva_convert.errors import DataError
-from gqkva_convert.uptraining.rows.making import TEXTS, RowMaker
+from gqkva_convert.uptraining.rows.maker import RowMaker
 from gqkva_convert.uptraining.rows.row import Row, row_tokens
 
 # Changes when the same records would give other rows, or others are held out.
@@ -112,9 +112,8 @@ def stored_rows(data: str, maker: RowMaker, *, wanted_tokens: int, held_out: int
 
 
 def _made_rows(data: str, maker: RowMaker, wanted_tokens: int, held_out: int, seed: int) -> Iterator[Row]:
-    records = read_records(data, seed)
     tokens, count = 0, 0
-    while some := list(itertools.islice(records, TEXTS)):
+    for some in in_groups(read_records(data, seed), TEXTS):
         maker.add(some)
         while maker.ready:
             row = maker.ready.pop(0)
@@ -147,7 +146,7 @@ def _write_rows(path: Path, rows: Iterator[Row]) -> None:
     try:
         with pyarrow.OSFile(str(scratch), "wb") as sink:
             writer = None
-            while some := list(itertools.islice(rows, _WRITTEN)):
+            for some in in_groups(rows, _WRITTEN):
                 table = pyarrow.Table.from_pylist(some)
                 writer = writer or pyarrow.ipc.new_stream(sink, table.schema)
                 writer.write_table(table)

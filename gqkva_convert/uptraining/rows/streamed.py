@@ -8,8 +8,9 @@ from collections.abc import Callable
 from typing import Any
 
 from gqkva_convert.data.records import load_records
+from gqkva_convert.data.sequences import TEXTS
 from gqkva_convert.errors import DataError
-from gqkva_convert.uptraining.rows.making import TEXTS, RowMaker
+from gqkva_convert.uptraining.rows.maker import RowMaker
 from gqkva_convert.uptraining.rows.row import Row, row_tokens
 
 # Rows that are shuffled among.

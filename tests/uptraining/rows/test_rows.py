@@ -13,7 +13,7 @@ from transformers import AutoTokenizer
 from gqkva_convert.data.tasks import CAUSAL
 from gqkva_convert.demo_model.demo import MODEL
 from gqkva_convert.errors import DataError
-from gqkva_convert.uptraining.rows.making import RowMaker, make_maker
+from gqkva_convert.uptraining.rows.maker import RowMaker, make_maker
 from gqkva_convert.uptraining.rows.stored import stored_rows
 from gqkva_convert.uptraining.rows.streamed import streamed_rows
 

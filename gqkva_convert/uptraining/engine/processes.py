@@ -1,14 +1,15 @@
-"""How a run is divided and made fast: Accelerate as it was started, fused kernels where installed."""
+"""The processes of a run as Accelerate started them, sums over them, and fused kernels where installed."""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 from gqkva_convert.errors import TrainingError, first_line
-from gqkva_convert.modeling.quiet import quiet_transformers
+from gqkva_convert.modeling.log_levels import quiet_transformers
 from gqkva_convert.uptraining.rows.batches import StepPlan
 from gqkva_convert.uptraining.settings import TrainingSettings
 
@@ -33,9 +34,9 @@ def start_processes() -> Any:
     if uses_deepspeed:
         _require_deepspeed()
     # One process prepares the rows of all; the others wait longer than the usual ten minutes.
-    state = PartialState(cpu=_on_processors(), timeout=timedelta(hours=6))
+    state = PartialState(cpu=_on_cpu(), timeout=timedelta(hours=6))
     if uses_deepspeed and state.distributed_type == DistributedType.MULTI_CPU:
-        # Accelerate starts DeepSpeed on accelerators only; its engine runs on processors as well.
+        # Accelerate starts DeepSpeed on accelerators only; its engine runs on CPUs as well.
         PartialState._shared_state["distributed_type"] = DistributedType.DEEPSPEED
     if state.distributed_type == DistributedType.MULTI_CPU and parse_flag_from_env("ACCELERATE_USE_FSDP"):
         # Accelerate shards on accelerators only, and would silently not; torch shards over gloo as well.
@@ -82,8 +83,8 @@ def _set_up_deepspeed(accelerator: Any, settings: TrainingSettings, plan: StepPl
     config["gradient_clipping"] = settings.max_grad_norm
 
 
-def _on_processors() -> bool:
-    """Whether to run on processors: asked for, or nothing else there."""
+def _on_cpu() -> bool:
+    """Tell whether to run on the CPU: asked for, or nothing else there."""
     import torch
     from accelerate.utils import parse_flag_from_env
 
@@ -121,7 +122,7 @@ def make_accelerator(
     handlers = [DistributedDataParallelKwargs(find_unused_parameters=True)] if leaves_out_weights else []
     try:
         accelerator = Accelerator(
-            cpu=_on_processors() and not uses_deepspeed,  # or it would leave DeepSpeed out
+            cpu=_on_cpu() and not uses_deepspeed,  # or it would leave DeepSpeed out
             mixed_precision=settings.mixed_precision,
             gradient_accumulation_plugin=GradientAccumulationPlugin(
                 num_steps=plan.accumulation, sync_with_dataloader=False
@@ -133,10 +134,26 @@ def make_accelerator(
     except (ValueError, ImportError) as error:
         raise TrainingError(f"accelerate does not start: {first_line(error)}") from error
     if accelerator.device.type == "cpu" and accelerator.state.mixed_precision == "fp16":
-        raise TrainingError("a processor does not train in fp16; choose mixed_precision bf16 or no")
+        raise TrainingError("a CPU does not train in fp16; choose mixed_precision bf16 or no")
     if uses_deepspeed:
         _set_up_deepspeed(accelerator, settings, plan)
     return accelerator
+
+
+def summed(accelerator: Any, values: Sequence[Any]) -> list[float]:
+    """Numbers, each summed over all processes; every process must ask at the same place.
+
+    Args:
+        accelerator: Accelerate's.
+        values: Numbers, or tensors of one.
+    """
+    import torch
+
+    stacked = torch.stack([torch.as_tensor(value, dtype=torch.float64).cpu() for value in values])
+    if accelerator.num_processes > 1:
+        on_device = stacked.float() if accelerator.device.type == "mps" else stacked
+        stacked = accelerator.reduce(on_device.to(accelerator.device), "sum").cpu()
+    return [float(value) for value in stacked]
 
 
 def _require_trackers(names: tuple[str, ...]) -> None:
