@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,19 +15,24 @@ from gqkva_convert.errors import TrainingError
 from gqkva_convert.heads import ROLES
 from gqkva_convert.plans.plan import Plan
 from gqkva_convert.records.report import read_report
-from gqkva_convert.uptraining.engine.processes import make_accelerator, start_processes, use_liger
+from gqkva_convert.uptraining.engine.feed import Feed
+from gqkva_convert.uptraining.engine.processes import (
+    divide_steps,
+    make_accelerator,
+    start_processes,
+    use_liger,
+)
 from gqkva_convert.uptraining.engine.schedule import Schedule
 from gqkva_convert.uptraining.engine.trainer import Trainer
+from gqkva_convert.uptraining.job import Job
 from gqkva_convert.uptraining.objectives.objective import VOCABULARY_TASKS, Objective
-from gqkva_convert.uptraining.objectives.resampling import NUMBERS, Resampling
+from gqkva_convert.uptraining.objectives.resampling import Resampling
 from gqkva_convert.uptraining.objectives.runner import ModelRunner
 from gqkva_convert.uptraining.objectives.teacher import StoredTeacher, is_stored, load_teacher
 from gqkva_convert.uptraining.rows.batches import StepPlan
 from gqkva_convert.uptraining.rows.reading import Collator, open_rows
 from gqkva_convert.uptraining.rows.row import Rows
 from gqkva_convert.uptraining.rows.stored import StoredRows
-from gqkva_convert.uptraining.run_folder import RunFolder
-from gqkva_convert.uptraining.settings import TrainingSettings
 from gqkva_convert.uptraining.student import load_student
 from gqkva_convert.uptraining.trainable import (
     choose_trained,
@@ -38,7 +43,6 @@ from gqkva_convert.uptraining.trainable import (
     parameter_groups,
 )
 
-Watch = Callable[[dict[str, Any]], None]
 # Share of the budget that matches attention blocks, where there is a teacher to match.
 _MATCHING_SHARE = 0.5
 
@@ -47,12 +51,7 @@ class Assembly:
     """The pieces of one run, put together.
 
     Args:
-        folder: What is trained.
-        run: Folder of the run.
-        settings: What to do.
-        report_to: Trackers of Accelerate.
-        watch: Called with the metrics of every step.
-        from_scratch: Whether the weights are fresh.
+        job: The run.
 
     Attributes:
         task: What the model is trained for, once `trainer` was called.
@@ -62,22 +61,8 @@ class Assembly:
     task: str
     weights: dict[str, float]
 
-    def __init__(
-        self,
-        folder: Path,
-        run: RunFolder,
-        settings: TrainingSettings,
-        report_to: tuple[str, ...],
-        watch: Watch,
-        *,
-        from_scratch: bool,
-    ) -> None:
-        self.folder = folder
-        self.run = run
-        self.settings = settings
-        self.report_to = report_to
-        self.watch = watch
-        self.from_scratch = from_scratch
+    def __init__(self, job: Job) -> None:
+        self.job, self.folder, self.settings = job, job.folder, job.settings
 
     def trainer(self) -> Trainer:
         """The loop with all it needs, loaded and tried.
@@ -91,16 +76,14 @@ class Assembly:
         self.task = task = trained_task(model)
         self.weights = weights = self._weights(task)
         self._check_resampled(task)
-        plan = self.step_plan()
+        plan = divide_steps(settings)
         with start_processes().local_main_process_first():  # it prepares rows, the others find them
             rows, collator = open_rows(settings, self.folder, model, task)
         self._check_learnable(rows, weights, plan)
         matching = self._matching_share(weights)
         accelerator = make_accelerator(
-            settings,
             plan,
-            self.run.path,
-            self.report_to,
+            self.job,
             leaves_out_weights=matching > 0 or task == EMBEDDING or not {"task", "kl"} & weights.keys(),
         )
         stored = StoredTeacher(Path(str(settings.teacher))) if is_stored(settings.teacher) else None
@@ -112,24 +95,14 @@ class Assembly:
         schedule = self._schedule(rows, model, matching)
         if start_processes().is_main_process:
             for note in self._notes(rows, schedule.steps):
-                self.watch({"note": note})
+                self.job.watch({"note": note})
         student, optimizer = self._prepared(model)
         objective = self._objective(student, teacher, weights, watched=matching > 0)
         self._try_out(objective, rows, collator, accelerator.device)
         if settings.torch_compile:
             model.base_model.compile()
-
-        def collate(some: list[Any], numbers: list[int]) -> Any:
-            batch = collator.batch(some, numbers)
-            if stored is not None and numbers:
-                return {**batch, **stored.of(some)}
-            if settings.resample and numbers:
-                return {**batch, NUMBERS: torch.tensor(numbers)}
-            return batch
-
-        trainer = Trainer(
-            accelerator, objective, optimizer, rows, collate, plan, schedule, settings, self.run, self.watch
-        )
+        feed = Feed(rows, collator, plan, stored, resampled=settings.resample > 0)
+        trainer = Trainer(self.job, accelerator, objective, optimizer, feed, schedule)
         if stored is not None:
             # Measured on other rows it would be no measure.
             is_same = stored.note.get("held_out") == settings.held_out
@@ -175,7 +148,7 @@ class Assembly:
             matching_steps,
             settings.lr_scheduler_type,
             math.ceil(settings.warmup_ratio * (steps - matching_steps)),
-            learning_rate(settings, model, is_fresh=self.from_scratch),
+            learning_rate(settings, model, is_fresh=self.job.from_scratch),
             matching_rate(settings, model),
         )
 
@@ -290,28 +263,3 @@ class Assembly:
         """Rows of an epoch that the budget asks for."""
         tokens, samples = self.settings.token_budget, self.settings.samples
         return samples if samples is not None else (tokens or 0) / rows.tokens_per_row
-
-    def step_plan(self) -> StepPlan:
-        """How rows of a step are divided over processes and passes.
-
-        Raises:
-            TrainingError: They cannot be.
-        """
-        processes, batch = start_processes().num_processes, self.settings.batch_size
-        if batch % processes:
-            raise TrainingError(
-                f"batch_size {batch} cannot be divided over {processes} processes; "
-                f"choose a multiple of {processes}"
-            )
-        per_device = self.settings.per_device_batch_size or batch // processes
-        if (batch // processes) % per_device:
-            raise TrainingError(
-                f"batch_size {batch} over {processes} processes is {batch // processes} rows each, which "
-                f"per_device_batch_size {per_device} does not divide"
-            )
-        if self.settings.mixup and per_device % 2:
-            raise TrainingError(
-                f"mixup mixes images two by two, and a pass has {per_device} rows; choose an even batch_size "
-                "and per_device_batch_size"
-            )
-        return StepPlan(batch, per_device, processes)

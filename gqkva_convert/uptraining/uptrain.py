@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +11,10 @@ from gqkva_convert.checkpoint.publish import check_target
 from gqkva_convert.checkpoint.sidecars import REPORT
 from gqkva_convert.data.names import everywhere, exists
 from gqkva_convert.errors import CheckpointError, OutputError, TrainingError
+from gqkva_convert.uptraining.job import Job, Watch
 from gqkva_convert.uptraining.run_folder import RunFolder
 from gqkva_convert.uptraining.settings import TrainingSettings, make_settings
 
-Watch = Callable[[dict[str, Any]], None]
 # Settings that name what is read.
 _READ = ("data", "held_out", "teacher")
 
@@ -139,8 +138,18 @@ def _train(
     check_target(out, overwrite=overwrite)
     from gqkva_convert.uptraining.run import Run
 
-    run_once = Run(folder, out, run, settings, report_to, watch, from_scratch=from_scratch)
-    return run_once.go(resume=resume, overwrite=overwrite)
+    job = Job(
+        folder,
+        out,
+        run,
+        settings,
+        report_to,
+        watch,
+        from_scratch=from_scratch,
+        resume=resume,
+        overwrite=overwrite,
+    )
+    return Run(job).go()
 
 
 def _spare_what_is_read(settings: TrainingSettings, *written: Path) -> None:

@@ -5,11 +5,11 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from datetime import timedelta
-from pathlib import Path
 from typing import Any
 
 from gqkva_convert.errors import TrainingError, first_line
 from gqkva_convert.modeling.log_levels import quiet_transformers
+from gqkva_convert.uptraining.job import Job
 from gqkva_convert.uptraining.rows.batches import StepPlan
 from gqkva_convert.uptraining.settings import TrainingSettings
 
@@ -92,21 +92,38 @@ def _on_cpu() -> bool:
     return asked or not torch.accelerator.is_available()
 
 
-def make_accelerator(
-    settings: TrainingSettings,
-    plan: StepPlan,
-    run_folder: Path,
-    report_to: tuple[str, ...],
-    *,
-    leaves_out_weights: bool,
-) -> Any:
+def divide_steps(settings: TrainingSettings) -> StepPlan:
+    """Divide the rows of a step over processes and passes.
+
+    Raises:
+        TrainingError: They cannot be.
+    """
+    processes, batch = start_processes().num_processes, settings.batch_size
+    if batch % processes:
+        raise TrainingError(
+            f"batch_size {batch} cannot be divided over {processes} processes; "
+            f"choose a multiple of {processes}"
+        )
+    per_device = settings.per_device_batch_size or batch // processes
+    if (batch // processes) % per_device:
+        raise TrainingError(
+            f"batch_size {batch} over {processes} processes is {batch // processes} rows each, which "
+            f"per_device_batch_size {per_device} does not divide"
+        )
+    if settings.mixup and per_device % 2:
+        raise TrainingError(
+            f"mixup mixes images two by two, and a pass has {per_device} rows; choose an even batch_size "
+            "and per_device_batch_size"
+        )
+    return StepPlan(batch, per_device, processes)
+
+
+def make_accelerator(plan: StepPlan, job: Job, *, leaves_out_weights: bool) -> Any:
     """Accelerate's object for a run.
 
     Args:
-        settings: Of the run; without a ``mixed_precision`` it is what Accelerate was started with.
         plan: How rows are divided.
-        run_folder: Where trackers write.
-        report_to: Trackers.
+        job: The run; without a ``mixed_precision`` it is what Accelerate was started with.
         leaves_out_weights: Whether some steps give some weights no gradient.
 
     Raises:
@@ -116,6 +133,7 @@ def make_accelerator(
     from accelerate.state import AcceleratorState
     from accelerate.utils import DistributedDataParallelKwargs, DistributedType, GradientAccumulationPlugin
 
+    settings, report_to = job.settings, job.report_to
     _require_trackers(report_to)
     AcceleratorState._reset_state()  # an earlier run of this process may have had another precision
     uses_deepspeed = PartialState().distributed_type == DistributedType.DEEPSPEED
@@ -128,7 +146,7 @@ def make_accelerator(
                 num_steps=plan.accumulation, sync_with_dataloader=False
             ),
             log_with=list(report_to) or None,
-            project_dir=str(run_folder),
+            project_dir=str(job.run.path),
             kwargs_handlers=handlers,
         )
     except (ValueError, ImportError) as error:
