@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -94,8 +96,45 @@ def run_batch(model: Any, batch: dict[str, Any]) -> None:
     try:
         with torch.inference_mode():
             model(**inputs)
-    except (ValueError, IndexError) as error:  # images of another size, words that are not in the vocabulary
+    except (ValueError, IndexError) as error:  # images of another size, tokens that are not in the vocabulary
         raise DataError(f"the model cannot read these data: {first_line(error)}") from error
+
+
+@contextmanager
+def watched(
+    model: Any, watch: Callable[..., None], places: set[tuple[str, int]] | None = None
+) -> Iterator[Callable[[dict[str, Any]], None]]:
+    """Give what runs batches through a model while its attention blocks are watched.
+
+    Args:
+        model: A transformers model.
+        watch: Called for each call of a block with its kind and layer, its arguments as a tuple and by name,
+            and the batch.
+        places: Blocks to watch by kind and layer; None for all.
+    """
+    current: dict[str, Any] = {}
+
+    def hook_of(place: tuple[str, int]) -> Callable[..., None]:
+        def hook(module: Any, args: Any, kwargs: Any) -> None:
+            watch(place, args, kwargs, current)
+
+        return hook
+
+    def run(batch: dict[str, Any]) -> None:
+        current.clear()
+        current.update(batch)
+        run_batch(model, batch)
+
+    hooks = [
+        block.register_forward_pre_hook(hook_of(place), with_kwargs=True)
+        for place, block in attention_blocks(model).items()
+        if places is None or place in places
+    ]
+    try:
+        yield run
+    finally:
+        for hook in hooks:
+            hook.remove()
 
 
 def valid_positions(kind: str, batch: dict[str, Any], role: str) -> Any:

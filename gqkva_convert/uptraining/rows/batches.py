@@ -107,6 +107,7 @@ class TextBatches:
         scores = torch.tensor([row.get("score", float("nan")) for row in rows])
         return {"input_ids": ids, "attention_mask": mask, "labels": scores / self.highest_score}
 
+    # By hand: rows are masked by their numbers, for exact resuming; transformers' collator draws in turn.
     def _masked(self, rows: Sequence[Row], numbers: Sequence[int]) -> Batch:
         ids, mask = pad([row["input_ids"] for row in rows], self.pad)
         labels = torch.full_like(ids, IGNORED)
