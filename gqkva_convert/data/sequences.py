@@ -68,17 +68,12 @@ def tokenise(tokenizer: Any, texts: Sequence[str], *, joined: bool = False) -> l
     return found
 
 
-def cut_texts(tokenizer: Any, texts: Sequence[str], length: int) -> list[list[int]]:
-    """Token ids of texts with their special tokens, cut at `length`."""
-    found: list[list[int]] = tokenizer(list(texts), truncation=True, max_length=length)["input_ids"]
-    return found
-
-
-def cut_targets(tokenizer: Any, texts: Sequence[str], length: int) -> list[list[int]]:
-    """Token ids of what a decoder is to write, with their special tokens, cut at `length`."""
-    found: list[list[int]] = tokenizer(text_target=list(texts), truncation=True, max_length=length)[
-        "input_ids"
-    ]
+def cut_texts(
+    tokenizer: Any, texts: Sequence[str], length: int, *, as_target: bool = False
+) -> list[list[int]]:
+    """Token ids of texts, or of what a decoder is to write, with special tokens and cut at `length`."""
+    given = {"text_target" if as_target else "text": list(texts)}
+    found: list[list[int]] = tokenizer(**given, truncation=True, max_length=length)["input_ids"]
     return found
 
 

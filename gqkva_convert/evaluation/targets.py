@@ -8,7 +8,7 @@ import numpy as np
 
 from gqkva_convert.data.processors import load_processor, sequence_length
 from gqkva_convert.data.records import TARGET_COLUMNS, find_columns
-from gqkva_convert.data.sequences import cut_targets, decoder_inputs, encode, is_text, pad
+from gqkva_convert.data.sequences import cut_texts, decoder_inputs, encode, is_text, pad
 from gqkva_convert.errors import DataError, EvaluationError
 from gqkva_convert.evaluation.agreement import AnswerScores, sample_sums, score_answers
 from gqkva_convert.evaluation.metrics import Metric, mean
@@ -47,7 +47,7 @@ def measure_targets(subject: Subject) -> tuple[list[Metric], int, dict[str, Any]
             inputs = encode(tokenizer, [record[source] for record in part], length)
             inputs.pop("token_type_ids", None)
             wanted = [str(record[target]) for record in part]
-            rows = cut_targets(tokenizer, wanted, length)
+            rows = cut_texts(tokenizer, wanted, length, as_target=True)
             for sample in _likelihood(subject, inputs, rows, tokenizer.pad_token_id or 0):
                 scores.add(sample)
             for model, columns in zip(subject.models, written, strict=True):

@@ -182,13 +182,8 @@ class Trainer:
         seconds: float,
         finite: bool,
     ) -> None:
-        if not self.accelerator.is_main_process:
-            return
         speed = counts.positions / seconds
         entry: dict[str, Any] = {
-            "step": self.progress.step,
-            "tokens": self.progress.tokens,
-            "seconds": round(self.progress.seconds, 3),
             **found,
             "learning_rate": rate,
             "grad_norm": norm,
@@ -201,7 +196,13 @@ class Trainer:
             entry["left_out"] = True
         self._write(entry)
 
-    def _write(self, entry: dict[str, Any]) -> None:
+    def _write(self, found: dict[str, Any]) -> None:
+        """Write what was found at this step, on the main process."""
+        if not self.accelerator.is_main_process:
+            return
+        progress = self.progress
+        done = {"step": progress.step, "tokens": progress.tokens, "seconds": round(progress.seconds, 3)}
+        entry = {**done, **found}
         self.folder.write_metrics(entry)
         numbers = {name: value for name, value in entry.items() if isinstance(value, (int, float))}
         self.accelerator.log(numbers, step=self.progress.step)
@@ -215,15 +216,7 @@ class Trainer:
         self.progress.seconds += time.perf_counter() - started
         if first:
             self.progress.first_loss = loss
-        if self.accelerator.is_main_process:
-            self._write(
-                {
-                    "step": self.progress.step,
-                    "tokens": self.progress.tokens,
-                    "seconds": round(self.progress.seconds, 3),
-                    "held_out_loss": loss,
-                }
-            )
+        self._write({"held_out_loss": loss})
         within, teacher = self.settings.stop_within, self.teacher_loss
         reached = within is not None and teacher is not None and loss <= teacher * (1 + within)
         # What training began with is no result of it, unless there is nothing to do.

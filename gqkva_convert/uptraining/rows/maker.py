@@ -17,7 +17,6 @@ from gqkva_convert.data.records import (
     text_columns,
 )
 from gqkva_convert.data.sequences import (
-    cut_targets,
     cut_texts,
     divide_texts,
     is_text,
@@ -38,9 +37,16 @@ class RowMaker:
         length: Most tokens of a row.
         packing: Whether a row takes several texts.
         data: Name of the data.
+
+    Raises:
+        DataError: The tokenizer lacks what the task needs.
     """
 
     def __init__(self, task: str, tokenizer: Any, length: int, data: str, *, packing: bool) -> None:
+        if task == MASKED and tokenizer.mask_token_id is None:
+            raise DataError("the tokenizer has no mask token, which masked language modelling needs")
+        if task in (MASKED, TO_TARGET, EMBEDDING) and tokenizer.pad_token_id is None:
+            raise DataError("the tokenizer has no padding token, which batches of texts need")
         self.task = task
         self.tokenizer = tokenizer
         self.length = length
@@ -130,13 +136,12 @@ class RowMaker:
         ]
         if kept:
             inputs, labels = ([pair[side] for pair in kept] for side in (0, 1))
-            rows = zip(
-                cut_texts(self.tokenizer, inputs, self.length),
-                cut_targets(self.tokenizer, labels, self.length),
-                strict=True,
-            )
+            sources = cut_texts(self.tokenizer, inputs, self.length)
+            targets = cut_texts(self.tokenizer, labels, self.length, as_target=True)
             self.ready += [
-                {"input_ids": list(ids), "labels": list(wanted)} for ids, wanted in rows if ids and wanted
+                {"input_ids": list(ids), "labels": list(wanted)}
+                for ids, wanted in zip(sources, targets, strict=True)
+                if ids and wanted
             ]
 
     def _add_pairs(self, records: Sequence[Record]) -> None:
@@ -155,16 +160,3 @@ class RowMaker:
                 row["second_ids"] = list(sides[1][number])
                 row["score"] = read_score(record[score], self.data) if score is not None else float("nan")
             self.ready.append(row)
-
-
-def make_maker(task: str, tokenizer: Any, length: int, data: str, *, packing: bool) -> RowMaker:
-    """A maker of rows for a task.
-
-    Raises:
-        DataError: The tokenizer lacks what the task needs.
-    """
-    if task == MASKED and tokenizer.mask_token_id is None:
-        raise DataError("the tokenizer has no mask token, which masked language modelling needs")
-    if task in (MASKED, TO_TARGET, EMBEDDING) and tokenizer.pad_token_id is None:
-        raise DataError("the tokenizer has no padding token, which batches of texts need")
-    return RowMaker(task, tokenizer, length, data, packing=packing)

@@ -12,10 +12,10 @@ from gqkva_convert.data.tasks import CAUSAL, EMBEDDING, IMAGES
 from gqkva_convert.errors import DataError, TrainingError
 from gqkva_convert.uptraining.rows.batches import Batch, TextBatches
 from gqkva_convert.uptraining.rows.images import ANSWER, ImageBatches, image_records
-from gqkva_convert.uptraining.rows.maker import make_maker
+from gqkva_convert.uptraining.rows.maker import RowMaker
 from gqkva_convert.uptraining.rows.row import Row, Rows
 from gqkva_convert.uptraining.rows.stored import StoredRows, stored_rows
-from gqkva_convert.uptraining.rows.streamed import streamed_rows
+from gqkva_convert.uptraining.rows.streamed import StreamedRows
 from gqkva_convert.uptraining.settings import TrainingSettings
 
 
@@ -57,14 +57,15 @@ def _text_rows(settings: TrainingSettings, tokenizer: Any, model: Any, task: str
     length, seed = sequence_length(settings.length, model, tokenizer), settings.seed
     packing = settings.packing and task == CAUSAL and keeps_texts_apart(model)
 
+    def maker(data: str) -> RowMaker:
+        return RowMaker(task, tokenizer, length, data, packing=packing)
+
     def prepared(data: str, wanted_tokens: int, held_out: int) -> StoredRows:
-        maker = make_maker(task, tokenizer, length, data, packing=packing)
-        return stored_rows(data, maker, wanted_tokens=wanted_tokens, held_out=held_out, seed=seed)
+        return stored_rows(maker(data), wanted_tokens=wanted_tokens, held_out=held_out, seed=seed)
 
     held_out = 0 if settings.held_out is not None else settings.held_out_rows
     if settings.streaming:
-        maker = make_maker(task, tokenizer, length, settings.data, packing=packing)
-        rows: Rows = streamed_rows(settings.data, maker, held_out=held_out, seed=seed)
+        rows: Rows = StreamedRows(maker(settings.data), held_out=held_out, seed=seed)
     else:
         rows = prepared(settings.data, settings.token_budget or (settings.samples or 1) * length, held_out)
         if settings.samples is not None:
