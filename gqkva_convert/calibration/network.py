@@ -102,7 +102,7 @@ def run_batch(model: Any, batch: dict[str, Any]) -> None:
 
 @contextmanager
 def watched(
-    model: Any, watch: Callable[..., None], places: set[tuple[str, int]] | None = None
+    model: Any, watch: Callable[..., None], places: set[Place] | None = None
 ) -> Iterator[Callable[[dict[str, Any]], None]]:
     """Give what runs batches through a model while its attention blocks are watched.
 
@@ -114,7 +114,7 @@ def watched(
     """
     current: dict[str, Any] = {}
 
-    def hook_of(place: tuple[str, int]) -> Callable[..., None]:
+    def hook_of(place: Place) -> Callable[..., None]:
         def hook(module: Any, args: Any, kwargs: Any) -> None:
             watch(place, args, kwargs, current)
 

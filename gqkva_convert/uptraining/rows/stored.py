@@ -93,7 +93,8 @@ def stored_rows(maker: RowMaker, *, wanted_tokens: int, held_out: int, seed: int
         without = f" ({maker.textless} of {maker.records} records hold no text)" if maker.textless else ""
         found_rows = "no row" if count == 0 else "a single row"
         raise DataError(
-            f"{maker.data}: {found_rows} of {maker.length} tokens{without}; give more data or a smaller --length"
+            f"{maker.data}: {found_rows} of {maker.length} tokens{without}; give more data or a smaller "
+            "--length"
         )
     kept = min(held_out, max(1, count // _HELD_OUT_ONE_IN))
     rows = StoredRows(found, kept, seed, row_tokens, path.stem)
