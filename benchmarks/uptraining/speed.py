@@ -20,7 +20,7 @@ from machine import describe_machine
 
 import gqkva_convert
 from gqkva_convert.demo_model.demo import MODEL
-from gqkva_convert.uptraining.rows.making import make_maker
+from gqkva_convert.uptraining.rows.maker import RowMaker
 from gqkva_convert.uptraining.rows.stored import stored_rows
 from gqkva_convert.uptraining.settings import TrainingSettings
 from uptraining.library import WINDOW, write_library
@@ -113,8 +113,7 @@ def _with_trainer(arguments: argparse.Namespace, warm: int, steps: int) -> float
 
     tokenizer = transformers.AutoTokenizer.from_pretrained(arguments.model)
     rows = stored_rows(
-        arguments.data,
-        make_maker("causal-lm", tokenizer, arguments.length, arguments.data, packing=True),
+        RowMaker("causal-lm", tokenizer, arguments.length, arguments.data, packing=True),
         wanted_tokens=arguments.batch * arguments.length * steps,
         held_out=1,
         seed=0,

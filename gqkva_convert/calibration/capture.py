@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gqkva_convert.calibration.network import attention_blocks, run_batch, valid_positions
+from gqkva_convert.calibration.network import valid_positions, watched
 from gqkva_convert.heads import Place
 
 if TYPE_CHECKING:
@@ -100,36 +100,23 @@ def record(
     """
     import torch
 
-    calls, taken, current = Calls(folder), {}, {}  # type: ignore[var-annotated]
+    calls, taken = Calls(folder), {}
 
-    def take(place: Place) -> Callable[..., None]:
-        def hook(module: Any, args: Any, kwargs: Any) -> None:
-            taken["/".join(map(str, place))] = {
-                "args": [_kept(value) for value in args],
-                "kwargs": {name: _kept(value) for name, value in kwargs.items() if _is_data(value)},
-                "valid": valid_positions(place[0], current, "query"),
-            }
+    def take(place: Place, args: Any, kwargs: Any, batch: Batch) -> None:
+        taken["/".join(map(str, place))] = {
+            "args": [_kept(value) for value in args],
+            "kwargs": {name: _kept(value) for name, value in kwargs.items() if _is_data(value)},
+            "valid": valid_positions(place[0], batch, "query"),
+        }
 
-        return hook
-
-    hooks = [
-        block.register_forward_pre_hook(take(place), with_kwargs=True)
-        for place, block in attention_blocks(model).items()
-        if place in places
-    ]
-    try:
+    with watched(model, take, places) as run:
         for number, batch in enumerate(batches):
             taken.clear()
-            current.clear()
-            current.update(batch)
-            run_batch(model, batch)
+            run(batch)
             file = folder / f"calls-{number:05d}.pt"
             torch.save(taken, file)
             calls.files.append(file)
             progress(1)
-    finally:
-        for hook in hooks:
-            hook.remove()
     return calls
 
 

@@ -2,30 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import random
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gqkva_convert.data.processors import (
-    arguments,
-    check_size,
-    is_causal,
-    load_processor,
-    pixel_values,
-    sequence_length,
-)
+from gqkva_convert.data.images import checked_pixels
+from gqkva_convert.data.processors import arguments, is_causal, load_processor, sequence_length
 from gqkva_convert.data.records import (
-    PICTURE_COLUMNS,
+    IMAGE_COLUMNS,
+    SINGLE_COLUMNS,
     TARGET_COLUMNS,
-    TEXT_COLUMNS,
     Record,
+    find_column,
     find_columns,
     is_running_text,
-    picture_of,
     read_records,
-    text_columns,
+)
+from gqkva_convert.data.sequences import (
+    TEXTS,
+    decoder_inputs,
+    encode,
+    in_groups,
+    is_text,
+    read_texts,
+    tokenise,
 )
 from gqkva_convert.errors import DataError
 
@@ -36,6 +39,8 @@ Batch = dict[str, "Tensor"]
 
 # Windows of text that are read for one that is used.
 _SPREAD = 4
+# Images in one forward pass.
+_IMAGES = 16
 
 
 @dataclass(frozen=True)
@@ -90,12 +95,12 @@ def make_batches(settings: DataSettings, folder: Path, model: Any) -> list[Batch
         raise DataError(f"{kind} reads sound, which calibration does not; convert it from weights alone")
     has_images = "pixel_values" in arguments(model)
     has_text = "input_ids" in arguments(model)
-    if has_images and has_text:
-        return _captioned_images(settings, folder, model)
-    if has_images:
-        return _images(settings, folder, model)
+    if not has_text:
+        return _images(settings, folder, model, lambda records: {})
     tokenizer = load_processor(folder, "AutoTokenizer")
     length = sequence_length(settings.length, model, tokenizer)
+    if has_images:
+        return _images(settings, folder, model, lambda records: _captions(tokenizer, records, length))
     if model.config.is_encoder_decoder:
         batches = _source_and_target(settings, tokenizer, length, model)
     elif is_causal(model):
@@ -125,34 +130,21 @@ def _check_known(batches: list[Batch], tokenizer: Any, data: str) -> None:
 
 
 def _texts(settings: DataSettings) -> Iterator[str]:
-    """Every text of every record; both sides of a pair, a dialogue and its summary."""
-    names: tuple[str, ...] = ()
-    for record in read_records(settings.data, settings.seed):
-        names = names or text_columns(record)
-        for name in names:
-            if isinstance(record[name], str) and record[name].strip():
-                yield record[name]
+    return read_texts(read_records(settings.data, settings.seed))
 
 
 def _windows(settings: DataSettings, tokenizer: Any, length: int) -> list[Batch]:
     """Windows of running text, each full; documents follow one another behind an end-of-text token."""
-    import random
-
     import torch
 
-    joint = is_running_text(settings.data)
-    between = [] if joint or tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
-    wanted = settings.samples * length * _SPREAD
+    joined = is_running_text(settings.data)
+    between = [] if joined or tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
     stream: list[int] = []
-    texts = _texts(settings)
-    while len(stream) < wanted and (some := list(islice(texts, 256))):
-        if joint:
-            stream += tokenizer("".join(text.rstrip("\n") + "\n" for text in some), add_special_tokens=False)[
-                "input_ids"
-            ]
-            continue
-        for ids in tokenizer(some, add_special_tokens=False)["input_ids"]:
+    for texts in in_groups(_texts(settings), TEXTS):
+        for ids in tokenise(tokenizer, texts, joined=joined):
             stream += [*between, *ids]
+        if len(stream) >= settings.samples * length * _SPREAD:
+            break
     count = len(stream) // length
     if count < 2:
         raise DataError(
@@ -162,26 +154,22 @@ def _windows(settings: DataSettings, tokenizer: Any, length: int) -> list[Batch]
     starts = random.Random(settings.seed).sample(range(count), min(settings.samples, count))
     rows = [torch.tensor(stream[start * length : (start + 1) * length]) for start in starts]
     per_batch = max(1, settings.batch_tokens // length)
-    return [{"input_ids": torch.stack(rows[at : at + per_batch])} for at in range(0, len(rows), per_batch)]
+    return [{"input_ids": torch.stack(some)} for some in in_groups(rows, per_batch)]
 
 
 def _sentences(settings: DataSettings, tokenizer: Any, length: int) -> list[Batch]:
     """Texts one by one, cut at the longest sequence, with the special tokens around them."""
-    texts = list(
-        islice(_texts(settings), settings.samples * (_SPREAD if is_running_text(settings.data) else 1))
-    )
-    if len(texts) < 2:
-        raise DataError(f"{settings.data}: {len(texts)} texts are too few to calibrate on")
+    read = settings.samples * (_SPREAD if is_running_text(settings.data) else 1)
+    texts = list(islice(_texts(settings), read))
+    _require_two(texts, "texts", settings)
     if len(texts) > settings.samples:
-        import random
-
         texts = random.Random(settings.seed).sample(texts, settings.samples)
     batches, start = [], 0
     while start < len(texts):
         count = 1
-        encoded = _encode(tokenizer, texts[start : start + 1], length)
+        encoded = encode(tokenizer, texts[start : start + 1], length)
         while start + count < len(texts):
-            wider = _encode(tokenizer, texts[start : start + 2 * count], length)
+            wider = encode(tokenizer, texts[start : start + 2 * count], length)
             if wider["input_ids"].numel() > settings.batch_tokens:
                 break
             count, encoded = min(2 * count, len(texts) - start), wider
@@ -190,91 +178,57 @@ def _sentences(settings: DataSettings, tokenizer: Any, length: int) -> list[Batc
     return batches
 
 
-def _encode(tokenizer: Any, texts: list[str], length: int) -> Batch:
-    if tokenizer.pad_token is None:
-        tokenizer.pad_token = tokenizer.eos_token
-    encoded = tokenizer(
-        texts, truncation=True, max_length=length, padding=len(texts) > 1, return_tensors="pt"
-    )
-    return {
-        name: encoded[name] for name in ("input_ids", "attention_mask", "token_type_ids") if name in encoded
-    }
+def _require_two(samples: Sequence[Any], kind: str, settings: DataSettings) -> None:
+    if len(samples) < 2:
+        raise DataError(f"{settings.data}: {len(samples)} {kind} are too few to calibrate on")
 
 
 def _source_and_target(settings: DataSettings, tokenizer: Any, length: int, model: Any) -> list[Batch]:
-    """A text for the encoder and one for the decoder; of a single text the first and the second half."""
-    pairs: list[tuple[str, str]] = []
+    """Pairs of a text for the encoder and one for the decoder."""
+    pairs = list(_pairs(islice(read_records(settings.data, settings.seed), settings.samples)))
+    _require_two(pairs, "texts", settings)
+    batches = []
+    for some in in_groups(pairs, max(1, settings.batch_tokens // (2 * length))):
+        batch = _without_types(encode(tokenizer, [source for source, _ in some], length))
+        target = encode(tokenizer, [target for _, target in some], length)
+        batch["decoder_input_ids"] = decoder_inputs(target["input_ids"], model.config)
+        batches.append(batch | {"decoder_attention_mask": target["attention_mask"]})
+    return batches
+
+
+def _pairs(records: Iterator[Record]) -> Iterator[tuple[str, str]]:
+    """Sources and targets; of a single text the first and the second half."""
     names: tuple[str, ...] = ()
-    for record in islice(read_records(settings.data, settings.seed), settings.samples):
-        if not names:
-            names = find_columns(record, [*TARGET_COLUMNS, *((name,) for name in TEXT_COLUMNS)], "texts")
-        if len(names) == 2:
-            if all(isinstance(record[name], str) and record[name].strip() for name in names):
-                pairs.append((record[names[0]], record[names[1]]))
-            continue
-        if not isinstance(record[names[0]], str):
-            continue
-        words = record[names[0]].split(" ")
-        if len(words) > 3:
-            pairs.append((" ".join(words[: len(words) // 2]), " ".join(words[len(words) // 2 :])))
-    if len(pairs) < 2:
-        raise DataError(f"{settings.data}: {len(pairs)} texts are too few to calibrate on")
-    start = model.config.decoder_start_token_id
-    if start is None:
-        start = model.config.pad_token_id
-    batches = []
-    per_batch = max(1, settings.batch_tokens // (2 * length))
-    for at in range(0, len(pairs), per_batch):
-        some = pairs[at : at + per_batch]
-        batch = _encode(tokenizer, [source for source, _ in some], length)
-        target = _encode(tokenizer, [target for _, target in some], length)
-        ids = target["input_ids"].roll(1, dims=1)
-        ids[:, 0] = start
-        batch.pop("token_type_ids", None)
-        batches.append(batch | {"decoder_input_ids": ids, "decoder_attention_mask": target["attention_mask"]})
-    return batches
+    for record in records:
+        names = names or find_columns(record, [*TARGET_COLUMNS, *SINGLE_COLUMNS], "texts")
+        if len(names) == 2 and is_text(record, *names):
+            yield record[names[0]], record[names[1]]
+        elif len(names) == 1 and isinstance(record[names[0]], str):
+            words = record[names[0]].split(" ")
+            half = len(words) // 2
+            if len(words) > 3:
+                yield " ".join(words[:half]), " ".join(words[half:])
 
 
-def _pictures(settings: DataSettings) -> Iterator[tuple[Any, Record]]:
-    name = ""
-    for record in read_records(settings.data, settings.seed):
-        if not name:
-            name = find_columns(record, [(column,) for column in PICTURE_COLUMNS], "images")[0]
-        yield picture_of(record, name), record
+def _without_types(batch: Batch) -> Batch:
+    return {name: tensor for name, tensor in batch.items() if name != "token_type_ids"}
 
 
-def _images(settings: DataSettings, folder: Path, model: Any) -> list[Batch]:
+def _images(
+    settings: DataSettings, folder: Path, model: Any, inputs: Callable[[list[Record]], Batch]
+) -> list[Batch]:
+    """Pixels of images, and what else a model reads of their records."""
     processor = load_processor(folder, "AutoImageProcessor")
-    pictures = [picture for picture, _ in islice(_pictures(settings), settings.samples)]
-    if len(pictures) < 2:
-        raise DataError(f"{settings.data}: {len(pictures)} images are too few to calibrate on")
-    batches = []
-    for at in range(0, len(pictures), 16):
-        pixels = pixel_values(processor, pictures[at : at + 16])
-        check_size(pixels, model.config, settings.data)
-        batches.append({"pixel_values": pixels})
-    return batches
+    records = list(islice(read_records(settings.data, settings.seed), settings.samples))
+    column = find_column(records[0], IMAGE_COLUMNS, "images") if records else ""
+    _require_two(records, "images", settings)
+    return [
+        inputs(some) | {"pixel_values": checked_pixels(processor, some, column, model.config, settings.data)}
+        for some in in_groups(records, _IMAGES)
+    ]
 
 
-def _captioned_images(settings: DataSettings, folder: Path, model: Any) -> list[Batch]:
-    processor, tokenizer = (
-        load_processor(folder, "AutoImageProcessor"),
-        load_processor(folder, "AutoTokenizer"),
-    )
-    length = sequence_length(settings.length, model, tokenizer)
-    pictures, captions = [], []
-    for picture, record in islice(_pictures(settings), settings.samples):
-        name = find_columns(record, (("caption",), ("text",)), "captions")[0]
-        caption = record[name][0] if isinstance(record[name], list) else record[name]
-        pictures.append(picture)
-        captions.append(caption)
-    if len(pictures) < 2:
-        raise DataError(f"{settings.data}: {len(pictures)} images are too few to calibrate on")
-    batches = []
-    for at in range(0, len(pictures), 16):
-        batch = _encode(tokenizer, captions[at : at + 16], length)
-        batch.pop("token_type_ids", None)
-        batch["pixel_values"] = pixel_values(processor, pictures[at : at + 16])
-        check_size(batch["pixel_values"], model.config, settings.data)
-        batches.append(batch)
-    return batches
+def _captions(tokenizer: Any, records: list[Record], length: int) -> Batch:
+    found = [record[find_column(record, ("caption", "text"), "captions")] for record in records]
+    captions = [caption[0] if isinstance(caption, list) else caption for caption in found]
+    return _without_types(encode(tokenizer, captions, length))

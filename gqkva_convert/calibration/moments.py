@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from gqkva_convert.calibration.network import attention_blocks, run_batch, valid_positions
+from gqkva_convert.calibration.network import valid_positions, watched
 from gqkva_convert.errors import WeightError
 from gqkva_convert.heads import Place, place_name
 from gqkva_convert.progress import Progress
@@ -59,10 +59,8 @@ class Moments:
     @classmethod
     def load(cls, file: Path) -> Moments:
         """Read what `save` wrote."""
-        from safetensors import safe_open
-
         found = cls({}, {})
-        with safe_open(file, "numpy") as stored:
+        with _open(file) as stored:
             found.batches = int(stored.metadata()["batches"])
             for name in stored.keys():  # noqa: SIM118
                 role, kind, layer = name.split(".")
@@ -78,10 +76,8 @@ class StoredMoments:
     """
 
     def __init__(self, file: Path) -> None:
-        from safetensors import safe_open
-
         self.file = file
-        with safe_open(file, "numpy") as stored:
+        with _open(file) as stored:
             self.names = frozenset(stored.keys())
 
     def __contains__(self, place: Place) -> bool:
@@ -89,28 +85,28 @@ class StoredMoments:
 
     def is_intact(self) -> bool:
         """Whether the sums are those that were written; reads all of them."""
-        from safetensors import safe_open
-
-        with safe_open(self.file, "numpy") as stored:
+        with _open(self.file) as stored:
             found = _checksum((name, stored.get_tensor(name)) for name in sorted(self.names))
             return bool(stored.metadata().get("sha256") == found)
 
     def size(self, place: Place) -> int:
         """Inputs of a block's queries and the constant behind them; reads no sums."""
-        from safetensors import safe_open
-
-        with safe_open(self.file, "numpy") as stored:
+        with _open(self.file) as stored:
             return int(stored.get_slice(_name("query", place)).get_shape()[0])
 
     def mean(self, place: Place) -> tuple[Array, Array]:
         """``E [x 1] [x 1]'`` of a block's inputs of queries, and of keys and values."""
-        from safetensors import safe_open
-
-        with safe_open(self.file, "numpy") as stored:
+        with _open(self.file) as stored:
             query: Array = stored.get_tensor(_name("query", place))
             name = _name("key", place)
             key: Array = stored.get_tensor(name) if name in self.names else query
         return query / query[-1, -1], key / key[-1, -1]
+
+
+def _open(file: Path) -> Any:
+    from safetensors import safe_open
+
+    return safe_open(file, "numpy")
 
 
 def _checksum(tensors: Iterable[tuple[str, Array]]) -> str:
@@ -158,33 +154,20 @@ def collect(
         progress: Called with 1 after each batch.
     """
     moments = start or Moments({}, {})
-    current: dict[str, Any] = {}
 
-    def gather(place: Place) -> Callable[..., None]:
-        def hook(module: Any, args: Any, kwargs: Any) -> None:
-            hidden = kwargs["hidden_states"] if "hidden_states" in kwargs else args[0]
-            _add(moments.query, place, hidden, valid_positions(place[0], current, "query"))
-            if place[0] == "cross":
-                states = kwargs.get("key_value_states", kwargs.get("encoder_hidden_states"))
-                _add(moments.key, place, states, valid_positions(place[0], current, "key"))
+    def gather(place: Place, args: Any, kwargs: Any, batch: Batch) -> None:
+        hidden = kwargs["hidden_states"] if "hidden_states" in kwargs else args[0]
+        _add(moments.query, place, hidden, valid_positions(place[0], batch, "query"))
+        if place[0] == "cross":
+            states = kwargs.get("key_value_states", kwargs.get("encoder_hidden_states"))
+            _add(moments.key, place, states, valid_positions(place[0], batch, "key"))
 
-        return hook
-
-    hooks = [
-        block.register_forward_pre_hook(gather(place), with_kwargs=True)
-        for place, block in attention_blocks(model).items()
-    ]
-    try:
+    with watched(model, gather) as run:
         for batch in batches[moments.batches :]:
-            current.clear()
-            current.update(batch)
-            run_batch(model, batch)
+            run(batch)
             moments.batches += 1
             after_batch(moments)
             progress(1)
-    finally:
-        for hook in hooks:
-            hook.remove()
     return moments
 
 

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from gqkva_convert.errors import CheckpointError, DataError, first_line
 from gqkva_convert.heads import Place
 from gqkva_convert.modeling.families import GROUPED_FAMILIES, stock_type
-from gqkva_convert.modeling.quiet import quiet_transformers
+from gqkva_convert.modeling.log_levels import quiet_transformers
 from gqkva_convert.modeling.resize import find_block
 
 # A model up to this size is simply loaded; a larger one is read layer by layer in every pass.
 RESIDENT_BYTES = 4 << 30
-# Up to this size it is also computed in float32, which is exact and no slower on most processors.
+# Up to this size it is also computed in float32, which is exact and no slower on most CPUs.
 FLOAT32_BYTES = 1 << 30
 
 
@@ -92,8 +94,45 @@ def run_batch(model: Any, batch: dict[str, Any]) -> None:
     try:
         with torch.inference_mode():
             model(**inputs)
-    except (ValueError, IndexError) as error:  # images of another size, words that are not in the vocabulary
+    except (ValueError, IndexError) as error:  # images of another size, tokens that are not in the vocabulary
         raise DataError(f"the model cannot read these data: {first_line(error)}") from error
+
+
+@contextmanager
+def watched(
+    model: Any, watch: Callable[..., None], places: set[Place] | None = None
+) -> Iterator[Callable[[dict[str, Any]], None]]:
+    """Give what runs batches through a model while its attention blocks are watched.
+
+    Args:
+        model: A transformers model.
+        watch: Called for each call of a block with its kind and layer, its arguments as a tuple and by name,
+            and the batch.
+        places: Blocks to watch by kind and layer; None for all.
+    """
+    current: dict[str, Any] = {}
+
+    def hook_of(place: Place) -> Callable[..., None]:
+        def hook(module: Any, args: Any, kwargs: Any) -> None:
+            watch(place, args, kwargs, current)
+
+        return hook
+
+    def run(batch: dict[str, Any]) -> None:
+        current.clear()
+        current.update(batch)
+        run_batch(model, batch)
+
+    hooks = [
+        block.register_forward_pre_hook(hook_of(place), with_kwargs=True)
+        for place, block in attention_blocks(model).items()
+        if places is None or place in places
+    ]
+    try:
+        yield run
+    finally:
+        for hook in hooks:
+            hook.remove()
 
 
 def valid_positions(kind: str, batch: dict[str, Any], role: str) -> Any:

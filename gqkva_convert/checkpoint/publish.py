@@ -149,6 +149,7 @@ def locked(target: Path) -> Iterator[None]:
 
 
 def _take_lock(path: Path, target: Path) -> int:
+    # By hand: filelock.FileLock leaves its file beside the folder.
     while True:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
         try:

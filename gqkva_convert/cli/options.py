@@ -70,7 +70,7 @@ _HELP: dict[str, str | Shown] = {
     "tokens, or 32.",
     "evaluate.max_new_tokens": "Longest text that a sequence-to-sequence model writes.",
     "evaluate.seed": "Seed of what is drawn, and of intervals.",
-    "evaluate.dtype": "auto (as stored), float32, bfloat16 or float16; by default float32 on a processor, "
+    "evaluate.dtype": "auto (as stored), float32, bfloat16 or float16; by default float32 on a CPU, "
     "auto on a GPU.",
     "evaluate.device": "auto, cpu, cuda, or one GPU such as cuda:1.",
     "evaluate.save": "Keep the results in gqkva_evaluation.json in MODEL's folder.",

@@ -19,7 +19,7 @@ def uptrain_command(arguments: dict[str, Any], as_json: bool) -> None:
 
 def show_result(result: dict[str, Any], as_json: bool) -> None:
     """Print what training did, once for all processes."""
-    from gqkva_convert.uptraining.engine.accelerating import start_processes
+    from gqkva_convert.uptraining.engine.processes import start_processes
 
     if not start_processes().is_main_process:
         return

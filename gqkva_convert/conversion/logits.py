@@ -15,7 +15,7 @@ from gqkva_convert.conversion.excerpt import excerpt_plan, reversed_plan, write_
 from gqkva_convert.conversion.proof import Proof
 from gqkva_convert.errors import OutputError
 from gqkva_convert.modeling.loading import example_inputs, load_model, main_output
-from gqkva_convert.modeling.quiet import quiet_transformers
+from gqkva_convert.modeling.log_levels import quiet_transformers
 from gqkva_convert.plans.plan import BlockPlan, Plan
 from gqkva_convert.records.report import count_parameters
 from gqkva_convert.source.model import SourceModel, open_model

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +9,8 @@ from gqkva_convert.errors import DataError, first_line
 from gqkva_convert.modeling.families import find_family, stock_name
 from gqkva_convert.modeling.loading import text_positions
 
-# Share of words with the same number from which on two vocabularies are one.
-_SHARED_WORDS = 0.99
+# Share of tokens with the same number from which on two vocabularies are one.
+_SHARED_TOKENS = 0.99
 
 
 def arguments(model: Any) -> set[str]:
@@ -61,10 +60,10 @@ def load_processor(folder: Path, auto: str) -> Any:
         ) from error
 
 
-def has_other_words(first: Path, second: Path) -> bool:
-    """Whether two folders have tokenizers that number words differently; not where one has none that loads.
+def has_other_tokens(first: Path, second: Path) -> bool:
+    """Tell whether the tokenizers of two folders number tokens differently; false where one does not load.
 
-    A few words may differ: some models rename tokens that their base left free.
+    A few tokens may differ: some models rename those that their base left free.
     """
     files = [folder / "tokenizer.json" for folder in (first, second)]
     if all(file.is_file() for file in files) and files[0].read_bytes() == files[1].read_bytes():
@@ -73,42 +72,8 @@ def has_other_words(first: Path, second: Path) -> bool:
         ours, theirs = (load_processor(folder, "AutoTokenizer").get_vocab() for folder in (first, second))
     except DataError:
         return False
-    shared: int = sum(theirs.get(word) == number for word, number in ours.items())
-    return shared < _SHARED_WORDS * max(len(ours), len(theirs))
-
-
-def pixel_values(processor: Any, pictures: Iterable[Any]) -> Any:
-    """What a model's image processor makes of pictures, in one channel where the model has one.
-
-    Returns:
-        ``(pictures, channels, height, width)``.
-    """
-    mode = "L" if len(getattr(processor, "image_mean", None) or (0, 0, 0)) == 1 else "RGB"
-    opened = [picture.convert(mode) for picture in pictures]
-    return processor(images=opened, return_tensors="pt")["pixel_values"]
-
-
-def check_size(pixels: Any, config: Any, data: str) -> None:
-    """Refuse pictures of another size than a model's: the processors of some models do not change it.
-
-    Args:
-        pixels: What the processor made of some pictures, ``(pictures, channels, height, width)``.
-        config: The model's configuration.
-        data: Name of the data.
-
-    Raises:
-        DataError: The model reads others.
-    """
-    if find_family(config.model_type, type(config).__name__).any_image_size:
-        return
-    size = getattr(getattr(config, "vision_config", config), "image_size", None)
-    wanted = (size, size) if isinstance(size, int) else size
-    found = tuple(pixels.shape[-2:])
-    if wanted is not None and found != tuple(wanted):
-        raise DataError(
-            f"{data}: pictures of {found[0]} x {found[1]} come out of the model's image processor, the model "
-            f"reads {wanted[0]} x {wanted[1]}; give pictures of that size"
-        )
+    shared: int = sum(theirs.get(token) == number for token, number in ours.items())
+    return shared < _SHARED_TOKENS * max(len(ours), len(theirs))
 
 
 def _pil_processor(folder: Path) -> Any:

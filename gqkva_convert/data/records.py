@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import io
 import logging
 import math
 from collections.abc import Iterable, Iterator, Sequence
@@ -11,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from gqkva_convert.errors import DataError, first_line
+from gqkva_convert.errors import DataError
 
 Record = dict[str, Any]
 
@@ -38,6 +37,7 @@ _BUILDERS = {
 _IMAGES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp"})
 TEXT_COLUMNS = ("text", "content", "sentence")
 PAIR_COLUMNS = (("sentence1", "sentence2"), ("sentence_A", "sentence_B"), ("premise", "hypothesis"))
+SINGLE_COLUMNS = tuple((name,) for name in TEXT_COLUMNS)
 _SCORED_PAIR = ("sentence1", "sentence2", "score")
 SCORE_COLUMNS = ("score", "label", "similarity_score")
 LABEL_COLUMNS = ("label", "labels", "fine_label")
@@ -48,7 +48,7 @@ TARGET_COLUMNS = (
     ("source", "target"),
     ("input", "output"),
 )
-PICTURE_COLUMNS = ("image", "img", "pixel_values")
+IMAGE_COLUMNS = ("image", "img", "pixel_values")
 # Records that a shuffle holds at once.
 _SHUFFLE_BUFFER = 10_000
 
@@ -85,7 +85,7 @@ def load_records(data: str, *, streaming: bool, part: str = TRAIN, split: str | 
             found = found[next(name for name in (*_PARTS[part], *found) if name in found)]
         for name, feature in (found.features or {}).items():
             if isinstance(feature, datasets.Image):
-                # Whoever reads a picture opens it (`picture_of`) and can name one that is damaged.
+                # `read_image` opens them and can name one that is damaged.
                 found = found.cast_column(name, datasets.Image(decode=False))
     return found
 
@@ -242,6 +242,15 @@ def find_columns(record: Record, choices: Iterable[tuple[str, ...]], what: str) 
     raise DataError(f"the data has columns {', '.join(record)}; {what} are read from {wanted}")
 
 
+def find_column(record: Record, names: Iterable[str], what: str) -> str:
+    """The first of several columns that a record has.
+
+    Raises:
+        DataError: It has none of them.
+    """
+    return find_columns(record, [(name,) for name in names], what)[0]
+
+
 def text_columns(record: Record) -> tuple[str, ...]:
     """The columns of a record that hold texts: one, or both sides of a pair, or a dialogue and its summary.
 
@@ -251,25 +260,3 @@ def text_columns(record: Record) -> tuple[str, ...]:
     alone: list[tuple[str, ...]] = [(name,) for name in TEXT_COLUMNS if name in record]
     choices = alone or [*PAIR_COLUMNS, *TARGET_COLUMNS, (TEXT_COLUMNS[0],)]
     return find_columns(record, choices, "texts")
-
-
-def picture_of(record: Record, column: str) -> Any:
-    """A record's image, read.
-
-    Raises:
-        DataError: It is damaged, or no image.
-    """
-    from PIL import Image
-
-    picture = record[column]
-    if isinstance(picture, dict):  # as `datasets` stores what it has not opened
-        picture = picture["path"] if picture.get("bytes") is None else picture["bytes"]
-    if not isinstance(picture, (str, bytes)):
-        return picture
-    try:
-        opened = Image.open(io.BytesIO(picture) if isinstance(picture, bytes) else picture)
-        opened.load()  # and close its file
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        where = picture if isinstance(picture, str) else f"an image under {column!r}"
-        raise DataError(f"{where} cannot be read: {first_line(error)}; mend or remove it") from error
-    return opened

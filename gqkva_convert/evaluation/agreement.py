@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -31,6 +31,14 @@ class AnswerScores:
 
     unit: str
     columns: dict[str, list[float]] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, unit: str, samples: Iterable[dict[str, float]]) -> AnswerScores:
+        """The sums of samples, in their order."""
+        found = cls(unit)
+        for sample in samples:
+            found.add(sample)
+        return found
 
     def add(self, sample: dict[str, float]) -> None:
         """Take the sums of one sample."""
@@ -100,12 +108,11 @@ def sample_sums(scores: dict[str, Any], counts: Sequence[int]) -> list[dict[str,
     ]
 
 
-def score_answers(logits: Any, against: Any, targets: Any, *, accuracy: bool) -> dict[str, Any]:
+def score_answers(logits: Sequence[Any], targets: Any, *, accuracy: bool) -> dict[str, Any]:
     """Score answers one by one, in float32.
 
     Args:
-        logits: Shape ``(answers, choices)``.
-        against: Logits of the other model, of the same shape; None for none.
+        logits: The model's, ``(answers, choices)``, and the other model's where there is one.
         targets: The right choices, shape ``(answers,)``.
         accuracy: Whether likeliest choices are compared with the right ones.
 
@@ -117,17 +124,19 @@ def score_answers(logits: Any, against: Any, targets: Any, *, accuracy: bool) ->
     """
     import torch
 
-    if against is not None and against.shape[-1] != logits.shape[-1]:
+    own, *others = logits
+    other = others[0].to(own.device) if others else None
+    if other is not None and other.shape[-1] != own.shape[-1]:
         raise EvaluationError(
-            f"the models choose among {logits.shape[-1]} and {against.shape[-1]} answers; --against names "
+            f"the models choose among {own.shape[-1]} and {other.shape[-1]} answers; --against names "
             "the model it was made from"
         )
-    step = max(1, _NUMBERS // logits.shape[-1])
+    step = max(1, _NUMBERS // own.shape[-1])
     parts: list[dict[str, Any]] = []
-    for start in range(0, len(logits), step):
+    for start in range(0, len(own), step):
         some = slice(start, start + step)
-        other = None if against is None else against[some].to(logits.device)
-        parts.append(_score(logits[some], other, targets[some].to(logits.device), accuracy))
+        theirs = None if other is None else other[some]
+        parts.append(_score(own[some], theirs, targets[some].to(own.device), accuracy))
     return {name: torch.cat([part[name] for part in parts]).double().cpu() for name in parts[0]}
 
 

@@ -28,5 +28,5 @@ def find_device(name: str) -> torch.device:
     if found is None:
         raise EvaluationError(f"--device {name}: choose auto, cpu, cuda or cuda:N")
     if name.startswith("cuda") and int(found[1] or 0) >= torch.cuda.device_count():
-        raise EvaluationError(f"--device {name}: no such GPU here; --device cpu measures on the processor")
+        raise EvaluationError(f"--device {name}: no such GPU here; --device cpu measures on the CPU")
     return torch.device("cuda:0" if name == "cuda" else name)

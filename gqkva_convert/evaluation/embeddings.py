@@ -9,18 +9,20 @@ from typing import Any
 import numpy as np
 
 from gqkva_convert.checkpoint.jsonfile import read_json
-from gqkva_convert.data.processors import arguments, load_processor, sequence_length
+from gqkva_convert.data.processors import load_processor, sequence_length
 from gqkva_convert.data.records import (
     PAIR_COLUMNS,
-    TEXT_COLUMNS,
+    SINGLE_COLUMNS,
     find_columns,
     read_score,
     score_column,
 )
+from gqkva_convert.data.sequences import encode, is_text
 from gqkva_convert.errors import DataError, EvaluationError
 from gqkva_convert.evaluation.metrics import Metric, mean, spearman
-from gqkva_convert.evaluation.samples import draw, encode, is_text, records
-from gqkva_convert.evaluation.subject import Subject
+from gqkva_convert.evaluation.samples import draw, records
+from gqkva_convert.evaluation.subject import Subject, forward
+from gqkva_convert.progress import Progress
 
 _BATCH = 32
 
@@ -36,9 +38,7 @@ def measure_embeddings(subject: Subject) -> tuple[list[Metric], int, str, dict[s
         EvaluationError: They are texts without scores, and there is no other model.
     """
     found = records(subject.settings)
-    names = find_columns(
-        found[0], [*PAIR_COLUMNS, *((name,) for name in TEXT_COLUMNS)], "pairs of texts or texts"
-    )
+    names = find_columns(found[0], (*PAIR_COLUMNS, *SINGLE_COLUMNS), "pairs of texts or texts")
     data = str(subject.settings.data)
     score = score_column(found[0], names, data)
     is_scored = score is not None
@@ -56,12 +56,11 @@ def measure_embeddings(subject: Subject) -> tuple[list[Metric], int, str, dict[s
     wanted = sequence_length(subject.settings.length, subject.model, tokenizer)
     length = int(min(wanted, longest_of(subject.folder)))
     pooling = pooling_of(subject.folder)
-    progress = subject.begin(f"measuring {subject.settings.data}", len(some) * len(names))
-    size = subject.settings.batch_size or _BATCH
-    sides = [
-        _embed(subject, [record[name] for record in some], tokenizer, length, pooling, size, progress)
-        for name in names
-    ]
+    progress = subject.measuring(len(some) * len(names))
+    sides = []
+    for name in names:
+        texts = [record[name] for record in some]
+        sides.append(_embed(subject, texts, tokenizer, length, pooling, progress))
     metrics = []
     if is_scored:
         cosines = [(first * second).sum(-1) for first, second in zip(*sides, strict=True)]
@@ -103,8 +102,7 @@ def _embed(
     tokenizer: Any,
     length: int,
     pooling: str,
-    size: int,
-    progress: Any,
+    progress: Progress,
 ) -> list[Any]:
     """Embeddings of length 1 by every model, each float64 of shape ``(texts, width)``."""
     import torch
@@ -112,14 +110,13 @@ def _embed(
     rows: list[list[Any]] = [[] for _ in subject.models]
     order = sorted(range(len(sentences)), key=lambda place: len(sentences[place]))
     with torch.inference_mode():
-        for start in range(0, len(order), size):
-            batch = encode(tokenizer, [sentences[place] for place in order[start : start + size]], length)
+        for places in subject.batches(order, _BATCH):
+            batch = encode(tokenizer, [sentences[place] for place in places], length)
             for made, model in zip(rows, subject.models, strict=True):
-                taken = arguments(model)
-                inputs = {name: value.to(model.device) for name, value in batch.items() if name in taken}
-                states = model(**inputs).last_hidden_state.float()
-                made.append(_pool(states, inputs.get("attention_mask"), pooling).double().cpu().numpy())
-            progress(len(order[start : start + size]))
+                states = forward(model, batch).last_hidden_state.float()
+                mask = batch["attention_mask"].to(states.device) if "attention_mask" in batch else None
+                made.append(_pool(states, mask, pooling).double().cpu().numpy())
+            progress(len(places))
     back = np.argsort(order)
     return [np.concatenate(made)[back] for made in rows]
 

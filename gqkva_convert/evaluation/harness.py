@@ -18,7 +18,7 @@ from gqkva_convert.data.tasks import CAUSAL, TO_TARGET
 from gqkva_convert.errors import EvaluationError, first_line
 from gqkva_convert.evaluation.metrics import Metric, mean
 from gqkva_convert.evaluation.subject import Subject
-from gqkva_convert.modeling.quiet import quiet
+from gqkva_convert.modeling.log_levels import quiet
 
 _BATCH = 8
 # Normal deviate of a 95 % interval.

@@ -1,15 +1,16 @@
-"""Masked language models: how well they fill in words, and agreement with another model word by word."""
+"""Masked language models: how well they fill in tokens, and agreement with another model on each."""
 
 from __future__ import annotations
 
 import random
 from typing import Any
 
-from gqkva_convert.data.processors import arguments, load_processor, sequence_length
+from gqkva_convert.data.processors import load_processor, sequence_length
+from gqkva_convert.data.sequences import divide_texts
 from gqkva_convert.errors import DataError
 from gqkva_convert.evaluation.agreement import AnswerScores, sample_sums, score_answers
 from gqkva_convert.evaluation.samples import draw, texts
-from gqkva_convert.evaluation.subject import Subject
+from gqkva_convert.evaluation.subject import Subject, forward
 
 _BATCH = 32
 # Share of a text's tokens that are masked, as BERT was trained (Devlin et al., 2019, arXiv 1810.04805).
@@ -34,33 +35,27 @@ def score_masked(subject: Subject) -> tuple[AnswerScores, dict[str, Any]]:
     rows = draw(_pieces(subject, tokenizer, length), subject.settings)
     if not rows:
         raise DataError(f"{subject.settings.data} holds no text that could be measured")
-    progress = subject.begin(f"measuring {subject.settings.data}", len(rows))
-    scores = AnswerScores("masked token")
-    size = subject.settings.batch_size or _BATCH
+    progress = subject.measuring(len(rows))
     order = sorted(range(len(rows)), key=lambda place: len(rows[place]))
     samples: dict[int, dict[str, float]] = {}
     with torch.inference_mode():
-        for start in range(0, len(order), size):
-            places = order[start : start + size]
+        for places in subject.batches(order, _BATCH):
             batch = tokenizer.pad({"input_ids": [rows[place] for place in places]}, return_tensors="pt")
             wanted = torch.zeros_like(batch["input_ids"], dtype=torch.bool)
             for row, place in enumerate(places):
                 wanted[row, _masked(rows[place], tokenizer, subject.settings.seed, place)] = True
             targets = batch["input_ids"][wanted]
             batch["input_ids"][wanted] = tokenizer.mask_token_id
-            own, *other = (_logits(model, batch, wanted) for model in subject.models)
-            values = score_answers(own, other[0] if other else None, targets, accuracy=True)
+            logits = [forward(model, batch).logits[wanted.to(model.device)] for model in subject.models]
+            values = score_answers(logits, targets, accuracy=True)
             samples |= zip(places, sample_sums(values, wanted.sum(1).tolist()), strict=True)
             progress(len(places))
-    for place in sorted(samples):
-        scores.add(samples[place])
+    scores = AnswerScores.of("masked token", (samples[place] for place in sorted(samples)))
     return scores, {"length": length, "masked_share": SHARE}
 
 
 def _pieces(subject: Subject, tokenizer: Any, length: int) -> list[list[int]]:
-    """Texts with their special tokens, long ones in pieces."""
-    cut = {"truncation": True, "max_length": length, "return_overflowing_tokens": True}
-    pieces = [list(ids) for text in texts(subject.settings) for ids in tokenizer([text], **cut)["input_ids"]]
+    pieces = divide_texts(tokenizer, texts(subject.settings), length)
     return [piece for piece in pieces if any(_maskable(piece, tokenizer))]
 
 
@@ -72,9 +67,3 @@ def _maskable(ids: list[int], tokenizer: Any) -> list[bool]:
 def _masked(ids: list[int], tokenizer: Any, seed: int, number: int) -> list[int]:
     choices = [place for place, may in enumerate(_maskable(ids, tokenizer)) if may]
     return random.Random(f"{seed} {number}").sample(choices, max(1, round(SHARE * len(choices))))
-
-
-def _logits(model: Any, batch: Any, wanted: Any) -> Any:
-    taken = arguments(model)
-    inputs = {name: value.to(model.device) for name, value in batch.items() if name in taken}
-    return model(**inputs).logits[wanted.to(model.device)]

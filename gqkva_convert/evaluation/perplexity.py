@@ -7,9 +7,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from gqkva_convert.data.sequences import pad
 from gqkva_convert.evaluation.agreement import AnswerScores, sample_sums, score_answers
 from gqkva_convert.evaluation.windows import Window
-from gqkva_convert.modeling.quiet import quiet_transformers
+from gqkva_convert.modeling.log_levels import quiet_transformers
 from gqkva_convert.progress import Progress
 
 if TYPE_CHECKING:
@@ -55,25 +56,19 @@ def score_windows(
             start = end
             if progress is not None:
                 progress(sum(counts))
-    found = AnswerScores("token")
-    for sample in samples:
-        found.add(sample)
-    return found
+    return AnswerScores.of("token", samples)
 
 
 def _scores(model: Any, against: Any, windows: Sequence[Window]) -> dict[str, Any]:
     """Scores of all targets of a batch, window after window."""
     import torch
 
-    length = max(len(window.inputs) for window in windows)
-    ids = torch.zeros(len(windows), length, dtype=torch.long)
-    wanted = torch.zeros_like(ids, dtype=torch.bool)
-    targets: list[int] = []
-    for row, window in enumerate(windows):
-        read = len(window.inputs)
-        ids[row, :read] = torch.tensor(window.inputs)
-        wanted[row, read - len(window.targets) : read] = True
-        targets += window.targets
+    ids, present = pad([window.inputs for window in windows], 0)
+    ends = present.sum(1, keepdim=True)
+    begins = ends - torch.tensor([[len(window.targets)] for window in windows])
+    places = torch.arange(ids.shape[1])
+    wanted = (begins <= places) & (places < ends)
+    targets = torch.tensor([token for window in windows for token in window.targets])
     # Padding stands on the right, where causal attention never looks: no mask is needed.
     logits = [
         network(input_ids=ids.to(network.device), use_cache=False).logits
@@ -82,8 +77,8 @@ def _scores(model: Any, against: Any, windows: Sequence[Window]) -> dict[str, An
     ]
     # Most batches are full: their logits are taken as they are, not copied.
     full = bool(wanted.all())
-    own, *other = (found.flatten(0, 1) if full else found[wanted.to(found.device)] for found in logits)
-    return score_answers(own, other[0] if other else None, torch.tensor(targets), accuracy=False)
+    chosen = [found.flatten(0, 1) if full else found[wanted.to(found.device)] for found in logits]
+    return score_answers(chosen, targets, accuracy=False)
 
 
 @dataclass(frozen=True)

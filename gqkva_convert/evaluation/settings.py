@@ -29,7 +29,7 @@ class EvaluationSettings:
         max_new_tokens: Longest text that a sequence-to-sequence model writes.
         num_fewshot: Examples before each question of a task; None for the task's own number.
         seed: Seed of what is drawn, intervals included.
-        dtype: Dtype to compute in; None for float32 on a processor, the stored one on a GPU.
+        dtype: Dtype to compute in; None for float32 on a CPU, the stored one on a GPU.
         device: ``"auto"``, ``"cpu"``, ``"cuda"`` or one such as ``"cuda:1"``.
     """
 

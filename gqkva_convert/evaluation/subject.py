@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from gqkva_convert.checkpoint.hub import locate
-from gqkva_convert.data.processors import has_other_words
+from gqkva_convert.data.processors import arguments, has_other_tokens
+from gqkva_convert.data.sequences import Item, in_groups
 from gqkva_convert.data.tasks import IMAGES, find_task
 from gqkva_convert.errors import EvaluationError, first_line, is_out_of_memory
 from gqkva_convert.evaluation.device import find_device
 from gqkva_convert.evaluation.settings import EvaluationSettings
 from gqkva_convert.modeling.families import stock_type
 from gqkva_convert.modeling.loading import load_model
-from gqkva_convert.modeling.quiet import quiet_transformers
-from gqkva_convert.progress import Stages
+from gqkva_convert.modeling.log_levels import quiet_transformers
+from gqkva_convert.progress import Progress, Stages
 from gqkva_convert.source.model import open_model
 
 
@@ -44,6 +46,27 @@ class Subject:
         """The model, and the other one behind it where there is one."""
         return [self.model] if self.against is None else [self.model, self.against]
 
+    def measuring(self, total: int) -> Progress:
+        """Begin the stage of measuring so many samples."""
+        return self.begin(f"measuring {self.settings.data}", total)
+
+    def batches(self, samples: Sequence[Item], usual: int) -> Iterator[list[Item]]:
+        """Yield groups of samples, as many as are asked for in one forward pass or else `usual`."""
+        return in_groups(samples, self.settings.batch_size or usual)
+
+
+def forward(model: Any, batch: Mapping[str, Any], **options: Any) -> Any:
+    """Run a model on the inputs of a batch that it takes, on its device and in its dtype."""
+    taken = arguments(model)
+    return model(
+        **{
+            name: value.to(model.device, model.dtype if value.is_floating_point() else None)
+            for name, value in batch.items()
+            if name in taken
+        },
+        **options,
+    )
+
 
 def open_subject(folder: Path, against: str | None, settings: EvaluationSettings, begin: Stages) -> Subject:
     """Load the models.
@@ -66,9 +89,9 @@ def open_subject(folder: Path, against: str | None, settings: EvaluationSettings
         place = locate(against, None).folder
         other = _load(place, settings)
         _check(against, other, model, task)
-        if task != IMAGES and has_other_words(folder, place):
+        if task != IMAGES and has_other_tokens(folder, place):
             raise EvaluationError(
-                f"--against {against}: its tokenizer numbers words otherwise, so that answers cannot be "
+                f"--against {against}: its tokenizer numbers tokens otherwise, so that answers cannot be "
                 "compared; name the model it was made from"
             )
     return Subject(folder, model, other, task, settings, begin)

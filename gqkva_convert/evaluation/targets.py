@@ -8,11 +8,12 @@ import numpy as np
 
 from gqkva_convert.data.processors import load_processor, sequence_length
 from gqkva_convert.data.records import TARGET_COLUMNS, find_columns
+from gqkva_convert.data.sequences import cut_texts, decoder_inputs, encode, is_text, pad
 from gqkva_convert.errors import DataError, EvaluationError
 from gqkva_convert.evaluation.agreement import AnswerScores, sample_sums, score_answers
 from gqkva_convert.evaluation.metrics import Metric, mean
-from gqkva_convert.evaluation.samples import draw, encode, is_text, records
-from gqkva_convert.evaluation.subject import Subject
+from gqkva_convert.evaluation.samples import draw, records
+from gqkva_convert.evaluation.subject import Subject, forward
 
 _BATCH = 16
 ROUGE = {"rouge1": "ROUGE-1", "rouge2": "ROUGE-2", "rougeL": "ROUGE-L"}
@@ -38,17 +39,16 @@ def measure_targets(subject: Subject) -> tuple[list[Metric], int, dict[str, Any]
         raise DataError(f"{subject.settings.data} holds no pair of a text and its target")
     tokenizer = load_processor(subject.folder, "AutoTokenizer")
     length = sequence_length(subject.settings.length, subject.model, tokenizer)
-    progress = subject.begin(f"measuring {subject.settings.data}", len(some))
-    size = subject.settings.batch_size or _BATCH
+    progress = subject.measuring(len(some))
     scores = AnswerScores("token")
     written: list[dict[str, list[float]]] = [{name: [] for name in (*ROUGE, "exact")} for _ in subject.models]
     with torch.inference_mode():
-        for start in range(0, len(some), size):
-            part = some[start : start + size]
+        for part in subject.batches(some, _BATCH):
             inputs = encode(tokenizer, [record[source] for record in part], length)
             inputs.pop("token_type_ids", None)
             wanted = [str(record[target]) for record in part]
-            for sample in _likelihood(subject, inputs, _labels(tokenizer, wanted, length)):
+            rows = cut_texts(tokenizer, wanted, length, as_target=True)
+            for sample in _likelihood(subject, inputs, rows, tokenizer.pad_token_id or 0):
                 scores.add(sample)
             for model, columns in zip(subject.models, written, strict=True):
                 texts = _write(model, inputs, tokenizer, subject.settings.max_new_tokens)
@@ -75,35 +75,18 @@ def _scorer() -> Any:
     return RougeScorer(list(ROUGE), use_stemmer=True)
 
 
-def _labels(tokenizer: Any, wanted: list[str], length: int) -> Any:
-    """Targets as token ids, padded on the right, and how long each is."""
-    import torch
-
-    rows = tokenizer(text_target=wanted, truncation=True, max_length=length)["input_ids"]
-    counts = [len(row) for row in rows]
-    labels = torch.full((len(rows), max(counts)), tokenizer.pad_token_id or 0, dtype=torch.long)
-    for place, row in enumerate(rows):
-        labels[place, : len(row)] = torch.tensor(row)
-    return labels, counts
-
-
-def _likelihood(subject: Subject, inputs: dict[str, Any], labelled: Any) -> list[dict[str, float]]:
+def _likelihood(
+    subject: Subject, inputs: dict[str, Any], targets: list[list[int]], padding: int
+) -> list[dict[str, float]]:
     """Scores of the targets' tokens, summed over each target."""
-    import torch
-
-    labels, counts = labelled
-    wanted = torch.zeros_like(labels, dtype=torch.bool)
-    for place, count in enumerate(counts):
-        wanted[place, :count] = True
-    chosen = []
+    labels, present = pad(targets, padding)
+    wanted = present.bool()
+    logits = []
     for model in subject.models:
-        begun = model.prepare_decoder_input_ids_from_labels(labels=labels.to(model.device))
-        moved = {name: value.to(model.device) for name, value in inputs.items()}
-        logits = model(**moved, decoder_input_ids=begun, use_cache=False).logits
-        chosen.append(logits[wanted.to(model.device)])
-    own, *other = chosen
-    values = score_answers(own, other[0] if other else None, labels[wanted], accuracy=False)
-    return sample_sums(values, counts)
+        batch = {**inputs, "decoder_input_ids": decoder_inputs(labels, model.config)}
+        logits.append(forward(model, batch, use_cache=False).logits[wanted.to(model.device)])
+    values = score_answers(logits, labels[wanted], accuracy=False)
+    return sample_sums(values, present.sum(1).tolist())
 
 
 def _write(model: Any, inputs: dict[str, Any], tokenizer: Any, max_new_tokens: int) -> list[str]:

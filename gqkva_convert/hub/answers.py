@@ -48,6 +48,7 @@ def require_token() -> None:
         raise HubError(f"the Hub token holds characters that no token has; {_LOGIN}")
 
 
+# By hand: huggingface_hub.http_backoff retries one HTTP request; an upload is many of them.
 def ask(repo: str, request: Callable[[], Answer], say: Say, *, again: bool = True) -> Answer:
     """Make a request to the Hub, several times where that may help.
 

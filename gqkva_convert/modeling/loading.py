@@ -31,7 +31,7 @@ def load_model(
         folder: Checkpoint folder.
         fallback: Class for a configuration that names none.
         dtype: Dtype to load into; "auto" for the one it is stored in.
-        device_map: As transformers takes it; None for the processor.
+        device_map: As transformers takes it; None for the CPU.
         attn_implementation: As transformers calls it; by default what it chooses.
 
     Returns:

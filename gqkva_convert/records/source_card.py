@@ -38,6 +38,7 @@ def stated_card(source: dict[str, Any]) -> dict[str, Any]:
     return {**_fields(card), **({"origin": origin} if isinstance(origin, dict) else {})}
 
 
+# By hand: huggingface_hub.metadata_load reads a file of any size and raises whatever YAML does.
 def front_matter(path: Path) -> dict[str, Any]:
     """The `FIELDS` of a card's front matter that hold text or lists of text."""
     import yaml

@@ -16,11 +16,11 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 # Asks for the attention function that is looked at; the block's own does the work.
 INTERFACE = "gqkva:observed"
 _OWN = "gqkva_own_attention"
-_seen: ContextVar[list[Attention] | None] = ContextVar("seen", default=None)
+_seen: ContextVar[list[AttentionCall] | None] = ContextVar("seen", default=None)
 
 
 @dataclass(frozen=True)
-class Attention:
+class AttentionCall:
     """What an attention function is called with, of the query positions that are kept.
 
     Attributes:
@@ -36,10 +36,10 @@ class Attention:
     allowed: Tensor
     scaling: float
 
-    def rows(self, positions: Tensor) -> Attention:
+    def rows(self, positions: Tensor) -> AttentionCall:
         """The same of some query positions."""
         allowed = self.allowed[:, :, positions] if self.allowed.shape[2] > 1 else self.allowed
-        return Attention(self.query[:, :, positions], self.key, allowed, self.scaling)
+        return AttentionCall(self.query[:, :, positions], self.key, allowed, self.scaling)
 
     @property
     def scores(self) -> Tensor:
@@ -54,7 +54,7 @@ class Attention:
         return (scores - scores.sum(-1, keepdim=True) / count).masked_fill(~self.allowed, 0.0)
 
 
-def score_error(ours: Attention, theirs: Attention, kept: Tensor | None = None) -> Tensor:
+def score_error(ours: AttentionCall, theirs: AttentionCall, kept: Tensor | None = None) -> Tensor:
     """Squared error of scores relative to the energy of theirs.
 
     Args:
@@ -80,9 +80,9 @@ def watch(module: nn.Module) -> None:
 
 
 @contextmanager
-def observing() -> Iterator[list[Attention]]:
+def observing() -> Iterator[list[AttentionCall]]:
     """Collect what attention functions of watched blocks are called with; nothing where there is none."""
-    found: list[Attention] = []
+    found: list[AttentionCall] = []
     token = _seen.set(found)
     try:
         yield found
@@ -99,7 +99,7 @@ def _observed(
         scaling = options.get("scaling")
         scaling = query.shape[-1] ** -0.5 if scaling is None else float(scaling)
         allowed = _allowed(module, query, key, attention_mask, options.get("is_causal"))
-        found.append(Attention(query, key, allowed, scaling))
+        found.append(AttentionCall(query, key, allowed, scaling))
     own = getattr(module.config, _OWN)
     eager = sys.modules[type(module).__module__].eager_attention_forward
     result: tuple[Tensor, Any] = ALL_ATTENTION_FUNCTIONS.get_interface(own, eager)(

@@ -26,6 +26,7 @@ class Shard:
         return sum(step.nbytes for step in self.steps)
 
 
+# By hand: huggingface_hub's is private, accelerate's refuses plain bytes and accepts 0GB.
 def parse_size(text: str) -> int:
     """Bytes of a size such as ``2GB`` (powers of ten) or ``512MiB`` (powers of two).
 

@@ -2,57 +2,48 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from gqkva_convert.checkpoint.sidecars import REPORT
-from gqkva_convert.data.tasks import CAUSAL, EMBEDDING, IMAGES, TO_TARGET, trained_task
+from gqkva_convert.data.tasks import EMBEDDING, trained_task
 from gqkva_convert.errors import TrainingError
 from gqkva_convert.heads import ROLES
 from gqkva_convert.plans.plan import Plan
 from gqkva_convert.records.report import read_report
-from gqkva_convert.uptraining.engine.accelerating import make_accelerator, start_processes, use_liger
-from gqkva_convert.uptraining.engine.schedule import Schedule
+from gqkva_convert.uptraining.budget import budget_note, make_schedule
+from gqkva_convert.uptraining.engine.feed import Feed
+from gqkva_convert.uptraining.engine.processes import (
+    divide_steps,
+    make_accelerator,
+    start_processes,
+    use_liger,
+)
 from gqkva_convert.uptraining.engine.trainer import Trainer
+from gqkva_convert.uptraining.job import Job
 from gqkva_convert.uptraining.objectives.objective import VOCABULARY_TASKS, Objective
-from gqkva_convert.uptraining.objectives.resampling import NUMBERS, Resampling
-from gqkva_convert.uptraining.objectives.running import ModelRunner
+from gqkva_convert.uptraining.objectives.resampling import Resampling
+from gqkva_convert.uptraining.objectives.runner import ModelRunner
 from gqkva_convert.uptraining.objectives.teacher import StoredTeacher, is_stored, load_teacher
-from gqkva_convert.uptraining.rows.batches import StepPlan
 from gqkva_convert.uptraining.rows.reading import Collator, open_rows
 from gqkva_convert.uptraining.rows.row import Rows
-from gqkva_convert.uptraining.rows.stored import StoredRows
-from gqkva_convert.uptraining.run_folder import RunFolder
-from gqkva_convert.uptraining.settings import TrainingSettings
 from gqkva_convert.uptraining.student import load_student
+from gqkva_convert.uptraining.terms import check_pairs, check_resampled, loss_weights, matching_share
 from gqkva_convert.uptraining.trainable import (
     choose_trained,
     drop_nothing,
-    learning_rate,
     make_optimizer,
-    matching_rate,
     parameter_groups,
 )
-
-Watch = Callable[[dict[str, Any]], None]
-# Share of the budget that matches attention blocks, where there is a teacher to match.
-_MATCHING_SHARE = 0.5
 
 
 class Assembly:
     """The pieces of one run, put together.
 
     Args:
-        folder: What is trained.
-        run: Folder of the run.
-        settings: What to do.
-        report_to: Trackers of Accelerate.
-        watch: Called with the metrics of every step.
-        from_scratch: Whether the weights are fresh.
+        job: The run.
 
     Attributes:
         task: What the model is trained for, once `trainer` was called.
@@ -62,22 +53,8 @@ class Assembly:
     task: str
     weights: dict[str, float]
 
-    def __init__(
-        self,
-        folder: Path,
-        run: RunFolder,
-        settings: TrainingSettings,
-        report_to: tuple[str, ...],
-        watch: Watch,
-        *,
-        from_scratch: bool,
-    ) -> None:
-        self.folder = folder
-        self.run = run
-        self.settings = settings
-        self.report_to = report_to
-        self.watch = watch
-        self.from_scratch = from_scratch
+    def __init__(self, job: Job) -> None:
+        self.job, self.folder, self.settings = job, job.folder, job.settings
 
     def trainer(self) -> Trainer:
         """The loop with all it needs, loaded and tried.
@@ -89,18 +66,17 @@ class Assembly:
         torch.manual_seed(settings.seed)
         model = load_student(self.folder)
         self.task = task = trained_task(model)
-        self.weights = weights = self._weights(task)
-        self._check_resampled(task)
-        plan = self.step_plan()
+        self.weights = weights = loss_weights(settings, task)
+        check_resampled(settings, task)
+        plan = divide_steps(settings)
         with start_processes().local_main_process_first():  # it prepares rows, the others find them
             rows, collator = open_rows(settings, self.folder, model, task)
-        self._check_learnable(rows, weights, plan)
-        matching = self._matching_share(weights)
+        if task == EMBEDDING:
+            check_pairs(settings, rows, weights, plan)
+        matching = matching_share(settings, weights)
         accelerator = make_accelerator(
-            settings,
             plan,
-            self.run.path,
-            self.report_to,
+            self.job,
             leaves_out_weights=matching > 0 or task == EMBEDDING or not {"task", "kl"} & weights.keys(),
         )
         stored = StoredTeacher(Path(str(settings.teacher))) if is_stored(settings.teacher) else None
@@ -109,27 +85,17 @@ class Assembly:
             stored.check(getattr(rows, "digest", ""), model.config.vocab_size, settings.temperature)
         elif settings.teacher is not None:
             teacher = load_teacher(settings, self.folder, model, task, accelerator.device)
-        schedule = self._schedule(rows, model, matching)
-        if start_processes().is_main_process:
-            for note in self._notes(rows, schedule.steps):
-                self.watch({"note": note})
+        schedule = make_schedule(self.job, rows, model, task, matching)
+        note = budget_note(settings, rows, task, schedule.steps)
+        if note is not None and start_processes().is_main_process:
+            self.job.watch({"note": note})
         student, optimizer = self._prepared(model)
         objective = self._objective(student, teacher, weights, watched=matching > 0)
         self._try_out(objective, rows, collator, accelerator.device)
         if settings.torch_compile:
             model.base_model.compile()
-
-        def collate(some: list[Any], numbers: list[int]) -> Any:
-            batch = collator.batch(some, numbers)
-            if stored is not None and numbers:
-                return {**batch, **stored.of(some)}
-            if settings.resample and numbers:
-                return {**batch, NUMBERS: torch.tensor(numbers)}
-            return batch
-
-        trainer = Trainer(
-            accelerator, objective, optimizer, rows, collate, plan, schedule, settings, self.run, self.watch
-        )
+        feed = Feed(rows, collator, plan, stored, resampled=settings.resample > 0)
+        trainer = Trainer(self.job, accelerator, objective, optimizer, feed, schedule)
         if stored is not None:
             # Measured on other rows it would be no measure.
             is_same = stored.note.get("held_out") == settings.held_out
@@ -143,41 +109,6 @@ class Assembly:
                 "leave it out"
             )
         return trainer
-
-    def _check_resampled(self, task: str) -> None:
-        """Refuse to replace tokens where no teacher can say by what."""
-        if not self.settings.resample:
-            return
-        if task != CAUSAL:
-            raise TrainingError("resample is for causal language models, and this is none; leave it out")
-        if is_stored(self.settings.teacher):
-            raise TrainingError("resample needs the teacher, not its stored logits; name the source model")
-
-    def _check_learnable(self, rows: Rows, weights: dict[str, float], plan: StepPlan) -> None:
-        """Refuse rows that an encoder without a head cannot learn from."""
-        if self.task != EMBEDDING:
-            return
-        first = rows.held_out[0]
-        if self.settings.teacher is None and "second_ids" not in first:
-            raise TrainingError("an encoder without a head needs pairs of texts, or a teacher")
-        is_scored = not math.isnan(first.get("score", 0.0))
-        if not is_scored and weights.get("task") and plan.per_device < 2:
-            raise TrainingError(
-                "pairs without scores are told from the others of a forward pass: give at least 2 rows to one"
-            )
-
-    def _schedule(self, rows: Rows, model: Any, matching: float) -> Schedule:
-        """Learning rates of the run's steps, of which the first may match blocks."""
-        settings, steps = self.settings, self._steps(rows)
-        matching_steps = min(steps - 1, round(matching * steps))
-        return Schedule(
-            steps,
-            matching_steps,
-            settings.lr_scheduler_type,
-            math.ceil(settings.warmup_ratio * (steps - matching_steps)),
-            learning_rate(settings, model, is_fresh=self.from_scratch),
-            matching_rate(settings, model),
-        )
 
     def _prepared(self, model: Any) -> tuple[Any, Any]:
         """The student, changed and frozen as it is trained, and its optimiser."""
@@ -224,34 +155,6 @@ class Assembly:
                 for row in rows.held_out[:16]
             )
 
-    def _weights(self, task: str) -> dict[str, float]:
-        """Weights of the loss terms, or what suits the task."""
-        settings = self.settings
-        if task == TO_TARGET and settings.loss.get("hidden"):
-            raise TrainingError("hidden is not for sequence-to-sequence models; use attention or kl")
-        if settings.loss:
-            if task == EMBEDDING and settings.loss.get("kl"):
-                raise TrainingError("kl compares logits, which this model does not have; use hidden")
-            return dict(settings.loss)
-        if settings.teacher is None:
-            return {"task": 1.0}
-        return {"hidden": 1.0} if task == EMBEDDING else {"kl": 1.0}
-
-    def _matching_share(self, weights: dict[str, float]) -> float:
-        settings = self.settings
-        if is_stored(settings.teacher):
-            needs = [name for name in ("hidden", "attention") if weights.get(name)]
-            if needs or settings.matching:
-                raise TrainingError(
-                    f"{', '.join(needs) or 'matching'} needs the teacher itself, not its stored logits; name "
-                    "the source model"
-                )
-            return 0.0
-        if settings.matching is not None:
-            return settings.matching
-        can_match = settings.teacher is not None and settings.train in ("all", "attention")
-        return _MATCHING_SHARE if can_match else 0.0
-
     def _merged_roles(self) -> tuple[str, ...]:
         if not (self.folder / REPORT).is_file():
             return ()
@@ -261,57 +164,3 @@ class Assembly:
             for role in ROLES
             if any(len(group) > 1 for block in plan.blocks for group in block.groups(role))
         )
-
-    def _notes(self, rows: Rows, steps: int) -> Iterator[str]:
-        """Where more is read than was asked for, or the same again and again."""
-        settings, size = self.settings, rows.tokens_per_row
-        unit = "images" if self.task == IMAGES else "rows"
-        asked = self._budget_rows(rows)
-        if settings.batch_size > math.ceil(asked * settings.num_train_epochs):
-            of_tokens = f", {settings.batch_size * size:,.0f} tokens" if self.task != IMAGES else ""
-            yield (
-                f"a step reads {settings.batch_size:,} {unit}{of_tokens}: more than the budget; a smaller "
-                "--batch-size keeps to it"
-            )
-        elif isinstance(rows, StoredRows) and rows.count < math.floor(asked):
-            passes = steps * settings.batch_size / rows.count
-            yield (
-                f"{settings.data} gives {rows.count:,} {unit} to train on, fewer than the budget: they are "
-                f"gone over {passes:.1f} times"
-            )
-
-    def _steps(self, rows: Rows) -> int:
-        if self.task == IMAGES and self.settings.samples is None:
-            raise TrainingError("images have no tokens; give --samples")
-        wanted = self._budget_rows(rows) * self.settings.num_train_epochs
-        return max(1, math.ceil(wanted / self.settings.batch_size))
-
-    def _budget_rows(self, rows: Rows) -> float:
-        """Rows of an epoch that the budget asks for."""
-        tokens, samples = self.settings.token_budget, self.settings.samples
-        return samples if samples is not None else (tokens or 0) / rows.tokens_per_row
-
-    def step_plan(self) -> StepPlan:
-        """How rows of a step are divided over processes and passes.
-
-        Raises:
-            TrainingError: They cannot be.
-        """
-        processes, batch = start_processes().num_processes, self.settings.batch_size
-        if batch % processes:
-            raise TrainingError(
-                f"batch_size {batch} cannot be divided over {processes} processes; "
-                f"choose a multiple of {processes}"
-            )
-        per_device = self.settings.per_device_batch_size or batch // processes
-        if (batch // processes) % per_device:
-            raise TrainingError(
-                f"batch_size {batch} over {processes} processes is {batch // processes} rows each, which "
-                f"per_device_batch_size {per_device} does not divide"
-            )
-        if self.settings.mixup and per_device % 2:
-            raise TrainingError(
-                f"mixup mixes images two by two, and a pass has {per_device} rows; choose an even batch_size "
-                "and per_device_batch_size"
-            )
-        return StepPlan(batch, per_device, processes)

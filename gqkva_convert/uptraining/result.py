@@ -14,36 +14,25 @@ from gqkva_convert.checkpoint.publish import published_folder
 from gqkva_convert.checkpoint.sidecars import MEASURED, REPORT, TRAINING
 from gqkva_convert.errors import TrainingError
 from gqkva_convert.records.report import describe_files
-from gqkva_convert.uptraining.settings import TrainingSettings
+from gqkva_convert.uptraining.job import Job
 from gqkva_convert.uptraining.trainable import add_lora
 
 _WEIGHTS = (".safetensors", ".bin", ".index.json")
 
 
-def write_result(
-    source: Path,
-    out: Path,
-    model: Any,
-    weights: dict[str, Tensor],
-    settings: TrainingSettings,
-    training: dict[str, Any],
-    *,
-    overwrite: bool,
-) -> None:
-    """Write a trained checkpoint; nothing stands under its name before it is complete.
+def write_result(job: Job, model: Any, weights: dict[str, Tensor], training: dict[str, Any]) -> None:
+    """Write a trained checkpoint, which appears under its name when it is complete.
 
     Args:
-        source: Folder that training began with.
-        out: Folder to write.
-        model: The same model, freshly loaded, on a processor.
+        job: The run.
+        model: The model that training began with, freshly loaded, on a CPU.
         weights: Trained weights by name.
-        settings: Of the run.
-        training: What is reported of it.
-        overwrite: Replace an existing checkpoint folder.
+        training: What is reported of the run.
 
     Raises:
         TrainingError: The weights are not those of the model.
     """
+    settings = job.settings
     trained = add_lora(model, settings.lora_rank) if settings.train == "lora" else model
     missing, unexpected = trained.load_state_dict(weights, strict=False)
     tied = set(getattr(model, "_tied_weights_keys", None) or ())
@@ -52,17 +41,17 @@ def write_result(
         raise TrainingError(f"trained weights do not fit the model: {[*missing, *unexpected][0]}")
     if settings.train == "lora":
         model = trained.merge_and_unload()
-    checkpoint = open_checkpoint(source)
+    checkpoint = open_checkpoint(job.folder)
     dtypes = {tensor.dtype for tensor in checkpoint.tensors.values()}
     stored = {"BF16": "bfloat16", "F16": "float16", "F32": "float32"}
     import torch
 
     kept = [stored[dtype] for dtype in dtypes if dtype in stored]
     model = model.to(getattr(torch, kept[0] if len(kept) == 1 else "float32"))
-    with published_folder(out, overwrite=overwrite) as folder:
+    with published_folder(job.out, overwrite=job.overwrite) as folder:
         model.save_pretrained(folder)
-        for path in sorted(source.rglob("*")):
-            name = path.relative_to(source)
+        for path in sorted(job.folder.rglob("*")):
+            name = path.relative_to(job.folder)
             hidden = any(part.startswith(".") for part in name.parts)
             stale = path.name.endswith(_WEIGHTS) or str(name) in MEASURED
             if path.is_file() and not stale and not hidden:

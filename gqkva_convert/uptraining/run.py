@@ -7,19 +7,18 @@ import datetime
 import math
 import statistics
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 from gqkva_convert.checkpoint.folder import open_checkpoint
 from gqkva_convert.checkpoint.sidecars import REPORT
 from gqkva_convert.errors import TrainingError, is_out_of_memory
 from gqkva_convert.records.report import describe_files, versions
-from gqkva_convert.uptraining.assembly import Assembly, Watch
-from gqkva_convert.uptraining.engine.accelerating import start_processes
+from gqkva_convert.uptraining.assembly import Assembly
+from gqkva_convert.uptraining.engine.processes import divide_steps, start_processes
 from gqkva_convert.uptraining.engine.trainer import Trainer
+from gqkva_convert.uptraining.job import Job
 from gqkva_convert.uptraining.result import write_result
-from gqkva_convert.uptraining.run_folder import METRICS, RunFolder
-from gqkva_convert.uptraining.settings import TrainingSettings
+from gqkva_convert.uptraining.run_folder import METRICS
 from gqkva_convert.uptraining.student import load_student
 
 
@@ -27,51 +26,30 @@ class Run:
     """A run from its folder to its result.
 
     Args:
-        folder: What is trained.
-        out: Where the result goes.
-        run: Folder of the run.
-        settings: What to do.
-        report_to: Trackers of Accelerate.
-        watch: Called with the metrics of every step.
-        from_scratch: Whether the weights are fresh.
+        job: What is asked for.
     """
 
-    def __init__(
-        self,
-        folder: Path,
-        out: Path,
-        run: RunFolder,
-        settings: TrainingSettings,
-        report_to: tuple[str, ...],
-        watch: Watch,
-        *,
-        from_scratch: bool = False,
-    ) -> None:
-        self.from_scratch = from_scratch
-        self.folder = folder
-        self.out = out
-        self.run = run
-        self.settings = settings
-        self.report_to = report_to
-        self.assembly = Assembly(folder, run, settings, report_to, watch, from_scratch=from_scratch)
+    def __init__(self, job: Job) -> None:
+        self.job, self.folder, self.run, self.settings = job, job.folder, job.run, job.settings
+        self.assembly = Assembly(job)
 
-    def go(self, *, resume: bool, overwrite: bool) -> dict[str, Any]:
+    def go(self) -> dict[str, Any]:
         state = start_processes()
         self.is_main = state.is_main_process
         with self.run.held(is_main=self.is_main):
             if self.is_main:
-                self._open(resume, overwrite)
+                self._open()
             state.wait_for_everyone()
             with self._fitting():
                 trainer = self.assembly.trainer()
-                if self.is_main and not resume:
-                    self._begin(overwrite)
+                if self.is_main and not self.job.resume:
+                    self._begin()
                 state.wait_for_everyone()
                 self._start_trackers(trainer.accelerator)
-                if resume:
+                if self.job.resume:
                     self._resume(trainer)
                 trainer.run()
-            result = self._finish(trainer, overwrite)
+            result = self._finish(trainer)
             trainer.accelerator.end_training()
         return result
 
@@ -83,7 +61,7 @@ class Run:
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
-            plan, step = self.assembly.step_plan(), 2 if self.settings.mixup else 1
+            plan, step = divide_steps(self.settings), 2 if self.settings.mixup else 1
             rows = plan.per_device
             smaller = [
                 n for n in range(step, rows // 2 + 1, step) if plan.batch_size // plan.processes % n == 0
@@ -98,32 +76,32 @@ class Run:
                 f"a forward pass of {rows} rows does not fit into memory; give {advice}"
             ) from error
 
-    def _open(self, resume: bool, overwrite: bool) -> None:
-        if not resume:
-            self.run.require_free(overwrite=overwrite)
+    def _open(self) -> None:
+        if not self.job.resume:
+            self.run.require_free(overwrite=self.job.overwrite)
         elif self.run.settings().get("files") != describe_files(open_checkpoint(self.folder)):
             raise TrainingError(
                 f"{self.run.path} is a run on other weights than {self.folder} now holds; start anew with "
                 "--overwrite"
             )
 
-    def _begin(self, overwrite: bool) -> None:
+    def _begin(self) -> None:
         """Take the run's folder, once all that is read has been opened: an earlier run may be in it."""
         self.run.begin(
             {
                 "folder": str(self.folder),
                 "files": describe_files(open_checkpoint(self.folder)),
                 "settings": self.settings.model_dump(exclude_defaults=True),
-                "overwrite": overwrite,
-                "from_scratch": self.from_scratch,
+                "overwrite": self.job.overwrite,
+                "from_scratch": self.job.from_scratch,
                 "any_model": not (self.folder / REPORT).is_file(),
-                "report_to": list(self.report_to),
+                "report_to": list(self.job.report_to),
             },
-            overwrite=overwrite,
+            overwrite=self.job.overwrite,
         )
 
     def _start_trackers(self, accelerator: Any) -> None:
-        if self.report_to:
+        if self.job.report_to:
             # Some trackers take nothing but numbers and words.
             settings = self.settings.model_dump(exclude_defaults=True)
             given = {name: str(value) for name, value in settings.items()}
@@ -137,7 +115,7 @@ class Run:
             # Without a checkpoint the run begins again, and its first metrics come again, too.
             self.run.rewind(-1 if latest is None else trainer.progress.step)
 
-    def _finish(self, trainer: Trainer, overwrite: bool) -> dict[str, Any]:
+    def _finish(self, trainer: Trainer) -> dict[str, Any]:
         progress = trainer.progress
         if not math.isfinite(progress.best_loss):
             raise TrainingError(
@@ -152,21 +130,13 @@ class Run:
         weights = trainer.final_weights()
         training = self._describe(trainer)
         if self.is_main:
-            write_result(
-                self.folder,
-                self.out,
-                load_student(self.folder),
-                weights,
-                self.settings,
-                training,
-                overwrite=overwrite,
-            )
+            write_result(self.job, load_student(self.folder), weights, training)
             terms = "+".join(self.assembly.weights)
             self.run.draw(trainer.teacher_loss, terms)
             self.run.clear_checkpoints()
-            self.run.finish(str(self.out))
+            self.run.finish(str(self.job.out))
         trainer.accelerator.wait_for_everyone()
-        return {"folder": str(self.out), "run_folder": str(self.run.path), **training}
+        return {"folder": str(self.job.out), "run_folder": str(self.run.path), **training}
 
     def _describe(self, trainer: Trainer) -> dict[str, Any]:
         progress = trainer.progress

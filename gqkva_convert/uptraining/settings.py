@@ -57,7 +57,7 @@ _WITH_TEACHER = (
     *("teacher_dtype", "teacher_device", "resample"),
 )
 
-# How pictures are changed at random.
+# How images are changed at random.
 Augment = Literal["shift", "randaugment"]
 
 
@@ -108,7 +108,7 @@ class TrainingSettings(BaseModel):
         gradient_checkpointing: Recompute activations rather than keep them.
         torch_compile: Compile the model.
         liger: Use Liger's fused kernels (needs liger-kernel).
-        teacher_dtype: Dtype of the teacher; by default bfloat16 on accelerators, float32 on processors.
+        teacher_dtype: Dtype of the teacher; by default bfloat16 on accelerators, float32 on CPUs.
         teacher_device: Where the teacher runs, if not beside the student.
         evaluation_steps: Steps between measurements on held-out data; by default a tenth of the run.
         save_steps: Steps between checkpoints; by default as `evaluation_steps`.

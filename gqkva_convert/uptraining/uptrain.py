@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ from gqkva_convert.checkpoint.publish import check_target
 from gqkva_convert.checkpoint.sidecars import REPORT
 from gqkva_convert.data.names import everywhere, exists
 from gqkva_convert.errors import CheckpointError, OutputError, TrainingError
+from gqkva_convert.uptraining.job import Job, Watch
 from gqkva_convert.uptraining.run_folder import RunFolder
 from gqkva_convert.uptraining.settings import (
     TrainingSettings,
@@ -20,7 +21,6 @@ from gqkva_convert.uptraining.settings import (
     refuse_settings,
 )
 
-Watch = Callable[[dict[str, Any]], None]
 # Settings that name what is read.
 _READ = ("data", "held_out", "teacher")
 
@@ -224,8 +224,18 @@ def _train(
     check_target(out, overwrite=overwrite)
     from gqkva_convert.uptraining.run import Run
 
-    run_once = Run(folder, out, run, settings, tuple(report_to), watch or _ignore, from_scratch=from_scratch)
-    return run_once.go(resume=resume, overwrite=overwrite)
+    job = Job(
+        folder,
+        out,
+        run,
+        settings,
+        tuple(report_to),
+        watch or _ignore,
+        from_scratch=from_scratch,
+        resume=resume,
+        overwrite=overwrite,
+    )
+    return Run(job).go()
 
 
 def _ignore(entry: dict[str, Any]) -> None:

@@ -182,7 +182,7 @@ def test_images_of_another_size_are_refused(shared_models: Path, tmp_path: Path,
         Image.new("L", (32, 32), number).save(tmp_path / "images" / f"{number}.png")
     model = ("convert", shared_models / "vit-fmnist-hf", tmp_path / "out", "--gkv", "2")
     refused(
-        gqkva(*model, "--calibration", tmp_path / "images"), "pictures of 32 x 32 come out", "reads 28 x 28"
+        gqkva(*model, "--calibration", tmp_path / "images"), "images of 32 x 32 come out", "reads 28 x 28"
     )
 
 

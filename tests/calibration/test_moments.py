@@ -75,7 +75,7 @@ def test_parts_add_up_and_files_give_the_same(llama: Path, tmp_path: Path) -> No
 
 def test_an_interrupted_run_goes_on(llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Batches already summed up are not run again, and the sums are those of an unbroken run."""
-    from gqkva_convert.calibration import cache, moments
+    from gqkva_convert.calibration import cache, network
 
     monkeypatch.setenv("GQKVA_CACHE", str(tmp_path))
     monkeypatch.setattr(cache, "SAVE_SECONDS", -1.0)
@@ -88,8 +88,8 @@ def test_an_interrupted_run_goes_on(llama: Path, tmp_path: Path, monkeypatch: py
             raise KeyboardInterrupt
         torch_run(model, batch)
 
-    torch_run = moments.run_batch
-    monkeypatch.setattr(moments, "run_batch", run)
+    torch_run = network.run_batch
+    monkeypatch.setattr(network, "run_batch", run)
     with pytest.raises(KeyboardInterrupt):
         calibrated_moments(lambda: model, batches, "key", progress=lambda _: None)
     found = calibrated_moments(lambda: model, batches, "key", progress=lambda _: None)

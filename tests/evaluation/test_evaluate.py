@@ -269,7 +269,7 @@ def test_a_task_that_does_not_exist(gqkva: Run, converted: Path) -> None:
         (("--data", "TEXTS", "--tasks", "none.yaml"), 13, "--tasks none.yaml: no such file"),
         (("--data", "TEXTS", "--device", "tpu"), 13, "--device tpu: choose auto, cpu, cuda or cuda:N"),
         (("--data", "TEXTS", "--against", "OTHER"), 13, "with vocab_size 37, the other a llama with 4096"),
-        (("--data", "TEXTS", "--against", "RENUMBERED"), 13, "its tokenizer numbers words otherwise"),
+        (("--data", "TEXTS", "--against", "RENUMBERED"), 13, "its tokenizer numbers tokens otherwise"),
         (("--data", "TEXTS", "--against", "VIT"), 13, "is measured otherwise than a LlamaForCausalLM"),
         (("--data", "TEXTS", "--against", "nowhere/at/all"), 3, "nowhere/at/all is not a folder"),
     ],

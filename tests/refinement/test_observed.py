@@ -15,7 +15,7 @@ from gqkva_convert.calibration.capture import record
 from gqkva_convert.calibration.network import attention_blocks, load_network
 from gqkva_convert.plans.plan import BlockPlan
 from gqkva_convert.refinement.block_network import BlockNetwork
-from gqkva_convert.refinement.observed import Attention, observing, score_error
+from gqkva_convert.refinement.observed import AttentionCall, observing, score_error
 from gqkva_convert.source.model import open_model
 from gqkva_convert.source.stored_block import stored_block
 
@@ -81,13 +81,13 @@ def test_what_softmax_ignores_is_no_error() -> None:
     """The same vector on every key moves each row of scores by a constant."""
     query, key = torch.randn(2, 3, 5, 4), torch.randn(2, 3, 5, 4)
     allowed = torch.ones(1, 1, 5, 5, dtype=torch.bool).tril()
-    one = Attention(query, key, allowed, 0.5)
-    moved = Attention(query, key + torch.randn(4), allowed, 0.5)
-    other = Attention(query, key * 1.5, allowed, 0.5)
+    one = AttentionCall(query, key, allowed, 0.5)
+    moved = AttentionCall(query, key + torch.randn(4), allowed, 0.5)
+    other = AttentionCall(query, key * 1.5, allowed, 0.5)
     assert float(score_error(moved, one)) < 1e-10
     assert float(score_error(other, one)) == pytest.approx(0.25, rel=1e-4)
     some = torch.tensor([3, 1])
     torch.testing.assert_close(one.rows(some).scores, one.scores[:, :, some])
-    broken = Attention(query * torch.tensor([1, 1, 9, 1, 1])[:, None], key, allowed, 0.5)
+    broken = AttentionCall(query * torch.tensor([1, 1, 9, 1, 1])[:, None], key, allowed, 0.5)
     kept = torch.tensor([1, 1, 0, 1, 1]).expand(2, 5)
     assert float(score_error(broken, one, kept)) < 1e-10 < float(score_error(broken, one))

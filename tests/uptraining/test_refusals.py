@@ -66,7 +66,7 @@ def test_a_folder_that_is_no_conversion_is_refused(
         (["--set", "augment=shift"], 12, ["augment changes images"]),
         (["--report-to", "nobody"], 12, ["accelerate does not start"]),
         (["--report-to", "wandb"], 12, ["--report-to wandb: its package is not installed"]),
-        (["--mixed-precision", "fp16"], 12, ["a processor does not train in fp16"]),
+        (["--mixed-precision", "fp16"], 12, ["a CPU does not train in fp16"]),
         (["--learning-rate", "inf"], 12, ["learning_rate: Input should be a finite number"]),
         (["--loss", "task=inf"], 12, ["loss.task: Input should be a finite number"]),
         (["--length", "1"], 12, ["length: Input should be greater than or equal to 2"]),
@@ -202,7 +202,7 @@ def test_pictures_of_another_size_are_refused(gqkva: Run, tmp_path: Path, shared
         for number in range(6):
             Image.new("L", (32, 32), number).save(tmp_path / "images" / label / f"{number}.png")
     model = ("pretrain", shared_models / "vit-fmnist-hf", tmp_path / "out", "--data", tmp_path / "images")
-    refused(gqkva(*model, "--samples", "8", "--set", "batch_size=4"), 11, "pictures of 32 x 32 come out")
+    refused(gqkva(*model, "--samples", "8", "--set", "batch_size=4"), 11, "images of 32 x 32 come out")
 
 
 def test_a_teacher_of_another_kind_is_refused(
@@ -214,7 +214,7 @@ def test_a_teacher_of_another_kind_is_refused(
     small = learners.make_decoder(tmp_path / "small", vocab_size=4000)
     refused(gqkva(*base, "--teacher", small), 12, "has vocab_size 4000, the student 4096")
     renumbered = learners.renumber_words(learners.make_decoder(tmp_path / "renumbered"))
-    refused(gqkva(*base, "--teacher", renumbered), 12, "has a tokenizer that numbers words otherwise")
+    refused(gqkva(*base, "--teacher", renumbered), 12, "has a tokenizer that numbers tokens otherwise")
     other = learners.make_decoder(tmp_path / "other", "gpt_neox")
     refused(gqkva(*base, "--teacher", other), 12, "is a gpt_neox, the student a llama")
     refused(gqkva(*base, "--teacher", tmp_path), 3, "config.json")

@@ -240,7 +240,7 @@ def test_endless_overflow_of_fp16_stops_a_run(
     """A night of steps that are all left out would be wasted; single ones are how its scaler works."""
     from accelerate import Accelerator
 
-    from gqkva_convert.uptraining.engine.stepping import Stepper
+    from gqkva_convert.uptraining.engine.stepper import Stepper
     from gqkva_convert.uptraining.engine.trainer import OVERFLOW_LIMIT
 
     norms = iter([*[1.0, float("inf")] * 5, *[float("inf")] * 1000])

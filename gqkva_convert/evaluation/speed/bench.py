@@ -17,7 +17,7 @@ from gqkva_convert.errors import EvaluationError, OutputError
 from gqkva_convert.evaluation.speed.results import save_results
 from gqkva_convert.evaluation.speed.rows import CONVERTED, ORIGINAL, speedups
 from gqkva_convert.evaluation.speed.settings import settings_of
-from gqkva_convert.modeling.quiet import quiet_transformers
+from gqkva_convert.modeling.log_levels import quiet_transformers
 from gqkva_convert.progress import Stages, no_stages
 from gqkva_convert.records.evaluations import machine
 from gqkva_convert.source.model import open_model

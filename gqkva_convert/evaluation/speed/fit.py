@@ -6,6 +6,12 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
+
+from gqkva_convert.evaluation.speed.settings import BenchSettings
+from gqkva_convert.evaluation.speed.workloads import DECODER, ENCODER_DECODER, keeps_logits, kind_of
+from gqkva_convert.source.model import SourceModel
+
 # Share of the free memory that is used, and the fewest positions that a prompt is read in at once.
 _USABLE, _SMALLEST_CHUNK = 0.9, 512
 
@@ -72,35 +78,56 @@ def fit(needs: Mapping[str, Needs], context: int, available: int | None, can_div
     return Fit(together, chunk, skipped)
 
 
-def working_bytes(
-    config: Any, batch: int, context: int, itemsize: int, *, keeps_logits: bool, eager: bool, dynamic: bool
-) -> Callable[[int], int]:
-    """About what a forward pass takes beside weights and cache, by the positions it reads.
+def estimate(source: SourceModel, model: Any, context: int, batch: int, settings: BenchSettings) -> Needs:
+    """About what a model takes at one context and batch.
 
     Args:
-        config: The model's configuration.
+        source: Its checkpoint.
+        model: The model.
+        context: Positions in the cache, or in the input.
         batch: Sequences at once.
-        context: Positions in the cache.
-        itemsize: Bytes of a number.
-        keeps_logits: Whether logits are computed for the last position alone.
-        eager: Whether attention scores are kept for every head.
-        dynamic: Whether a cache grows by copies.
+        settings: Of the measurement.
     """
-    text = getattr(config, "text_config", config)
+    kind, itemsize, cache = kind_of(model), getattr(torch, settings.dtype).itemsize, 0
+    if kind == DECODER:
+        cache = context * _numbers_per_position(source, "self")
+    elif kind == ENCODER_DECODER:
+        cache = context * _numbers_per_position(source, "cross")
+        cache += (1 + settings.new_tokens) * _numbers_per_position(source, "self")
+    return Needs(batch * cache * itemsize, _working_bytes(model, batch, context, itemsize, settings))
+
+
+def _numbers_per_position(source: SourceModel, cache: str) -> int:
+    """Numbers of keys and values that a position takes in the cache of ``self`` or of ``cross`` attention."""
+    return sum(
+        (block.layout.num_key_heads + block.layout.num_value_heads) * block.layout.head_dim
+        for block in source.blocks
+        if block.attention.cache == cache
+    )
+
+
+def _working_bytes(
+    model: Any, batch: int, context: int, itemsize: int, settings: BenchSettings
+) -> Callable[[int], int]:
+    """About what a forward pass takes beside weights and cache, by the positions it reads."""
+    text = getattr(model.config, "text_config", model.config)
     hidden = _number(text, ("hidden_size", "d_model", "n_embd", "dim"), 1024)
     inner = _number(text, ("intermediate_size", "d_ff", "ffn_dim", "encoder_ffn_dim"), 4 * hidden)
     heads = _number(text, ("num_attention_heads", "num_heads", "n_head"), 16)
     vocabulary = _number(text, ("vocab_size",), 0)
     has_bias = hasattr(text, "relative_attention_num_buckets")  # T5's, added to every head's scores
+    keeps_last = keeps_logits(model)
+    keeps_scores = settings.attn_implementation == "eager" or has_bias
     layer = 2 * batch * context * hidden * itemsize  # keys and values of one layer, all heads
+    grown = layer if settings.cache == "dynamic" else 0  # a dynamic cache grows by copies
 
     def working(chunk: int) -> int:
         states = batch * chunk * (8 * hidden + 3 * inner) * itemsize
-        logits = batch * vocabulary * (1 if keeps_logits else chunk) * (itemsize + 4)
-        scores = 2 * batch * heads * chunk * context * 4 if eager or has_bias else 0
+        logits = batch * vocabulary * (1 if keeps_last else chunk) * (itemsize + 4)
+        scores = 2 * batch * heads * chunk * context * 4 if keeps_scores else 0
         # Behind a filled cache, a mask stands for causality, and kernels may repeat keys for the heads.
         masked = 5 * chunk * context + layer if chunk < context else 0
-        return states + logits + scores + masked + (layer if dynamic else 0)
+        return states + logits + scores + masked + grown
 
     return working
 

@@ -10,7 +10,8 @@ import torch
 
 from gqkva_convert.errors import EvaluationError, first_line, is_out_of_memory
 from gqkva_convert.evaluation.device import find_device
-from gqkva_convert.evaluation.speed.fit import Fit, Needs, fit, working_bytes
+from gqkva_convert.evaluation.speed.contexts import choose_contexts
+from gqkva_convert.evaluation.speed.fit import Fit, estimate, fit
 from gqkva_convert.evaluation.speed.memory import (
     PeakMemory,
     available_bytes,
@@ -23,20 +24,15 @@ from gqkva_convert.evaluation.speed.settings import BenchSettings
 from gqkva_convert.evaluation.speed.timing import Clock, measure_bandwidth, quartiles
 from gqkva_convert.evaluation.speed.workloads import (
     DECODER,
-    ENCODER_DECODER,
     FORWARD,
     Work,
-    fixed_positions,
-    keeps_logits,
     kind_of,
     make_work,
-    positions_of,
 )
 from gqkva_convert.modeling.loading import load_model
 from gqkva_convert.progress import Stages
 from gqkva_convert.source.model import SourceModel
 
-_CONTEXTS, _INPUTS = (4096, 32768), (512,)
 # No more rounds of reading prompts in a row once they have taken so long for each model.
 _PREFILL_SECONDS = 20.0
 # Rounds whose memory is measured; the models take turns, and the least counts.
@@ -72,7 +68,7 @@ class Run:
             said = (f"{sources[name].checkpoint.folder}: {kind}" for name, kind in kinds.items())
             raise EvaluationError(f"the two do different things ({', '.join(said)}); name the source model")
         self.kind = next(iter(kinds.values()))
-        self.contexts = self._choose_contexts()
+        self.contexts = choose_contexts(list(self.models.values()), settings)
         self.bandwidths = measure_bandwidth(self.clock, self.dtype)
 
     def rows(self) -> list[dict[str, Any]]:
@@ -114,39 +110,14 @@ class Run:
             advance(1)
         return models
 
-    def _choose_contexts(self) -> tuple[int, ...]:
-        """The contexts to measure.
-
-        Raises:
-            EvaluationError: A model does not have so many positions, or too few for the new tokens.
-        """
-        wanted, new_tokens = self.settings.context, self.settings.new_tokens
-        limits = [limit for limit in map(positions_of, self.models.values()) if limit is not None]
-        most = min(limits, default=None)
-        if self.kind == ENCODER_DECODER and most is not None and new_tokens >= most:
-            raise EvaluationError(f"--new-tokens {new_tokens}: the decoder has {most} positions")
-        fixed = fixed_positions(next(iter(self.models.values())))
-        if fixed is not None:
-            if wanted not in (None, (fixed,)):
-                raise EvaluationError(f"every input of this model has {fixed} positions; leave --context out")
-            return (fixed,)
-        if wanted is None:
-            usual = _CONTEXTS if self.kind == DECODER else _INPUTS
-            wanted = tuple(context for context in usual if most is None or context <= most)
-            wanted = wanted or (most or usual[0],)
-        if most is not None and max(wanted) > most:
-            raise EvaluationError(f"--context {max(wanted)}: the model has {most} positions")
-        if self.kind == DECODER and min(wanted) <= new_tokens:
-            raise EvaluationError(
-                f"--context {min(wanted)} is too short: its last positions are the {new_tokens} --new-tokens"
-            )
-        return wanted
-
     def _place(self, context: int, batch: int) -> list[dict[str, Any]]:
         """A row for each model at one context and batch, or why there is none."""
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
-        needs = {name: self._needs(name, context, batch) for name in self.models}
+        needs = {
+            name: estimate(self.sources[name], model, context, batch, self.settings)
+            for name, model in self.models.items()
+        }
         placed = fit(needs, context, available_bytes(self.device), self.kind == DECODER)
         rows = {
             name: empty_row(name, context, batch) | {"skipped": why} for name, why in placed.skipped.items()
@@ -160,26 +131,6 @@ class Run:
                 measured = {name: empty_row(name, context, batch) | {"skipped": why} for name in names}
             rows |= measured
         return [rows[name] for name in self.models]
-
-    def _needs(self, name: str, context: int, batch: int) -> Needs:
-        """What a model will take."""
-        source, model = self.sources[name], self.models[name]
-        cache = 0
-        if self.kind == DECODER:
-            cache = context * numbers_per_position(source, "self")
-        elif self.kind == ENCODER_DECODER:
-            cache = context * numbers_per_position(source, "cross")
-            cache += (1 + self.settings.new_tokens) * numbers_per_position(source, "self")
-        working = working_bytes(
-            model.config,
-            batch,
-            context,
-            self.dtype.itemsize,
-            keeps_logits=keeps_logits(model),
-            eager=self.settings.attn_implementation == "eager",
-            dynamic=self.settings.cache == "dynamic",
-        )
-        return Needs(batch * cache * self.dtype.itemsize, working)
 
     def _try_to_measure(
         self, names: tuple[str, ...], context: int, batch: int, placed: Fit
@@ -296,15 +247,6 @@ class Run:
             if work.cache is not None:
                 work.rewind()
                 work.step()
-
-
-def numbers_per_position(source: SourceModel, cache: str) -> int:
-    """Numbers of keys and values that a position takes in the cache of ``self`` or of ``cross`` attention."""
-    return sum(
-        (block.layout.num_key_heads + block.layout.num_value_heads) * block.layout.head_dim
-        for block in source.blocks
-        if block.attention.cache == cache
-    )
 
 
 def _least(grown: list[int | None]) -> int | None:

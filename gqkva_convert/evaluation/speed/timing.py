@@ -8,13 +8,13 @@ from collections.abc import Callable, Sequence
 
 import torch
 
-# Larger than any processor's cache.
+# Larger than any CPU's cache.
 _CPU_BUFFER, _CUDA_BUFFER = 256 * 2**20, 2**30
 _BANDWIDTH_ROUNDS = 7
 
 
 class Clock:
-    """Measures work on one device: events on a GPU, which see no wait of the processor, else a clock.
+    """Measures work on one device: events on a GPU, which see no wait of the CPU, else a clock.
 
     Args:
         device: Where the work runs.

@@ -112,7 +112,7 @@ class Work:
 
     def step(self) -> None:
         """Generate one token."""
-        self.token = self._next(self.token)
+        raise NotImplementedError
 
     def rewind(self) -> None:
         """Go back to where the new tokens begin."""
@@ -122,11 +122,14 @@ class Work:
         return [] if self.cache is None else cache_tensors(self.cache)
 
     def release(self) -> None:
-        """Let go of the cache."""
+        """Free the cache."""
         self.cache = None
 
-    def _next(self, token: Tensor) -> Tensor:
-        raise NotImplementedError
+    def _generate(self, *tokens: Tensor, **inputs: Any) -> Any:
+        """Run the model with the cache, and keep its likeliest next token."""
+        output = self.model(*tokens, **inputs, past_key_values=self.cache, use_cache=True)
+        self.token = output.logits[:, -1:].argmax(-1)
+        return output
 
 
 class Generating(Work):
@@ -140,15 +143,13 @@ class Generating(Work):
         self.cache = make_cache(self.model, self.cache_kind, self.context)
         options = {"logits_to_keep": 1} if keeps_logits(self.model) else {}
         for piece in self.inputs["input_ids"].split(chunk, 1):
-            output = self.model(piece, past_key_values=self.cache, use_cache=True, **options)
-        self.token = output.logits[:, -1:].argmax(-1)
+            self._generate(piece, **options)
+
+    def step(self) -> None:
+        self._generate(self.token)
 
     def rewind(self) -> None:
         rewind(self.cache, self.context - self.new_tokens)
-
-    def _next(self, token: Tensor) -> Tensor:
-        output = self.model(token, past_key_values=self.cache, use_cache=True)
-        return output.logits[:, -1:].argmax(-1)  # type: ignore[no-any-return]
 
 
 class Translating(Work):
@@ -163,11 +164,10 @@ class Translating(Work):
         self.cache = None
         self.cache = make_cache(self.model, self.cache_kind, 1 + self.new_tokens)
         start = torch.zeros(self.batch, 1, dtype=torch.long, device=self.model.device)
-        output = self.model(
-            **self.inputs, decoder_input_ids=start, past_key_values=self.cache, use_cache=True
-        )
-        self.encoded = (output.encoder_last_hidden_state,)
-        self.token = output.logits[:, -1:].argmax(-1)
+        self.encoded = (self._generate(**self.inputs, decoder_input_ids=start).encoder_last_hidden_state,)
+
+    def step(self) -> None:
+        self._generate(encoder_outputs=self.encoded, decoder_input_ids=self.token)
 
     def rewind(self) -> None:
         rewind(self.cache, 1)
@@ -175,15 +175,6 @@ class Translating(Work):
     def release(self) -> None:
         super().release()
         self.encoded = None
-
-    def _next(self, token: Tensor) -> Tensor:
-        output = self.model(
-            encoder_outputs=self.encoded,
-            decoder_input_ids=token,
-            past_key_values=self.cache,
-            use_cache=True,
-        )
-        return output.logits[:, -1:].argmax(-1)  # type: ignore[no-any-return]
 
 
 def keeps_logits(model: Any) -> bool:

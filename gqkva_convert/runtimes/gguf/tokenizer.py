@@ -19,7 +19,7 @@ from typing import Any
 from gqkva_convert.checkpoint.jsonfile import read_json, write_json
 from gqkva_convert.checkpoint.sidecars import carried_files, copy_files
 from gqkva_convert.errors import CheckpointError, NotExpressibleError, first_line
-from gqkva_convert.modeling.quiet import quiet
+from gqkva_convert.modeling.log_levels import quiet
 from gqkva_convert.runtimes.gguf.byte_pairs import read_byte_pairs
 from gqkva_convert.runtimes.gguf.package import load_gguf
 from gqkva_convert.runtimes.gguf.pieces import read_pieces, read_sentencepiece

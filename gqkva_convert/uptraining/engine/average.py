@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 
+# By hand: torch's AveragedModel copies the whole model; this is a float32 mean of a process's shards alone.
 class Average:
     """Exponential mean of a model's trained weights, of each process's part of them.
 

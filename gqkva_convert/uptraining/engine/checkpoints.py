@@ -15,10 +15,9 @@ from gqkva_convert.checkpoint.jsonfile import read_json, write_json
 from gqkva_convert.data.names import fingerprint
 from gqkva_convert.errors import TrainingError, first_line, is_out_of_memory
 from gqkva_convert.uptraining.engine.average import Average
-from gqkva_convert.uptraining.engine.summing import summed
+from gqkva_convert.uptraining.engine.processes import summed
+from gqkva_convert.uptraining.job import Job
 from gqkva_convert.uptraining.rows.row import Rows
-from gqkva_convert.uptraining.run_folder import RunFolder
-from gqkva_convert.uptraining.settings import TrainingSettings
 
 STATE, ROWS_STATE = "trainer.json", "rows.pt"
 
@@ -51,28 +50,19 @@ class Checkpoints:
     """Writes and reads the checkpoints of a run.
 
     Args:
+        job: The run.
         accelerator: Accelerate's, with model and optimiser prepared.
         model: What is trained, as Accelerate wrapped it.
         rows: The data.
         average: Of the weights, where one is kept.
-        folder: Of the run.
-        settings: Of the run.
     """
 
-    def __init__(
-        self,
-        accelerator: Any,
-        model: Any,
-        rows: Rows,
-        average: Average | None,
-        folder: RunFolder,
-        settings: TrainingSettings,
-    ) -> None:
+    def __init__(self, job: Job, accelerator: Any, model: Any, rows: Rows, average: Average | None) -> None:
         self.accelerator = accelerator
         self.model = model
         self.rows = rows
         self.average = average
-        self.folder = folder
+        self.folder, settings = job.run, job.settings
         self.limit = settings.save_total_limit
         # What must be as it was for a run to go on as it was.
         self._identity = {

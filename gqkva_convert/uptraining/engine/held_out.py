@@ -2,42 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from gqkva_convert.uptraining.engine.summing import summed
+from gqkva_convert.uptraining.engine.feed import Feed
+from gqkva_convert.uptraining.engine.processes import summed
 from gqkva_convert.uptraining.objectives.objective import Objective
-from gqkva_convert.uptraining.rows.batches import Batch, Counts, StepPlan, count
-from gqkva_convert.uptraining.rows.row import Row
-
-# Makes a batch of rows; without numbers nothing is drawn at random.
-Collate = Callable[[list[Row], list[int]], Batch]
+from gqkva_convert.uptraining.rows.batches import Batch, Counts, count
 
 
 @torch.no_grad()
-def held_out_loss(
-    accelerator: Any, objective: Any, plain: Objective, rows: list[Row], collate: Collate, plan: StepPlan
-) -> float:
+def held_out_loss(accelerator: Any, objective: Any, plain: Objective, feed: Feed) -> float:
     """Mean loss over held-out rows, each process a part of them.
 
     Args:
         accelerator: Accelerate's.
         objective: What is measured, as Accelerate wrapped it or not.
         plain: The same, not wrapped.
-        rows: The rows.
-        collate: Makes batches of them.
-        plan: How rows are divided.
+        feed: Has the rows and makes batches of them, in which nothing is drawn at random.
     """
     objective.eval()
+    rows, plan = feed.rows.held_out, feed.plan
     total = torch.zeros(2, dtype=torch.float64)
     # All processes run equally many passes, or sharded weights would wait for each other.
     for start in range(0, len(rows), plan.per_device * plan.processes):
         mine = start + accelerator.process_index * plan.per_device
         some = rows[mine : mine + plan.per_device]
-        batch = collate(some or rows[:1], [])
+        batch = feed.collator.batch(some or rows[:1], [])
         batch = {name: value.to(accelerator.device) for name, value in batch.items()}
         objective(batch, Counts(1, 1), "held_out")
         if some:

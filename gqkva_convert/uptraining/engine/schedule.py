@@ -11,6 +11,7 @@ _DECAY = 0.2
 _FLOOR = 0.02
 
 
+# By hand: transformers' schedules have one stage, and most fall to 0.
 @dataclass(frozen=True)
 class Schedule:
     """Rates of a run: matching first, falling in a line; then the chosen shape.

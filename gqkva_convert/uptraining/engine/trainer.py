@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import time
 from collections import deque
-from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -13,23 +12,21 @@ from typing import Any
 from torch import Tensor
 
 from gqkva_convert.errors import TrainingError
-from gqkva_convert.uptraining.engine.ahead import BatchesAhead, prepares_ahead
 from gqkva_convert.uptraining.engine.average import Average
 from gqkva_convert.uptraining.engine.checkpoints import Checkpoints, Progress
+from gqkva_convert.uptraining.engine.feed import Feed
 from gqkva_convert.uptraining.engine.hardware import peak_flops
-from gqkva_convert.uptraining.engine.held_out import Collate, held_out_loss
+from gqkva_convert.uptraining.engine.held_out import held_out_loss
+from gqkva_convert.uptraining.engine.prefetch import BatchesAhead, prepares_ahead
+from gqkva_convert.uptraining.engine.processes import summed
 from gqkva_convert.uptraining.engine.schedule import Schedule
-from gqkva_convert.uptraining.engine.stepping import make_stepper
-from gqkva_convert.uptraining.engine.stopping import StopRequest
-from gqkva_convert.uptraining.engine.summing import summed
+from gqkva_convert.uptraining.engine.stepper import make_stepper
+from gqkva_convert.uptraining.engine.stop import StopRequest
+from gqkva_convert.uptraining.job import Job
 from gqkva_convert.uptraining.objectives.objective import Objective
-from gqkva_convert.uptraining.rows.batches import Batch, Counts, StepPlan, count
-from gqkva_convert.uptraining.rows.row import Rows
+from gqkva_convert.uptraining.rows.batches import Batch, Counts, count
 from gqkva_convert.uptraining.rows.stored import StoredRows
-from gqkva_convert.uptraining.run_folder import RunFolder
-from gqkva_convert.uptraining.settings import TrainingSettings
 
-Watch = Callable[[dict[str, Any]], None]
 # Steps in a row that fp16's scaler leaves out before a run stops: from 65,536 it is then far below 1.
 OVERFLOW_LIMIT = 32
 # Steps whose time is remembered.
@@ -40,56 +37,39 @@ class Trainer:
     """Trains an objective on rows.
 
     Args:
+        job: The run.
         accelerator: Accelerate's, which says how work is divided.
         objective: The student with its losses.
         optimizer: Of the student's weights.
-        rows: The data.
-        collate: Makes batches.
-        plan: How rows are divided.
+        feed: Makes the batches.
         schedule: Learning rates.
-        settings: Of the run.
-        folder: Of the run.
-        watch: Called on the main process with the metrics of every step.
     """
 
     def __init__(
-        self,
-        accelerator: Any,
-        objective: Objective,
-        optimizer: Any,
-        rows: Rows,
-        collate: Collate,
-        plan: StepPlan,
-        schedule: Schedule,
-        settings: TrainingSettings,
-        folder: RunFolder,
-        watch: Watch,
+        self, job: Job, accelerator: Any, objective: Objective, optimizer: Any, feed: Feed, schedule: Schedule
     ) -> None:
+        self.job, self.settings, self.folder = job, job.settings, job.run
         self.accelerator = accelerator
-        self.rows = rows
-        self.collate = collate
-        self.plan = plan
+        self.feed, self.rows, self.plan = feed, feed.rows, feed.plan
         self.schedule = schedule
-        self.settings = settings
-        self.folder = folder
-        self.watch = watch
         self.progress = Progress()
         self.overflows = 0
         self.parameters = sum(parameter.numel() for parameter in objective.student.parameters())
         self.plain = objective
         self.objective, self.optimizer = accelerator.prepare(objective, optimizer)
         objective.is_sharded = any(hasattr(value, "to_local") for value in self.objective.parameters())
-        self.stepper = make_stepper(accelerator, self.objective, self.optimizer, settings.max_grad_norm)
+        self.stepper = make_stepper(accelerator, self.objective, self.optimizer, self.settings.max_grad_norm)
         self.stepper.fill_state()
-        self.average = None if settings.ema is None else Average(self.objective, settings.ema)
+        ema = self.settings.ema
+        self.average = None if ema is None else Average(self.objective, ema)
         self.teacher_loss: float | None = None
         self.kept_step = 0
         # How long the last steps took, measurements and checkpoints left out.
         self.step_seconds: deque[float] = deque(maxlen=_STEPS_TIMED)
         self.stop = StopRequest(accelerator)
-        self.checkpoints = Checkpoints(accelerator, self.objective, rows, self.average, folder, settings)
+        self.checkpoints = Checkpoints(job, accelerator, self.objective, self.rows, self.average)
         # A stream tells where it stands after each step, so that nothing may be read ahead of it.
-        works_ahead = isinstance(rows, StoredRows) and prepares_ahead(accelerator.device)
+        works_ahead = isinstance(self.rows, StoredRows) and prepares_ahead(accelerator.device)
         self.ahead = BatchesAhead(self._made, self._after) if works_ahead else None
 
     def run(self) -> None:
@@ -113,7 +93,7 @@ class Trainer:
                 if stopped or done or is_last or step % save_every == 0 or self.progress.best_step == step:
                     self.checkpoints.save(self.progress)
                 if stopped and not (done or is_last):
-                    self.watch({"stopped": step, "steps": self.schedule.steps})
+                    self.job.watch({"stopped": step, "steps": self.schedule.steps})
                     self.stop.raise_()
         best = self.folder.of_step(self.progress.best_step)
         self.kept_step = self.progress.step
@@ -168,8 +148,7 @@ class Trainer:
         return {name: value.to(self.accelerator.device) for name, value in batch.items()}
 
     def _made(self, step: int, number: int) -> Batch:
-        numbers = list(self.plan.numbers(step, number, self.accelerator.process_index))
-        return self.collate([self.rows.row(row) for row in numbers], numbers)
+        return self.feed.batch(step, number, self.accelerator.process_index)
 
     def _after(self, step: int, number: int) -> tuple[int, int] | None:
         step, number = divmod(step * self.plan.accumulation + number + 1, self.plan.accumulation)
@@ -203,13 +182,8 @@ class Trainer:
         seconds: float,
         finite: bool,
     ) -> None:
-        if not self.accelerator.is_main_process:
-            return
         speed = counts.positions / seconds
         entry: dict[str, Any] = {
-            "step": self.progress.step,
-            "tokens": self.progress.tokens,
-            "seconds": round(self.progress.seconds, 3),
             **found,
             "learning_rate": rate,
             "grad_norm": norm,
@@ -222,11 +196,17 @@ class Trainer:
             entry["left_out"] = True
         self._write(entry)
 
-    def _write(self, entry: dict[str, Any]) -> None:
+    def _write(self, found: dict[str, Any]) -> None:
+        """Write what was found at this step, on the main process."""
+        if not self.accelerator.is_main_process:
+            return
+        progress = self.progress
+        done = {"step": progress.step, "tokens": progress.tokens, "seconds": round(progress.seconds, 3)}
+        entry = {**done, **found}
         self.folder.write_metrics(entry)
         numbers = {name: value for name, value in entry.items() if isinstance(value, (int, float))}
         self.accelerator.log(numbers, step=self.progress.step)
-        self.watch({**entry, "steps": self.schedule.steps})
+        self.job.watch({**entry, "steps": self.schedule.steps})
 
     def _measure(self, *, first: bool = False) -> bool:
         """Measure on held-out rows; says whether the target is met."""
@@ -236,15 +216,7 @@ class Trainer:
         self.progress.seconds += time.perf_counter() - started
         if first:
             self.progress.first_loss = loss
-        if self.accelerator.is_main_process:
-            self._write(
-                {
-                    "step": self.progress.step,
-                    "tokens": self.progress.tokens,
-                    "seconds": round(self.progress.seconds, 3),
-                    "held_out_loss": loss,
-                }
-            )
+        self._write({"held_out_loss": loss})
         within, teacher = self.settings.stop_within, self.teacher_loss
         reached = within is not None and teacher is not None and loss <= teacher * (1 + within)
         # What training began with is no result of it, unless there is nothing to do.
@@ -258,7 +230,7 @@ class Trainer:
 
     def measured(self, objective: Any, plain: Objective) -> float:
         """Mean loss of an objective over the held-out rows; arguments as those of `held_out_loss`."""
-        return held_out_loss(self.accelerator, objective, plain, self.rows.held_out, self.collate, self.plan)
+        return held_out_loss(self.accelerator, objective, plain, self.feed)
 
     def resume(self, checkpoint: Path) -> None:
         """Go on from a checkpoint.

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-# Logits of a chunk: what a processor's cache holds, what keeps a GPU busy.
+# Logits of a chunk: what a CPU's cache holds, what keeps a GPU busy.
 _CHUNK_ELEMENTS = {"cpu": 1 << 22}
 _OTHER_CHUNK_ELEMENTS = 1 << 26
 

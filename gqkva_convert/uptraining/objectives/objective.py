@@ -21,7 +21,7 @@ from gqkva_convert.uptraining.objectives.losses import (
     top_divergence,
 )
 from gqkva_convert.uptraining.objectives.resampling import NUMBERS, Resampling
-from gqkva_convert.uptraining.objectives.running import ForwardPass, ModelRunner
+from gqkva_convert.uptraining.objectives.runner import ForwardPass, ModelRunner
 from gqkva_convert.uptraining.rows.batches import IGNORED, PRESENT, Batch, Counts, present_positions
 
 VOCABULARY_TASKS = (CAUSAL, MASKED, TO_TARGET)
@@ -282,5 +282,5 @@ def _attended(place: Place, batch: Batch, output: Tensor) -> Tensor:
 
 
 def _patches(batch: Batch, states: Tensor) -> int:
-    """Over how many positions the states of one counted item are summed: a picture's patches, or a token."""
+    """Over how many positions the states of one counted item are summed: an image's patches, or a token."""
     return 1 if "input_ids" in batch else int(states.shape[1])

@@ -16,7 +16,7 @@ from gqkva_convert.uptraining.settings import TrainingSettings, choose_settings
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from gqkva_convert.uptraining.objectives.running import ModelRunner
+    from gqkva_convert.uptraining.objectives.runner import ModelRunner
     from gqkva_convert.uptraining.rows.row import Row
     from gqkva_convert.uptraining.rows.stored import StoredRows
 
@@ -69,7 +69,7 @@ def teacher(
     from gqkva_convert.calibration.network import load_network
     from gqkva_convert.data.tasks import CAUSAL, trained_task
     from gqkva_convert.source.model import family_of
-    from gqkva_convert.uptraining.objectives.running import ModelRunner
+    from gqkva_convert.uptraining.objectives.runner import ModelRunner
     from gqkva_convert.uptraining.objectives.teacher import write_note
     from gqkva_convert.uptraining.rows.reading import open_rows
     from gqkva_convert.uptraining.rows.stored import StoredRows

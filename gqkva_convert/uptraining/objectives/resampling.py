@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from gqkva_convert.uptraining.objectives.losses import positions_at_once
-from gqkva_convert.uptraining.objectives.running import ModelRunner
+from gqkva_convert.uptraining.objectives.runner import ModelRunner
 from gqkva_convert.uptraining.rows.batches import IGNORED, Batch
 
 # Numbers of a batch's rows, by which their tokens are drawn.

@@ -12,7 +12,7 @@ from torch import Tensor
 from gqkva_convert.checkpoint.folder import open_checkpoint
 from gqkva_convert.checkpoint.hub import locate
 from gqkva_convert.checkpoint.jsonfile import read_json
-from gqkva_convert.data.processors import has_other_words
+from gqkva_convert.data.processors import has_other_tokens
 from gqkva_convert.data.tasks import IMAGES, trained_task
 from gqkva_convert.errors import TrainingError, first_line, is_out_of_memory
 from gqkva_convert.modeling.families import stock_name, stock_type
@@ -50,9 +50,9 @@ def load_teacher(
     except (OSError, ValueError, RuntimeError, KeyError) as error:
         raise TrainingError(f"the teacher {settings.teacher} does not load: {first_line(error)}") from error
     check_teacher(settings.teacher, teacher, student, task)
-    if task != IMAGES and has_other_words(folder, located.folder):
+    if task != IMAGES and has_other_tokens(folder, located.folder):
         raise TrainingError(
-            f"the teacher {settings.teacher} has a tokenizer that numbers words otherwise; name the model "
+            f"the teacher {settings.teacher} has a tokenizer that numbers tokens otherwise; name the model "
             "it was made from"
         )
     teacher.requires_grad_(False)

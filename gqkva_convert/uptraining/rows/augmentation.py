@@ -1,6 +1,6 @@
-"""Pictures changed at random while a model trains on them.
+"""Images changed at random while a model trains on them.
 
-What happens to a picture is drawn by the number of its row alone, so that it is the same however the rows of
+What happens to an image is drawn by the number of its row alone, so that it is the same however the rows of
 a step are divided over passes and processes, and after every interruption.
 """
 
@@ -17,18 +17,18 @@ from torch.nn import functional
 from gqkva_convert.errors import DataError
 from gqkva_convert.uptraining.settings import Augment
 
-# Share of a picture's side that it is shifted by, at most.
+# Share of an image's side that it is shifted by, at most.
 _SHIFT = 0.125
-# Operations a picture, and their strength of 1: the choice of Cubuk et al. for ImageNet (N = 2, M = 9 of 30).
+# Operations an image, and their strength of 1: the choice of Cubuk et al. for ImageNet (N = 2, M = 9 of 30).
 _OPERATIONS = 2
 _STRENGTH = 9 / 30
 
-# Changes pictures in [0, 1], (rows, channels, height, width), each by its own sign of -1 or 1, (rows,).
+# Changes images in [0, 1], (rows, channels, height, width), each by its own sign of -1 or 1, (rows,).
 Operation = Callable[[Tensor, Tensor], Tensor]
 
 
 class Augmentation:
-    """Shifts and mirrors pictures; with ``randaugment`` also changes colours and shapes.
+    """Shifts and mirrors images; with ``randaugment`` also changes colours and shapes.
 
     RandAugment: Cubuk et al., 2020, arXiv 1909.13719, section 3; operations and their ranges as torchvision
     has them, computed by kornia.
@@ -56,7 +56,7 @@ class Augmentation:
         self.operations = tuple(operations(kornia, len(self.mean)).values()) if kind == "randaugment" else ()
 
     def __call__(self, pixels: Tensor, numbers: Sequence[int]) -> Tensor:
-        """Pictures ``(rows, channels, height, width)`` as the image processor made them, changed."""
+        """Images ``(rows, channels, height, width)`` as the image processor made them, changed."""
         draws = [random.Random(f"{self.seed} {number}") for number in numbers]
         size = torch.tensor([pixels.shape[-1], pixels.shape[-2]])
         shifts = torch.tensor([[draw.uniform(-_SHIFT, _SHIFT) for _ in range(2)] for draw in draws]) * size
@@ -66,7 +66,7 @@ class Augmentation:
         return self._randomly(moved, draws) if self.operations else moved
 
     def _randomly(self, pixels: Tensor, draws: Sequence[random.Random]) -> Tensor:
-        """Some of the operations, different ones for each picture, one after the other."""
+        """Some of the operations, different ones for each image, one after the other."""
         pixels = (pixels * self.std + self.mean).clamp(0, 1)
         chosen = torch.tensor([draw.sample(range(len(self.operations)), _OPERATIONS) for draw in draws])
         signs = torch.tensor([[draw.choice((-1.0, 1.0)) for _ in range(_OPERATIONS)] for draw in draws])
@@ -125,7 +125,7 @@ def operations(kornia: Any, channels: int) -> dict[str, Operation]:
 def mix_pairs(
     pixels: Tensor, labels: Tensor, classes: int, alpha: float, seed: int, numbers: Sequence[int]
 ) -> tuple[Tensor, Tensor]:
-    """Each picture mixed with its neighbour, and the labels in the same proportion.
+    """Each image mixed with its neighbour, and the labels in the same proportion.
 
     mixup: Zhang et al., 2018, arXiv 1710.09412, section 2. Rows 2n and 2n + 1 are a pair, so that what is
     mixed does not depend on how a step is divided; its proportion is drawn by the pair's number from
@@ -140,7 +140,7 @@ def mix_pairs(
         numbers: Numbers of the rows, the first one even.
 
     Returns:
-        Pictures, and probabilities of the labels ``(rows, classes)``.
+        Images, and probabilities of the labels ``(rows, classes)``.
     """
     shares = torch.tensor(
         [random.Random(f"{seed} mix {number // 2}").betavariate(alpha, alpha) for number in numbers]

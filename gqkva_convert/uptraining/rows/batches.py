@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from gqkva_convert.data.sequences import decoder_inputs, pad
 from gqkva_convert.data.tasks import CAUSAL, MASKED, TO_TARGET
 from gqkva_convert.errors import DataError
 from gqkva_convert.uptraining.rows.row import Row
@@ -60,10 +61,9 @@ class TextBatches:
     def __init__(self, task: str, tokenizer: Any, model: Any, seed: int) -> None:
         self.task = task
         self.tokenizer = tokenizer
-        self.model = model
+        self.config = model.config
         self.seed = seed
-        pad = tokenizer.pad_token_id
-        self.pad = 0 if pad is None else int(pad)
+        self.pad = int(tokenizer.pad_token_id or 0)
         # Scores are divided by the highest of the data, where that is above 1.
         self.highest_score = 1.0
         self.special = set(tokenizer.all_special_ids)
@@ -91,24 +91,25 @@ class TextBatches:
         if self.task == MASKED:
             return self._masked(rows, numbers)
         if self.task == TO_TARGET:
-            labels, present = _padded([row["labels"] for row in rows], IGNORED)
-            inputs, mask = _padded([row["input_ids"] for row in rows], self.pad)
-            begun = self.model.prepare_decoder_input_ids_from_labels(labels=labels)
+            labels, _ = pad([row["labels"] for row in rows], IGNORED)
+            inputs, mask = pad([row["input_ids"] for row in rows], self.pad)
+            begun = decoder_inputs(labels, self.config)
             return {
                 "input_ids": inputs,
                 "attention_mask": mask,
                 "decoder_input_ids": begun,
-                "labels": labels.masked_fill(present == 0, IGNORED),
+                "labels": labels,
             }
         sentences = [row["input_ids"] for row in rows]
         if rows[0].get("second_ids") is not None:
             sentences += [row["second_ids"] for row in rows]
-        ids, mask = _padded(sentences, self.pad)
+        ids, mask = pad(sentences, self.pad)
         scores = torch.tensor([row.get("score", float("nan")) for row in rows])
         return {"input_ids": ids, "attention_mask": mask, "labels": scores / self.highest_score}
 
+    # By hand: rows are masked by their numbers, for exact resuming; transformers' collator draws in turn.
     def _masked(self, rows: Sequence[Row], numbers: Sequence[int]) -> Batch:
-        ids, mask = _padded([row["input_ids"] for row in rows], self.pad)
+        ids, mask = pad([row["input_ids"] for row in rows], self.pad)
         labels = torch.full_like(ids, IGNORED)
         mask_id, vocabulary = self.tokenizer.mask_token_id, min(len(self.tokenizer), self.vocabulary)
         # Held-out rows have no number: they are masked by what they hold, and so always alike.
@@ -126,13 +127,13 @@ class TextBatches:
         return {"input_ids": ids, "attention_mask": mask, "labels": labels}
 
 
-def causal_batch(rows: Sequence[Row], pad: int) -> Batch:
+def causal_batch(rows: Sequence[Row], padding: int) -> Batch:
     """Rows of one or several texts each: labels are the next tokens of the same text.
 
     Where a row holds several texts, positions begin anew with each, by which transformers keeps them from
     seeing each other.
     """
-    ids, present = _padded([row["input_ids"] for row in rows], pad)
+    ids, present = pad([row["input_ids"] for row in rows], padding)
     labels = torch.full_like(ids, IGNORED)
     labels[:, :-1] = ids[:, 1:].masked_fill(present[:, 1:] == 0, IGNORED)
     positions = torch.arange(ids.shape[1]).expand_as(ids).clone()
@@ -151,24 +152,13 @@ def causal_batch(rows: Sequence[Row], pad: int) -> Batch:
     return batch
 
 
-def _padded(rows: Sequence[Any], pad: int) -> tuple[Tensor, Tensor]:
-    """Rows of equal length, padded on the right, and where they are not padding."""
-    length = max(len(row) for row in rows)
-    ids = torch.full((len(rows), length), pad, dtype=torch.long)
-    mask = torch.zeros_like(ids)
-    for place, row in enumerate(rows):
-        ids[place, : len(row)] = torch.as_tensor(row)
-        mask[place, : len(row)] = 1
-    return ids, mask
-
-
 @dataclass(frozen=True)
 class Counts:
     """What sums are divided by.
 
     Attributes:
-        items: Labelled tokens, pictures, or pairs of texts.
-        positions: Tokens that are no padding, or pictures.
+        items: Labelled tokens, images, or pairs of texts.
+        positions: Tokens that are no padding, or images.
     """
 
     items: int

@@ -5,16 +5,17 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Protocol
 
+from gqkva_convert.data.images import checked_pixels
 from gqkva_convert.data.labels import label_numbers
-from gqkva_convert.data.processors import arguments, check_size, load_processor, sequence_length
+from gqkva_convert.data.processors import arguments, load_processor, sequence_length
 from gqkva_convert.data.tasks import CAUSAL, EMBEDDING, IMAGES
 from gqkva_convert.errors import DataError, TrainingError
 from gqkva_convert.uptraining.rows.batches import Batch, TextBatches
-from gqkva_convert.uptraining.rows.making import make_maker
-from gqkva_convert.uptraining.rows.pictures import ANSWER, ImageBatches, image_records
+from gqkva_convert.uptraining.rows.images import ANSWER, ImageBatches, image_records
+from gqkva_convert.uptraining.rows.maker import RowMaker
 from gqkva_convert.uptraining.rows.row import Row, Rows
 from gqkva_convert.uptraining.rows.stored import StoredRows, stored_rows
-from gqkva_convert.uptraining.rows.streamed import streamed_rows
+from gqkva_convert.uptraining.rows.streamed import StreamedRows
 from gqkva_convert.uptraining.settings import TrainingSettings
 
 
@@ -40,52 +41,54 @@ def open_rows(settings: TrainingSettings, folder: Path, model: Any, task: str) -
         TrainingError: The settings do not suit the task.
     """
     if task == IMAGES:
-        return _pictures(settings, folder, model)
+        return _image_rows(settings, folder, model)
     for name in ("augment", "mixup"):
         if getattr(settings, name):
             raise TrainingError(f"{name} changes images, and this model reads text; leave it out")
     tokenizer = load_processor(folder, "AutoTokenizer")
-    length = sequence_length(settings.length, model, tokenizer)
+    rows = _text_rows(settings, tokenizer, model, task)
+    batches = TextBatches(task, tokenizer, model, settings.seed)
+    if task == EMBEDDING and "score" in rows.held_out[0]:
+        batches.highest_score = _highest_score(rows, settings.data)
+    return rows, batches
+
+
+def _text_rows(settings: TrainingSettings, tokenizer: Any, model: Any, task: str) -> Rows:
+    length, seed = sequence_length(settings.length, model, tokenizer), settings.seed
     packing = settings.packing and task == CAUSAL and keeps_texts_apart(model)
 
-    def maker(data: str) -> Any:
-        return make_maker(task, tokenizer, length, data, packing=packing)
+    def maker(data: str) -> RowMaker:
+        return RowMaker(task, tokenizer, length, data, packing=packing)
+
+    def prepared(data: str, wanted_tokens: int, held_out: int) -> StoredRows:
+        return stored_rows(maker(data), wanted_tokens=wanted_tokens, held_out=held_out, seed=seed)
 
     held_out = 0 if settings.held_out is not None else settings.held_out_rows
     if settings.streaming:
-        rows: Rows = streamed_rows(settings.data, maker(settings.data), held_out=held_out, seed=settings.seed)
+        rows: Rows = StreamedRows(maker(settings.data), held_out=held_out, seed=seed)
     else:
-        wanted = settings.token_budget or (settings.samples or 1) * length
-        rows = stored_rows(
-            settings.data,
-            maker(settings.data),
-            wanted_tokens=wanted,
-            held_out=held_out,
-            seed=settings.seed,
-        )
+        rows = prepared(settings.data, settings.token_budget or (settings.samples or 1) * length, held_out)
         if settings.samples is not None:
             rows.keep(settings.samples)
     if settings.held_out is not None:
-        others = stored_rows(
-            settings.held_out,
-            maker(settings.held_out),
-            wanted_tokens=settings.held_out_rows * length,
-            held_out=0,
-            seed=settings.seed,
+        others = prepared(settings.held_out, settings.held_out_rows * length, 0).rows
+        rows.held_out = [others[number] for number in range(min(settings.held_out_rows, len(others)))]
+    return rows
+
+
+def _highest_score(rows: Rows, data: str) -> float:
+    """The number that pairs' scores are divided by: at least 1."""
+    if isinstance(rows, StoredRows):
+        stored: Any = rows.rows
+        found: float = max([1.0, *stored["score"]])
+        return found
+    highest = max([1.0, *(row["score"] for row in rows.held_out)])
+    if highest > 1:
+        raise DataError(
+            f"{data}: scores up to {highest:g} are brought to 1 by the highest, "
+            "which streaming does not know; leave streaming out, or give scores of at most 1"
         )
-        kept = min(settings.held_out_rows, len(others.rows))
-        rows.held_out = [others.rows[number] for number in range(kept)]
-    batches = TextBatches(task, tokenizer, model, settings.seed)
-    if task == EMBEDDING and "score" in rows.held_out[0]:
-        stored: Any = rows.rows if isinstance(rows, StoredRows) else rows.held_out
-        scores = stored["score"] if isinstance(rows, StoredRows) else [row["score"] for row in stored]
-        batches.highest_score = max([1.0, *scores])
-        if not isinstance(rows, StoredRows) and batches.highest_score > 1:
-            raise DataError(
-                f"{settings.data}: scores up to {batches.highest_score:g} are brought to 1 by the highest, "
-                "which streaming does not know; leave streaming out, or give scores of at most 1"
-            )
-    return rows, batches
+    return float(highest)
 
 
 def keeps_texts_apart(model: Any) -> bool:
@@ -108,7 +111,7 @@ def keeps_texts_apart(model: Any) -> bool:
     return bool((packed - alone).norm() < 0.01 * alone.norm())
 
 
-def _pictures(settings: TrainingSettings, folder: Path, model: Any) -> tuple[Rows, Collator]:
+def _image_rows(settings: TrainingSettings, folder: Path, model: Any) -> tuple[Rows, Collator]:
     if settings.length is not None:
         raise TrainingError("images have no length; leave it out")
     if settings.streaming:
@@ -121,7 +124,7 @@ def _pictures(settings: TrainingSettings, folder: Path, model: Any) -> tuple[Row
     collator = ImageBatches(folder, columns, classes, *changes, number=number)
     if len(found) < 2:
         raise DataError(f"{settings.data}: {len(found)} images are too few to train on")
-    check_size(collator.batch([found[0]])["pixel_values"], model.config, settings.data)
+    checked_pixels(collator.processor, [found[0]], columns[0], model.config, settings.data)
     shuffled = found.shuffle(seed=settings.seed)
     held = 0 if settings.held_out is not None else max(1, min(settings.held_out_rows, len(found) // 10))
     rows = StoredRows(shuffled, held, settings.seed, lambda row: 1)

@@ -5,32 +5,35 @@ Row ``n`` of a run is the same on any number of processes and after any interrup
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from typing import Any
 
 Row = dict[str, Any]
 
 
-class Rows(Protocol):
-    """Rows to train on, by number, and rows to measure on."""
+class Rows:
+    """Rows to train on, by number, and rows to measure on.
+
+    Attributes:
+        held_out: Rows to measure on.
+        tokens_per_row: Tokens of a row, on average.
+    """
 
     held_out: list[Row]
     tokens_per_row: float
 
     def row(self, number: int) -> Row:
         """The row of a number; numbers may only grow."""
-        ...
+        raise NotImplementedError
 
     def seek(self, number: int) -> None:
-        """Leave out all rows before a number."""
-        ...
+        """Skip all rows before a number, where rows are made in turn."""
 
     def state(self) -> dict[str, Any]:
-        """What is needed to go on after the last row."""
-        ...
+        """What is needed to resume after the last row; nothing where every row is at hand."""
+        return {}
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Go on where another left off."""
-        ...
+        """Resume from a `state`."""
 
 
 def row_tokens(row: Row) -> int:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import itertools
 import json
 import math
 import os
@@ -14,9 +13,10 @@ from typing import Any
 
 from gqkva_convert.checkpoint.cache import make_cache
 from gqkva_convert.data.records import read_records
+from gqkva_convert.data.sequences import TEXTS, in_groups
 from gqkva_convert.errors import DataError
-from gqkva_convert.uptraining.rows.making import TEXTS, RowMaker
-from gqkva_convert.uptraining.rows.row import Row, row_tokens
+from gqkva_convert.uptraining.rows.maker import RowMaker
+from gqkva_convert.uptraining.rows.row import Row, Rows, row_tokens
 
 # Changes when the same records would give other rows, or others are held out.
 _FORMAT = 3
@@ -26,7 +26,7 @@ _WRITTEN = 512
 _HELD_OUT_ONE_IN = 10
 
 
-class StoredRows:
+class StoredRows(Rows):
     """Rows that are all at hand; a new order in every epoch.
 
     Args:
@@ -68,22 +68,12 @@ class StoredRows:
         stored = self._first + self._order[place]
         return {**self.rows[stored], "row": stored}
 
-    def seek(self, number: int) -> None:
-        pass
 
-    def state(self) -> dict[str, Any]:
-        return {}
-
-    def restore(self, state: dict[str, Any]) -> None:
-        pass
-
-
-def stored_rows(data: str, maker: RowMaker, *, wanted_tokens: int, held_out: int, seed: int) -> StoredRows:
+def stored_rows(maker: RowMaker, *, wanted_tokens: int, held_out: int, seed: int) -> StoredRows:
     """Rows prepared on disk, once for the same data and settings.
 
     Args:
-        data: What to read.
-        maker: Makes the rows.
+        maker: Makes the rows of its data.
         wanted_tokens: No more rows are made than these fill, held-out ones besides.
         held_out: Most rows held out; 0 where rows for measuring come from elsewhere.
         seed: Seed of the order.
@@ -91,9 +81,9 @@ def stored_rows(data: str, maker: RowMaker, *, wanted_tokens: int, held_out: int
     Raises:
         DataError: There are too few.
     """
-    path = _rows_file(data, maker, wanted_tokens, held_out, seed)
+    path = _rows_file(maker, wanted_tokens, held_out, seed)
     if not path.is_file():
-        _write_rows(path, _made_rows(data, maker, wanted_tokens, held_out, seed))
+        _write_rows(path, _made_rows(maker, wanted_tokens, held_out, seed))
     import datasets
 
     found: Any = datasets.Dataset.from_file(str(path))
@@ -103,7 +93,8 @@ def stored_rows(data: str, maker: RowMaker, *, wanted_tokens: int, held_out: int
         without = f" ({maker.textless} of {maker.records} records hold no text)" if maker.textless else ""
         found_rows = "no row" if count == 0 else "a single row"
         raise DataError(
-            f"{data}: {found_rows} of {maker.length} tokens{without}; give more data or a smaller --length"
+            f"{maker.data}: {found_rows} of {maker.length} tokens{without}; give more data or a smaller "
+            "--length"
         )
     kept = min(held_out, max(1, count // _HELD_OUT_ONE_IN))
     rows = StoredRows(found, kept, seed, row_tokens, path.stem)
@@ -111,10 +102,9 @@ def stored_rows(data: str, maker: RowMaker, *, wanted_tokens: int, held_out: int
     return rows
 
 
-def _made_rows(data: str, maker: RowMaker, wanted_tokens: int, held_out: int, seed: int) -> Iterator[Row]:
-    records = read_records(data, seed)
+def _made_rows(maker: RowMaker, wanted_tokens: int, held_out: int, seed: int) -> Iterator[Row]:
     tokens, count = 0, 0
-    while some := list(itertools.islice(records, TEXTS)):
+    for some in in_groups(read_records(maker.data, seed), TEXTS):
         maker.add(some)
         while maker.ready:
             row = maker.ready.pop(0)
@@ -124,13 +114,13 @@ def _made_rows(data: str, maker: RowMaker, wanted_tokens: int, held_out: int, se
                 return
 
 
-def _rows_file(data: str, maker: RowMaker, wanted_tokens: int, held_out: int, seed: int) -> Path:
-    path = Path(data)
+def _rows_file(maker: RowMaker, wanted_tokens: int, held_out: int, seed: int) -> Path:
+    path = Path(maker.data)
     files = sorted(path.rglob("*")) if path.is_dir() else [path] if path.is_file() else []
     tokenizer = getattr(maker.tokenizer, "backend_tokenizer", None)
     identity = [
         _FORMAT,
-        data if not files else str(path.resolve()),
+        maker.data if not files else str(path.resolve()),
         [[str(file), file.stat().st_size, file.stat().st_mtime_ns] for file in files],
         repr(maker.tokenizer) if tokenizer is None else tokenizer.to_str(),
         [maker.task, maker.length, maker.packing, maker.running, wanted_tokens, held_out, seed],
@@ -147,7 +137,7 @@ def _write_rows(path: Path, rows: Iterator[Row]) -> None:
     try:
         with pyarrow.OSFile(str(scratch), "wb") as sink:
             writer = None
-            while some := list(itertools.islice(rows, _WRITTEN)):
+            for some in in_groups(rows, _WRITTEN):
                 table = pyarrow.Table.from_pylist(some)
                 writer = writer or pyarrow.ipc.new_stream(sink, table.schema)
                 writer.write_table(table)

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import itertools
 import random
-from collections.abc import Callable
 from typing import Any
 
 from gqkva_convert.data.records import load_records
+from gqkva_convert.data.sequences import TEXTS
 from gqkva_convert.errors import DataError
-from gqkva_convert.uptraining.rows.making import TEXTS, RowMaker
-from gqkva_convert.uptraining.rows.row import Row, row_tokens
+from gqkva_convert.uptraining.rows.maker import RowMaker
+from gqkva_convert.uptraining.rows.row import Row, Rows, row_tokens
 
 # Rows that are shuffled among.
 _BUFFER = 2048
@@ -18,20 +18,20 @@ _BUFFER = 2048
 _LOOKED_AT = 32
 
 
-class StreamedRows:
+class StreamedRows(Rows):
     """Rows made as they are needed, shuffled among those next in line.
 
     Args:
-        open_records: Opens the records from their beginning, as a `datasets.IterableDataset`, which can tell
-            where it stands.
-        maker: Makes rows of records.
+        maker: Makes rows of the records of its data.
         held_out: How many of the first to measure on.
         seed: Seed of the order.
+
+    Raises:
+        DataError: There are too few.
     """
 
-    def __init__(self, open_records: Callable[[], Any], maker: RowMaker, held_out: int, seed: int) -> None:
-        self.open_records = open_records
-        self.records = open_records()
+    def __init__(self, maker: RowMaker, *, held_out: int, seed: int) -> None:
+        self.records = load_records(maker.data, streaming=True)
         self.maker = maker
         self._epoch_start = 0
         self.random = random.Random(seed)
@@ -80,7 +80,7 @@ class StreamedRows:
             # The next epoch makes the same rows again: those held out stay out.
             self._epoch_start = self.maker.made
             self.maker.restart()
-            self.records = self.open_records()
+            self.records = load_records(self.maker.data, streaming=True)
             self._iterator = iter(self.records)
             self._skipped = 0
         return self.maker.ready.pop(0)
@@ -105,12 +105,3 @@ class StreamedRows:
         self.buffer, self.next = state["buffer"], state["next"]
         version, numbers, gauss = state["random"]
         self.random.setstate((version, tuple(numbers), gauss))
-
-
-def streamed_rows(data: str, maker: RowMaker, *, held_out: int, seed: int) -> StreamedRows:
-    """Rows made while training.
-
-    Raises:
-        DataError: There are too few.
-    """
-    return StreamedRows(lambda: load_records(data, streaming=True), maker, held_out, seed)

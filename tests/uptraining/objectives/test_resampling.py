@@ -8,7 +8,7 @@ import transformers
 from torch import Tensor
 
 from gqkva_convert.uptraining.objectives.resampling import NUMBERS, Resampling
-from gqkva_convert.uptraining.objectives.running import ModelRunner
+from gqkva_convert.uptraining.objectives.runner import ModelRunner
 from gqkva_convert.uptraining.rows.batches import IGNORED, Batch, causal_batch
 
 WORDS, LENGTH = 24, 12

@@ -18,7 +18,7 @@ ROW = {"input_ids": [5, 6, 7, 8, 9, 10], "starts": [0, 2, 5]}
 
 
 def test_labels_never_cross_texts() -> None:
-    batch = causal_batch([ROW], pad=0)
+    batch = causal_batch([ROW], padding=0)
     assert batch["labels"].tolist() == [[6, IGNORED, 8, 9, IGNORED, IGNORED]]
     assert batch["position_ids"].tolist() == [[0, 1, 0, 1, 2, 0]]
     assert count(batch).items == 3
@@ -53,7 +53,7 @@ def test_packed_texts_do_not_see_each_other(
     torch.manual_seed(0)
     texts = [torch.randint(4096, (size,)).tolist() for size in (9, 4, 11)]
     row = {"input_ids": [token for text in texts for token in text], "starts": [0, 9, 13]}
-    batch = causal_batch([row], pad=0)
+    batch = causal_batch([row], padding=0)
     inputs = {name: batch[name] for name in ("input_ids", "position_ids")}
     with torch.random.fork_rng(), torch.no_grad():
         for module in model.modules():

@@ -13,9 +13,9 @@ from transformers import AutoTokenizer
 from gqkva_convert.data.tasks import CAUSAL
 from gqkva_convert.demo_model.demo import MODEL
 from gqkva_convert.errors import DataError
-from gqkva_convert.uptraining.rows.making import RowMaker, make_maker
+from gqkva_convert.uptraining.rows.maker import RowMaker
 from gqkva_convert.uptraining.rows.stored import stored_rows
-from gqkva_convert.uptraining.rows.streamed import streamed_rows
+from gqkva_convert.uptraining.rows.streamed import StreamedRows
 
 # Readers of datasets leave files open that are not read to their end.
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
@@ -27,7 +27,7 @@ def tokenizer() -> Any:
 
 
 def maker(tokenizer: Any, data: Path, length: int = 16, *, packing: bool = True) -> RowMaker:
-    return make_maker(CAUSAL, tokenizer, length, str(data), packing=packing)
+    return RowMaker(CAUSAL, tokenizer, length, str(data), packing=packing)
 
 
 @pytest.mark.parametrize("packing", [True, False])
@@ -53,14 +53,14 @@ def test_every_token_is_in_one_row(packing: bool, tokenizer: Any, tmp_path: Path
 def test_lines_of_one_text_are_one_text(tokenizer: Any, tmp_path: Path) -> None:
     file = tmp_path / "book.txt"
     file.write_text("".join(f"line {number} of a book\n" for number in range(100)))
-    rows = stored_rows(str(file), maker(tokenizer, file), wanted_tokens=10**6, held_out=4, seed=0)
+    rows = stored_rows(maker(tokenizer, file), wanted_tokens=10**6, held_out=4, seed=0)
     text = tokenizer.decode([t for number in range(len(rows.rows)) for t in rows.rows[number]["input_ids"]])
     assert file.read_text().startswith(text)
     assert all(rows.rows[number]["starts"] == [0] for number in range(len(rows.rows)))
 
 
 def stored(tokenizer: Any, file: Path, seed: int = 0) -> Any:
-    return stored_rows(str(file), maker(tokenizer, file), wanted_tokens=10**6, held_out=8, seed=seed)
+    return stored_rows(maker(tokenizer, file), wanted_tokens=10**6, held_out=8, seed=seed)
 
 
 def test_an_epoch_has_every_row_once_and_none_held_out(tokenizer: Any, tmp_path: Path) -> None:
@@ -82,7 +82,7 @@ def test_an_epoch_has_every_row_once_and_none_held_out(tokenizer: Any, tmp_path:
 
 def test_no_more_rows_are_made_than_the_budget_needs(tokenizer: Any, tmp_path: Path) -> None:
     file = learners.write_texts(tmp_path / "texts.jsonl")
-    rows = stored_rows(str(file), maker(tokenizer, file), wanted_tokens=320, held_out=4, seed=0)
+    rows = stored_rows(maker(tokenizer, file), wanted_tokens=320, held_out=4, seed=0)
     assert len(rows.rows) == 24
     assert rows.count == 20
 
@@ -90,11 +90,11 @@ def test_no_more_rows_are_made_than_the_budget_needs(tokenizer: Any, tmp_path: P
 def test_one_row_is_enough_where_others_are_measured_on(tokenizer: Any, tmp_path: Path) -> None:
     """A budget of a single token, say, to measure before training; two are needed to hold one out."""
     file = learners.write_texts(tmp_path / "texts.jsonl")
-    rows = stored_rows(str(file), maker(tokenizer, file), wanted_tokens=1, held_out=0, seed=0)
+    rows = stored_rows(maker(tokenizer, file), wanted_tokens=1, held_out=0, seed=0)
     assert (rows.count, rows.held_out) == (1, [])
     assert rows.row(3)["row"] == 0
     with pytest.raises(DataError, match="no row of 50000 tokens"):
-        stored_rows(str(file), maker(tokenizer, file, 50_000), wanted_tokens=1, held_out=0, seed=0)
+        stored_rows(maker(tokenizer, file, 50_000), wanted_tokens=1, held_out=0, seed=0)
 
 
 def test_rows_are_prepared_once_and_anew_when_the_data_change(tokenizer: Any, tmp_path: Path) -> None:
@@ -109,19 +109,19 @@ def test_rows_are_prepared_once_and_anew_when_the_data_change(tokenizer: Any, tm
 def test_a_stream_goes_on_where_it_was(at: int, tokenizer: Any, tmp_path: Path) -> None:
     """In the first epoch and in later ones, from what the state alone says."""
     file = learners.write_texts(tmp_path / "texts.jsonl", 60)
-    unbroken = streamed_rows(str(file), maker(tokenizer, file), held_out=4, seed=0)
+    unbroken = StreamedRows(maker(tokenizer, file), held_out=4, seed=0)
     wanted = [unbroken.row(number)["input_ids"] for number in range(at + 40)]
-    begun = streamed_rows(str(file), maker(tokenizer, file), held_out=4, seed=0)
+    begun = StreamedRows(maker(tokenizer, file), held_out=4, seed=0)
     begun.seek(at)
     state = json.loads(json.dumps(begun.state()))
-    resumed = streamed_rows(str(file), maker(tokenizer, file), held_out=4, seed=0)
+    resumed = StreamedRows(maker(tokenizer, file), held_out=4, seed=0)
     resumed.restore(state)
     assert [resumed.row(number)["input_ids"] for number in range(at, at + 40)] == wanted[at:]
 
 
 def test_a_stream_never_trains_on_what_it_holds_out(tokenizer: Any, tmp_path: Path) -> None:
     file = learners.write_texts(tmp_path / "texts.jsonl", 60)
-    rows = streamed_rows(str(file), maker(tokenizer, file), held_out=4, seed=0)
+    rows = StreamedRows(maker(tokenizer, file), held_out=4, seed=0)
     held = {tuple(row["input_ids"]) for row in rows.held_out}
     assert not held & {tuple(rows.row(number)["input_ids"]) for number in range(300)}
 
@@ -129,10 +129,10 @@ def test_a_stream_never_trains_on_what_it_holds_out(tokenizer: Any, tmp_path: Pa
 def test_processes_share_a_stream(tokenizer: Any, tmp_path: Path) -> None:
     """Each leaves out the others' rows."""
     file = learners.write_texts(tmp_path / "texts.jsonl", 60)
-    alone = streamed_rows(str(file), maker(tokenizer, file), held_out=4, seed=0)
+    alone = StreamedRows(maker(tokenizer, file), held_out=4, seed=0)
     wanted = [alone.row(number) for number in range(12)]
     for process in (0, 1):
-        rows = streamed_rows(str(file), maker(tokenizer, file), held_out=4, seed=0)
+        rows = StreamedRows(maker(tokenizer, file), held_out=4, seed=0)
         mine = [number for number in range(12) if number // 2 % 2 == process]
         assert [rows.row(number) for number in mine] == [wanted[number] for number in mine]
 
@@ -140,6 +140,6 @@ def test_processes_share_a_stream(tokenizer: Any, tmp_path: Path) -> None:
 def test_too_little_data_is_refused(tokenizer: Any, tmp_path: Path) -> None:
     file = learners.write_texts(tmp_path / "texts.jsonl", 2)
     with pytest.raises(DataError, match="no row of 512 tokens; give more data"):
-        stored_rows(str(file), maker(tokenizer, file, 512), wanted_tokens=10**6, held_out=1, seed=0)
+        stored_rows(maker(tokenizer, file, 512), wanted_tokens=10**6, held_out=1, seed=0)
     with pytest.raises(DataError, match="the stream ends after 0 rows of 512 tokens"):
-        streamed_rows(str(file), maker(tokenizer, file, 512), held_out=1, seed=0)
+        StreamedRows(maker(tokenizer, file, 512), held_out=1, seed=0)

@@ -12,7 +12,7 @@ from PIL import Image
 import gqkva_convert
 from gqkva_convert.errors import TrainingError
 from gqkva_convert.uptraining.rows.batches import StepPlan
-from gqkva_convert.uptraining.rows.pictures import ImageBatches
+from gqkva_convert.uptraining.rows.images import ImageBatches
 from gqkva_convert.uptraining.settings import TrainingSettings
 
 pytest.importorskip("kornia")

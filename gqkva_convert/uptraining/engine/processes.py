@@ -1,14 +1,15 @@
-"""How a run is divided and made fast: Accelerate as it was started, fused kernels where installed."""
+"""The processes of a run as Accelerate started them, sums over them, and fused kernels where installed."""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from datetime import timedelta
-from pathlib import Path
 from typing import Any
 
 from gqkva_convert.errors import TrainingError, first_line
-from gqkva_convert.modeling.quiet import quiet_transformers
+from gqkva_convert.modeling.log_levels import quiet_transformers
+from gqkva_convert.uptraining.job import Job
 from gqkva_convert.uptraining.rows.batches import StepPlan
 from gqkva_convert.uptraining.settings import TrainingSettings
 
@@ -33,9 +34,9 @@ def start_processes() -> Any:
     if uses_deepspeed:
         _require_deepspeed()
     # One process prepares the rows of all; the others wait longer than the usual ten minutes.
-    state = PartialState(cpu=_on_processors(), timeout=timedelta(hours=6))
+    state = PartialState(cpu=_on_cpu(), timeout=timedelta(hours=6))
     if uses_deepspeed and state.distributed_type == DistributedType.MULTI_CPU:
-        # Accelerate starts DeepSpeed on accelerators only; its engine runs on processors as well.
+        # Accelerate starts DeepSpeed on accelerators only; its engine runs on CPUs as well.
         PartialState._shared_state["distributed_type"] = DistributedType.DEEPSPEED
     if state.distributed_type == DistributedType.MULTI_CPU and parse_flag_from_env("ACCELERATE_USE_FSDP"):
         # Accelerate shards on accelerators only, and would silently not; torch shards over gloo as well.
@@ -82,8 +83,8 @@ def _set_up_deepspeed(accelerator: Any, settings: TrainingSettings, plan: StepPl
     config["gradient_clipping"] = settings.max_grad_norm
 
 
-def _on_processors() -> bool:
-    """Whether to run on processors: asked for, or nothing else there."""
+def _on_cpu() -> bool:
+    """Tell whether to run on the CPU: asked for, or nothing else there."""
     import torch
     from accelerate.utils import parse_flag_from_env
 
@@ -91,21 +92,38 @@ def _on_processors() -> bool:
     return asked or not torch.accelerator.is_available()
 
 
-def make_accelerator(
-    settings: TrainingSettings,
-    plan: StepPlan,
-    run_folder: Path,
-    report_to: tuple[str, ...],
-    *,
-    leaves_out_weights: bool,
-) -> Any:
+def divide_steps(settings: TrainingSettings) -> StepPlan:
+    """Divide the rows of a step over processes and passes.
+
+    Raises:
+        TrainingError: They cannot be.
+    """
+    processes, batch = start_processes().num_processes, settings.batch_size
+    if batch % processes:
+        raise TrainingError(
+            f"batch_size {batch} cannot be divided over {processes} processes; "
+            f"choose a multiple of {processes}"
+        )
+    per_device = settings.per_device_batch_size or batch // processes
+    if (batch // processes) % per_device:
+        raise TrainingError(
+            f"batch_size {batch} over {processes} processes is {batch // processes} rows each, which "
+            f"per_device_batch_size {per_device} does not divide"
+        )
+    if settings.mixup and per_device % 2:
+        raise TrainingError(
+            f"mixup mixes images two by two, and a pass has {per_device} rows; choose an even batch_size "
+            "and per_device_batch_size"
+        )
+    return StepPlan(batch, per_device, processes)
+
+
+def make_accelerator(plan: StepPlan, job: Job, *, leaves_out_weights: bool) -> Any:
     """Accelerate's object for a run.
 
     Args:
-        settings: Of the run; without a ``mixed_precision`` it is what Accelerate was started with.
         plan: How rows are divided.
-        run_folder: Where trackers write.
-        report_to: Trackers.
+        job: The run; without a ``mixed_precision`` it is what Accelerate was started with.
         leaves_out_weights: Whether some steps give some weights no gradient.
 
     Raises:
@@ -115,28 +133,45 @@ def make_accelerator(
     from accelerate.state import AcceleratorState
     from accelerate.utils import DistributedDataParallelKwargs, DistributedType, GradientAccumulationPlugin
 
+    settings, report_to = job.settings, job.report_to
     _require_trackers(report_to)
     AcceleratorState._reset_state()  # an earlier run of this process may have had another precision
     uses_deepspeed = PartialState().distributed_type == DistributedType.DEEPSPEED
     handlers = [DistributedDataParallelKwargs(find_unused_parameters=True)] if leaves_out_weights else []
     try:
         accelerator = Accelerator(
-            cpu=_on_processors() and not uses_deepspeed,  # or it would leave DeepSpeed out
+            cpu=_on_cpu() and not uses_deepspeed,  # or it would leave DeepSpeed out
             mixed_precision=settings.mixed_precision,
             gradient_accumulation_plugin=GradientAccumulationPlugin(
                 num_steps=plan.accumulation, sync_with_dataloader=False
             ),
             log_with=list(report_to) or None,
-            project_dir=str(run_folder),
+            project_dir=str(job.run.path),
             kwargs_handlers=handlers,
         )
     except (ValueError, ImportError) as error:
         raise TrainingError(f"accelerate does not start: {first_line(error)}") from error
     if accelerator.device.type == "cpu" and accelerator.state.mixed_precision == "fp16":
-        raise TrainingError("a processor does not train in fp16; choose mixed_precision bf16 or no")
+        raise TrainingError("a CPU does not train in fp16; choose mixed_precision bf16 or no")
     if uses_deepspeed:
         _set_up_deepspeed(accelerator, settings, plan)
     return accelerator
+
+
+def summed(accelerator: Any, values: Sequence[Any]) -> list[float]:
+    """Numbers, each summed over all processes; every process must ask at the same place.
+
+    Args:
+        accelerator: Accelerate's.
+        values: Numbers, or tensors of one.
+    """
+    import torch
+
+    stacked = torch.stack([torch.as_tensor(value, dtype=torch.float64).cpu() for value in values])
+    if accelerator.num_processes > 1:
+        on_device = stacked.float() if accelerator.device.type == "mps" else stacked
+        stacked = accelerator.reduce(on_device.to(accelerator.device), "sum").cpu()
+    return [float(value) for value in stacked]
 
 
 def _require_trackers(names: tuple[str, ...]) -> None:

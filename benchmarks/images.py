@@ -1,6 +1,6 @@
 """How many pictures a second one process prepares for training: decoded, scaled, normalised, augmented.
 
-    python benchmarks/pictures.py --rounds 7
+    python benchmarks/images.py --rounds 7
 
 Pictures are noise under a smooth ramp, as JPEG files of quality 90: their content matters little to the time.
 """
@@ -20,7 +20,7 @@ import torch
 from PIL import Image
 
 import gqkva_convert
-from gqkva_convert.uptraining.rows.pictures import ImageBatches
+from gqkva_convert.uptraining.rows.images import ImageBatches
 
 # Side of the model's input, and of the pictures in the file.
 CASES = {"CIFAR-10": (32, (32, 32)), "ImageNet": (224, (500, 375))}

@@ -7,8 +7,8 @@ from typing import Any
 
 from gqkva_convert.data.records import (
     PAIR_COLUMNS,
+    SINGLE_COLUMNS,
     TARGET_COLUMNS,
-    TEXT_COLUMNS,
     Record,
     find_columns,
     is_running_text,
@@ -16,12 +16,16 @@ from gqkva_convert.data.records import (
     score_column,
     text_columns,
 )
+from gqkva_convert.data.sequences import (
+    cut_texts,
+    divide_texts,
+    is_text,
+    read_texts,
+    tokenise,
+)
 from gqkva_convert.data.tasks import CAUSAL, EMBEDDING, MASKED, TO_TARGET
 from gqkva_convert.errors import DataError
 from gqkva_convert.uptraining.rows.row import Row
-
-# Records that are given at once.
-TEXTS = 256
 
 
 class RowMaker:
@@ -33,9 +37,16 @@ class RowMaker:
         length: Most tokens of a row.
         packing: Whether a row takes several texts.
         data: Name of the data.
+
+    Raises:
+        DataError: The tokenizer lacks what the task needs.
     """
 
     def __init__(self, task: str, tokenizer: Any, length: int, data: str, *, packing: bool) -> None:
+        if task == MASKED and tokenizer.mask_token_id is None:
+            raise DataError("the tokenizer has no mask token, which masked language modelling needs")
+        if task in (MASKED, TO_TARGET, EMBEDDING) and tokenizer.pad_token_id is None:
+            raise DataError("the tokenizer has no padding token, which batches of texts need")
         self.task = task
         self.tokenizer = tokenizer
         self.length = length
@@ -78,25 +89,18 @@ class RowMaker:
         self.ready, self.made = list(state["ready"]), state["made"]
 
     def _texts(self, records: Sequence[Record]) -> list[str]:
-        columns = text_columns(records[0])
-        self._count_textless(records, columns)
-        texts = [record[name] for record in records for name in columns]
-        return [text for text in texts if isinstance(text, str) and (text.strip() or self.running)]
+        self._count_textless(records, text_columns(records[0]))
+        return list(read_texts(records, keep_blank=self.running))
 
     def _count_textless(self, records: Sequence[Record], columns: Sequence[str]) -> None:
         self.textless += sum(not any(isinstance(record[name], str) for name in columns) for record in records)
 
     def _add_texts(self, records: Sequence[Record]) -> None:
-        texts = self._texts(records)
-        if self.running:
-            joint = "".join(text.rstrip("\n") + "\n" for text in texts)
-            self._fill(self.tokenizer(joint, add_special_tokens=False)["input_ids"], begins=False)
-            return
         first, last = self.tokenizer.bos_token_id, self.tokenizer.eos_token_id
-        for ids in self.tokenizer(texts, add_special_tokens=False)["input_ids"] if texts else []:
-            begin = [] if first is None else [first]
-            end = [] if last is None else [last]
-            self._fill([*begin, *ids, *end], begins=True)
+        begin = [] if self.running or first is None else [first]
+        end = [] if self.running or last is None else [last]
+        for ids in tokenise(self.tokenizer, self._texts(records), joined=self.running):
+            self._fill([*begin, *ids, *end], begins=not self.running)
 
     def _fill(self, ids: list[int], *, begins: bool) -> None:
         """Put a text into the open row and the rows after it."""
@@ -119,14 +123,8 @@ class RowMaker:
 
     def _add_masked(self, records: Sequence[Record]) -> None:
         texts = [text for text in self._texts(records) if text.strip()]
-        if not texts:
-            return
-        encoded = self.tokenizer(
-            texts, truncation=True, max_length=self.length, return_overflowing_tokens=True
-        )
-        for ids in encoded["input_ids"]:
-            if len(ids) > 2:
-                self.ready.append({"input_ids": list(ids)})
+        pieces = divide_texts(self.tokenizer, texts, self.length)
+        self.ready += [{"input_ids": ids} for ids in pieces if len(ids) > 2]
 
     def _add_targets(self, records: Sequence[Record]) -> None:
         source, target = find_columns(records[0], TARGET_COLUMNS, "texts")
@@ -138,46 +136,27 @@ class RowMaker:
         ]
         if kept:
             inputs, labels = ([pair[side] for pair in kept] for side in (0, 1))
-            cut = {"truncation": True, "max_length": self.length}
-            rows = zip(
-                self.tokenizer(inputs, **cut)["input_ids"],
-                self.tokenizer(text_target=labels, **cut)["input_ids"],
-                strict=True,
-            )
+            sources = cut_texts(self.tokenizer, inputs, self.length)
+            targets = cut_texts(self.tokenizer, labels, self.length, as_target=True)
             self.ready += [
-                {"input_ids": list(ids), "labels": list(wanted)} for ids, wanted in rows if ids and wanted
+                {"input_ids": list(ids), "labels": list(wanted)}
+                for ids, wanted in zip(sources, targets, strict=True)
+                if ids and wanted
             ]
 
     def _add_pairs(self, records: Sequence[Record]) -> None:
-        choices = [*PAIR_COLUMNS, *((name,) for name in TEXT_COLUMNS)]
-        names = find_columns(records[0], choices, "sentence pairs or texts")
+        names = find_columns(records[0], (*PAIR_COLUMNS, *SINGLE_COLUMNS), "sentence pairs or texts")
         score = score_column(records[0], names, self.data)
         self._count_textless(records, names)
-        records = [
-            record
-            for record in records
-            if all(isinstance(record[n], str) and record[n].strip() for n in names)
-        ]
+        records = [record for record in records if is_text(record, *names)]
         if not records:
             return
-        cut = {"truncation": True, "max_length": self.length}
-        sides = [self.tokenizer([record[name] for record in records], **cut)["input_ids"] for name in names]
+        sides = [
+            cut_texts(self.tokenizer, [record[name] for record in records], self.length) for name in names
+        ]
         for number, record in enumerate(records):
             row: Row = {"input_ids": list(sides[0][number])}
             if len(names) == 2:
                 row["second_ids"] = list(sides[1][number])
                 row["score"] = read_score(record[score], self.data) if score is not None else float("nan")
             self.ready.append(row)
-
-
-def make_maker(task: str, tokenizer: Any, length: int, data: str, *, packing: bool) -> RowMaker:
-    """A maker of rows for a task.
-
-    Raises:
-        DataError: The tokenizer lacks what the task needs.
-    """
-    if task == MASKED and tokenizer.mask_token_id is None:
-        raise DataError("the tokenizer has no mask token, which masked language modelling needs")
-    if task in (MASKED, TO_TARGET, EMBEDDING) and tokenizer.pad_token_id is None:
-        raise DataError("the tokenizer has no padding token, which batches of texts need")
-    return RowMaker(task, tokenizer, length, data, packing=packing)

@@ -1,4 +1,4 @@
-"""What other libraries say while they work, which tells our user nothing."""
+"""Log levels of other libraries, whose notes tell our user nothing."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def quiet_transformers() -> None:
 
 @contextmanager
 def quiet(library: str, level: int = logging.ERROR) -> Iterator[None]:
-    """Let a library's log say what is at least of a level, and no more, for a while."""
+    """Temporarily raise a library's logging level."""
     logger = logging.getLogger(library)
     before = logger.level
     logger.setLevel(level)

@@ -1,4 +1,4 @@
-"""Rows of labelled pictures as the tensors that a model takes."""
+"""Rows of labelled images as the tensors that a model takes."""
 
 from __future__ import annotations
 
@@ -11,14 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gqkva_convert.data.processors import load_processor, pixel_values
-from gqkva_convert.data.records import (
-    LABEL_COLUMNS,
-    PICTURE_COLUMNS,
-    find_columns,
-    load_records,
-    picture_of,
-)
+from gqkva_convert.data.images import pixel_values
+from gqkva_convert.data.processors import load_processor
+from gqkva_convert.data.records import IMAGE_COLUMNS, LABEL_COLUMNS, find_column, load_records
 from gqkva_convert.uptraining.rows.augmentation import Augmentation, mix_pairs
 from gqkva_convert.uptraining.rows.batches import Batch
 from gqkva_convert.uptraining.rows.row import Row
@@ -29,17 +24,17 @@ ANSWER = "answer"
 
 
 class ImageBatches:
-    """Makes batches of pictures with labels.
+    """Makes batches of images with labels.
 
     Args:
         folder: Checkpoint folder, for its image processor.
-        columns: Column of the picture and of the label.
+        columns: Column of the image and of the label.
         classes: Number of labels.
-        augment: How pictures are changed at random while training; None leaves them.
-        mixup: Alpha of the proportions that pairs of pictures are mixed in while training; 0 mixes none.
+        augment: How images are changed at random while training; None leaves them.
+        mixup: Alpha of the proportions that pairs of images are mixed in while training; 0 mixes none.
         seed: Seed of both.
         number: From a label of the data to the model's.
-        workers: Threads that open and scale pictures; by default half of the processor's cores, at most 8.
+        workers: Threads that open and scale images; by default half of the CPU's cores, at most 8.
 
     Raises:
         DataError: `augment` needs kornia, which is missing.
@@ -60,7 +55,7 @@ class ImageBatches:
         self.workers = min(8, (os.cpu_count() or 2) // 2) if workers is None else workers
         self.pool = ThreadPoolExecutor(self.workers) if self.workers > 1 else None
         self.processor = load_processor(folder, "AutoImageProcessor")
-        self.picture, self.label = columns
+        self.image, self.label = columns
         self.number = number
         self.classes = classes
         self.mixup = mixup
@@ -72,7 +67,7 @@ class ImageBatches:
         self.augmentation = None if augment is None else Augmentation(augment, seed, mean, std)
 
     def batch(self, rows: Sequence[Row], numbers: Sequence[int] = ()) -> Batch:
-        """Pixels and labels, or their probabilities where pictures are mixed.
+        """Pixels and labels, or their probabilities where images are mixed.
 
         Without numbers nothing is drawn at random.
         """
@@ -92,18 +87,16 @@ class ImageBatches:
         return {"pixel_values": pixels, "labels": labels}
 
     def _pixels(self, rows: Sequence[Row]) -> Tensor:
-        pixels: Tensor = pixel_values(self.processor, (picture_of(row, self.picture) for row in rows))
-        return pixels
+        return pixel_values(self.processor, rows, self.image)
 
 
 def image_records(data: str) -> tuple[Any, tuple[str, str]]:
-    """A data set of labelled pictures, prepared on disk, and its columns.
+    """A data set of labelled images, prepared on disk, and its columns.
 
     Raises:
-        DataError: It has no pictures or no labels.
+        DataError: It has no images or no labels.
     """
     found = load_records(data, streaming=False)
     first = found[0] if len(found) else {}
-    picture = find_columns(first, [(name,) for name in PICTURE_COLUMNS], "images")[0]
-    label = find_columns(first, [(name,) for name in LABEL_COLUMNS], "labels")[0]
-    return found, (picture, label)
+    image = find_column(first, IMAGE_COLUMNS, "images")
+    return found, (image, find_column(first, LABEL_COLUMNS, "labels"))

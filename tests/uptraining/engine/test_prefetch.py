@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from gqkva_convert.uptraining.engine.ahead import BatchesAhead
+from gqkva_convert.uptraining.engine.prefetch import BatchesAhead
 
 
 def test_each_batch_is_made_once_and_in_order() -> None:

@@ -9,7 +9,7 @@ from types import FrameType
 from typing import Any
 
 from gqkva_convert.errors import Terminated
-from gqkva_convert.uptraining.engine.summing import summed
+from gqkva_convert.uptraining.engine.processes import summed
 
 
 class StopRequest:
