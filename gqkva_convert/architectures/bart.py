@@ -7,19 +7,17 @@ from gqkva_convert.architectures.schema import (
     NEVER,
     Attention,
     Family,
-    InputClasses,
+    Inputs,
     Key,
-    Projection,
     Quotient,
+    moved,
+    separate,
 )
 
 ENCODER = Attention(
     kind="encoder",
-    projections=(
-        Projection("encoder.layers.{layer}.self_attn.q_proj", ("query",), ALWAYS),
-        Projection("encoder.layers.{layer}.self_attn.k_proj", ("key",), ALWAYS),
-        Projection("encoder.layers.{layer}.self_attn.v_proj", ("value",), ALWAYS),
-        Projection("encoder.layers.{layer}.self_attn.out_proj", ("output",), ALWAYS, head_axis=1),
+    projections=separate(
+        "encoder.layers.{layer}.self_attn.", "q_proj", "k_proj", "v_proj", "out_proj", ALWAYS
     ),
     num_layers=Key("encoder_layers"),
     num_attention_heads=Key("encoder_attention_heads"),
@@ -30,14 +28,10 @@ ENCODER = Attention(
 )
 
 
-def _moved(source: Attention, old: str, new: str) -> tuple[Projection, ...]:
-    return tuple(replace(p, name=p.name.replace(old, new)) for p in source.projections)
-
-
 DECODER = replace(
     ENCODER,
     kind="decoder",
-    projections=_moved(ENCODER, "encoder.", "decoder."),
+    projections=moved(ENCODER.projections, "encoder.", "decoder."),
     num_layers=Key("decoder_layers"),
     num_attention_heads=Key("decoder_attention_heads"),
     head_dim=Quotient(Key("d_model"), Key("decoder_attention_heads")),
@@ -48,7 +42,7 @@ DECODER = replace(
 CROSS = replace(
     DECODER,
     kind="cross",
-    projections=_moved(DECODER, "self_attn", "encoder_attn"),
+    projections=moved(DECODER.projections, "self_attn", "encoder_attn"),
     cache="cross",
     is_causal=False,
 )
@@ -59,7 +53,7 @@ BART = Family(
     usual="ForConditionalGeneration",
     tasks=("CausalLM", "QuestionAnswering", "SequenceClassification"),
     other_tasks=dict.fromkeys(("MaskedLM", "PreTraining", "Seq2SeqLM"), ("ForConditionalGeneration",)),
-    input_classes=InputClasses("RobertaTokenizer"),
+    inputs=Inputs("RobertaTokenizer"),
     # Its positions begin at 2, too, but in a table of two rows more than `max_position_embeddings`.
     first_position=0,
     decoder_start="eos",
@@ -111,7 +105,7 @@ WHISPER = replace(
     stem="Whisper",
     tasks=("AudioClassification", "CausalLM"),
     other_tasks={"SpeechSeq2Seq": ("ForConditionalGeneration",)},
-    input_classes=InputClasses(
+    inputs=Inputs(
         "WhisperTokenizer", feature_extractor="WhisperFeatureExtractor", processor="WhisperProcessor"
     ),
     attention=tuple(_without_key_bias(block) for block in (ENCODER, DECODER, CROSS)),

@@ -2,23 +2,12 @@
 
 from dataclasses import replace
 
-from gqkva_convert.architectures.schema import (
-    ALWAYS,
-    Attention,
-    Family,
-    InputClasses,
-    Key,
-    Projection,
-    Quotient,
-)
+from gqkva_convert.architectures.schema import ALWAYS, Attention, Family, Inputs, Key, Quotient, separate
 
 ATTENTION = Attention(
     kind="self",
-    projections=(
-        Projection("encoder.layer.{layer}.attention.self.query", ("query",), ALWAYS),
-        Projection("encoder.layer.{layer}.attention.self.key", ("key",), ALWAYS),
-        Projection("encoder.layer.{layer}.attention.self.value", ("value",), ALWAYS),
-        Projection("encoder.layer.{layer}.attention.output.dense", ("output",), ALWAYS, head_axis=1),
+    projections=separate(
+        "encoder.layer.{layer}.attention.", "self.query", "self.key", "self.value", "output.dense", ALWAYS
     ),
     num_layers=Key("num_hidden_layers"),
     num_attention_heads=Key("num_attention_heads"),
@@ -36,7 +25,7 @@ BERT = Family(
     usual="ForMaskedLM",
     tasks=(*_TASKS, "NextSentencePrediction", "PreTraining"),
     other_tasks={"CausalLM": ("LMHeadModel",), "TextEncoding": ("Model",)},
-    input_classes=InputClasses("BertTokenizer"),
+    inputs=Inputs("BertTokenizer"),
     first_position=0,
     decoder_start=None,
     prefixes=("bert.", ""),
@@ -70,7 +59,7 @@ ROBERTA = replace(
     stem="Roberta",
     tasks=(*_TASKS, "CausalLM"),
     other_tasks={"PreTraining": ("ForMaskedLM",), "TextEncoding": ("Model",)},
-    input_classes=InputClasses("RobertaTokenizer"),
+    inputs=Inputs("RobertaTokenizer"),
     # Tokens are counted from behind the padding token's number, which is 1.
     first_position=2,
     prefixes=("roberta.", ""),
@@ -85,7 +74,7 @@ XLM_ROBERTA = replace(
     ROBERTA,
     model_type="xlm-roberta",
     stem="XLMRoberta",
-    input_classes=InputClasses("XLMRobertaTokenizer"),
+    inputs=Inputs("XLMRobertaTokenizer"),
 )
 
 CAMEMBERT = replace(
@@ -93,7 +82,7 @@ CAMEMBERT = replace(
     model_type="camembert",
     stem="Camembert",
     other_tasks={"PreTraining": ("ForMaskedLM",)},
-    input_classes=InputClasses("CamembertTokenizer"),
+    inputs=Inputs("CamembertTokenizer"),
 )
 
 ELECTRA = replace(
@@ -126,11 +115,8 @@ DISTILBERT = replace(
     attention=(
         Attention(
             kind="self",
-            projections=(
-                Projection("transformer.layer.{layer}.attention.q_lin", ("query",), ALWAYS),
-                Projection("transformer.layer.{layer}.attention.k_lin", ("key",), ALWAYS),
-                Projection("transformer.layer.{layer}.attention.v_lin", ("value",), ALWAYS),
-                Projection("transformer.layer.{layer}.attention.out_lin", ("output",), ALWAYS, head_axis=1),
+            projections=separate(
+                "transformer.layer.{layer}.attention.", "q_lin", "k_lin", "v_lin", "out_lin", ALWAYS
             ),
             num_layers=Key("n_layers", 6),
             num_attention_heads=Key("n_heads", 12),

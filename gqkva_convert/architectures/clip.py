@@ -6,19 +6,17 @@ from gqkva_convert.architectures.schema import (
     ALWAYS,
     Attention,
     Family,
-    InputClasses,
+    Inputs,
     Key,
-    Projection,
     Quotient,
+    moved,
+    separate,
 )
 
 TEXT = Attention(
     kind="text",
-    projections=(
-        Projection("text_model.encoder.layers.{layer}.self_attn.q_proj", ("query",), ALWAYS),
-        Projection("text_model.encoder.layers.{layer}.self_attn.k_proj", ("key",), ALWAYS),
-        Projection("text_model.encoder.layers.{layer}.self_attn.v_proj", ("value",), ALWAYS),
-        Projection("text_model.encoder.layers.{layer}.self_attn.out_proj", ("output",), ALWAYS, head_axis=1),
+    projections=separate(
+        "text_model.encoder.layers.{layer}.self_attn.", "q_proj", "k_proj", "v_proj", "out_proj", ALWAYS
     ),
     num_layers=Key("text_config.num_hidden_layers", 12),
     num_attention_heads=Key("text_config.num_attention_heads", 8),
@@ -31,10 +29,7 @@ TEXT = Attention(
 VISION = replace(
     TEXT,
     kind="vision",
-    projections=tuple(
-        replace(projection, name=projection.name.replace("text_model", "vision_model"))
-        for projection in TEXT.projections
-    ),
+    projections=moved(TEXT.projections, "text_model", "vision_model"),
     is_causal=False,
     num_layers=Key("vision_config.num_hidden_layers", 12),
     num_attention_heads=Key("vision_config.num_attention_heads", 12),
@@ -47,9 +42,7 @@ CLIP = Family(
     usual="Model",
     tasks=("ImageClassification",),
     other_tasks={"ZeroShotImageClassification": ("Model",)},
-    input_classes=InputClasses(
-        "CLIPTokenizer", image_processor="CLIPImageProcessor", processor="CLIPProcessor"
-    ),
+    inputs=Inputs("CLIPTokenizer", image_processor="CLIPImageProcessor", processor="CLIPProcessor"),
     first_position=0,
     decoder_start=None,
     prefixes=("",),
@@ -83,9 +76,7 @@ SIGLIP = replace(
     CLIP,
     model_type="siglip",
     stem="Siglip",
-    input_classes=InputClasses(
-        "SiglipTokenizer", image_processor="SiglipImageProcessor", processor="SiglipProcessor"
-    ),
+    inputs=Inputs("SiglipTokenizer", image_processor="SiglipImageProcessor", processor="SiglipProcessor"),
     attention=(
         replace(
             TEXT,

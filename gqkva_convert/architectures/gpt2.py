@@ -1,14 +1,6 @@
 """GPT-2: query, key and value in one transposed projection."""
 
-from gqkva_convert.architectures.schema import (
-    ALWAYS,
-    Attention,
-    Family,
-    InputClasses,
-    Key,
-    Projection,
-    Quotient,
-)
+from gqkva_convert.architectures.schema import ALWAYS, Attention, Family, Inputs, Key, Projection, Quotient
 
 GPT2 = Family(
     model_type="gpt2",
@@ -16,7 +8,7 @@ GPT2 = Family(
     usual="LMHeadModel",
     tasks=("QuestionAnswering", "SequenceClassification", "TokenClassification"),
     other_tasks=dict.fromkeys(("CausalLM", "PreTraining"), ("LMHeadModel",)),
-    input_classes=InputClasses("GPT2Tokenizer"),
+    inputs=Inputs("GPT2Tokenizer"),
     first_position=0,
     decoder_start=None,
     prefixes=("transformer.", ""),

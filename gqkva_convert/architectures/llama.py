@@ -1,6 +1,7 @@
 """Llama and the families that store their tensors under the same names."""
 
 from dataclasses import replace
+from typing import Any
 
 from gqkva_convert.architectures.gguf import NORM_BIASES, Biases, RuntimeFamily, shapes_without
 from gqkva_convert.architectures.schema import (
@@ -10,12 +11,14 @@ from gqkva_convert.architectures.schema import (
     Bias,
     Family,
     HeadNorm,
-    InputClasses,
+    Inputs,
     Key,
     Projection,
     Quotient,
     Role,
     Rotary,
+    Span,
+    separate,
 )
 
 CONFIGURED_BIAS = Bias(False, "attention_bias")
@@ -25,14 +28,23 @@ RECOMPUTED = {
     "layers.{layer}.self_attn.rotary_emb.inv_freq": "rotary frequencies, recomputed by transformers"
 }
 
+
+def _projections(bias: Bias, output_bias: Bias | None = None) -> tuple[Projection, ...]:
+    names = ("q_proj", "k_proj", "v_proj", "o_proj")
+    return separate("layers.{layer}.self_attn.", *names, bias, output_bias)
+
+
+def _norms(name: str, span: Span, **facts: Any) -> tuple[HeadNorm, ...]:
+    """The norm on queries, and the same on keys."""
+    roles: tuple[tuple[str, Role], ...] = (("q", "query"), ("k", "key"))
+    return tuple(
+        HeadNorm(f"layers.{{layer}}.self_attn.{short}_{name}", role, span, **facts) for short, role in roles
+    )
+
+
 ATTENTION = Attention(
     kind="self",
-    projections=(
-        Projection("layers.{layer}.self_attn.q_proj", ("query",), CONFIGURED_BIAS),
-        Projection("layers.{layer}.self_attn.k_proj", ("key",), CONFIGURED_BIAS),
-        Projection("layers.{layer}.self_attn.v_proj", ("value",), CONFIGURED_BIAS),
-        Projection("layers.{layer}.self_attn.o_proj", ("output",), CONFIGURED_BIAS, head_axis=1),
-    ),
+    projections=_projections(CONFIGURED_BIAS),
     num_layers=Key("num_hidden_layers"),
     num_attention_heads=HEADS,
     head_dim=Key("head_dim", HIDDEN_OVER_HEADS),
@@ -51,7 +63,7 @@ _COMMON = Family(
     stem="",
     usual="ForCausalLM",
     tasks=_WITHOUT_QUESTIONS,
-    input_classes=InputClasses(),
+    inputs=Inputs(),
     first_position=0,
     decoder_start=None,
     # Question answering stores the base model as "transformer.".
@@ -88,28 +100,20 @@ LLAMA = replace(
     compared_in=_COMPARED_IN,
 )
 
-_QKV_BIAS = {"q_proj": ALWAYS, "k_proj": ALWAYS, "v_proj": ALWAYS, "o_proj": NEVER}
 _WINDOW_KEYS = frozenset({"sliding_window", "use_sliding_window", "max_window_layers", "layer_types"})
 
-
-def _with_biases(biases: dict[str, Bias]) -> tuple[Projection, ...]:
-    return tuple(
-        replace(projection, bias=biases[projection.name.rpartition(".")[2]])
-        for projection in ATTENTION.projections
-    )
-
-
-_NO_BIAS = _with_biases(dict.fromkeys(_QKV_BIAS, NEVER))
 
 MISTRAL = replace(
     _COMMON,
     model_type="mistral",
     stem="Mistral",
     tasks=(*_WITHOUT_QUESTIONS, "QuestionAnswering"),
-    input_classes=InputClasses("TokenizersBackend"),
+    inputs=Inputs("TokenizersBackend"),
     attention=(
         replace(
-            ATTENTION, projections=_NO_BIAS, num_key_value_heads=Key("num_key_value_heads", 8, null=HEADS)
+            ATTENTION,
+            projections=_projections(NEVER),
+            num_key_value_heads=Key("num_key_value_heads", 8, null=HEADS),
         ),
     ),
     config_keys=_WINDOW_KEYS,
@@ -122,11 +126,11 @@ QWEN2 = replace(
     model_type="qwen2",
     stem="Qwen2",
     tasks=(*_WITHOUT_QUESTIONS, "QuestionAnswering"),
-    input_classes=InputClasses("Qwen2Tokenizer"),
+    inputs=Inputs("Qwen2Tokenizer"),
     attention=(
         replace(
             ATTENTION,
-            projections=_with_biases(_QKV_BIAS),
+            projections=_projections(ALWAYS, NEVER),
             num_key_value_heads=Key("num_key_value_heads", 32, null=HEADS),
         ),
     ),
@@ -146,17 +150,14 @@ QWEN3 = replace(
     model_type="qwen3",
     stem="Qwen3",
     tasks=(*_WITHOUT_QUESTIONS, "QuestionAnswering"),
-    input_classes=InputClasses("Qwen2Tokenizer"),
+    inputs=Inputs("Qwen2Tokenizer"),
     attention=(
         replace(
             ATTENTION,
             # Qwen3's default head_dim is 128, whatever its hidden size.
             head_dim=Key("head_dim", 128),
             num_key_value_heads=Key("num_key_value_heads", 32, null=HEADS),
-            norms=(
-                HeadNorm("layers.{layer}.self_attn.q_norm.weight", "query", "shared"),
-                HeadNorm("layers.{layer}.self_attn.k_norm.weight", "key", "shared"),
-            ),
+            norms=_norms("norm.weight", "shared"),
         ),
     ),
     config_keys=_WINDOW_KEYS,
@@ -169,7 +170,7 @@ GEMMA = replace(
     _COMMON,
     model_type="gemma",
     stem="Gemma",
-    input_classes=InputClasses("GemmaTokenizer"),
+    inputs=Inputs("GemmaTokenizer"),
     # Gemma's default head_dim is 256, whatever its hidden size.
     attention=(
         replace(
@@ -193,7 +194,7 @@ OLMO = replace(
     model_type="olmo",
     stem="Olmo",
     tasks=("CausalLM", "SequenceClassification"),
-    input_classes=InputClasses("GPTNeoXTokenizer"),
+    inputs=Inputs("GPTNeoXTokenizer"),
     # OLMo's layer norms have no weights, so none are stored.
     others=("embed_tokens.weight", "layers.{layer}.mlp.*"),
     config_keys=frozenset({"clip_qkv"}),
@@ -211,15 +212,12 @@ OLMO2 = replace(
     model_type="olmo2",
     stem="Olmo2",
     tasks=("CausalLM", "SequenceClassification"),
-    input_classes=InputClasses("TokenizersBackend"),
+    inputs=Inputs("TokenizersBackend"),
     attention=(
         replace(
             ATTENTION,
             # The norm runs over all heads at once; equal groups keep its statistic when heads agree.
-            norms=(
-                HeadNorm("layers.{layer}.self_attn.q_norm.weight", "query", "all_heads"),
-                HeadNorm("layers.{layer}.self_attn.k_norm.weight", "key", "all_heads"),
-            ),
+            norms=_norms("norm.weight", "all_heads"),
         ),
     ),
     others=(
@@ -248,30 +246,15 @@ STABLELM = replace(
     _COMMON,
     model_type="stablelm",
     stem="StableLm",
-    input_classes=InputClasses("TokenizersBackend"),
+    inputs=Inputs("TokenizersBackend"),
     attention=(
         replace(
             ATTENTION,
-            projections=_with_biases({**dict.fromkeys(_QKV_BIAS, _STABLELM_BIAS), "o_proj": NEVER}),
+            projections=_projections(_STABLELM_BIAS, NEVER),
             head_dim=HIDDEN_OVER_HEADS,
             num_key_value_heads=Key("num_key_value_heads", 32, null=HEADS),
             rotary=Rotary("half", 0.25),
-            norms=(
-                HeadNorm(
-                    "layers.{layer}.self_attn.q_layernorm.norms.{head}.weight",
-                    "query",
-                    "per_head",
-                    key="qk_layernorm",
-                    is_centred=True,
-                ),
-                HeadNorm(
-                    "layers.{layer}.self_attn.k_layernorm.norms.{head}.weight",
-                    "key",
-                    "per_head",
-                    key="qk_layernorm",
-                    is_centred=True,
-                ),
-            ),
+            norms=_norms("layernorm.norms.{head}.weight", "per_head", key="qk_layernorm", is_centred=True),
         ),
     ),
     others=(
@@ -298,11 +281,11 @@ STARCODER2 = replace(
     STABLELM,
     model_type="starcoder2",
     stem="Starcoder2",
-    input_classes=InputClasses("GPT2Tokenizer"),
+    inputs=Inputs("GPT2Tokenizer"),
     attention=(
         replace(
             ATTENTION,
-            projections=_with_biases(dict.fromkeys(_QKV_BIAS, _STARCODER2_BIAS)),
+            projections=_projections(_STARCODER2_BIAS),
             head_dim=Key("head_dim", HIDDEN_OVER_HEADS),
             num_key_value_heads=Key("num_key_value_heads", 2, null=HEADS),
         ),
@@ -328,31 +311,21 @@ STARCODER2 = replace(
 )
 
 
-def _phi_norms(module: str, role: Role) -> tuple[HeadNorm, ...]:
-    return tuple(
-        HeadNorm(
-            f"{module}.{part}", role, "shared", key="qk_layernorm", ignores_head_dim=True, is_centred=True
-        )
-        for part in ("weight", "bias")
-    )
-
+_PHI_NORM: dict[str, Any] = {"key": "qk_layernorm", "ignores_head_dim": True, "is_centred": True}
 
 PHI = replace(
     _COMMON,
     model_type="phi",
     stem="Phi",
-    input_classes=InputClasses("GPT2Tokenizer"),
+    inputs=Inputs("GPT2Tokenizer"),
     attention=(
         replace(
             ATTENTION,
-            projections=(
-                *_with_biases(dict.fromkeys(_QKV_BIAS, ALWAYS))[:3],
-                Projection("layers.{layer}.self_attn.dense", ("output",), ALWAYS, head_axis=1),
-            ),
+            projections=separate("layers.{layer}.self_attn.", "q_proj", "k_proj", "v_proj", "dense", ALWAYS),
             rotary=Rotary("half", 0.5),
             norms=(
-                *_phi_norms("layers.{layer}.self_attn.q_layernorm", "query"),
-                *_phi_norms("layers.{layer}.self_attn.k_layernorm", "key"),
+                *_norms("layernorm.weight", "shared", **_PHI_NORM),
+                *_norms("layernorm.bias", "shared", **_PHI_NORM),
             ),
         ),
     ),
@@ -380,7 +353,7 @@ PHI3 = replace(
     _COMMON,
     model_type="phi3",
     stem="Phi3",
-    input_classes=InputClasses("TokenizersBackend"),
+    inputs=Inputs("TokenizersBackend"),
     attention=(
         replace(
             ATTENTION,

@@ -1,14 +1,6 @@
 """OPT."""
 
-from gqkva_convert.architectures.schema import (
-    Attention,
-    Bias,
-    Family,
-    InputClasses,
-    Key,
-    Projection,
-    Quotient,
-)
+from gqkva_convert.architectures.schema import Attention, Bias, Family, Inputs, Key, Quotient, separate
 
 _BIAS = Bias(True, "enable_bias")
 
@@ -17,7 +9,7 @@ OPT = Family(
     stem="OPT",
     usual="ForCausalLM",
     tasks=("CausalLM", "QuestionAnswering", "SequenceClassification"),
-    input_classes=InputClasses("GPT2Tokenizer"),
+    inputs=Inputs("GPT2Tokenizer"),
     # Its positions begin at 2, too, but in a table of two rows more than `max_position_embeddings`.
     first_position=0,
     decoder_start=None,
@@ -26,11 +18,8 @@ OPT = Family(
     attention=(
         Attention(
             kind="self",
-            projections=(
-                Projection("layers.{layer}.self_attn.q_proj", ("query",), _BIAS),
-                Projection("layers.{layer}.self_attn.k_proj", ("key",), _BIAS),
-                Projection("layers.{layer}.self_attn.v_proj", ("value",), _BIAS),
-                Projection("layers.{layer}.self_attn.out_proj", ("output",), _BIAS, head_axis=1),
+            projections=separate(
+                "layers.{layer}.self_attn.", "q_proj", "k_proj", "v_proj", "out_proj", _BIAS
             ),
             num_layers=Key("num_hidden_layers"),
             num_attention_heads=Key("num_attention_heads"),

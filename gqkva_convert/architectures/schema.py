@@ -15,6 +15,7 @@ from typing import Literal
 from gqkva_convert.architectures.gguf import RuntimeFamily
 
 Role = Literal["query", "key", "value", "output"]
+Span = Literal["shared", "per_head", "all_heads"]
 
 
 @dataclass(frozen=True)
@@ -73,6 +74,21 @@ class Projection:
     head_axis: Literal[0, 1] = 0
 
 
+def separate(
+    block: str, query: str, key: str, value: str, output: str, bias: Bias, output_bias: Bias | None = None
+) -> tuple[Projection, ...]:
+    """Projections of one role each, whose names all begin with ``block``."""
+    roles: tuple[Role, ...] = ("query", "key", "value")
+    inputs = zip((query, key, value), roles, strict=True)
+    output_projection = Projection(f"{block}{output}", ("output",), output_bias or bias, head_axis=1)
+    return (*(Projection(f"{block}{name}", (role,), bias) for name, role in inputs), output_projection)
+
+
+def moved(projections: tuple[Projection, ...], old: str, new: str) -> tuple[Projection, ...]:
+    """The same projections in another place, ``new`` for ``old`` in their names."""
+    return tuple(replace(projection, name=projection.name.replace(old, new)) for projection in projections)
+
+
 @dataclass(frozen=True)
 class HeadNorm:
     """A norm on queries or keys.
@@ -92,7 +108,7 @@ class HeadNorm:
 
     name: str
     role: Role
-    span: Literal["shared", "per_head", "all_heads"]
+    span: Span
     key: str | None = None
     ignores_head_dim: bool = False
     is_centred: bool = False
@@ -166,7 +182,7 @@ class Attention:
 
 
 @dataclass(frozen=True)
-class InputClasses:
+class Inputs:
     """The transformers classes that make a family's inputs, as transformers' own tables name them.
 
     Attributes:
@@ -192,7 +208,7 @@ class Family:
         usual: Rest of the name of the class that is meant where a configuration names none.
         tasks: Tasks whose class is ``<stem>For<task>``, given by ``AutoModelFor<task>``.
         other_tasks: For tasks whose classes have other names the rests of these, the usual class first.
-        input_classes: Classes that make its inputs.
+        inputs: Classes that make its inputs.
         first_position: Number of the first token's row in the table of positions, which
             ``max_position_embeddings`` counts: a sequence is that many tokens shorter.
         any_image_size: Whether it fits its positions to images of any size.
@@ -215,7 +231,7 @@ class Family:
     usual: str
     tasks: tuple[str, ...]
     other_tasks: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
-    input_classes: InputClasses
+    inputs: Inputs
     first_position: int
     any_image_size: bool = False
     decoder_start: Literal["pad", "eos"] | None

@@ -7,19 +7,15 @@ from gqkva_convert.architectures.schema import (
     Attention,
     Family,
     HeadBias,
-    InputClasses,
+    Inputs,
     Key,
-    Projection,
+    moved,
+    separate,
 )
 
 ENCODER = Attention(
     kind="encoder",
-    projections=(
-        Projection("encoder.block.{layer}.layer.0.SelfAttention.q", ("query",), NEVER),
-        Projection("encoder.block.{layer}.layer.0.SelfAttention.k", ("key",), NEVER),
-        Projection("encoder.block.{layer}.layer.0.SelfAttention.v", ("value",), NEVER),
-        Projection("encoder.block.{layer}.layer.0.SelfAttention.o", ("output",), NEVER, head_axis=1),
-    ),
+    projections=separate("encoder.block.{layer}.layer.0.SelfAttention.", "q", "k", "v", "o", NEVER),
     num_layers=Key("num_layers", 6),
     num_attention_heads=Key("num_heads", 8),
     # heads * d_kv need not be d_model: T5-3B has 32 heads of 128 for a width of 1024.
@@ -32,14 +28,10 @@ ENCODER = Attention(
 )
 
 
-def _moved(source: Attention, old: str, new: str) -> tuple[Projection, ...]:
-    return tuple(replace(p, name=p.name.replace(old, new)) for p in source.projections)
-
-
 DECODER = replace(
     ENCODER,
     kind="decoder",
-    projections=_moved(ENCODER, "encoder.block", "decoder.block"),
+    projections=moved(ENCODER.projections, "encoder.block", "decoder.block"),
     num_layers=Key("num_decoder_layers", Key("num_layers", 6), null=Key("num_layers", 6)),
     cache="self",
     is_causal=True,
@@ -49,7 +41,7 @@ DECODER = replace(
 CROSS = replace(
     DECODER,
     kind="cross",
-    projections=_moved(DECODER, "layer.0.SelfAttention", "layer.1.EncDecAttention"),
+    projections=moved(DECODER.projections, "layer.0.SelfAttention", "layer.1.EncDecAttention"),
     cache="cross",
     is_causal=False,
     head_bias=None,
@@ -64,7 +56,7 @@ T5 = Family(
         **dict.fromkeys(("PreTraining", "Seq2SeqLM"), ("ForConditionalGeneration",)),
         "TextEncoding": ("EncoderModel",),
     },
-    input_classes=InputClasses("T5Tokenizer"),
+    inputs=Inputs("T5Tokenizer"),
     first_position=0,
     decoder_start="pad",
     # Sequence and token classification store the base model as "transformer.".

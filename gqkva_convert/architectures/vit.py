@@ -7,21 +7,24 @@ from gqkva_convert.architectures.schema import (
     Attention,
     Bias,
     Family,
-    InputClasses,
+    Inputs,
     Key,
-    Projection,
     Quotient,
+    separate,
 )
 
 _QKV_BIAS = Bias(True, "qkv_bias")
 
 ATTENTION = Attention(
     kind="self",
-    projections=(
-        Projection("encoder.layer.{layer}.attention.attention.query", ("query",), _QKV_BIAS),
-        Projection("encoder.layer.{layer}.attention.attention.key", ("key",), _QKV_BIAS),
-        Projection("encoder.layer.{layer}.attention.attention.value", ("value",), _QKV_BIAS),
-        Projection("encoder.layer.{layer}.attention.output.dense", ("output",), ALWAYS, head_axis=1),
+    projections=separate(
+        "encoder.layer.{layer}.attention.",
+        "attention.query",
+        "attention.key",
+        "attention.value",
+        "output.dense",
+        _QKV_BIAS,
+        ALWAYS,
     ),
     num_layers=Key("num_hidden_layers"),
     num_attention_heads=Key("num_attention_heads", 12),
@@ -37,7 +40,7 @@ VIT = Family(
     stem="ViT",
     usual="ForImageClassification",
     tasks=("ImageClassification", "MaskedImageModeling"),
-    input_classes=InputClasses(image_processor="ViTImageProcessor"),
+    inputs=Inputs(image_processor="ViTImageProcessor"),
     first_position=0,
     decoder_start=None,
     prefixes=("vit.", ""),
@@ -62,7 +65,7 @@ DEIT = replace(
     usual="ForImageClassificationWithTeacher",
     tasks=("MaskedImageModeling",),
     other_tasks={"ImageClassification": ("ForImageClassification", "ForImageClassificationWithTeacher")},
-    input_classes=InputClasses(image_processor="DeiTImageProcessor"),
+    inputs=Inputs(image_processor="DeiTImageProcessor"),
     prefixes=("deit.", ""),
     heads=("classifier.*", "cls_classifier.*", "distillation_classifier.*", "decoder.*"),
 )
@@ -72,7 +75,7 @@ DINOV2 = replace(
     model_type="dinov2",
     stem="Dinov2",
     tasks=("ImageClassification",),
-    input_classes=InputClasses(image_processor="BitImageProcessor"),
+    inputs=Inputs(image_processor="BitImageProcessor"),
     any_image_size=True,
     # The projections are in one module or the other, by the version of transformers.
     attention=(replace(ATTENTION, modules=r"layer\.(\d+)\.attention(?:\.attention)?"),),

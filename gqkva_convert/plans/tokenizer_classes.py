@@ -5,13 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from gqkva_convert.architectures import InputClasses
+from gqkva_convert.architectures import Inputs
 from gqkva_convert.checkpoint.jsonfile import read_json, write_json
 
 _TOKENIZER_FILES = ("tokenizer.json", "vocab.json", "vocab.txt", "spiece.model", "tokenizer.model")
 
 
-def name_classes(folder: Path, classes: InputClasses) -> None:
+def name_classes(folder: Path, classes: Inputs) -> None:
     """Write into a folder's tokenizer and processor configurations the classes they leave to ``model_type``.
 
     Args:

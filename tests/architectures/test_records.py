@@ -32,12 +32,12 @@ every_family = pytest.mark.parametrize("family", FAMILIES.values(), ids=list(FAM
 LEARNED = [
     family
     for family in FAMILIES.values()
-    if family.input_classes.tokenizer is not None
-    and family.input_classes.processor is None
+    if family.inputs.tokenizer is not None
+    and family.inputs.processor is None
     and family.attention[0].rotary is None
     and family.attention[0].head_bias is None
 ]
-TEXT = [family for family in FAMILIES.values() if family.input_classes.image_processor is None]
+TEXT = [family for family in FAMILIES.values() if family.inputs.image_processor is None]
 
 
 @every_family
@@ -60,9 +60,9 @@ def test_no_auto_class_of_text_or_images_is_forgotten(family: Family) -> None:
 
 
 @every_family
-def test_input_classes_are_those_of_transformers(family: Family) -> None:
+def test_inputs_are_those_of_transformers(family: Family) -> None:
     """A grouped folder names them in place of its model type; a wrong one splits texts otherwise."""
-    name, classes = family.model_type, family.input_classes
+    name, classes = family.model_type, family.inputs
     images = image_processing_auto.IMAGE_PROCESSOR_MAPPING_NAMES.get(name) or {}
     assert tokenization_auto.TOKENIZER_MAPPING_NAMES.get(name) == classes.tokenizer
     assert images.get("torchvision") == classes.image_processor
