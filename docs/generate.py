@@ -24,44 +24,27 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "support"))
 from layers import ORDER
 
 import gqkva_convert
-from gqkva_convert import errors
+from gqkva_convert import COMMANDS, errors
 from gqkva_convert.architectures import FAMILIES, Attention, Family
 from gqkva_convert.cli import app
-from gqkva_convert.cli.run import commands
 from gqkva_convert.conversion.export import added_heads_change
-from gqkva_convert.recipes.commands import NO_STEPS, RESERVED
+from gqkva_convert.options import options_of
+from gqkva_convert.recipes.commands import RESERVED
+from gqkva_convert.recipes.facts import FACTS
 from gqkva_convert.recipes.schema import Assumed, Gpus, Recipe, Repeated, Step
 from gqkva_convert.uptraining.settings import TrainingSettings
 
 DOCS = Path(__file__).parent
-COMMANDS = {
-    "inspect": "gqkva_convert.inspect",
-    "plan": "gqkva_convert.plan",
-    "convert": "gqkva_convert.convert",
-    "evaluate": "gqkva_convert.evaluate",
-    "uptrain": "gqkva_convert.uptrain",
-    "teacher": "gqkva_convert.teacher",
-    "bench": "gqkva_convert.bench",
-    "export": "gqkva_convert.export",
-    "init": "gqkva_convert.init",
-    "pretrain": "gqkva_convert.pretrain",
-    "verify": "gqkva_convert.verify",
-    "run": "gqkva_convert.run",
-    "report": "gqkva_convert.report",
-    "compare": "gqkva_convert.compare",
-    "push": "gqkva_convert.push",
-    "demo": "gqkva_convert.demo",
-}
 
 
 def cli_page() -> str:
     """The help of every command, and the Python function behind it."""
     os.environ.update(TERMINAL_WIDTH="100", COLUMNS="100", NO_COLOR="1", TERM="dumb")
     parts = ["# Commands\n", "Generated from `--help` by `python docs/generate.py`.\n"]
-    for command, function in COMMANDS.items():
+    for command in COMMANDS:
         result = CliRunner().invoke(app, [command, "--help"], prog_name="gqkva", terminal_width=100)
         text = "\n".join(line.rstrip() for line in result.stdout.strip().splitlines())
-        parts.append(f"## gqkva {command}\n\nIn Python: `{function}`.\n\n```\n{text}\n```\n")
+        parts.append(f"## gqkva {command}\n\nIn Python: `gqkva_convert.{command}`.\n\n```\n{text}\n```\n")
     return "\n".join(parts)
 
 
@@ -249,10 +232,8 @@ def schema_page() -> str:
         "| command | options |",
         "| --- | --- |",
     ]
-    for name, command in commands().items():
-        if name in NO_STEPS:
-            continue
-        options = [parameter.name for parameter in command.params if parameter.name not in RESERVED]
+    for name, facts in FACTS.items():
+        options = [option.name for option in options_of(facts.function) if option.name not in RESERVED]
         lines.append(f"| `{name}` | {', '.join(f'`{option}`' for option in options)} |")
     return "\n".join(lines) + "\n"
 

@@ -15,7 +15,6 @@ from gqkva_convert.modeling.registration import register_when_loaded
 
 if TYPE_CHECKING:
     from gqkva_convert.calibration.data import DataSettings as DataSettings
-    from gqkva_convert.cli.run import run as run
     from gqkva_convert.comparison.compare import compare as compare
     from gqkva_convert.conversion.convert import convert as convert
     from gqkva_convert.conversion.init import init as init
@@ -30,59 +29,42 @@ if TYPE_CHECKING:
     from gqkva_convert.hub.push import push as push
     from gqkva_convert.hub.report import report as report
     from gqkva_convert.planning.command import plan as plan
+    from gqkva_convert.plans.request import Request as Request
+    from gqkva_convert.recipes.run import run as run
     from gqkva_convert.runtimes.export import export as export
     from gqkva_convert.uptraining.objectives.precompute import teacher as teacher
     from gqkva_convert.uptraining.settings import TrainingSettings as TrainingSettings
     from gqkva_convert.uptraining.uptrain import pretrain as pretrain
     from gqkva_convert.uptraining.uptrain import uptrain as uptrain
 
+# Public names and their modules; commands first, in the order of the command line.
 _PUBLIC = {
-    "bench": "gqkva_convert.evaluation.speed.bench",
-    "compare": "gqkva_convert.comparison.compare",
-    "convert": "gqkva_convert.conversion.convert",
-    "export": "gqkva_convert.runtimes.export",
-    "init": "gqkva_convert.conversion.init",
     "inspect": "gqkva_convert.conversion.inspect",
     "plan": "gqkva_convert.planning.command",
-    "verify": "gqkva_convert.conversion.verify",
-    "demo": "gqkva_convert.demo_model.demo",
-    "run": "gqkva_convert.cli.run",
-    "push": "gqkva_convert.hub.push",
-    "report": "gqkva_convert.hub.report",
-    "uptrain": "gqkva_convert.uptraining.uptrain",
-    "pretrain": "gqkva_convert.uptraining.uptrain",
-    "teacher": "gqkva_convert.uptraining.objectives.precompute",
-    "TrainingSettings": "gqkva_convert.uptraining.settings",
+    "convert": "gqkva_convert.conversion.convert",
     "evaluate": "gqkva_convert.evaluation.evaluate",
+    "uptrain": "gqkva_convert.uptraining.uptrain",
+    "teacher": "gqkva_convert.uptraining.objectives.precompute",
+    "bench": "gqkva_convert.evaluation.speed.bench",
+    "export": "gqkva_convert.runtimes.export",
+    "init": "gqkva_convert.conversion.init",
+    "pretrain": "gqkva_convert.uptraining.uptrain",
+    "verify": "gqkva_convert.conversion.verify",
+    "run": "gqkva_convert.recipes.run",
+    "report": "gqkva_convert.hub.report",
+    "compare": "gqkva_convert.comparison.compare",
+    "push": "gqkva_convert.hub.push",
+    "demo": "gqkva_convert.demo_model.demo",
     "DataSettings": "gqkva_convert.calibration.data",
     "EvaluationSettings": "gqkva_convert.evaluation.settings",
     "GqkvaError": "gqkva_convert.errors",
     "HeadLayout": "gqkva_convert.heads",
+    "Request": "gqkva_convert.plans.request",
+    "TrainingSettings": "gqkva_convert.uptraining.settings",
 }
+COMMANDS = tuple(name for name in _PUBLIC if name.islower())
 
-__all__ = [
-    "DataSettings",
-    "EvaluationSettings",
-    "GqkvaError",
-    "HeadLayout",
-    "TrainingSettings",
-    "bench",
-    "compare",
-    "convert",
-    "demo",
-    "evaluate",
-    "export",
-    "init",
-    "inspect",
-    "plan",
-    "pretrain",
-    "push",
-    "report",
-    "run",
-    "teacher",
-    "uptrain",
-    "verify",
-]
+__all__ = list(_PUBLIC)
 
 
 def __getattr__(name: str) -> Any:

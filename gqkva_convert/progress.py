@@ -10,6 +10,10 @@ Progress = Callable[[int], None]
 Stages = Callable[[str, int], Progress]
 
 
+class Bytes(int):
+    """The size of a stage that counts bytes."""
+
+
 def no_progress(done: int) -> None:
     """Show nothing."""
 
@@ -17,3 +21,16 @@ def no_progress(done: int) -> None:
 def no_stages(name: str, total: int) -> Progress:
     """Show nothing."""
     return no_progress
+
+
+def byte_stage(stages: Stages, name: str, total: int, progress: Progress | None) -> Progress:
+    """Begin a stage that counts bytes; what advances it is told to ``progress``, too."""
+    advance = stages(name, Bytes(total))
+    if progress is None:
+        return advance
+
+    def both(count: int) -> None:
+        advance(count)
+        progress(count)
+
+    return both

@@ -11,30 +11,13 @@ import pytest
 from typer.testing import Result
 
 import gqkva_convert
-from gqkva_convert import errors
+from gqkva_convert import COMMANDS, errors
 from gqkva_convert.architectures import FAMILIES
 from gqkva_convert.heads import GROUPINGS
 from gqkva_convert.transforms.merge import RULES
 
 ROOT = Path(__file__).parents[1]
 FAMILIES_PAGE = ROOT / "docs" / "families.md"
-COMMANDS = (
-    "inspect",
-    "plan",
-    "convert",
-    "evaluate",
-    "uptrain",
-    "teacher",
-    "bench",
-    "export",
-    "init",
-    "pretrain",
-    "verify",
-    "run",
-    "report",
-    "push",
-    "demo",
-)
 PAGES = [
     *sorted(ROOT.glob("*.md")),
     *sorted((ROOT / "docs").rglob("*.md")),

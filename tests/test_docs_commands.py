@@ -19,8 +19,9 @@ import pytest
 import typer
 from shown_commands import PAGES, ROOT, ShownBlock, mentioned_commands, shown_blocks
 
+from gqkva_convert import COMMANDS
 from gqkva_convert.cli import app
-from gqkva_convert.cli.run import commands
+from gqkva_convert.cli.derived import derived_command
 
 BLOCKS = [block for page in PAGES for block in shown_blocks(page)]
 RUNNABLE = sorted({block.page for block in BLOCKS if block.needs is None})
@@ -42,9 +43,8 @@ def name(page: Path) -> str:
 
 def parse_gqkva(words: tuple[str, ...]) -> None:
     """Let the command line convert every value; nothing of the command runs."""
-    known: dict[str, Any] = commands()
-    if words and words[0] in known:
-        known[words[0]].make_context(words[0], list(words[1:])).close()
+    if words and words[0] in COMMANDS:
+        derived_command(words[0]).make_context(words[0], list(words[1:])).close()
         return
     root = typer.main.get_command(app)
     options = {option for parameter in root.params for option in parameter.opts} | {"--help"}
@@ -100,10 +100,10 @@ def test_every_command_shown_parses(block: ShownBlock) -> None:
 @pytest.mark.parametrize("page", PAGES, ids=name)
 def test_commands_in_the_text_exist(page: Path) -> None:
     """They name a command and options, though not all of its arguments."""
-    known: dict[str, Any] = commands()
     for _, command, *rest in mentioned_commands(page):
-        assert command in known, command
-        options = {option for p in known[command].params for option in (*p.opts, *p.secondary_opts)}
+        assert command in COMMANDS, command
+        parameters: Any = derived_command(command).params
+        options = {option for p in parameters for option in (*p.opts, *p.secondary_opts)}
         given = {word for word in rest if word.startswith("--")}
         assert given <= options | {"--help"}, f"gqkva {command}: {given - options}"
 

@@ -3,36 +3,30 @@
 from __future__ import annotations
 
 import signal
+from inspect import getdoc
 from types import FrameType
 from typing import Annotated, Any
 
 import typer
 from typer.core import TyperGroup
 
+from gqkva_convert import COMMANDS
 from gqkva_convert._version import __version__
-from gqkva_convert.cli import (
-    bench,
-    compare,
-    convert,
-    demo,
-    evaluate,
-    export,
-    init,
-    inspect,
-    plan,
-    pretrain,
-    push,
-    report,
-    run,
-    teacher,
-    uptrain,
-    verify,
-)
+from gqkva_convert.cli.derived import body_of, derived_command
 from gqkva_convert.errors import GqkvaError, OtherProcessError, Terminated
 
 
-class ReportErrors(TyperGroup):
-    """Print our own errors as one line and exit with their code; let bugs keep their traceback."""
+class PublicFunctions(TyperGroup):
+    """Commands that call the public functions of their names.
+
+    A command's options are read from its function when the command is called, not for the list of commands:
+    importing all functions takes longer than showing it. Our own errors are printed as one line and end with
+    their code; bugs keep their traceback.
+    """
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        name, _, rest = super().resolve_command(ctx, args)
+        return name, None if name is None else derived_command(name), rest
 
     def invoke(self, ctx: Any) -> Any:
         try:
@@ -42,7 +36,8 @@ class ReportErrors(TyperGroup):
                 typer.echo(f"error: {error}", err=True)
             raise typer.Exit(error.exit_code) from error
         except KeyboardInterrupt as error:
-            typer.echo("interrupted", err=True)
+            for hint in (*error.args, "interrupted"):
+                typer.echo(hint, err=True)
             raise typer.Exit(error.exit_code if isinstance(error, Terminated) else 130) from error
 
 
@@ -57,7 +52,7 @@ def _print_version(wanted: bool) -> None:
 
 
 app = typer.Typer(
-    cls=ReportErrors, no_args_is_help=True, pretty_exceptions_show_locals=False, add_completion=False
+    cls=PublicFunctions, no_args_is_help=True, pretty_exceptions_show_locals=False, add_completion=False
 )
 
 
@@ -72,19 +67,9 @@ def root(
     signal.signal(signal.SIGTERM, _terminate)
 
 
-app.command(name="inspect")(inspect.inspect_command)
-app.command(name="plan")(plan.plan_command)
-app.command(name="convert")(convert.convert_command)
-app.command(name="evaluate")(evaluate.evaluate_command)
-app.command(name="uptrain")(uptrain.uptrain_command)
-app.command(name="teacher")(teacher.teacher_command)
-app.command(name="bench")(bench.bench_command)
-app.command(name="export")(export.export_command)
-app.command(name="init")(init.init_command)
-app.command(name="pretrain")(pretrain.pretrain_command)
-app.command(name="verify")(verify.verify_command)
-app.command(name="run")(run.run_command)
-app.command(name="report")(report.report_command)
-app.command(name="compare")(compare.compare_command)
-app.command(name="push")(push.push_command)
-app.command(name="demo")(demo.demo_command)
+def _listed() -> None:
+    """Stand for a command in the list of commands."""
+
+
+for name in COMMANDS:
+    app.command(name=name, help=getdoc(body_of(name)))(_listed)

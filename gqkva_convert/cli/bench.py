@@ -2,69 +2,18 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import typer
 
-from gqkva_convert.cli.options import Json
+import gqkva_convert
 from gqkva_convert.cli.output import human_bytes, make_table, print_json, print_table, stage_progress
-from gqkva_convert.evaluation.speed.rows import shown_names
-from gqkva_convert.evaluation.speed.settings import parse_counts
 
 
-def bench_command(
-    folder: Annotated[
-        Path, typer.Argument(metavar="DIR", help="Checkpoint folder, stock or grouped.", show_default=False)
-    ],
-    against: Annotated[
-        str | None,
-        typer.Option(
-            metavar="MODEL", help="Folder or Hub id to measure beside it: the source.", show_default=False
-        ),
-    ] = None,
-    context: Annotated[
-        str | None,
-        typer.Option(
-            help="Positions in the cache, with commas between them; by default 4096,32768, or as many as the "
-            "model has.",
-            show_default=False,
-        ),
-    ] = None,
-    batch: Annotated[str, typer.Option(help="Sequences at once.")] = "1,16",
-    new_tokens: Annotated[int, typer.Option(help="Tokens to generate in each round.")] = 32,
-    dtype: Annotated[str, typer.Option(help="bfloat16, float16 or float32.")] = "bfloat16",
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
-    attn_implementation: Annotated[str, typer.Option(help="As transformers calls it.")] = "sdpa",
-    cache: Annotated[
-        str, typer.Option(help="static, allocated once, or dynamic, which grows by a copy at each token.")
-    ] = "static",
-    rounds: Annotated[int, typer.Option(help="Measurements of each number.")] = 5,
-    seed: Annotated[int, typer.Option(help="Seed of the tokens that are read.")] = 0,
-    save: Annotated[
-        bool, typer.Option("--save/--no-save", help="Leave gqkva_bench.json and .png in the folder.")
-    ] = True,
-    as_json: Json = False,
-) -> None:
+def bench_command(arguments: dict[str, Any], as_json: bool) -> None:
     """Measure prefill and decoding speed, KV cache and peak memory, beside the limit of the device."""
-    from gqkva_convert.evaluation.speed.bench import bench
-
-    with stage_progress() as progress:
-        result = bench(
-            folder,
-            against=against,
-            context=None if context is None else parse_counts("--context", context),
-            batch=parse_counts("--batch", batch),
-            new_tokens=new_tokens,
-            dtype=dtype,
-            device=device,
-            attn_implementation=attn_implementation,
-            rounds=rounds,
-            cache=cache,
-            seed=seed,
-            save=save,
-            progress=progress,
-        )
+    with stage_progress() as stages:
+        result = gqkva_convert.bench(**arguments, progress=stages)
     if as_json:
         print_json(result)
         return
@@ -74,6 +23,8 @@ def bench_command(
 
 
 def _print_rows(result: dict[str, Any]) -> None:
+    from gqkva_convert.evaluation.speed.rows import shown_names
+
     generates = result["settings"]["kind"] != "forward"
     columns = [("context", True), ("batch", True), ("model", False), ("prefill, tokens/s", True)]
     if generates:

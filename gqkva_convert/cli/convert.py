@@ -4,29 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
 import typer
 
-from gqkva_convert.cli.options import (
-    Blocks,
-    Calibration,
-    CalibrationLength,
-    CalibrationSamples,
-    Dtype,
-    Grouping,
-    Json,
-    KeyValueBudget,
-    KeyValueHeads,
-    Merge,
-    Model,
-    QueryHeads,
-    Refine,
-    Revision,
-    Seed,
-)
+import gqkva_convert
 from gqkva_convert.cli.output import (
-    byte_progress,
     human_bytes,
     human_count,
     make_table,
@@ -34,125 +17,36 @@ from gqkva_convert.cli.output import (
     print_table,
     stage_progress,
 )
-from gqkva_convert.errors import LayoutError
 
 if TYPE_CHECKING:
-    from gqkva_convert.conversion.convert import Conversion
     from gqkva_convert.plans.plan import BlockPlan
 
 
-def convert_command(
-    model: Model,
-    out: Annotated[
-        Path | None,
-        typer.Argument(
-            help="Folder to write; by default MODEL's name and the variant, here.", show_default=False
-        ),
-    ] = None,
-    gkv: KeyValueHeads = None,
-    gq: QueryHeads = None,
-    kv_budget: KeyValueBudget = None,
-    plan: Annotated[
-        Path | None,
-        typer.Option(
-            help="A plan file that `gqkva plan` wrote, instead of what to plan.", show_default=False
-        ),
-    ] = None,
-    blocks: Blocks = None,
-    merge: Merge = None,
-    grouping: Grouping = None,
-    refine: Refine = None,
-    calibration: Calibration = None,
-    calibration_samples: CalibrationSamples = None,
-    calibration_length: CalibrationLength = None,
-    seed: Seed = None,
-    dtype: Dtype = None,
-    max_shard_size: Annotated[
-        str | None,
-        typer.Option(help="Largest output file, such as 2GB; by default as the source.", show_default=False),
-    ] = None,
-    revision: Revision = None,
-    overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Replace OUT once the new checkpoint is complete.")
-    ] = False,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Show what would be done; write nothing.")
-    ] = False,
-    as_json: Json = False,
-) -> None:
+def convert_command(arguments: dict[str, Any], as_json: bool) -> None:
     """Merge a checkpoint's heads and write the result, as a stock checkpoint where one can hold it."""
-    from gqkva_convert.conversion.convert import kept_shards, prepare, write
-    from gqkva_convert.plans.request import make_request
+    from gqkva_convert.records.report import read_report
 
-    request = None
-    if plan is None:
-        request = make_request(
-            gq=gq,
-            gkv=gkv,
-            kv_budget=kv_budget,
-            blocks=blocks,
-            grouping=grouping,
-            merge=merge,
-            refine=refine,
-            seed=seed,
-            dtype=dtype,
-            calibration=calibration,
-            samples=calibration_samples,
-            length=calibration_length,
-        )
-    elif any(
-        choice is not None
-        for choice in (
-            *(gq, gkv, kv_budget, blocks, grouping, merge, refine, seed, dtype),
-            *(calibration, calibration_samples, calibration_length),
-        )
-    ):
-        raise LayoutError(
-            f"--plan {plan} says everything itself; edit it instead of giving options beside it"
-        )
     with stage_progress() as stages:
-        conversion = prepare(
-            model,
-            out,
-            request=request,
-            plan=plan,
-            max_shard_size=max_shard_size,
-            revision=revision,
-            stages=stages,
-        )
-    if dry_run:
-        _show_plan(conversion, as_json)
-        return
-    try:
-        with (
-            stage_progress() as stages,
-            byte_progress(f"writing {conversion.target}", conversion.steps.nbytes) as progress,
-        ):
-            write(conversion, overwrite=overwrite, progress=progress, stages=stages)
-    except KeyboardInterrupt:
-        kept = kept_shards(conversion.target)
-        if kept:
-            typer.echo(
-                f"{kept} of {len(conversion.shards)} shards are complete and kept; "
-                "run the same command again to go on from there",
-                err=True,
-            )
-        raise
-    if as_json:
-        from gqkva_convert.records.report import read_report
-
-        print_json({"folder": str(conversion.target), **read_report(conversion.target)})
+        made: Path | dict[str, Any] = gqkva_convert.convert(**arguments, stages=stages)
+    if isinstance(made, Path):
+        report = read_report(made)
+        if as_json:
+            print_json({"folder": str(made), **report})
+        else:
+            _show_result(made, report)
+    elif as_json:
+        print_json(made)
     else:
-        _show_result(conversion)
+        _show_plan(made)
 
 
-def _show_plan(conversion: Conversion, as_json: bool) -> None:
-    data = conversion.to_dict()
-    if as_json:
-        print_json(data)
-        return
+def _show_plan(data: dict[str, Any]) -> None:
+    from gqkva_convert.checkpoint.dtypes import tensor_bytes
+    from gqkva_convert.plans.plan import Plan
+
+    plan = Plan.from_dict(data["plan"])
     heads = make_table(
-        f"{conversion.located.name} -> {conversion.target} (nothing written)",
+        f"{data['source']} -> {data['target']} (nothing written)",
         [
             ("attention", False),
             ("layers", True),
@@ -161,14 +55,14 @@ def _show_plan(conversion: Conversion, as_json: bool) -> None:
             ("groups of layer 0", False),
         ],
     )
-    for kind in dict.fromkeys(block.kind for block in conversion.plan.blocks):
-        blocks = [block for block in conversion.plan.blocks if block.kind == kind]
+    for kind in dict.fromkeys(block.kind for block in plan.blocks):
+        blocks = [block for block in plan.blocks if block.kind == kind]
         groups = " ".join("+".join(map(str, group)) for group in blocks[0].groups("key"))
         before, after = _variants(blocks)
         heads.add_row(kind, str(len(blocks)), before, after, groups)
     print_table(heads)
     files = make_table(
-        f"merge {conversion.plan.merge}, grouping {conversion.plan.grouping}, seed {conversion.plan.seed}",
+        f"merge {plan.merge}, grouping {plan.grouping}, seed {plan.seed}",
         [
             ("file", False),
             ("tensors", True),
@@ -178,31 +72,29 @@ def _show_plan(conversion: Conversion, as_json: bool) -> None:
             ("size", True),
         ],
     )
-    for shard in conversion.shards:
-        kinds = [step.operation for step in shard.steps]
+    for name, steps in data["shards"].items():
+        kinds = [step["operation"] for step in steps]
         copied, merged = kinds.count("copy"), kinds.count("merge")
-        files.add_row(
-            shard.file_name,
-            str(len(kinds)),
-            str(copied),
-            str(merged),
-            str(len(kinds) - copied - merged),
-            human_bytes(shard.nbytes),
-        )
+        nbytes = sum(tensor_bytes(step["dtype"], step["shape"]) for step in steps)
+        others = len(kinds) - copied - merged
+        files.add_row(name, *map(str, (len(kinds), copied, merged, others)), human_bytes(nbytes))
     print_table(files)
-    for name, reason in conversion.steps.dropped.items():
+    for name, reason in data["dropped"].items():
         typer.echo(f"dropped {name}: {reason}")
-    typer.echo(_sizes(data))
+    typer.echo(_sizes(data["source_parameters"], data["source_bytes"], data))
 
 
-def _show_result(conversion: Conversion) -> None:
-    blocks = conversion.plan.blocks
-    merged = [block for block in blocks if block.target != block.source]
-    before, after = _variants(merged or blocks)
-    typer.echo(f"{conversion.target}: {before} -> {after}, {_sizes(conversion.to_dict())}")
-    if merged and conversion.calibrated is None and conversion.plan.merge == "closed-form":
+def _show_result(out: Path, report: dict[str, Any]) -> None:
+    from gqkva_convert.plans.plan import Plan
+    from gqkva_convert.source.config_keys import is_grouped
+
+    plan, source = Plan.from_dict(report["plan"]), report["source"]
+    merged = [block for block in plan.blocks if block.target != block.source]
+    before, after = _variants(merged or plan.blocks)
+    typer.echo(f"{out}: {before} -> {after}, {_sizes(source['parameters'], source['bytes'], report)}")
+    if merged and plan.calibration is None and plan.merge == "closed-form":
         typer.echo("merged from weights alone; --calibration DATA loses less (docs/quality.md)", err=True)
-    if not conversion.plan.is_native(conversion.model.family):
+    if is_grouped(report["config"]):
         typer.echo("load it with trust_remote_code=True, or with `import gqkva_convert` and without")
 
 
@@ -213,9 +105,10 @@ def _variants(blocks: Sequence[BlockPlan]) -> tuple[str, str]:
     return " and ".join(before), " and ".join(after)
 
 
-def _sizes(data: dict[str, Any]) -> str:
-    before, after = data["source_parameters"], data["parameters"]
+def _sizes(parameters: int, nbytes: int, made: dict[str, Any]) -> str:
+    """Parameters and bytes of the source, and of what is made of it."""
+    share = 100 * (made["parameters"] / parameters - 1)
     return (
-        f"parameters {human_count(before)} -> {human_count(after)} ({100 * (after / before - 1):+.1f} %), "
-        f"weights {human_bytes(data['source_bytes'])} -> {human_bytes(data['bytes'])}"
+        f"parameters {human_count(parameters)} -> {human_count(made['parameters'])} ({share:+.1f} %), "
+        f"weights {human_bytes(nbytes)} -> {human_bytes(made['bytes'])}"
     )

@@ -6,18 +6,16 @@ from typing import Any
 
 import typer
 
-from gqkva_convert.cli.options import Json, Model, Revision
+import gqkva_convert
 from gqkva_convert.cli.output import human_bytes, human_count, make_table, print_json, print_table
 
 
-def inspect_command(model: Model, revision: Revision = None, as_json: Json = False) -> None:
+def inspect_command(arguments: dict[str, Any], as_json: bool) -> None:
     """Show a model's heads, parameters and KV cache, and what each --gkv and --gq would give.
 
     Reads configuration and headers only; weights are neither read nor downloaded.
     """
-    from gqkva_convert.conversion.inspect import inspect
-
-    data = inspect(model, revision)
+    data = gqkva_convert.inspect(**arguments)
     if as_json:
         print_json(data)
         return

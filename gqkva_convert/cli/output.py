@@ -9,8 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
+from gqkva_convert.progress import Bytes, Stages
+
 if TYPE_CHECKING:
-    from rich.progress import Progress, ProgressColumn
+    from rich.progress import Progress, ProgressColumn, Task
     from rich.table import Table
 
 
@@ -52,37 +54,29 @@ def print_table(table: Table) -> None:
 
 
 @contextmanager
-def byte_progress(description: str, total_bytes: int) -> Iterator[Callable[[int], None]]:
-    """Show progress over bytes, with speed and time left, on a terminal's stderr."""
-    from rich.progress import DownloadColumn, TransferSpeedColumn
-
-    with _progress(DownloadColumn(), TransferSpeedColumn()) as progress:
-        task = progress.add_task(description, total=total_bytes)
-        yield lambda count: progress.advance(task, count)
-
-
-@contextmanager
-def stage_progress() -> Iterator[Callable[[str, int], Callable[[int], None]]]:
+def stage_progress() -> Iterator[Stages]:
     """Show stages of work one below the other, each with its time left, on a terminal's stderr."""
-    from rich.progress import MofNCompleteColumn
+    from rich.progress import DownloadColumn, MofNCompleteColumn, ProgressColumn, TransferSpeedColumn
+    from rich.text import Text
 
-    with _progress(MofNCompleteColumn()) as progress:
+    class Done(ProgressColumn):
+        """Show how much of a stage is done: bytes with their speed, or a number of a number."""
+
+        columns = (DownloadColumn(), TransferSpeedColumn())
+        numbers = MofNCompleteColumn()
+
+        def render(self, task: Task) -> Text:
+            if not task.fields["is_bytes"]:
+                return self.numbers.render(task)
+            return Text(" ").join(column.render(task) for column in self.columns)
+
+    with _progress(Done()) as progress:
 
         def begin(name: str, total: int) -> Callable[[int], None]:
-            task = progress.add_task(name, total=total)
+            task = progress.add_task(name, total=total, is_bytes=isinstance(total, Bytes))
             return lambda count: progress.advance(task, count)
 
         yield begin
-
-
-@contextmanager
-def token_progress(description: str, total_tokens: int) -> Iterator[Callable[[str, int], None]]:
-    """Show progress over tokens, with what is being measured and time left, on a terminal's stderr."""
-    from rich.progress import TaskProgressColumn
-
-    with _progress(TaskProgressColumn()) as progress:
-        task = progress.add_task(description, total=total_tokens)
-        yield lambda name, count: progress.update(task, advance=count, description=f"{description} {name}")
 
 
 @contextmanager

@@ -2,25 +2,17 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Annotated
+from typing import Any
 
 import typer
 
-from gqkva_convert.cli.options import Json
+import gqkva_convert
 from gqkva_convert.cli.output import print_json
 
 
-def report_command(
-    folder: Annotated[
-        Path, typer.Argument(metavar="DIR", help="Output of `gqkva convert`.", show_default=False)
-    ],
-    as_json: Json = False,
-) -> None:
+def report_command(arguments: dict[str, Any], as_json: bool) -> None:
     """Write report.html into a folder: what was done, what it costs, what it gains, with pictures."""
-    from gqkva_convert.hub.report import report
-
-    written = report(folder)
+    written = gqkva_convert.report(**arguments)
     if as_json:
         print_json({"written": [str(path) for path in written]})
         return

@@ -2,42 +2,24 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Annotated
+from typing import Any
 
 import typer
 
-from gqkva_convert.cli.options import Json, Revision
-from gqkva_convert.cli.output import byte_progress, make_table, print_json, print_table
+import gqkva_convert
+from gqkva_convert.cli.output import make_table, print_json, print_table, stage_progress
 
 
-def verify_command(
-    folder: Annotated[
-        Path, typer.Argument(metavar="DIR", help="Output of gqkva convert.", show_default=False)
-    ],
-    against: Annotated[
-        str | None,
-        typer.Option(metavar="MODEL", help="The source, to recompute every tensor from.", show_default=False),
-    ] = None,
-    revision: Revision = None,
-    layers: Annotated[
-        int | None,
-        typer.Option(
-            help="Layers to run in the logit checks; by default as many as fit 2 GiB.",
-            min=1,
-            show_default=False,
-        ),
-    ] = None,
-    as_json: Json = False,
-) -> None:
+def verify_command(arguments: dict[str, Any], as_json: bool) -> None:
     """Prove that an output is what its plan says, and store the proof in its report.
 
     Exits with code 9 if it is not.
     """
-    from gqkva_convert.conversion.verify import require, verify, verify_bytes
+    from gqkva_convert.conversion.verify import require
 
-    with byte_progress(f"checking {folder}", verify_bytes(folder, against)) as progress:
-        result = verify(folder, against, revision=revision, layers=layers, progress=progress)
+    folder = arguments["folder"]
+    with stage_progress() as stages:
+        result = gqkva_convert.verify(**arguments, stages=stages)
     if as_json:
         print_json(result)
     else:

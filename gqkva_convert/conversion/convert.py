@@ -8,7 +8,7 @@ import shutil
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, overload
 
 from gqkva_convert.calibration.data import DataSettings
 from gqkva_convert.checkpoint.dtypes import FLOATS
@@ -29,8 +29,8 @@ from gqkva_convert.planning.choose import complete_plan, request_plan
 from gqkva_convert.plans.config import converted_config, write_config
 from gqkva_convert.plans.file import read_plan
 from gqkva_convert.plans.plan import Plan
-from gqkva_convert.plans.request import Request
-from gqkva_convert.progress import Progress, Stages, no_stages
+from gqkva_convert.plans.request import Request, given_wishes, make_request
+from gqkva_convert.progress import Progress, Stages, byte_stage, no_stages
 from gqkva_convert.records.report import count_parameters, describe_source
 from gqkva_convert.refinement.calibrated import CalibratedModel
 from gqkva_convert.refinement.data_merges import DataMerges
@@ -87,7 +87,7 @@ class Conversion:
         shards: Output files.
         target: Output folder.
         calibrated: The source with its calibration data, where the plan uses any.
-        command: The words behind ``gqkva`` that ask for this conversion.
+        command: The arguments of ``gqkva`` that ask for this conversion.
     """
 
     located: Located
@@ -170,7 +170,7 @@ def prepare(
     if chosen != draft.plan:
         draft = make_draft(source, chosen, tied)
     target = Path(out) if out is not None else Path(f"{_base_name(located)}-{chosen.variant}")
-    wished = ["--plan", str(plan)] if request is None else request.words()
+    wished = ["--plan", str(plan)] if request is None else request.arguments()
     wished += ["--max-shard-size", max_shard_size] if max_shard_size else []
     wished += ["--revision", located.revision] if located.revision else []
     command = ("convert", located.name, str(target), *wished)
@@ -193,7 +193,7 @@ def planned_conversion(
         plan: What happens to its heads.
         target: Output folder.
         max_shard_bytes: Largest output file; None keeps the source's division.
-        command: The words behind ``gqkva`` that ask for it.
+        command: The arguments of ``gqkva`` that ask for it.
 
     Raises:
         GqkvaError: The plan does not fit the source, or the target is or holds it.
@@ -223,27 +223,64 @@ def _tied_copies(source: SourceModel) -> dict[str, str]:
         return tied_copies(source, reader)
 
 
+@overload
+def convert(
+    model: str | Path, out: str | Path | None = None, *, dry_run: Literal[True], **options: Any
+) -> dict[str, Any]: ...
+
+
+@overload
 def convert(
     model: str | Path,
     out: str | Path | None = None,
     *,
-    gq: int | None = None,
     gkv: int | None = None,
+    gq: int | None = None,
     kv_budget: str | None = None,
+    plan: str | Path | None = None,
     blocks: str | None = None,
     merge: str | None = None,
     grouping: str | None = None,
     refine: str | None = None,
-    calibration: str | DataSettings | None = None,
-    plan: str | Path | None = None,
-    seed: int = 0,
+    calibration: str | Path | DataSettings | None = None,
+    calibration_samples: int | None = None,
+    calibration_length: int | None = None,
+    seed: int | None = None,
     dtype: str | None = None,
     max_shard_size: str | None = None,
     revision: str | None = None,
     overwrite: bool = False,
+    dry_run: Literal[False] = False,
     progress: Progress | None = None,
     stages: Stages = no_stages,
-) -> Path:
+) -> Path: ...
+
+
+# The first overload leaves the other options to the second.
+def convert(  # type: ignore[misc]
+    model: str | Path,
+    out: str | Path | None = None,
+    *,
+    gkv: int | None = None,
+    gq: int | None = None,
+    kv_budget: str | None = None,
+    plan: str | Path | None = None,
+    blocks: str | None = None,
+    merge: str | None = None,
+    grouping: str | None = None,
+    refine: str | None = None,
+    calibration: str | Path | DataSettings | None = None,
+    calibration_samples: int | None = None,
+    calibration_length: int | None = None,
+    seed: int | None = None,
+    dtype: str | None = None,
+    max_shard_size: str | None = None,
+    revision: str | None = None,
+    overwrite: bool = False,
+    dry_run: bool = False,
+    progress: Progress | None = None,
+    stages: Stages = no_stages,
+) -> Path | dict[str, Any]:
     """Merge a checkpoint's heads and write the result.
 
     The result is a stock checkpoint where the family's stock architecture can hold it. Any other carries its
@@ -256,55 +293,58 @@ def convert(
     Args:
         model: Checkpoint folder or Hub id.
         out: Folder to write; by default ``<model>-<variant>`` in the working directory.
-        gq: Query heads to keep; None keeps all.
         gkv: Key/value heads to keep; None keeps all.
+        gq: Query heads to keep; None keeps all.
         kv_budget: Key/value heads of all layers together, such as ``"25%"``; layers then differ.
+        plan: A plan file, instead of the other options up to ``dtype``.
         blocks: Kinds of attention to convert, such as ``"decoder"``; None for all (see `make_plan`).
         merge: How heads become one, a name of docs/methods.md; None for ``auto`` with calibration data and
             ``closed-form`` without.
         grouping: Which heads become one; None for ``loss`` with calibration data and ``neighbour`` without.
         refine: ``"output"``, ``"layerwise"``, both or ``"none"``; None for ``output`` with calibration data.
         calibration: Data to run through the model: a file, a folder, a Hub id, or `DataSettings`.
-        plan: A plan file, instead of all the above.
-        seed: Seed of everything drawn at random.
+        calibration_samples: Sequences or images of them; None for 128.
+        calibration_length: Tokens a sequence; None for 2,048 or as many as the model reads.
+        seed: Seed of everything drawn at random; None for 0.
         dtype: ``float32``, ``bfloat16`` or ``float16``; None keeps each tensor's dtype.
         max_shard_size: Largest output file, such as ``"2GB"``; None keeps the source's division.
         revision: Branch, tag or commit of a Hub id.
         overwrite: Replace an existing checkpoint folder, which stays until the new one is complete.
+        dry_run: Write nothing.
         progress: Called with the number of output bytes just written.
-        stages: Shows progress of what looks at weights or data.
+        stages: Begins a stage of progress: of what looks at weights or data, and of writing.
 
     Returns:
-        The folder written.
+        The folder written; with ``dry_run`` JSON data: the plan and every file and tensor.
 
     Raises:
         GqkvaError: With a message for the user; nothing stands under ``out`` then.
+        KeyboardInterrupt: It was interrupted; says how many shards are kept, where some are.
     """
-    settings = DataSettings(calibration, seed=seed) if isinstance(calibration, str) else calibration
-    request = None
-    if plan is None:
-        request = Request(
-            gq=gq,
-            gkv=gkv,
-            kv_budget=kv_budget,
-            blocks=blocks,
-            grouping=grouping,
-            merge=merge,
-            refine=refine,
-            seed=seed,
-            dtype=dtype,
-            calibration=settings,
-        )
+    wishes = given_wishes(locals())
+    if plan is not None and wishes:
+        raise UsageError(f"--plan {plan} says everything itself; edit it instead of giving options beside it")
     conversion = prepare(
         model,
         out,
-        request=request,
+        request=make_request(**wishes) if plan is None else None,
         plan=plan,
         max_shard_size=max_shard_size,
         revision=revision,
         stages=stages,
     )
-    write(conversion, overwrite=overwrite, progress=progress, stages=stages)
+    if dry_run:
+        return conversion.to_dict()
+    try:
+        write(conversion, overwrite=overwrite, progress=progress, stages=stages)
+    except KeyboardInterrupt as error:
+        kept = kept_shards(conversion.target)
+        if kept:
+            error.args = (
+                f"{kept} of {len(conversion.shards)} shards are complete and kept; "
+                "run the same command again to go on from there",
+            )
+        raise
     return conversion.target
 
 
@@ -331,7 +371,7 @@ def write(
             conversion.shards,
             folder,
             provenance(source, conversion.plan),
-            progress or (lambda _: None),
+            byte_stage(stages, f"writing {conversion.target}", conversion.steps.nbytes, progress),
             data.merged,
         )
         written = time.perf_counter()

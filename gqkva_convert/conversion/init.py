@@ -30,11 +30,11 @@ def init(
     architecture: str,
     out: str | Path,
     *,
-    gq: int | None = None,
     gkv: int | None = None,
-    blocks: str | None = None,
+    gq: int | None = None,
     config: str | Path | None = None,
     task: str | None = None,
+    blocks: str | None = None,
     tokenizer: str | Path | None = None,
     tokenizer_data: str | None = None,
     seed: int = 0,
@@ -50,11 +50,11 @@ def init(
     Args:
         architecture: Model type, such as ``vit``, ``llama``, ``gpt2`` or ``t5``.
         out: Folder to write.
-        gq: Query heads; None for one an attention head.
         gkv: Key/value heads; None for as many as the configuration says, without ``gq`` too.
-        blocks: Kinds of attention to group, as for `convert`; None for all.
+        gq: Query heads; None for one an attention head.
         config: JSON file with a stock configuration or some keys of it; transformers' defaults for the rest.
         task: Stock model class, such as ``ViTForImageClassification``; None for the family's usual one.
+        blocks: Kinds of attention to group, as for `convert`; None for all.
         tokenizer: Folder or Hub id of a model whose tokenizer to take.
         tokenizer_data: Data to train a byte-level BPE tokenizer on, as large as the configuration's
             ``vocab_size``.

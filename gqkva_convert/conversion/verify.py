@@ -18,12 +18,12 @@ from gqkva_convert.checkpoint.reader import TensorReader
 from gqkva_convert.checkpoint.sidecars import REPORT
 from gqkva_convert.conversion.logits import check_logits
 from gqkva_convert.conversion.proof import Proof
-from gqkva_convert.errors import VerificationError
+from gqkva_convert.errors import UsageError, VerificationError
 from gqkva_convert.modeling.bundle import modeling_text
 from gqkva_convert.modeling.families import GROUPED_FAMILIES, modeling_module
 from gqkva_convert.plans.config import converted_config
 from gqkva_convert.plans.plan import Plan
-from gqkva_convert.progress import Progress
+from gqkva_convert.progress import Progress, Stages, byte_stage, no_stages
 from gqkva_convert.records.report import describe_files, read_report, versions
 from gqkva_convert.source.config_keys import is_grouped
 from gqkva_convert.source.model import SourceModel, open_model
@@ -45,6 +45,7 @@ def verify(
     revision: str | None = None,
     layers: int | None = None,
     progress: Progress | None = None,
+    stages: Stages = no_stages,
 ) -> dict[str, Any]:
     """Prove that a converted folder is what its report says, and store the proof in the report.
 
@@ -60,6 +61,7 @@ def verify(
         revision: Branch, tag or commit of a Hub id.
         layers: Layers to run in the logit checks; by default as many as fit 2 GiB in float32.
         progress: Called with the number of bytes just checked.
+        stages: Begins a stage of progress.
 
     Returns:
         JSON data: ``passed``, the checks with what each found, checksums, and whether the report could be
@@ -69,11 +71,16 @@ def verify(
         VerificationError: The folder holds no report of ours.
         GqkvaError: The folder or the source cannot be read.
     """
+    if layers is not None and layers < 1:
+        raise UsageError(f"--layers {layers}: at least 1")
     folder = Path(folder)
     report = read_report(folder)
     plan = Plan.from_dict(report["plan"])
     model = open_model(folder)
-    advance = progress or (lambda _: None)
+    nbytes = 2 * model.checkpoint.nbytes
+    if against is not None:
+        nbytes += model.checkpoint.nbytes + report["source"]["bytes"]
+    advance = byte_stage(stages, f"checking {folder}", nbytes, progress)
     proof = Proof()
     _check_files(proof, model, plan, report)
     earlier = (report.get("verification") or {}).get("sha256", {})
@@ -128,13 +135,6 @@ def require_verified(folder: str | Path, progress: Progress | None = None) -> di
         found = f"{failed['check']}: {failed['detail']}" if failed else "other files than were verified"
         raise VerificationError(f"{folder} is not what was verified ({found}); run `gqkva verify {folder}`")
     return checksums
-
-
-def verify_bytes(folder: str | Path, against: str | Path | None) -> int:
-    """How many bytes `verify` will report to ``progress``, for a progress bar."""
-    output = open_model(Path(folder)).checkpoint.nbytes
-    source: int = read_report(Path(folder))["source"]["bytes"]
-    return 2 * output if against is None else 3 * output + source
 
 
 def _check_files(proof: Proof, model: SourceModel, plan: Plan, report: dict[str, Any]) -> None:

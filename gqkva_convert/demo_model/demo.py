@@ -14,9 +14,11 @@ from gqkva_convert.conversion.inspect import inspect
 from gqkva_convert.data.python_library import iter_texts
 from gqkva_convert.errors import DemoError, UsageError
 from gqkva_convert.evaluation.perplexity import language_loss, load_causal_lm
+from gqkva_convert.progress import Progress, Stages, no_stages
 
 MODEL = Path(__file__).parent / "checkpoint"
-Progress = Callable[[str, int], None]
+# Called with the name of what is measured and the tokens just read.
+Watch = Callable[[str, int], None]
 
 
 def demo(
@@ -25,7 +27,8 @@ def demo(
     merge: Sequence[str] = ("mean", "closed-form"),
     tokens: int = 32768,
     uptrain_tokens: int = 32768,
-    progress: Progress | None = None,
+    progress: Watch | None = None,
+    stages: Stages = no_stages,
 ) -> dict[str, Any]:
     """Convert the built-in language model at several numbers of key/value heads and measure each.
 
@@ -39,6 +42,7 @@ def demo(
         uptrain_tokens: Tokens to train one of the conversions on, the one with about a quarter of the heads;
             0 for none.
         progress: Called with the name of the model being measured or trained and the tokens just read.
+        stages: Begins a stage of progress.
 
     Returns:
         JSON data: a row a model with parameters, KV-cache bytes per token, held-out loss and perplexity.
@@ -52,18 +56,19 @@ def demo(
     if tokens < 1:
         raise UsageError(f"--tokens {tokens}: measure on at least 1 token")
     sequences = held_out_windows(tokens)
-    rows = [_row(MODEL, "original", sequences, progress)]
+    begin = _watched(stages, progress)
+    rows = [_row(MODEL, "original", sequences, begin)]
     with TemporaryDirectory(prefix="gqkva-demo-") as folder:
         for heads in gkv:
             for rule in merge:
                 out = convert(MODEL, Path(folder) / f"gkv-{heads}-{rule}", gkv=heads, merge=rule)
-                rows.append(_row(out, f"--gkv {heads} --merge {rule}", sequences, progress))
+                rows.append(_row(out, f"--gkv {heads} --merge {rule}", sequences, begin))
         if uptrain_tokens > 0:
             chosen = uptrained_heads(gkv)
             source = Path(folder) / f"gkv-{chosen}-{merge[-1]}"
-            out = _uptrained(source, Path(folder), uptrain_tokens, progress)
+            out = _uptrained(source, Path(folder), uptrain_tokens, begin)
             name = f"--gkv {chosen} --merge {merge[-1]}, uptrained"
-            rows.append({**_row(out, name, sequences, progress), "uptrained_tokens": uptrain_tokens})
+            rows.append({**_row(out, name, sequences, begin), "uptrained_tokens": uptrain_tokens})
     return {
         "merge": list(merge),
         "held_out_tokens": rows[0]["tokens"],
@@ -77,7 +82,23 @@ def uptrained_heads(gkv: Sequence[int]) -> int:
     return min(gkv, key=lambda heads: abs(heads - 2))
 
 
-def _uptrained(source: Path, folder: Path, tokens: int, progress: Progress | None) -> Path:
+def _watched(stages: Stages, watch: Watch | None) -> Stages:
+    """Return stages that tell ``watch`` the name of each, too, whenever it advances."""
+
+    def begin(name: str, total: int) -> Progress:
+        advance = stages(f"measuring {name}", total)
+
+        def count(tokens: int) -> None:
+            advance(tokens)
+            if watch is not None:
+                watch(name, tokens)
+
+        return count
+
+    return begin
+
+
+def _uptrained(source: Path, folder: Path, tokens: int, stages: Stages) -> Path:
     """A conversion whose attention blocks were matched to the original's on other files' text."""
     from gqkva_convert.uptraining.settings import TrainingSettings
     from gqkva_convert.uptraining.uptrain import uptrain
@@ -99,12 +120,12 @@ def _uptrained(source: Path, folder: Path, tokens: int, progress: Progress | Non
         held_out_rows=1,
         evaluation_steps=10**6,
     )
-    seen = 0
+    advance, seen = stages("uptraining", tokens), 0
 
     def watch(entry: dict[str, Any]) -> None:
         nonlocal seen
-        if progress is not None and "loss" in entry:
-            progress("uptraining", entry["tokens"] - seen)
+        if "loss" in entry:
+            advance(entry["tokens"] - seen)
             seen = entry["tokens"]
 
     uptrain(source, folder / "uptrained", settings, watch=watch)
@@ -126,11 +147,10 @@ def held_out_windows(tokens: int) -> list[list[int]]:
     return [windows[place * len(windows) // wanted] for place in range(wanted)]
 
 
-def _row(folder: Path, name: str, sequences: list[list[int]], progress: Progress | None) -> dict[str, Any]:
+def _row(folder: Path, name: str, sequences: list[list[int]], stages: Stages) -> dict[str, Any]:
     facts = inspect(folder)
-    loss = language_loss(
-        load_causal_lm(folder), sequences, progress=lambda count: progress(name, count) if progress else None
-    )
+    advance = stages(name, sum(map(len, sequences)))
+    loss = language_loss(load_causal_lm(folder), sequences, progress=advance)
     return {
         "model": name,
         "variant": facts["attention"][0]["variant"],

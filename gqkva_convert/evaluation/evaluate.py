@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from gqkva_convert.evaluation.masked import score_masked
 from gqkva_convert.evaluation.metrics import Metric
 from gqkva_convert.evaluation.perplexity import score_windows
 from gqkva_convert.evaluation.samples import windows
-from gqkva_convert.evaluation.settings import EvaluationSettings
+from gqkva_convert.evaluation.settings import EvaluationSettings, choose_settings
 from gqkva_convert.evaluation.subject import Subject, open_subject
 from gqkva_convert.evaluation.targets import measure_targets
 from gqkva_convert.progress import Stages, no_stages
@@ -42,11 +42,24 @@ _FEW_DOCUMENTS = 30
 
 def evaluate(
     model: str | Path,
-    settings: EvaluationSettings,
+    settings: EvaluationSettings | None = None,
     *,
     against: str | Path | None = None,
+    data: str | Path | None = None,
+    split: str | None = None,
+    tasks: str | Sequence[str] = (),
+    num_fewshot: int | None = None,
+    samples: int | None = None,
+    length: int | None = None,
+    stride: int | None = None,
+    documents: str | None = None,
+    batch_size: int | None = None,
+    max_new_tokens: int = 128,
+    seed: int = 0,
+    dtype: str | None = None,
+    device: str = "auto",
     save: bool = True,
-    stages: Stages | None = None,
+    stages: Stages = no_stages,
 ) -> list[dict[str, Any]]:
     """Measure a model on data, on tasks of lm-evaluation-harness, or on both.
 
@@ -59,8 +72,23 @@ def evaluate(
 
     Args:
         model: A checkpoint folder or Hub id.
-        settings: What to measure on, and how.
+        settings: The options from ``data`` to ``device`` as one object, instead of them.
         against: The model it was made from, or any other that reads the same; a folder or Hub id.
+        data: Data to measure on: a file, a folder, a Hub id or a short name.
+        split: Part of the data; None for test, or validation where there is none.
+        tasks: Tasks of lm-evaluation-harness, or YAML files of such tasks; as text with commas.
+        num_fewshot: Examples before each question of a task; None for the task's own number.
+        samples: Most windows of text, texts, pairs, images or questions; None for all.
+        length: Tokens read at once; None for 2,048 or as many as the model reads.
+        stride: Tokens predicted by one window; None for ``length``.
+        documents: ``"records"``: each record is a text; ``"joined"``: all are one; None for joined where the
+            data are running text.
+        batch_size: Windows, texts, pairs or images in one forward pass; None for about 8,192 tokens or 32.
+        max_new_tokens: Longest text that a sequence-to-sequence model writes.
+        seed: Seed of what is drawn, and of intervals.
+        dtype: ``"auto"`` (as stored), ``"float32"``, ``"bfloat16"`` or ``"float16"``; None for float32 on a
+            CPU, the stored one on a GPU.
+        device: ``"auto"``, ``"cpu"``, ``"cuda"`` or one such as ``"cuda:1"``.
         save: Whether results are kept in ``gqkva_evaluation.json`` in the model's folder, where it is one.
         stages: Begins a stage of progress.
 
@@ -72,13 +100,13 @@ def evaluate(
         DataError: The data cannot be used.
         GqkvaError: A folder is not a checkpoint of a known family.
     """
-    begin = stages or no_stages
+    chosen = choose_settings(settings, locals())
     located = locate(str(model), None)
     kept = Path(model) if save and Path(model).is_dir() else None
     if kept is not None:
         require_writable(kept)
-    subject = open_subject(located.folder, None if against is None else str(against), settings, begin)
-    if settings.tasks:
+    subject = open_subject(located.folder, None if against is None else str(against), chosen, stages)
+    if chosen.tasks:
         from gqkva_convert.evaluation.harness import require_tasks
 
         require_tasks(subject)  # before hours on the data
@@ -87,7 +115,7 @@ def evaluate(
         "model_sha256": files_sha256({file.name: file for file in weight_files(located.folder)[0]}),
         **describe_run(),
     }
-    parts = [part for part, asked in ((_on_data, settings.data), (_on_tasks, settings.tasks)) if asked]
+    parts = [part for part, asked in ((_on_data, chosen.data), (_on_tasks, chosen.tasks)) if asked]
     results: list[dict[str, Any]] = []
     for part in parts:
         found = [{**result, **common} for result in part(subject)]

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any
 
 from gqkva_convert.errors import DataError, EvaluationError
 
@@ -67,3 +69,23 @@ class EvaluationSettings:
             raise EvaluationError(f"no dtype {self.dtype!r} to measure in; choose {', '.join(DTYPES)}")
         if self.documents not in (None, *DOCUMENTS):
             raise DataError(f"--documents {self.documents!r}: choose {' or '.join(DOCUMENTS)}")
+
+
+def choose_settings(settings: EvaluationSettings | None, arguments: Mapping[str, Any]) -> EvaluationSettings:
+    """Return settings that were given whole, or those among a public function's arguments.
+
+    Raises:
+        EvaluationError: Both were given, or a value cannot be.
+    """
+    known = [field for field in fields(EvaluationSettings) if field.name in arguments]
+    given = {field.name: arguments[field.name] for field in known if arguments[field.name] != field.default}
+    if settings is not None:
+        if given:
+            wrong = next(iter(given)).replace("_", "-")
+            raise EvaluationError(f"settings say everything themselves; leave out --{wrong}")
+        return settings
+    tasks = given.pop("tasks", ())
+    names = tasks.split(",") if isinstance(tasks, str) else tasks
+    if "data" in given:
+        given["data"] = str(given["data"])
+    return EvaluationSettings(**given, tasks=tuple(name.strip() for name in names if name.strip()))

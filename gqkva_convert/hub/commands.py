@@ -8,29 +8,12 @@ from typing import Any
 
 from gqkva_convert.data.names import short_word
 from gqkva_convert.hub.facts import Facts
+from gqkva_convert.options import options_of
+from gqkva_convert.uptraining.settings import TrainingSettings
+from gqkva_convert.uptraining.uptrain import uptrain
 
 # Settings of a training run that `gqkva uptrain` has an option for; the others are given with --set.
-_OPTIONS = frozenset(
-    [
-        "data",
-        "held_out",
-        "teacher",
-        "tokens",
-        "samples",
-        "alpha",
-        "pretraining_tokens",
-        "length",
-        "batch_size",
-        "per_device_batch_size",
-        "learning_rate",
-        "loss",
-        "matching",
-        "train",
-        "mixed_precision",
-        "stop_within",
-        "seed",
-    ]
-)
+_OPTIONS = {option.name for option in options_of(uptrain)} & set(TrainingSettings.model_fields)
 
 
 def making_commands(facts: Facts) -> list[str]:

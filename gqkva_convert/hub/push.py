@@ -29,7 +29,7 @@ from gqkva_convert.hub.files import CARD, choose_files, refuse_tokens
 from gqkva_convert.hub.licences import duties, find_licence, obstacle
 from gqkva_convert.hub.pictures import QUALITY
 from gqkva_convert.hub.sending import Push, PushFile, Sending
-from gqkva_convert.progress import Progress
+from gqkva_convert.progress import Progress, Stages, byte_stage, no_stages
 from gqkva_convert.records.report import read_report
 from gqkva_convert.records.source_card import front_matter, stated_card
 
@@ -49,7 +49,9 @@ def push(
     new_card: bool = False,
     unverified: bool = False,
     licence_checked: bool = False,
+    dry_run: bool = False,
     progress: Progress | None = None,
+    stages: Stages = no_stages,
     say: Say | None = None,
 ) -> dict[str, Any]:
     """Send a converted folder and its model card to the Hugging Face Hub.
@@ -68,17 +70,22 @@ def push(
         new_card: Write a new card over one that somebody has edited.
         unverified: Push although `verify` has not proven the folder; the card says so.
         licence_checked: Push although the source's licence forbids derived models, as far as we can tell.
+        dry_run: Send nothing and ask nothing of the Hub.
         progress: Called with the number of bytes of weights just read and compared.
+        stages: Begins a stage of progress.
         say: Called with a line about each thing that is done.
 
     Returns:
-        JSON data: ``commit_url``, ``pr_url``, the files, what stayed here, what was removed, remarks.
+        JSON data: ``commit_url``, ``pr_url``, the files, what stayed here, what was removed, remarks; with
+        ``dry_run`` what would be sent, and the card.
 
     Raises:
         VerificationError: The folder is no output of ours, or not as it was verified.
         CheckpointError: It is incomplete, or a file of it cannot be used.
         HubError: The Hub does not take it, or its licence seems to forbid it.
+        KeyboardInterrupt: It was interrupted; says what remains of it.
     """
+    check_place(revision, create_pr)
     prepared = prepare_push(
         folder,
         repo_id,
@@ -86,21 +93,19 @@ def push(
         unverified=unverified,
         licence_checked=licence_checked,
         progress=progress,
+        stages=stages,
     )
-    return send(
-        prepared,
-        private=private,
-        revision=revision,
-        create_pr=create_pr,
-        message=message,
-        new_card=new_card,
-        say=say,
-    )
-
-
-def push_bytes(folder: str | Path) -> int:
-    """How many bytes `prepare_push` will report to ``progress``; raises for a folder that is incomplete."""
-    return sum(file.stat().st_size for file in _open_ours(Path(folder)).files)
+    if dry_run:
+        return prepared.to_dict()
+    refuse_tokens((message or "").encode(), "--message")
+    require_token()
+    _write_card(prepared)
+    message = message or f"Upload {prepared.folder.resolve().name} with gqkva"
+    try:
+        return Sending(prepared, revision, create_pr, say or (lambda _: None)).run(private, message, new_card)
+    except KeyboardInterrupt as error:
+        error.args = ("what has arrived on the Hub stays there for now; the same command goes on from it",)
+        raise
 
 
 def prepare_push(
@@ -111,16 +116,19 @@ def prepare_push(
     unverified: bool = False,
     licence_checked: bool = False,
     progress: Progress | None = None,
+    stages: Stages = no_stages,
 ) -> Push:
     """Check all that can be checked here, and make the card; takes the arguments of `push`."""
     folder = Path(folder)
     check_name(repo_id)
     checkpoint = _open_ours(folder)
+    nbytes = sum(file.stat().st_size for file in checkpoint.files)
+    advance = byte_stage(stages, f"checking {folder}", nbytes, progress)
     report = read_report(folder)
     if unverified:
-        checksums = {file.name: file_sha256(file, progress or (lambda _: None)) for file in checkpoint.files}
+        checksums = {file.name: file_sha256(file, advance) for file in checkpoint.files}
     else:
-        checksums = require_verified(folder, progress)
+        checksums = require_verified(folder, advance)
     licence = find_licence(stated_card(report["source"]), folder)
     remarks = duties(licence, repo_id.rpartition("/")[2])
     forbids = obstacle(licence)
@@ -203,26 +211,6 @@ def _card(folder: Path, repo_id: str, new_card: bool) -> tuple[str, str]:
             return "kept", text
     text = str(model_card(folder, repo_id=repo_id))
     return ("replaced" if path.is_file() else "written"), text
-
-
-def send(
-    prepared: Push,
-    *,
-    private: bool = False,
-    revision: str | None = None,
-    create_pr: bool = False,
-    message: str | None = None,
-    new_card: bool = False,
-    say: Say | None = None,
-) -> dict[str, Any]:
-    """Send a prepared push; takes the arguments of `push`."""
-    check_place(revision, create_pr)
-    refuse_tokens((message or "").encode(), "--message")
-    require_token()
-    _write_card(prepared)
-    return Sending(prepared, revision, create_pr, say or (lambda _: None)).run(
-        private, message or f"Upload {prepared.folder.resolve().name} with gqkva", new_card
-    )
 
 
 def check_place(revision: str | None, create_pr: bool) -> None:

@@ -6,15 +6,16 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from gqkva_convert.calibration.data import DataSettings
 from gqkva_convert.checkpoint.hub import locate
 from gqkva_convert.checkpoint.jsonfile import write_json
-from gqkva_convert.errors import OutputError
+from gqkva_convert.errors import OutputError, UsageError
 from gqkva_convert.planning.choose import complete_plan, request_plan
 from gqkva_convert.planning.findings import Findings, look_at
 from gqkva_convert.planning.pictures import draw_findings
 from gqkva_convert.plans.file import write_plan
 from gqkva_convert.plans.plan import Plan
-from gqkva_convert.plans.request import Request
+from gqkva_convert.plans.request import Request, given_wishes, make_request
 from gqkva_convert.progress import Stages, no_stages
 from gqkva_convert.source.model import open_model
 
@@ -23,9 +24,21 @@ _FRONT = "front.json"
 
 def plan(
     model: str | Path,
-    out: str | Path,
-    request: Request,
+    out: str | Path = "plan.json",
+    request: Request | None = None,
     *,
+    gkv: int | None = None,
+    gq: int | None = None,
+    kv_budget: str | None = None,
+    blocks: str | None = None,
+    merge: str | None = None,
+    grouping: str | None = None,
+    refine: str | None = None,
+    calibration: str | Path | DataSettings | None = None,
+    calibration_samples: int | None = None,
+    calibration_length: int | None = None,
+    seed: int | None = None,
+    dtype: str | None = None,
     revision: str | None = None,
     pictures: bool = True,
     overwrite: bool = False,
@@ -36,7 +49,19 @@ def plan(
     Args:
         model: Checkpoint folder or Hub id.
         out: Plan file (JSON). Pictures go into the folder of its name without ending.
-        request: What is asked.
+        request: The options that follow as one object, instead of them.
+        gkv: Key/value heads to keep; None keeps all.
+        gq: Query heads to keep; None keeps all.
+        kv_budget: Key/value heads of all layers together, such as ``"25%"``; layers then differ.
+        blocks: Kinds of attention to convert, such as ``"decoder"``; None for all.
+        merge: As for `convert`, like the options up to ``dtype``.
+        grouping: Which heads become one.
+        refine: Refinements on calibration data.
+        calibration: Data to run through the model: a file, a folder, a Hub id, or `DataSettings`.
+        calibration_samples: Sequences or images of them; None for 128.
+        calibration_length: Tokens a sequence; None for 2,048 or as many as the model reads.
+        seed: Seed of everything drawn at random; None for 0.
+        dtype: Dtype wanted; None keeps each tensor's.
         revision: Branch, tag or commit of a Hub id.
         pictures: Draw head similarities with the groups, what each cheap grouping loses by layer, and the
             front of ``evolution``.
@@ -50,6 +75,11 @@ def plan(
     Raises:
         GqkvaError: It cannot be planned or written.
     """
+    wishes = given_wishes(locals())
+    if request is None:
+        request = make_request(**wishes)
+    elif wishes:
+        raise UsageError(f"request says everything itself; leave out {next(iter(wishes))}")
     file = Path(out)
     folder = file.with_suffix("")
     if file.suffix != ".json":

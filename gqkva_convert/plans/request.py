@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
 from typing import Any
 
 from gqkva_convert.calibration.data import DataSettings
-from gqkva_convert.errors import LayoutError
+from gqkva_convert.errors import UsageError
 from gqkva_convert.heads import FOR_GRIDS, SEARCHED, Variant
 from gqkva_convert.plans.plan import REFINEMENTS
 from gqkva_convert.transforms.merge import RULES
@@ -43,25 +45,25 @@ class Request:
 
     def __post_init__(self) -> None:
         if self.kv_budget is not None and (self.gkv is not None or self.gq is not None):
-            raise LayoutError("--kv-budget chooses the numbers of heads itself; leave --gkv and --gq out")
+            raise UsageError("--kv-budget chooses the numbers of heads itself; leave --gkv and --gq out")
         if self.kv_budget is not None:
             object.__setattr__(self, "kv_budget", self.kv_budget.replace(" ", ""))
         if self.seed < 0:
-            raise LayoutError(f"--seed {self.seed}: give a number from 0 on")
+            raise UsageError(f"--seed {self.seed}: give a number from 0 on")
         if self.gq is not None and self.chosen_grouping in SEARCHED and self.chosen_grouping not in FOR_GRIDS:
-            raise LayoutError(
+            raise UsageError(
                 f"--grouping {self.chosen_grouping} chooses key/value heads alone; with --gq use neighbour, "
                 f"random, {', '.join(FOR_GRIDS)}"
             )
         if self.calibration is None:
             if self.merge == "auto":
-                raise LayoutError(
+                raise UsageError(
                     "--merge auto compares rules on data: give --calibration, or choose one rule"
                 )
             if self.refinements:
-                raise LayoutError(f"--refine {self.refine} fits to data: give --calibration")
+                raise UsageError(f"--refine {self.refine} fits to data: give --calibration")
             if SEARCHED.get(self.chosen_grouping):
-                raise LayoutError(
+                raise UsageError(
                     f"--grouping {self.grouping} compares heads on data: give --calibration, or use weights"
                 )
 
@@ -84,8 +86,8 @@ class Request:
             return () if self.calibration is None or merge is None or not merge.is_joint else ("output",)
         return parse_refinements(self.refine)
 
-    def words(self) -> list[str]:
-        """The options of `gqkva convert` that ask for this."""
+    def arguments(self) -> list[str]:
+        """Return the options of `gqkva convert` that ask for this."""
         names = ("gq", "gkv", "kv_budget", "blocks", "grouping", "merge", "refine", "dtype")
         options: dict[str, Any] = {name: getattr(self, name) for name in names}
         options["seed"] = self.seed or None
@@ -94,53 +96,64 @@ class Request:
             options["calibration_samples"] = self.calibration.samples
             options["calibration_length"] = self.calibration.length
         given = {name: value for name, value in options.items() if value is not None}
-        return [word for name, value in given.items() for word in (f"--{name.replace('_', '-')}", str(value))]
+        return [text for name, value in given.items() for text in (f"--{name.replace('_', '-')}", str(value))]
 
     @property
     def variant(self) -> Variant | None:
         return None if self.kv_budget is not None else Variant(self.gq, self.gkv)
 
 
+# Options of `gqkva plan` and `gqkva convert` that make a request.
+WISHES = (*(each.name for each in fields(Request)), "calibration_samples", "calibration_length")
+
+
+def given_wishes(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the arguments of a public function that make a request, where they are not None."""
+    return {name: arguments[name] for name in WISHES if arguments[name] is not None}
+
+
 def make_request(
     *,
-    calibration: str | None = None,
-    samples: int | None = None,
-    length: int | None = None,
-    seed: int | None = None,
+    calibration: str | Path | DataSettings | None = None,
+    calibration_samples: int | None = None,
+    calibration_length: int | None = None,
+    seed: int = 0,
     **wishes: Any,
 ) -> Request:
-    """A request as the command line's options put it.
+    """Make a request of the options of a command.
 
     Args:
-        calibration: Name of the data to run through the model.
-        samples: Of the data; None for 128.
-        length: Of each sample.
-        seed: None for 0.
+        calibration: Name of the data to run through the model, or `DataSettings`.
+        calibration_samples: Of the data; None for 128.
+        calibration_length: Tokens of each sample.
+        seed: As `Request`.
         wishes: The other attributes of `Request`.
 
     Raises:
-        LayoutError: The options contradict each other.
+        UsageError: The options contradict each other.
     """
-    settings, seed = None, seed or 0
-    if calibration is not None:
-        settings = DataSettings(
-            calibration, samples=128 if samples is None else samples, length=length, seed=seed
-        )
-    elif samples is not None or length is not None:
-        raise LayoutError("--calibration-samples and --calibration-length go with --calibration")
-    return Request(**wishes, seed=seed, calibration=settings)
+    sizes = {"samples": calibration_samples, "length": calibration_length}
+    given = {name: size for name, size in sizes.items() if size is not None}
+    if calibration is None and given:
+        raise UsageError("--calibration-samples and --calibration-length go with --calibration")
+    if isinstance(calibration, DataSettings):
+        if given:
+            raise UsageError(f"DataSettings say everything themselves; leave out calibration_{min(given)}")
+    elif calibration is not None:
+        calibration = DataSettings(str(calibration), seed=seed, **given)
+    return Request(**wishes, seed=seed, calibration=calibration)
 
 
 def parse_refinements(text: str | None) -> tuple[str, ...]:
     """Names separated by commas, in the order they run; ``none`` alone, or None, for none.
 
     Raises:
-        LayoutError: There is no such refinement.
+        UsageError: There is no such refinement.
     """
     if text is None or text.strip() == "none":
         return ()
     asked = {name.strip() for name in text.split(",")}
     if not asked <= set(REFINEMENTS):
         wrong = ", ".join(repr(name) for name in sorted(asked - set(REFINEMENTS)))
-        raise LayoutError(f"no refinement {wrong}; choose of {', '.join(REFINEMENTS)}, or none alone")
+        raise UsageError(f"no refinement {wrong}; choose of {', '.join(REFINEMENTS)}, or none alone")
     return tuple(name for name in REFINEMENTS if name in asked)

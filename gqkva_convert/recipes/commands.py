@@ -4,21 +4,20 @@ from __future__ import annotations
 
 import shlex
 import sys
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from gqkva_convert.errors import RecipeError
+from gqkva_convert.options import Option, find_option, keywords, options_of
+from gqkva_convert.recipes.facts import FACTS, CommandFacts
 from gqkva_convert.recipes.schema import Step, unknown
 
-# Options that a recipe decides by itself, and what stands in their place.
+# Options that a recipe decides by itself, and what replaces them.
 RESERVED = {
     "as_json": "give --json to gqkva run",
     "overwrite": "a recipe replaces what it made itself",
     "resume": "a recipe goes on by itself",
 }
-# Commands that cannot be steps.
-NO_STEPS = ("run",)
 
 
 @dataclass(frozen=True)
@@ -26,22 +25,43 @@ class CommandLine:
     """A step as it is called.
 
     Attributes:
-        step: The step.
-        command: The command, of the command line's framework.
-        words: What stands behind ``gqkva COMMAND``.
+        step: The step, its options by the names of the function's parameters.
+        facts: What recipes know of its command.
+        options: Arguments and options of the command.
     """
 
     step: Step
-    command: Any
-    words: tuple[str, ...]
+    facts: CommandFacts
+    options: tuple[Option, ...]
 
-    def with_flag(self, flag: str) -> CommandLine:
-        """The same with one flag more, where the command has it."""
-        known = {option for parameter in self.command.params for option in parameter.opts}
-        return CommandLine(self.step, self.command, (*self.words, flag)) if flag in known else self
+    def has(self, name: str) -> bool:
+        """Whether the command has an option."""
+        return any(option.name == name for option in self.options)
+
+    def with_options(self, **changes: Any) -> CommandLine:
+        """Return the same with other values of some options."""
+        step = self.step.model_copy(update={"options": self.step.options | changes})
+        return CommandLine(step, self.facts, self.options)
+
+    @property
+    def arguments(self) -> tuple[str, ...]:
+        """What follows ``gqkva COMMAND``: arguments, then options."""
+        placed: list[str] = []
+        named: list[str] = []
+        for option in self.options:
+            value = self.step.options.get(option.name)
+            if value is None:
+                continue
+            if option.is_argument:
+                placed += _texts(option, value)
+            elif option.kind is bool:
+                named += [option.flag] if value else [f"--no-{option.flag[2:]}"] * bool(option.default)
+            else:
+                named += [part for text in _texts(option, value) for part in (option.flag, text)]
+        return (*placed, *named)
 
     def __str__(self) -> str:
-        line = shlex.join((self.step.command, *self.words))
+        line = shlex.join((self.step.command, *self.arguments))
         if self.step.accelerate is None:
             return f"gqkva {line}"
         return shlex.join(["accelerate", *self._launcher()]) + f" -m gqkva_convert {line}"
@@ -53,77 +73,78 @@ class CommandLine:
         return ["launch", "--config_file", str(wanted)]
 
     def launched(self) -> list[str]:
-        """The same as words for a new process, under `accelerate launch`."""
+        """Return the arguments of a new process that runs it under `accelerate launch`."""
         module = ["-m", "accelerate.commands.accelerate_cli"]
-        command = ["-m", "gqkva_convert", self.step.command, *self.words]
+        command = ["-m", "gqkva_convert", self.step.command, *self.arguments]
         return [sys.executable, *module, *self._launcher(), *command]
 
-    def values(self) -> dict[str, Any]:
-        """What the command would be given, by parameter; None for what is not said."""
-        with self.command.make_context(self.step.command, list(self.words)) as context:
-            return dict(context.params)
-
-    def run(self) -> None:
-        """Run it in this process.
+    def given(self) -> dict[str, Any]:
+        """Return the values of the options that are given, read as the command line reads them.
 
         Raises:
-            GqkvaError: As the command.
+            RecipeError: A value is not of its option's kind.
         """
-        with self.command.make_context(self.step.command, list(self.words)) as context:
-            self.command.invoke(context)
+        return {
+            option.name: _read(self.step.name, option, self.step.options[option.name])
+            for option in self.options
+            if self.step.options.get(option.name) is not None
+        }
+
+    def values(self) -> dict[str, Any]:
+        """Return the values of all options, with defaults for those that are not given."""
+        return {option.name: {} if option.takes == "pairs" else option.default for option in self.options} | (
+            self.given()
+        )
+
+    def keywords(self) -> dict[str, Any]:
+        """Return what to call the command's function with."""
+        return keywords(self.options, self.given())
 
 
-def command_line(step: Step, commands: Mapping[str, Any]) -> CommandLine:
-    """A step as a command line.
+def command_line(step: Step) -> CommandLine:
+    """Return a step as a command line.
 
     Args:
         step: With variables in their places.
-        commands: Commands by name, as the command line's framework holds them.
 
     Raises:
         RecipeError: An option does not exist, or its value is not of its kind.
     """
-    command = commands[step.command]
-    parameters = {parameter.name: parameter for parameter in command.params}
-    for name in step.options:
+    facts = FACTS[step.command]
+    options = options_of(facts.function)
+    given: dict[str, Any] = {}
+    for name, value in step.options.items():
         if name in RESERVED:
             raise RecipeError(f"step {step.name}: {name} is not set in recipes; {RESERVED[name]}")
-        if name not in parameters:
-            known = [known for known in parameters if known not in RESERVED]
+        found = find_option(options, name)
+        if found is None:
+            known = [option.name for option in options if option.name not in RESERVED]
             raise RecipeError(f"step {step.name}: {step.command} has {unknown('option', name, known)}")
-    words: list[str] = []
-    behind: list[str] = []
-    for name, parameter in parameters.items():
-        value = step.options.get(name)
-        if parameter.param_type_name == "argument":
-            if value is not None:
-                behind += map(str, value if isinstance(value, list) else [value])
-            elif parameter.required:
-                raise RecipeError(f"step {step.name}: {step.command} needs {name}")
-        elif value is not None:
-            words += _option(parameter, value)
-    line = CommandLine(step, command, (*behind, *words))
-    # The command's own conversions and choices; nothing of it runs.
-    try:
-        command.make_context(step.command, list(line.words)).close()
-    except Exception as error:
-        describe = getattr(error, "format_message", None)
-        message = str(describe() if describe is not None else error)
-        raise RecipeError(f"step {step.name}: {message.strip().splitlines()[0]}") from error
+        given[found.name] = value
+    for option in options:
+        if option.is_required and given.get(option.name) is None:
+            raise RecipeError(f"step {step.name}: {step.command} needs {option.name}")
+    line = CommandLine(step.model_copy(update={"options": given}), facts, options)
+    line.given()
     return line
 
 
-def _option(parameter: Any, value: Any) -> list[str]:
-    """An option and its value as words."""
-    name = parameter.opts[0]
-    if isinstance(value, bool):
-        if value:
-            return [name]
-        return [parameter.secondary_opts[0]] if parameter.secondary_opts else []
+def _texts(option: Option, value: Any) -> list[str]:
+    """Return an option's value as the command line's texts."""
     if isinstance(value, dict):
         value = [f"{key}={part}" for key, part in value.items()]
     if isinstance(value, list):
-        if parameter.multiple:
-            return [word for part in value for word in (name, str(part))]
-        return [name, ",".join(map(str, value))]
-    return [name, str(value)]
+        return [str(part) for part in value] if option.is_repeated else [",".join(map(str, value))]
+    return [str(value)]
+
+
+def _read(step: str, option: Option, value: Any) -> Any:
+    if (option.kind is bool) != isinstance(value, bool):
+        wanted = "true or false" if option.kind is bool else "a value"
+        raise RecipeError(f"step {step}: {option.flag} {value}: give {wanted}")
+    if option.kind is bool:
+        return value
+    try:
+        return option.read(_texts(option, value))
+    except ValueError as error:
+        raise RecipeError(f"step {step}: {error}") from error

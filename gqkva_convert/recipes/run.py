@@ -1,4 +1,4 @@
-"""Running a recipe: step by step, what is done already left out."""
+"""`gqkva run`: run a recipe step by step; steps that are done are skipped."""
 
 from __future__ import annotations
 
@@ -7,20 +7,20 @@ import datetime
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from gqkva_convert.checkpoint.jsonfile import read_json
 from gqkva_convert.checkpoint.publish import locked
-from gqkva_convert.errors import OutputError, RecipeError
-from gqkva_convert.recipes.checks import check_heads, check_options
-from gqkva_convert.recipes.commands import NO_STEPS, CommandLine, command_line
+from gqkva_convert.errors import GqkvaError, OutputError, RecipeError
+from gqkva_convert.recipes.commands import CommandLine, command_line
+from gqkva_convert.recipes.dry_run import dry_run as estimate
+from gqkva_convert.recipes.expand import expand
+from gqkva_convert.recipes.facts import FACTS
 from gqkva_convert.recipes.schema import Recipe, read_recipe, unknown
-from gqkva_convert.recipes.settle import settle
 from gqkva_convert.recipes.state import (
-    WRITES,
     State,
     content,
     forget_measured,
@@ -32,8 +32,10 @@ from gqkva_convert.recipes.state import (
 from gqkva_convert.records.report import versions
 
 LOG = "commands.sh"
-# What is told of a step: its line, its number, how many there are, and whether it was done before.
+# Told of each step before it runs: its line, its number, how many there are, and whether it is done already.
 Watch = Callable[[CommandLine, int, int, bool], None]
+# Runs a step in this process.
+Call = Callable[[CommandLine], Any]
 
 
 @dataclass(frozen=True)
@@ -53,21 +55,68 @@ class Prepared:
     work: Path
 
 
-def prepare(path: Path, commands: Mapping[str, Any], changes: Iterable[str], work: Path | None) -> Prepared:
+def call_function(line: CommandLine) -> Any:
+    """Run a step by calling the public function of its command's name."""
+    return line.facts.call(**line.keywords())
+
+
+def run(
+    recipe: str | Path,
+    changes: Iterable[str] = (),
+    *,
+    work: str | Path | None = None,
+    begin_at: str | None = None,
+    dry_run: bool = False,
+    here: bool = False,
+    watch: Watch | None = None,
+    call: Call = call_function,
+) -> dict[str, Any]:
+    """Run the steps of a recipe that are not done.
+
+    A step is skipped where its options, the contents of all files and folders that it reads, and what it
+    wrote are as when it last ran. One that was interrupted resumes where it can.
+
+    Args:
+        recipe: The YAML file.
+        changes: ``variable=value`` or ``step.option=value``.
+        work: Folder of the results; None for ``runs/`` and the recipe's name.
+        begin_at: Name of a step that runs again, with all behind it; of a repeated one, all repetitions.
+        dry_run: Estimate the steps; run and download nothing.
+        here: Reckon a dry run with this machine, not with the GPUs that the recipe asks for.
+        watch: Told of each step before it runs.
+        call: Runs a step; by default the public function of its name.
+
+    Returns:
+        JSON data: what each step ran, how long it took, and whether it was skipped (``left_out``); of a dry
+        run what each would take.
+
+    Raises:
+        RecipeError: The recipe is wrong; says where.
+        GqkvaError: As the step that failed; what was done before it stays done.
+    """
+    prepared = prepare(Path(recipe), changes, None if work is None else Path(work))
+    _require_step(prepared, begin_at)
+    names = {"recipe": str(prepared.path), "work": str(prepared.work)}
+    if dry_run:
+        return {**names, **estimate(prepared.recipe, prepared.lines, here=here)}
+    if here:
+        raise RecipeError("--here goes with --dry-run")
+    return {**names, "steps": _run_steps(prepared, begin_at, watch, call)}
+
+
+def prepare(path: Path, changes: Iterable[str], work: Path | None) -> Prepared:
     """Read and check a recipe; nothing runs.
 
     Raises:
         RecipeError: It is wrong; says where.
     """
-    usable = {name: command for name, command in commands.items() if name not in NO_STEPS}
     folder = work or Path("runs") / path.stem
-    recipe = read_recipe(path, usable)
-    lines = tuple(command_line(step, usable) for step in settle(recipe, changes, folder))
+    recipe = read_recipe(path, FACTS)
+    lines = tuple(command_line(step) for step in expand(recipe, changes, folder))
     written: dict[Path, str] = {}
     for line in lines:
-        check_options(line.step)
-        check_heads(line, written)
-        if line.step.command not in WRITES:
+        _check(line, written)
+        if line.facts.writes is None:
             continue
         for out in outputs_of(line):
             if out in written:
@@ -78,7 +127,20 @@ def prepare(path: Path, commands: Mapping[str, Any], changes: Iterable[str], wor
     return Prepared(path, recipe, lines, folder)
 
 
-def require_step(prepared: Prepared, begin_at: str | None) -> None:
+def _check(line: CommandLine, written: Collection[Path]) -> None:
+    """Refuse options that the step's command would refuse.
+
+    Raises:
+        RecipeError: Names the step.
+    """
+    try:
+        if line.facts.check is not None:
+            line.facts.check(line.values(), written)
+    except GqkvaError as error:
+        raise RecipeError(f"step {line.step.name}: {error}") from error
+
+
+def _require_step(prepared: Prepared, begin_at: str | None) -> None:
     """Refuse a step to begin at that the recipe does not have.
 
     Raises:
@@ -91,27 +153,10 @@ def require_step(prepared: Prepared, begin_at: str | None) -> None:
         raise RecipeError(unknown("step", begin_at, names))
 
 
-def run_recipe(
-    prepared: Prepared, *, begin_at: str | None = None, watch: Watch | None = None
-) -> dict[str, Any]:
-    """Run the steps that are not done.
-
-    A step is left out where its options, the contents of all files and folders that it reads, and what it
-    wrote are as when it last ran. One that was interrupted goes on where it can.
-
-    Args:
-        prepared: The recipe.
-        begin_at: Name of a step that runs again, with all behind it; of a repeated one, all repetitions.
-        watch: Told of each step before it runs.
-
-    Returns:
-        JSON data: what each step ran, how long it took, and whether it was left out.
-
-    Raises:
-        GqkvaError: As the step that failed; what was done before it stays done.
-    """
+def _run_steps(
+    prepared: Prepared, begin_at: str | None, watch: Watch | None, call: Call
+) -> list[dict[str, Any]]:
     forced = False
-    require_step(prepared, begin_at)
     try:
         prepared.work.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -127,22 +172,24 @@ def run_recipe(
             if watch is not None:
                 watch(line, number, len(prepared.lines), done)
             if not done:
-                _run_step(prepared, state, line, key, forced)
-                written |= {path for path in outputs_of(line) if line.step.command in WRITES}
+                _run_step(prepared, state, line, key, forced, call)
+                written |= {path for path in outputs_of(line) if line.facts.writes is not None}
             results.append({**state.steps[line.step.name], "name": line.step.name, "left_out": done})
-    return {"recipe": str(prepared.path), "work": str(prepared.work), "steps": results}
+    return results
 
 
-def _run_step(prepared: Prepared, state: State, line: CommandLine, key: str, forced: bool) -> None:
+def _run_step(
+    prepared: Prepared, state: State, line: CommandLine, key: str, forced: bool, call: Call
+) -> None:
     outputs = outputs_of(line)
     actual = _continued(state, line, key, outputs, forced)
     earlier = state.steps.get(line.step.name, {})
-    goes_on = "--resume" in actual.words
+    resumes = bool(actual.step.options.get("resume"))
     entry: dict[str, Any] = {
         "command": str(actual),
         "key": key,
         "done": False,
-        "begun": earlier["begun"] if goes_on else time.time(),
+        "begun": earlier["begun"] if resumes else time.time(),
         "outputs": {str(path.resolve()): None for path in outputs},
     }
     forget_measured(line, earlier)
@@ -152,7 +199,7 @@ def _run_step(prepared: Prepared, state: State, line: CommandLine, key: str, for
     started = datetime.datetime.now(datetime.timezone.utc)
     clock = time.monotonic()
     if line.step.accelerate is None:
-        _in_process(actual)
+        _in_process(actual, call)
     else:
         _launched(actual)
     entry["seconds"] = round(time.monotonic() - clock, 2)
@@ -161,7 +208,7 @@ def _run_step(prepared: Prepared, state: State, line: CommandLine, key: str, for
     for path in outputs:
         if not path.exists():
             raise RecipeError(f"step {line.step.name} did not write {path}")
-        if line.step.command in (*WRITES, "bench"):
+        if line.facts.is_summed:
             entry["outputs"][str(path.resolve())] = content(path)
     measured = measured_by(line)
     if measured:
@@ -169,27 +216,28 @@ def _run_step(prepared: Prepared, state: State, line: CommandLine, key: str, for
     # Running it may have changed what it reads: a folder it measures gets files beside the weights.
     state.steps[line.step.name] = {**entry, "done": True, "key": key_of(line, prepared.work)}
     state.write()
-    _log(prepared, line.with_flag("--overwrite") if "--overwrite" in actual.words else line, entry)
+    replaces = bool(actual.step.options.get("overwrite"))
+    _log(prepared, line.with_options(overwrite=True) if replaces else line, entry)
 
 
 def _continued(state: State, line: CommandLine, key: str, outputs: list[Path], forced: bool) -> CommandLine:
     """The line with what it needs to go on, or to replace what this recipe made before."""
-    if line.step.command not in WRITES:
+    if line.facts.writes is None:
         return line
     out = outputs[0]
     run_folder = Path(str(line.step.options.get("run_folder") or out.with_name(f"{out.name}-run")))
     begun = state.begun(line, key)
     if begun is not None and not forced and _is_unfinished(line, run_folder, begun):
         return _resumed(line)
-    if state.made(str(out)) and (out.exists() or run_folder.exists()):
-        return line.with_flag("--overwrite")
+    if state.made(str(out)) and (out.exists() or run_folder.exists()) and line.has("overwrite"):
+        return line.with_options(overwrite=True)
     return line
 
 
 def _is_unfinished(line: CommandLine, run_folder: Path, begun: float) -> bool:
     """Whether a run folder is of a training that began with the step and can go on."""
     settings = run_folder / "settings.json"
-    if line.step.command not in ("uptrain", "pretrain") or not settings.is_file():
+    if not line.has("resume") or not settings.is_file():
         return False
     if settings.stat().st_mtime < begun:
         return False  # of an earlier training, with other settings perhaps
@@ -198,17 +246,16 @@ def _is_unfinished(line: CommandLine, run_folder: Path, begun: float) -> bool:
 
 
 def _resumed(line: CommandLine) -> CommandLine:
-    """A training run goes on with the settings it began with."""
-    kept = [word for word in line.words[:2] if not word.startswith("-")]
-    folder = line.step.options.get("run_folder")
-    where = [] if folder is None else ["--run-folder", str(folder)]
-    return CommandLine(line.step, line.command, (*kept, *where, "--resume"))
+    """Return the line that resumes a training run, with the settings it began with."""
+    kept = {option.name for option in line.options if option.is_argument} | {"run_folder"}
+    dropped = {name: None for name in line.step.options if name not in kept}
+    return line.with_options(**dropped, resume=True)
 
 
-def _in_process(line: CommandLine) -> None:
+def _in_process(line: CommandLine, call: Call) -> None:
     import gc
 
-    line.run()
+    call(line)
     gc.collect()
     torch = sys.modules.get("torch")
     if torch is not None and torch.cuda.is_available():

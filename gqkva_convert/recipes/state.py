@@ -11,31 +11,19 @@ from typing import Any
 
 from gqkva_convert.checkpoint.digest import files_sha256
 from gqkva_convert.checkpoint.jsonfile import read_json, replace_json
-from gqkva_convert.checkpoint.sidecars import BENCH, EVALUATION, MEASURED, PAGE, PICTURES, REPORT
+from gqkva_convert.checkpoint.sidecars import EVALUATION, MEASURED, REPORT
 from gqkva_convert.data.names import exists
 from gqkva_convert.errors import CheckpointError, RecipeError
 from gqkva_convert.recipes.commands import CommandLine
 from gqkva_convert.records.evaluations import remove_results, result_keys
-from gqkva_convert.uptraining.settings import read_recipe
+from gqkva_convert.uptraining.settings import read_settings
 
 STATE = "run.json"
 FORMAT_VERSION = 1
-# The option that names what a command writes.
-WRITES = dict.fromkeys(
-    ("plan", "convert", "export", "init", "uptrain", "pretrain", "teacher", "compare"), "out"
-)
-# Commands that write beside the weights they read.
-_BESIDE = {"evaluate": EVALUATION, "bench": BENCH, "report": PAGE}
 # Files of questions that a task of lm-evaluation-harness names.
 _DATA_FILE = re.compile(r"[^\s'\",\[\]{}]+\.(?:jsonl?|csv|parquet|txt)\b")
 _INCLUDED = re.compile(r"^include:\s*(\S+)", re.MULTILINE)
 _CODE = re.compile(r"!function\s+(\w+)\.")
-# Commands that read what others measured, too, and files that do not count as read.
-_READS_MEASURED = {
-    "report": frozenset({PAGE, *PICTURES, "README.md"}),
-    "push": frozenset[str](),
-    "compare": frozenset[str](),
-}
 
 
 @dataclass
@@ -113,16 +101,16 @@ def _is_entry(entry: Any) -> bool:
 
 
 def key_of(line: CommandLine, work: Path) -> str:
-    """What a step does and reads, as one checksum: its words, and the contents of every path among them.
+    """What a step does and reads, as one checksum: its arguments, and the contents of every path among them.
 
     Args:
         line: The step.
         work: The recipe's folder, whose name does not count: it may be called from elsewhere.
     """
     step = line.step
-    written = step.options.get(WRITES.get(step.command, ""))
+    written = None if line.facts.writes is None else step.options.get(line.facts.writes)
     read = {
-        f"{name} {number}" if number else name: content(path, step.command)
+        f"{name} {number}" if number else name: content(path, line.facts.ignores)
         for name, value in _with_settings(step.options).items()
         if value is not written and name != "run_folder"  # what a run has left is no reason to begin anew
         for number, path in enumerate(_paths(value))
@@ -130,8 +118,8 @@ def key_of(line: CommandLine, work: Path) -> str:
     }
     if isinstance(step.accelerate, str) and exists(Path(step.accelerate)):
         read["accelerate"] = content(Path(step.accelerate))
-    words = [word.replace(str(work), "${work}") for word in line.words]
-    data = [step.command, words, step.accelerate, read]
+    arguments = [text.replace(str(work), "${work}") for text in line.arguments]
+    data = [step.command, arguments, step.accelerate, read]
     return hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()
 
 
@@ -141,23 +129,22 @@ def outputs_of(line: CommandLine) -> list[Path]:
     Raises:
         RecipeError: It does not say where.
     """
-    step = line.step
-    if step.command in WRITES:
-        written = step.options.get(WRITES[step.command])
+    facts, options = line.facts, line.step.options
+    if facts.writes is not None:
+        written = options.get(facts.writes)
         if written is None:
-            raise RecipeError(f"step {step.name}: give out, the folder or file it writes")
+            raise RecipeError(f"step {line.step.name}: give {facts.writes}, the folder or file it writes")
         return [Path(str(written))]
-    if step.command in _BESIDE:
-        folder = Path(str(next(iter(line.words), "")))
-        saves = step.options.get("save", True)
-        # Of models that are no folder nothing is kept.
-        return [folder / _BESIDE[step.command]] if saves and folder.is_dir() else []
-    return []
+    if facts.beside is None:
+        return []
+    folder = Path(line.arguments[0])
+    # Of models that are no folder nothing is kept.
+    return [folder / facts.beside] if options.get("save", True) and folder.is_dir() else []
 
 
 def measured_by(line: CommandLine) -> dict[str, str]:
     """Keys and checksums of all that was measured of the folder that a step measures."""
-    outputs = outputs_of(line) if line.step.command == "evaluate" else []
+    outputs = outputs_of(line) if line.facts.beside == EVALUATION else []
     return result_keys(outputs[0].parent) if outputs else {}
 
 
@@ -178,10 +165,10 @@ def _with_settings(options: dict[str, Any]) -> dict[str, Any]:
     tasks = [path for path in _paths(asked) if path.suffix in (".yaml", ".yml") and exists(path)]
     if tasks:
         options = {**options, "questions": [name for path in tasks for name in _named_in(path)]}
-    file = options.get("recipe")
+    file = options.get("settings")
     if not isinstance(file, str) or not Path(file).is_file():
         return options
-    settings = read_recipe(Path(file))
+    settings = read_settings(Path(file))
     named = ("data", "held_out", "teacher")
     return {**{key: value for key, value in settings.items() if key in named}, **options}
 
@@ -203,11 +190,10 @@ def _paths(value: Any) -> list[Path]:
     return [Path(part) for text in values for part in dict.fromkeys((text, *text.split(","))) if part]
 
 
-def content(path: Path, command: str = "") -> str:
-    """Checksum of a file, or of what a folder holds: without hidden files, reports and measurements."""
+def content(path: Path, ignored: frozenset[str] = MEASURED | {REPORT}) -> str:
+    """Return the checksum of a file, or of what a folder holds: without hidden files, and some others."""
     if path.is_file():
         return files_sha256({"": path})
-    ignored = _READS_MEASURED.get(command, MEASURED | {REPORT})
     files = {
         name.as_posix(): file
         for file in sorted(path.rglob("*"))

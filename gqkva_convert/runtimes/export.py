@@ -7,7 +7,7 @@ from pathlib import Path
 from gqkva_convert.conversion.convert import write
 from gqkva_convert.conversion.export import prepare_export
 from gqkva_convert.errors import UsageError
-from gqkva_convert.progress import Progress
+from gqkva_convert.progress import Progress, Stages, no_stages
 from gqkva_convert.runtimes.gguf.write import prepare_gguf, write_gguf
 
 RUNTIMES = ("gguf",)
@@ -23,6 +23,7 @@ def export(
     max_shard_size: str | None = None,
     overwrite: bool = False,
     progress: Progress | None = None,
+    stages: Stages = no_stages,
 ) -> Path:
     """Rewrite a grouped checkpoint as one that computes the same without gqkva: stock, or for a runtime.
 
@@ -49,6 +50,7 @@ def export(
         overwrite: Replace an existing folder that was written here.
         progress: Called with the number of output bytes just written; a GGUF file's count a second time when
             they are read for their checksum.
+        stages: Begins a stage of progress.
 
     Returns:
         The folder written.
@@ -60,10 +62,10 @@ def export(
     require_options(runtime, dtype, max_shard_size)
     if runtime is not None:
         prepared = prepare_gguf(model, out, architecture=architecture, dtype=dtype)
-        write_gguf(prepared, overwrite=overwrite, progress=progress)
+        write_gguf(prepared, overwrite=overwrite, progress=progress, stages=stages)
         return prepared.conversion.target
     conversion = prepare_export(model, out, architecture=architecture, max_shard_size=max_shard_size)
-    write(conversion, overwrite=overwrite, progress=progress)
+    write(conversion, overwrite=overwrite, progress=progress, stages=stages)
     return conversion.target
 
 

@@ -1,10 +1,11 @@
-"""What a training run does, as data: checked once, written beside the run, read from recipes."""
+"""What a training run does, as data: checked once, written beside the run, read from files."""
 
 from __future__ import annotations
 
 import difflib
 import math
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -204,11 +205,11 @@ class TrainingSettings(BaseModel):
 
 
 def make_settings(values: dict[str, Any], where: str = "") -> TrainingSettings:
-    """Settings from options or from a recipe.
+    """Make settings of options or of a file's values.
 
     Args:
         values: Values by name; None counts as not given.
-        where: What to call them in an error, such as a recipe's path.
+        where: What to call them in an error, such as a file's path.
 
     Raises:
         TrainingError: A name is unknown or a value cannot be.
@@ -231,8 +232,55 @@ def make_settings(values: dict[str, Any], where: str = "") -> TrainingSettings:
         raise TrainingError(f"{prefix}{f'{name}: ' if name else ''}{message}{found}") from error
 
 
-def read_recipe(path: Path) -> dict[str, Any]:
-    """A YAML file of settings, not yet checked against each other.
+def choose_settings(
+    settings: TrainingSettings | str | Path | None, arguments: Mapping[str, Any]
+) -> TrainingSettings:
+    """Return settings that were given whole, or those of a file and of a public function's arguments.
+
+    Args:
+        settings: Settings, a YAML file of them, or None.
+        arguments: The function's arguments; they replace what the file says.
+
+    Raises:
+        TrainingError: Something in them cannot be, or arguments stand beside whole settings.
+    """
+    given = _given_settings(arguments)
+    if isinstance(settings, TrainingSettings):
+        if given:
+            raise TrainingError(f"settings say everything themselves; leave out {_spelled(given, arguments)}")
+        return settings
+    if settings is None:
+        return make_settings(given)
+    return make_settings({**read_settings(Path(settings)), **given}, str(settings))
+
+
+def refuse_settings(settings: object, arguments: Mapping[str, Any]) -> None:
+    """Refuse settings of a run that resumes.
+
+    Raises:
+        TrainingError: There are some.
+    """
+    given = _given_settings(arguments)
+    if given or settings is not None:
+        wrong = _spelled(given, arguments) if given else "--settings"
+        raise TrainingError(f"--resume goes on with the settings it began with; leave out {wrong}")
+
+
+def _given_settings(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the settings among a public function's arguments, with paths as text."""
+    named = {name: arguments[name] for name in TrainingSettings.model_fields if name in arguments}
+    given = {name: value for name, value in named.items() if value is not None} | arguments["others"]
+    return {name: str(value) if isinstance(value, Path) else value for name, value in given.items()}
+
+
+def _spelled(given: Mapping[str, Any], arguments: Mapping[str, Any]) -> str:
+    """Return the option that gave the first of some settings."""
+    first = next(iter(given))
+    return f"--{first.replace('_', '-')}" if first in arguments else "--set"
+
+
+def read_settings(path: Path) -> dict[str, Any]:
+    """Read a YAML file of settings, not yet checked against each other.
 
     Raises:
         TrainingError: It is missing, or not a mapping.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,12 @@ from gqkva_convert.checkpoint.sidecars import REPORT
 from gqkva_convert.data.names import everywhere, exists
 from gqkva_convert.errors import CheckpointError, OutputError, TrainingError
 from gqkva_convert.uptraining.run_folder import RunFolder
-from gqkva_convert.uptraining.settings import TrainingSettings, make_settings
+from gqkva_convert.uptraining.settings import (
+    TrainingSettings,
+    choose_settings,
+    make_settings,
+    refuse_settings,
+)
 
 Watch = Callable[[dict[str, Any]], None]
 # Settings that name what is read.
@@ -23,30 +28,70 @@ _READ = ("data", "held_out", "teacher")
 def uptrain(
     folder: str | Path,
     out: str | Path | None = None,
-    settings: TrainingSettings | None = None,
+    settings: TrainingSettings | str | Path | None = None,
     *,
+    data: str | Path | None = None,
+    held_out: str | Path | None = None,
+    teacher: str | Path | None = None,
+    tokens: int | str | None = None,
+    samples: int | str | None = None,
+    alpha: float | str | None = None,
+    pretraining_tokens: int | str | None = None,
+    num_train_epochs: int | None = None,
+    length: int | None = None,
+    batch_size: int | None = None,
+    per_device_batch_size: int | None = None,
+    learning_rate: float | None = None,
+    loss: Mapping[str, float] | str | None = None,
+    matching: float | str | None = None,
+    train: str | None = None,
+    mixed_precision: str | None = None,
+    stop_within: float | str | None = None,
+    seed: int | None = None,
     run_folder: str | Path | None = None,
     resume: bool = False,
     overwrite: bool = False,
     any_model: bool = False,
-    report_to: tuple[str, ...] = (),
-    watch: Watch = lambda _: None,
+    report_to: Sequence[str] = (),
+    watch: Watch | None = None,
+    **others: Any,
 ) -> dict[str, Any]:
     """Train a converted model until it answers as well as its source did.
 
     Runs under Accelerate: alone, or in as many processes as ``accelerate launch`` started, with the same
     rows and, up to rounding, the same result.
 
+    Every setting of docs/training-settings.md is a keyword; None leaves it to its default.
+
     Args:
         folder: Output of `convert`; with ``any_model`` also a Hub id or ``built-in``.
         out: Folder to write; by default ``folder`` with ``-uptrained`` behind its name.
-        settings: What to do; None where ``resume`` says it.
+        settings: A YAML file of settings, which keywords replace; or `TrainingSettings`, instead of keywords.
+        data: What to train on: a file, a folder, a Hub id or a short name.
+        held_out: Data to measure on; by default rows of ``data`` that are not trained on.
+        teacher: The source model, or a folder of `teacher`.
+        tokens: Budget in tokens, such as ``"20M"``.
+        samples: Budget in rows: images, pairs of texts.
+        alpha: Budget as a share of ``pretraining_tokens``.
+        pretraining_tokens: Tokens the source was trained on, such as ``"2T"``.
+        num_train_epochs: How often the budget's rows are read.
+        length: Tokens a row.
+        batch_size: Rows a step, of all processes.
+        per_device_batch_size: Rows of one forward pass.
+        learning_rate: Highest learning rate.
+        loss: Terms and their weights, such as ``{"kl": 1, "task": 0.5}``.
+        matching: Share of the budget that first matches each attention block to the teacher's.
+        train: ``all``, ``attention``, ``kv`` or ``lora``.
+        mixed_precision: ``no``, ``bf16`` or ``fp16``.
+        stop_within: Stop once the held-out loss is within this share of the teacher's.
+        seed: Seed of everything drawn at random.
         run_folder: Folder of checkpoints and metrics; by default ``out`` with ``-run`` behind its name.
-        resume: Go on with the run in the run folder.
-        overwrite: Start anew over an earlier run and result.
+        resume: Resume the run in the run folder, with the settings it began with.
+        overwrite: Replace an earlier run and its result.
         any_model: Train a folder that is no output of ours.
         report_to: Trackers of Accelerate, such as ``tensorboard`` or ``wandb``.
         watch: Called with the metrics of every step; with ``{"note": ...}`` for what a user should know.
+        **others: Any other setting.
 
     Returns:
         JSON data: the folder and what training did.
@@ -55,10 +100,11 @@ def uptrain(
         GqkvaError: With a message for the user; nothing stands under ``out`` then.
         KeyboardInterrupt: It was stopped, after a checkpoint.
     """
+    chosen = _new_settings(settings, locals())
     return _train(
         folder,
         out,
-        settings,
+        chosen,
         suffix="uptrained",
         run_folder=run_folder,
         resume=resume,
@@ -72,19 +118,59 @@ def uptrain(
 def pretrain(
     folder: str | Path,
     out: str | Path | None = None,
-    settings: TrainingSettings | None = None,
-    **options: Any,
+    settings: TrainingSettings | str | Path | None = None,
+    *,
+    data: str | Path | None = None,
+    held_out: str | Path | None = None,
+    tokens: int | str | None = None,
+    samples: int | str | None = None,
+    length: int | None = None,
+    batch_size: int | None = None,
+    per_device_batch_size: int | None = None,
+    learning_rate: float | None = None,
+    seed: int | None = None,
+    run_folder: str | Path | None = None,
+    resume: bool = False,
+    overwrite: bool = False,
+    report_to: Sequence[str] = (),
+    watch: Watch | None = None,
+    **others: Any,
 ) -> dict[str, Any]:
-    """Train a model of `init` from scratch; all else as `uptrain`.
+    """Train a model of `init` from scratch; arguments and result are those of `uptrain`, without a teacher.
 
     Raises:
         TrainingError: The settings name a teacher.
     """
-    if settings is not None and settings.teacher is not None:
+    chosen = _new_settings(settings, locals())
+    if chosen is not None and chosen.teacher is not None:
         raise TrainingError("pretrain has no teacher; to learn from one, use uptrain with --any-model")
     return _train(
-        folder, out, settings, suffix="pretrained", from_scratch=True, **{**options, "any_model": True}
+        folder,
+        out,
+        chosen,
+        suffix="pretrained",
+        from_scratch=True,
+        run_folder=run_folder,
+        resume=resume,
+        overwrite=overwrite,
+        any_model=True,
+        report_to=report_to,
+        watch=watch,
     )
+
+
+def _new_settings(
+    settings: TrainingSettings | str | Path | None, arguments: Mapping[str, Any]
+) -> TrainingSettings | None:
+    """Return the settings of a new run; None for one that resumes, whose settings are fixed.
+
+    Raises:
+        TrainingError: They cannot be, or a run that resumes is given some.
+    """
+    if not arguments["resume"]:
+        return choose_settings(settings, arguments)
+    refuse_settings(settings, arguments)
+    return None
 
 
 def _train(
@@ -97,8 +183,8 @@ def _train(
     resume: bool = False,
     overwrite: bool = False,
     any_model: bool = False,
-    report_to: tuple[str, ...] = (),
-    watch: Watch = lambda _: None,
+    report_to: Sequence[str] = (),
+    watch: Watch | None = None,
     from_scratch: bool = False,
 ) -> dict[str, Any]:
     named = Path(folder).resolve()
@@ -130,8 +216,7 @@ def _train(
             overwrite or stored.get("overwrite", False),
             stored.get("from_scratch", False),
         )
-    if settings is None:
-        raise TrainingError("give settings, or --resume to go on with a run")
+    assert settings is not None
     # Paths mean the same from every folder then, for whoever goes on with the run.
     read = {name: getattr(settings, name) for name in _READ}
     settings = settings.model_copy(update={name: everywhere(value) for name, value in read.items() if value})
@@ -139,8 +224,12 @@ def _train(
     check_target(out, overwrite=overwrite)
     from gqkva_convert.uptraining.run import Run
 
-    run_once = Run(folder, out, run, settings, report_to, watch, from_scratch=from_scratch)
+    run_once = Run(folder, out, run, settings, tuple(report_to), watch or _ignore, from_scratch=from_scratch)
     return run_once.go(resume=resume, overwrite=overwrite)
+
+
+def _ignore(entry: dict[str, Any]) -> None:
+    """Watch nothing."""
 
 
 def _spare_what_is_read(settings: TrainingSettings, *written: Path) -> None:

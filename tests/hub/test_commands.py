@@ -13,11 +13,11 @@ import pytest
 from safetensors.torch import load_file
 from typer.testing import Result
 
-from gqkva_convert.cli.training_options import settings_of
+from gqkva_convert.cli.derived import derived_command
 from gqkva_convert.hub.card import model_card
 from gqkva_convert.hub.commands import making_commands
 from gqkva_convert.hub.facts import Facts
-from gqkva_convert.uptraining.settings import TrainingSettings
+from gqkva_convert.uptraining.settings import TrainingSettings, choose_settings
 
 Run = Callable[..., Result]
 
@@ -88,9 +88,9 @@ def test_the_command_of_a_training_has_the_same_settings(gqkva: Run, tmp_path: P
     start = "accelerate launch --num_processes 8 -m gqkva_convert uptrain out "
     assert line.startswith(start)
     words = shlex.split(line.removeprefix(start))
-    pairs = list(zip(words[::2], words[1::2], strict=True))
-    options = {name[2:].replace("-", "_"): value for name, value in pairs if name != "--set"}
-    assert settings_of(None, [value for name, value in pairs if name == "--set"], **options) == settings
+    parsed = derived_command("uptrain").make_context("uptrain", ["out", *words]).params
+    others = dict(pair.split("=", 1) for pair in parsed["others"])
+    assert choose_settings(None, {**parsed, "others": others}) == settings
 
 
 def test_precision_that_accelerate_was_set_up_with_is_named(tmp_path: Path) -> None:

@@ -13,7 +13,6 @@ from typer.testing import Result
 
 import gqkva_convert
 from gqkva_convert.checkpoint.folder import open_checkpoint
-from gqkva_convert.cli.run import commands
 from gqkva_convert.errors import RecipeError
 from gqkva_convert.recipes.run import prepare
 from gqkva_convert.recipes.schema import Recipe
@@ -253,7 +252,7 @@ def test_options_of_every_kind_become_words(tmp_path: Path) -> None:
     for name, options in steps.items():
         text += f"  - {name}: {options}\n"
     (tmp_path / "r.yaml").write_text(text)
-    for line in prepare(tmp_path / "r.yaml", commands(), (), None).lines:
+    for line in prepare(tmp_path / "r.yaml", (), None).lines:
         lines[line.step.command] = str(line)
     assert lines["plan"] == "gqkva plan m --out p.json --gkv 2 --no-pictures"
     assert lines["convert"] == "gqkva convert m o --kv-budget 25%"

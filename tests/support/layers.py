@@ -4,7 +4,7 @@ from __future__ import annotations
 
 # Each entry imports itself and earlier entries; packages of one entry do not import each other.
 ORDER = (
-    ("_version", "errors", "pictures", "progress"),
+    ("_version", "errors", "options", "pictures", "progress"),
     ("heads",),
     ("architectures", "transforms", "checkpoint"),
     ("modeling",),
@@ -18,6 +18,7 @@ ORDER = (
     ("conversion",),
     ("runtimes",),
     ("hub", "comparison"),
-    ("demo_model", "recipes"),
+    ("demo_model",),
+    ("recipes",),
     ("cli",),
 )

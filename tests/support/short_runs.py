@@ -55,6 +55,6 @@ def environment(tmp_path: Path) -> dict[str, str]:
 
 
 def options(lesson: Lesson, tmp_path: Path, **changed: Any) -> list[str]:
-    recipe = tmp_path / "recipe.yaml"
-    recipe.write_text(json.dumps(settings(lesson, **changed).model_dump(exclude_defaults=True)))
-    return ["--recipe", str(recipe)]
+    file = tmp_path / "settings.yaml"
+    file.write_text(json.dumps(settings(lesson, **changed).model_dump(exclude_defaults=True)))
+    return ["--settings", str(file)]

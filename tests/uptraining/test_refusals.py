@@ -71,7 +71,7 @@ def test_a_folder_that_is_no_conversion_is_refused(
         (["--loss", "task=inf"], 12, ["loss.task: Input should be a finite number"]),
         (["--length", "1"], 12, ["length: Input should be greater than or equal to 2"]),
         (["--resume"], 12, ["leave out --data"]),
-        (["--recipe", "none.yaml"], 12, ["none.yaml: No such file"]),
+        (["--settings", "none.yaml"], 12, ["none.yaml: No such file"]),
         (["--mixed-precision", "fp7"], 12, ["mixed_precision: Input should be"]),
     ],
 )

@@ -9,7 +9,7 @@ import pytest
 
 from gqkva_convert.errors import TrainingError
 from gqkva_convert.uptraining.engine.schedule import Schedule
-from gqkva_convert.uptraining.settings import make_settings, read_recipe
+from gqkva_convert.uptraining.settings import make_settings, read_settings
 
 RECIPES = Path(__file__).parents[2] / "recipes"
 BASE = {"data": "x.txt", "tokens": "20M"}
@@ -62,7 +62,7 @@ def test_recipes_that_are_none_are_refused(text: str | None, message: str, tmp_p
     if text is not None:
         (tmp_path / "r.yaml").write_text(text)
     with pytest.raises(TrainingError, match=message):
-        read_recipe(tmp_path / "r.yaml")
+        read_settings(tmp_path / "r.yaml")
 
 
 @pytest.mark.parametrize(
@@ -70,7 +70,7 @@ def test_recipes_that_are_none_are_refused(text: str | None, message: str, tmp_p
 )
 def test_shipped_recipes_are_settings(recipe: Path) -> None:
     """Those beside a recipe of `gqkva run` get their data, and most their budget, from it."""
-    found = read_recipe(recipe)
+    found = read_settings(recipe)
     budget = {} if "samples" in found else {"tokens": 1}
     make_settings({"data": "some", **budget, **found}, recipe.name)
 

@@ -6,6 +6,7 @@ import datetime
 import importlib.metadata
 import os
 import platform
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,7 +16,7 @@ from gqkva_convert.checkpoint.hub import locate
 from gqkva_convert.errors import EvaluationError, OutputError
 from gqkva_convert.evaluation.speed.results import save_results
 from gqkva_convert.evaluation.speed.rows import CONVERTED, ORIGINAL, speedups
-from gqkva_convert.evaluation.speed.settings import BenchSettings
+from gqkva_convert.evaluation.speed.settings import settings_of
 from gqkva_convert.modeling.quiet import quiet_transformers
 from gqkva_convert.progress import Stages, no_stages
 from gqkva_convert.records.evaluations import machine
@@ -31,14 +32,14 @@ def bench(
     model: str | Path,
     *,
     against: str | Path | None = None,
-    context: tuple[int, ...] | None = None,
-    batch: tuple[int, ...] = (1, 16),
+    context: str | Sequence[int] | None = None,
+    batch: str | Sequence[int] = (1, 16),
     new_tokens: int = 32,
     dtype: str = "bfloat16",
     device: str = "auto",
     attn_implementation: str = "sdpa",
-    rounds: int = 5,
     cache: str = "static",
+    rounds: int = 5,
     seed: int = 0,
     save: bool = True,
     progress: Stages | None = None,
@@ -53,15 +54,15 @@ def bench(
         model: Checkpoint folder, stock or grouped.
         against: Folder or Hub id of a model to measure beside it, as a rule the one it was made from.
         context: Positions in the cache, or in the input; by default 4,096 and 32,768, and 512 in inputs of
-            encoders, or as many as the model has.
+            encoders, or as many as the model has. Like ``batch`` several numbers, or text with commas.
         batch: Sequences at once.
         new_tokens: Tokens that are generated in each round.
         dtype: ``bfloat16``, ``float16`` or ``float32``.
         device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
         attn_implementation: As transformers calls it.
-        rounds: Measurements of each number; the two models take turns.
         cache: ``static``, allocated once, or ``dynamic``, which `generate` uses by default and which grows
             by a copy at each token.
+        rounds: Measurements of each number; the two models take turns.
         seed: Seed of the tokens.
         save: Whether to leave ``gqkva_bench.json`` and ``gqkva_bench.png`` in the model's folder, where it is
             one.
@@ -75,17 +76,7 @@ def bench(
         OutputError: The folder cannot be written.
         GqkvaError: A folder is not a checkpoint of a known family.
     """
-    settings = BenchSettings(
-        None if context is None else tuple(context),
-        tuple(batch),
-        new_tokens,
-        dtype,
-        device,
-        attn_implementation,
-        rounds,
-        cache,
-        seed,
-    )
+    settings = settings_of(locals())
     names = {CONVERTED: str(model)} | ({} if against is None else {ORIGINAL: str(against)})
     sources = {name: open_model(locate(where).folder) for name, where in names.items()}
     folder = Path(model)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from typing import Any
 
 from gqkva_convert.errors import EvaluationError
 
@@ -10,17 +12,19 @@ DTYPES = ("bfloat16", "float16", "float32")
 CACHES = ("static", "dynamic")
 
 
-def parse_counts(option: str, text: str) -> tuple[int, ...]:
-    """Numbers with commas between them.
+def _counts(option: str, given: str | Sequence[int]) -> tuple[int, ...]:
+    """Return numbers, or those of a text with commas between them.
 
     Raises:
-        EvaluationError: They are not.
+        EvaluationError: The text is of something else.
     """
+    if not isinstance(given, str):
+        return tuple(given)
     try:
-        return tuple(int(part) for part in text.split(","))
+        return tuple(int(part) for part in given.split(","))
     except ValueError as error:
         raise EvaluationError(
-            f"{option} {text}: give whole numbers with commas between them, as 1,16"
+            f"{option} {given}: give whole numbers with commas between them, as 1,16"
         ) from error
 
 
@@ -68,3 +72,16 @@ class BenchSettings:
         for name, value, choices in (("dtype", self.dtype, DTYPES), ("cache", self.cache, CACHES)):
             if value not in choices:
                 raise EvaluationError(f"--{name} {value}: choose one of {', '.join(choices)}")
+
+
+def settings_of(arguments: Mapping[str, Any]) -> BenchSettings:
+    """Return the settings among the arguments of `bench`.
+
+    Raises:
+        EvaluationError: A value cannot be.
+    """
+    given = {field.name: arguments[field.name] for field in fields(BenchSettings) if field.name in arguments}
+    for name in ("context", "batch"):
+        if given.get(name) is not None:
+            given[name] = _counts(f"--{name}", given[name])
+    return BenchSettings(**given)

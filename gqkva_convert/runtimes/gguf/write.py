@@ -23,7 +23,7 @@ from gqkva_convert.conversion.convert import Conversion
 from gqkva_convert.conversion.export import key_value_counts, prepare_export, require_architecture
 from gqkva_convert.errors import NotExpressibleError, OutputError, UsageError, VerificationError
 from gqkva_convert.plans.plan import Plan
-from gqkva_convert.progress import Progress
+from gqkva_convert.progress import Progress, Stages, byte_stage, no_stages
 from gqkva_convert.records.report import count_parameters, describe_source, versions
 from gqkva_convert.runtimes.gguf.families import RUNTIME_FAMILIES
 from gqkva_convert.runtimes.gguf.hyperparameters import (
@@ -232,7 +232,13 @@ class _Stream:
         assert written == self.nbytes, f"{written} bytes of {self.nbytes}"
 
 
-def write_gguf(export: RuntimeExport, *, overwrite: bool = False, progress: Progress | None = None) -> None:
+def write_gguf(
+    export: RuntimeExport,
+    *,
+    overwrite: bool = False,
+    progress: Progress | None = None,
+    stages: Stages = no_stages,
+) -> None:
     """Write a prepared file, check it, and publish its folder.
 
     Memory is a few rows of a tensor, whatever the model's size. An error or an interrupt leaves nothing.
@@ -255,7 +261,8 @@ def write_gguf(export: RuntimeExport, *, overwrite: bool = False, progress: Prog
                 "there; free some or choose another folder"
             )
         path = folder / export.file_name
-        advance = progress or (lambda _: None)
+        named = conversion.target / export.file_name
+        advance = byte_stage(stages, f"writing {named}", export.work_bytes, progress)
         _write_file(export, path, advance)
         check_file(path, export)
         sha256 = file_sha256(path, advance)

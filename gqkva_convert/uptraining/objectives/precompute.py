@@ -11,7 +11,7 @@ from gqkva_convert.checkpoint.hub import locate
 from gqkva_convert.checkpoint.publish import published_folder
 from gqkva_convert.errors import TrainingError
 from gqkva_convert.progress import Stages, no_stages
-from gqkva_convert.uptraining.settings import TrainingSettings
+from gqkva_convert.uptraining.settings import TrainingSettings, choose_settings
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -27,23 +27,36 @@ _LEAST = -1000.0
 
 
 def teacher(
-    model: str,
+    model: str | Path,
     out: str | Path,
-    settings: TrainingSettings,
+    settings: TrainingSettings | str | Path | None = None,
     *,
+    data: str | Path | None = None,
+    held_out: str | Path | None = None,
+    tokens: int | str | None = None,
+    length: int | None = None,
+    seed: int | None = None,
     top_k: int = 64,
     revision: str | None = None,
     stages: Stages = no_stages,
+    **others: Any,
 ) -> dict[str, Any]:
     """Run a source model over the rows of a run and write down its likeliest tokens.
 
     Args:
         model: The source: a folder or a Hub id.
         out: Folder to write; `uptrain` takes it as ``teacher``.
-        settings: Those of the run: data, budget, length, seed and what else decides its rows.
+        settings: Those of the run: data, budget, length, seed and what else decides its rows; a YAML file of
+            them, which keywords replace, or `TrainingSettings`, instead of keywords.
+        data: What to train on: a file, a folder, a Hub id or a short name.
+        held_out: Data to measure on; by default rows of ``data`` that are not trained on.
+        tokens: Budget in tokens, such as ``"20M"``.
+        length: Tokens a row.
+        seed: Seed of everything drawn at random.
         top_k: Tokens kept a position; all others count as one.
         revision: Branch, tag or commit of a Hub id.
         stages: Shows progress.
+        **others: Any other setting of docs/training-settings.md.
 
     Returns:
         JSON data: the folder, rows, bytes, and the teacher's held-out loss.
@@ -51,6 +64,8 @@ def teacher(
     Raises:
         GqkvaError: With a message for the user; nothing stands under ``out`` then.
     """
+    chosen = choose_settings(settings, locals())
+
     from gqkva_convert.calibration.network import load_network
     from gqkva_convert.data.tasks import CAUSAL, trained_task
     from gqkva_convert.source.model import family_of
@@ -59,12 +74,12 @@ def teacher(
     from gqkva_convert.uptraining.rows.reading import open_rows
     from gqkva_convert.uptraining.rows.stored import StoredRows
 
-    located = locate(model, revision)
+    located = locate(str(model), revision)
     checkpoint = open_checkpoint(located.folder)
     family = family_of(checkpoint.config, located.folder)
     network = load_network(located.folder, checkpoint.nbytes, family.architecture)
     task = trained_task(network)
-    rows, collator = open_rows(settings, located.folder, network, task)
+    rows, collator = open_rows(chosen, located.folder, network, task)
     lengths = isinstance(rows, StoredRows) and {len(row["input_ids"]) for row in _some(rows.rows)}
     if task != CAUSAL or not isinstance(rows, StoredRows) or lengths != {int(rows.tokens_per_row)}:
         raise TrainingError(
@@ -81,7 +96,7 @@ def teacher(
     runner = ModelRunner(network, has_head=True)
     runner.check_head(collator.batch([rows.rows[0]], []))
     with published_folder(Path(out), overwrite=False) as folder:
-        written = _write_files(runner, rows, collator, folder, settings.temperature, top_k, stages)
+        written = _write_files(runner, rows, collator, folder, chosen.temperature, top_k, stages)
         note = {
             "model": located.name,
             "revision": located.revision,
@@ -89,8 +104,8 @@ def teacher(
             "digest": rows.digest,
             "vocab_size": network.config.vocab_size,
             "top_k": top_k,
-            "temperature": settings.temperature,
-            "held_out": settings.held_out,
+            "temperature": chosen.temperature,
+            "held_out": chosen.held_out,
             "held_out_loss": _held_out_loss(runner, rows.held_out, collator),
             "bytes": written,
         }

@@ -10,7 +10,6 @@ import learners
 import pytest
 from typer.testing import Result
 
-from gqkva_convert.cli.run import commands
 from gqkva_convert.recipes.run import prepare
 
 Run = Callable[..., Result]
@@ -37,7 +36,7 @@ steps:
 def lines(text: str, folder: Path, *changes: str) -> dict[str, str]:
     """Command lines by the names of their steps."""
     (folder / "r.yaml").write_text(text)
-    found = prepare(folder / "r.yaml", commands(), changes, Path("w")).lines
+    found = prepare(folder / "r.yaml", changes, Path("w")).lines
     return {line.step.name: str(line) for line in found}
 
 

@@ -1,4 +1,4 @@
-"""From what a recipe says to the steps that run: changes, repetitions and variables in their places."""
+"""Expand a recipe into the steps that run: changes applied, repetitions written out, variables replaced."""
 
 from __future__ import annotations
 
@@ -77,8 +77,8 @@ class Changes:
         return found
 
 
-def settle(recipe: Recipe, changes: Iterable[str], work: Path) -> tuple[Step, ...]:
-    """The steps that a recipe stands for.
+def expand(recipe: Recipe, changes: Iterable[str], work: Path) -> tuple[Step, ...]:
+    """Return the steps of a recipe, with repetitions written out and variables replaced.
 
     Args:
         recipe: As it was read.
