@@ -18,7 +18,7 @@ from gqkva_convert.checkpoint.reader import TensorReader
 from gqkva_convert.checkpoint.sidecars import REPORT
 from gqkva_convert.conversion.logits import check_logits
 from gqkva_convert.conversion.proof import Proof
-from gqkva_convert.errors import LayoutError, VerificationError
+from gqkva_convert.errors import UsageError, VerificationError
 from gqkva_convert.modeling.bundle import modeling_text
 from gqkva_convert.modeling.families import GROUPED_FAMILIES, modeling_module
 from gqkva_convert.plans.config import converted_config
@@ -72,7 +72,7 @@ def verify(
         GqkvaError: The folder or the source cannot be read.
     """
     if layers is not None and layers < 1:
-        raise LayoutError(f"--layers {layers}: at least 1")
+        raise UsageError(f"--layers {layers}: at least 1")
     folder = Path(folder)
     report = read_report(folder)
     plan = Plan.from_dict(report["plan"])
