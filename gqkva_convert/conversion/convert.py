@@ -60,13 +60,13 @@ class Draft:
     config: dict[str, Any]
 
 
-def make_draft(model: SourceModel, plan: Plan, tied: dict[str, str] | None = None) -> Draft:
+def make_draft(model: SourceModel, plan: Plan, tied: dict[str, str]) -> Draft:
     """Check a plan against its source; reads no weights.
 
     Args:
         model: The source.
         plan: What happens to its heads.
-        tied: Tensors to leave out because another holds the same bytes, each with the reason.
+        tied: What `tied_copies` found in the source.
 
     Raises:
         GqkvaError: The plan does not fit the source, or no class can hold the result.
@@ -153,7 +153,7 @@ def prepare(
         raise UsageError("give either a plan or what to plan, --gkv for instance; not both")
     max_shard_bytes = parse_size(max_shard_size) if max_shard_size else None
 
-    def first_draft(source: SourceModel, tied: dict[str, str] | None = None) -> Draft:
+    def first_draft(source: SourceModel, tied: dict[str, str]) -> Draft:
         if request is not None:
             return make_draft(source, request_plan(source, request), tied)
         return make_draft(source, read_plan(Path(str(plan)), source), tied)
@@ -161,10 +161,10 @@ def prepare(
     headers = peek(str(model), revision)
     if headers is not None:
         # Refused before the download. Steps name files and offsets, which are here only after it.
-        first_draft(read_model(headers))
+        first_draft(read_model(headers), {})
     located = locate(str(model), revision)
     source = open_model(located.folder)
-    tied = _tied_copies(source)
+    tied = tied_copies(source)
     draft = first_draft(source, tied)  # refused before the data are looked at
     chosen, calibrated, _ = complete_plan(located, source, draft.plan, request, stages)
     if chosen != draft.plan:
@@ -174,53 +174,37 @@ def prepare(
     wished += ["--max-shard-size", max_shard_size] if max_shard_size else []
     wished += ["--revision", located.revision] if located.revision else []
     command = ("convert", located.name, str(target), *wished)
-    return _drafted_conversion(located, source, draft, target, max_shard_bytes, calibrated, command)
+    return plan_shards(located, source, draft, target, max_shard_bytes, calibrated, command)
 
 
-def planned_conversion(
-    located: Located,
-    source: SourceModel,
-    plan: Plan,
-    target: Path,
-    max_shard_bytes: int | None,
-    command: tuple[str, ...] = (),
-) -> Conversion:
-    """Everything a plan will do to a source; writes nothing.
-
-    Args:
-        located: The source.
-        source: The same, opened.
-        plan: What happens to its heads.
-        target: Output folder.
-        max_shard_bytes: Largest output file; None keeps the source's division.
-        command: The arguments of ``gqkva`` that ask for it.
-
-    Raises:
-        GqkvaError: The plan does not fit the source, or the target is or holds it.
-    """
-    draft = make_draft(source, plan, _tied_copies(source))
-    return _drafted_conversion(located, source, draft, target, max_shard_bytes, None, command)
-
-
-def _drafted_conversion(
+def plan_shards(
     located: Located,
     source: SourceModel,
     draft: Draft,
     target: Path,
     max_shard_bytes: int | None,
-    calibrated: CalibratedModel | None,
-    command: tuple[str, ...],
+    calibrated: CalibratedModel | None = None,
+    command: tuple[str, ...] = (),
 ) -> Conversion:
+    """Return a checked plan with its output files; writes nothing.
+
+    Args:
+        located: The source.
+        source: The same, opened.
+        draft: The checked plan.
+        target: Output folder.
+        max_shard_bytes: Largest output file; None keeps the source's division.
+        calibrated: The source with the data that the plan names.
+        command: The arguments of ``gqkva`` that ask for it.
+
+    Raises:
+        OutputError: The target is or holds the source.
+    """
     shards = make_shards(draft.steps, source.checkpoint.files, max_shard_bytes)
     if target.resolve() == located.folder.resolve() or target.resolve() in located.folder.resolve().parents:
         raise OutputError(f"{target} is or holds the source; choose another folder")
     parts = draft.plan, draft.steps, draft.config
     return Conversion(located, source, *parts, shards, target, calibrated, command)
-
-
-def _tied_copies(source: SourceModel) -> dict[str, str]:
-    with source.checkpoint.reader() as reader:
-        return tied_copies(source, reader)
 
 
 @overload

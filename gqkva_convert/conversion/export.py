@@ -9,12 +9,13 @@ from typing import Any, Literal
 
 from gqkva_convert.architectures import Attention, HeadNorm, Key
 from gqkva_convert.checkpoint.hub import locate
-from gqkva_convert.conversion.convert import Conversion, planned_conversion
+from gqkva_convert.conversion.convert import Conversion, make_draft, plan_shards
 from gqkva_convert.errors import NotExpressibleError, UsageError
 from gqkva_convert.heads import HeadLayout, Place
 from gqkva_convert.plans.plan import BlockPlan, Plan
 from gqkva_convert.source.deci import DECI, require_deci_form
 from gqkva_convert.source.model import Block, SourceModel, active_norms, config_number, open_model
+from gqkva_convert.steps.others import tied_copies
 from gqkva_convert.steps.shards import parse_size
 
 Slots = tuple[tuple[int | None, ...], ...]
@@ -41,7 +42,8 @@ def prepare_export(
     wished = ["--architecture", DECI] if plan.architecture == DECI else []
     wished += ["--max-shard-size", max_shard_size] if max_shard_size else []
     command = ("export", located.name, str(out), *wished)
-    return planned_conversion(located, source, plan, Path(out), max_shard_bytes, command=command)
+    draft = make_draft(source, plan, tied_copies(source))
+    return plan_shards(located, source, draft, Path(out), max_shard_bytes, command=command)
 
 
 def require_architecture(name: str) -> None:

@@ -256,7 +256,7 @@ def _check_source(
         return checksums
     with source.checkpoint.reader() as reader:
         merged = MergedBlocks(reader)
-        steps = make_steps(source, plan, tied_copies(source, reader))
+        steps = make_steps(source, plan, tied_copies(source))
         with model.checkpoint.reader() as output:
             fixed = {name: entry.get("sha256") for name, entry in report["tensors"].items()}
             wrong = []

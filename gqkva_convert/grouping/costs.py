@@ -122,11 +122,12 @@ def grid_loss(
         ),
         weights / max(float(weights.mean()), 1e-300),
         head_dim,
+        list(statistics.first),
+        list(statistics.second),
     )
-    first, second = list(statistics.first), list(statistics.second)
-    mixes = shared_scores(scores, turning, first, second, rounds=_GRID_ROUNDS)
-    alone = [replace(scores, heads=(reading,), weights=np.ones(1)) for reading in scored]
-    own = np.array([max(score_energy(head, turning), 1e-300) for head in alone])
+    mixes = shared_scores(scores, turning, rounds=_GRID_ROUNDS)
+    alone = [replace(scores, heads=(head,), weights=np.ones(1)) for head in scored]
+    own = np.array([max(score_energy(one, turning), 1e-300) for one in alone])
     lost = score_loss(replace(scores, weights=1 / own), turning, *mixes) / len(own)
     return lost + VALUE_SHARE * sum(_residuals(statistics, group)[1] for group in members["key"].values())
 

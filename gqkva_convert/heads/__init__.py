@@ -4,13 +4,13 @@ from gqkva_convert.heads.groupings import (
     FOR_GRIDS,
     GROUPINGS,
     SEARCHED,
+    merged_groups,
     neighbour_order,
     random_order,
     without_reordering,
 )
 from gqkva_convert.heads.layout import ROLES, HeadLayout, divisors
 from gqkva_convert.heads.place import Place, place_name, place_seed
-from gqkva_convert.heads.regrouping import Regrouping, merged_groups
 from gqkva_convert.heads.variants import Variant
 
 __all__ = [
@@ -20,7 +20,6 @@ __all__ = [
     "SEARCHED",
     "HeadLayout",
     "Place",
-    "Regrouping",
     "Variant",
     "divisors",
     "merged_groups",

@@ -9,6 +9,7 @@ that stock grouped attention reads.
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from gqkva_convert.heads.layout import ROLES, HeadLayout
@@ -19,7 +20,6 @@ class Grouping:
     """One way to choose which heads become one.
 
     Attributes:
-        name: What the command line calls it.
         is_searched: Whether it looks at heads.
         needs_data: Whether it needs calibration data.
         takes_grids: Whether it can assign heads to a grid whose queries are shared too.
@@ -28,7 +28,6 @@ class Grouping:
         spans_layers: Whether it chooses the groups of all layers together.
     """
 
-    name: str
     is_searched: bool = True
     needs_data: bool = False
     takes_grids: bool = False
@@ -39,25 +38,42 @@ class Grouping:
 
 # All groupings, as `--grouping` names them.
 GROUPINGS = {
-    grouping.name: grouping
-    for grouping in (
-        Grouping("neighbour", is_searched=False, takes_grids=True),
-        Grouping("random", is_searched=False, takes_grids=True),
-        Grouping("weights", takes_grids=True),
-        Grouping("activations", needs_data=True, takes_grids=True),
-        Grouping("activations-raw", needs_data=True, takes_grids=True, is_aligned=False),
-        Grouping("asym", needs_data=True, is_equal=False),
-        Grouping("asym-raw", needs_data=True, is_equal=False, is_aligned=False),
-        Grouping("evolution", is_equal=False, spans_layers=True),
-        Grouping("evolution-ec", spans_layers=True),
-        Grouping("key-norm", is_equal=False),
-        Grouping("loss", takes_grids=True),
-    )
+    "neighbour": Grouping(is_searched=False, takes_grids=True),
+    "random": Grouping(is_searched=False, takes_grids=True),
+    "weights": Grouping(takes_grids=True),
+    "activations": Grouping(needs_data=True, takes_grids=True),
+    "activations-raw": Grouping(needs_data=True, takes_grids=True, is_aligned=False),
+    "asym": Grouping(needs_data=True, is_equal=False),
+    "asym-raw": Grouping(needs_data=True, is_equal=False, is_aligned=False),
+    "evolution": Grouping(is_equal=False, spans_layers=True),
+    "evolution-ec": Grouping(spans_layers=True),
+    "key-norm": Grouping(is_equal=False),
+    "loss": Grouping(takes_grids=True),
 }
 # Those that look at heads, and whether they need data.
 SEARCHED = {name: grouping.needs_data for name, grouping in GROUPINGS.items() if grouping.is_searched}
 # Of these, those that can assign heads to grids.
 FOR_GRIDS = tuple(name for name in SEARCHED if GROUPINGS[name].takes_grids)
+
+
+def merged_groups(
+    order: Sequence[int | None], source: Sequence[int], target: Sequence[int]
+) -> tuple[tuple[int, ...], ...]:
+    """Return, for each stored head of the result, the source's stored heads that it is merged from.
+
+    Args:
+        order: Source attention head that each attention head of the result was; None for an added one.
+        source: Stored head of each attention head of the source, for one role.
+        target: Stored head of each attention head of the result, for the same role.
+
+    Returns:
+        A group for each stored head; one that only added heads read repeats the source's first.
+    """
+    groups: list[dict[int, None]] = [{} for _ in set(target)]
+    for head, stored in zip(order, target, strict=True):
+        if head is not None:
+            groups[stored][source[head]] = None
+    return tuple(tuple(group) or (0,) for group in groups)
 
 
 def neighbour_order(source: HeadLayout) -> tuple[int, ...]:

@@ -41,6 +41,11 @@ def request_plan(model: SourceModel, request: Request) -> Plan:
         budget_heads(model, request)
         name = f"kv-{str(request.kv_budget).replace('%', 'pct')}"
         blocks = tuple(BlockPlan.unchanged(block.place, block.layout) for block in model.blocks)
+        shared = next((block.source.name for block in blocks if block.shares_queries), None)
+        if shared is not None:
+            raise LayoutError(
+                f"the source is {shared}; its heads cannot be merged further, convert the original model"
+            )
     return Plan(
         name,
         grouping,

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from gqkva_convert.checkpoint.dtypes import BITS
 from gqkva_convert.heads import HeadLayout
-from gqkva_convert.source.model import Block, SourceModel, projection_tensor
+from gqkva_convert.source.model import Block, SourceModel
+from gqkva_convert.source.stored_block import stored_block
 
 
 def cache_bytes(model: SourceModel, layouts: list[HeadLayout], cache: str) -> int:
@@ -23,7 +24,4 @@ def cache_bytes(model: SourceModel, layouts: list[HeadLayout], cache: str) -> in
 
 
 def _key_bytes(model: SourceModel, block: Block) -> int:
-    projection = next(p for p in block.attention.projections if "key" in p.roles)
-    weight = projection_tensor(model, block, projection, "weight")
-    assert weight is not None
-    return BITS[weight.dtype] // 8
+    return BITS[stored_block(model, block).projection("key").weight.dtype] // 8

@@ -7,11 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from gqkva_convert.architectures import Attention, Bias, Family, HeadNorm, Key, Projection, Quotient
-from gqkva_convert.checkpoint.dtypes import FLOATS
+from gqkva_convert.architectures import Attention, Bias, Family, HeadNorm, Key, Quotient
 from gqkva_convert.checkpoint.folder import Checkpoint, open_checkpoint
-from gqkva_convert.checkpoint.header import StoredTensor
-from gqkva_convert.errors import FamilyError, LayoutError, WeightError
+from gqkva_convert.errors import FamilyError, LayoutError
 from gqkva_convert.heads import HeadLayout, Place, place_name
 from gqkva_convert.modeling.families import (
     find_family,
@@ -216,47 +214,6 @@ def _find_prefix(checkpoint: Checkpoint, family: Family) -> str:
         f"{checkpoint.folder}: a {family.model_type} checkpoint stores "
         f"{family.prefixes[0] + first!r}, this one does not"
     )
-
-
-def projection_tensor(
-    model: SourceModel, block: Block, projection: Projection, part: str
-) -> StoredTensor | None:
-    """The weight or bias of a projection, checked against the layout.
-
-    Args:
-        model: The source.
-        block: The attention block.
-        projection: One of its projections.
-        part: ``weight`` or ``bias``.
-
-    Returns:
-        The tensor, or None for a bias the configuration does not have.
-
-    Raises:
-        FamilyError: It is missing, or its shape does not fit the number of heads.
-        WeightError: Its dtype cannot be merged.
-    """
-    name = block.tensor_name(f"{projection.name}.{part}")
-    if part == "bias" and not has_bias(model.config, projection.bias):
-        return None
-    tensor = model.checkpoint.tensors.get(name)
-    if tensor is None:
-        raise FamilyError(f"{block.where}: {name!r} is not in {model.checkpoint.folder}")
-    if tensor.dtype not in FLOATS:
-        raise WeightError(
-            f"{block.where}: {name!r} is stored as {tensor.dtype}, which cannot be merged; "
-            f"convert a checkpoint in {', '.join(FLOATS.values())}"
-        )
-    if part == "weight" or projection.roles != ("output",):
-        axis = projection.head_axis if part == "weight" else 0
-        expected = sum(stored_count(block.layout, role) for role in projection.roles) * block.layout.head_dim
-        if len(tensor.shape) != (2 if part == "weight" else 1) or tensor.shape[axis] != expected:
-            raise FamilyError(
-                f"{block.where}: {name!r} has shape {list(tensor.shape)}, the configuration asks for "
-                f"{expected} along axis {axis} ({block.layout.num_attention_heads} attention heads, "
-                f"{block.layout.num_key_heads} key/value heads of {block.layout.head_dim})"
-            )
-    return tensor
 
 
 def stored_count(layout: HeadLayout, role: str) -> int:

@@ -29,17 +29,6 @@ def rotary_fraction(model: SourceModel, default: float) -> float:
     return default
 
 
-def rotary_features(model: SourceModel, block: Block) -> tuple[list[int], list[int]]:
-    """First and second feature of each rotary plane of a head; nothing without rotary positions."""
-    rotary = block.attention.rotary
-    if rotary is None:
-        return [], []
-    turned = int(block.layout.head_dim * rotary_fraction(model, rotary.fraction))
-    if rotary.style == "half":
-        return list(range(turned // 2)), list(range(turned // 2, turned))
-    return list(range(0, turned, 2)), list(range(1, turned, 2))
-
-
 @dataclass(frozen=True)
 class RotaryPlanes:
     """The rotary planes of a block's heads, and the configuration that says how they turn.
@@ -72,8 +61,13 @@ class RotaryPlanes:
 
 def rotary_planes(model: SourceModel, block: Block) -> RotaryPlanes:
     """Return the rotary planes of a block's heads; none without rotary positions."""
-    first, second = rotary_features(model, block)
-    return RotaryPlanes(block.layout.head_dim, tuple(first), tuple(second), model.config)
+    rotary, head_dim = block.attention.rotary, block.layout.head_dim
+    turned = 0 if rotary is None else int(head_dim * rotary_fraction(model, rotary.fraction))
+    if rotary is not None and rotary.style == "half":
+        first, second = range(turned // 2), range(turned // 2, turned)
+    else:
+        first, second = range(0, turned, 2), range(1, turned, 2)
+    return RotaryPlanes(head_dim, tuple(first), tuple(second), model.config)
 
 
 @lru_cache(maxsize=8)

@@ -9,11 +9,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gqkva_convert.architectures import HeadNorm, Projection
+from gqkva_convert.checkpoint.dtypes import FLOATS
 from gqkva_convert.checkpoint.header import StoredTensor
 from gqkva_convert.checkpoint.reader import TensorReader
-from gqkva_convert.errors import WeightError
+from gqkva_convert.errors import FamilyError, WeightError
 from gqkva_convert.heads import ROLES, HeadLayout, Place, place_name
-from gqkva_convert.source.model import Block, SourceModel, active_norms, projection_tensor, stored_count
+from gqkva_convert.source.model import Block, SourceModel, active_norms, has_bias, stored_count
 from gqkva_convert.source.rotary import RotaryPlanes, rotary_planes
 from gqkva_convert.transforms.blocks import InputMoments
 from gqkva_convert.transforms.precision import STORED, decode
@@ -108,10 +109,13 @@ def stored_block(model: SourceModel, block: Block) -> StoredBlock:
 
 
 def _stored_projection(model: SourceModel, block: Block, projection: Projection) -> StoredProjection:
-    weight = projection_tensor(model, block, projection, "weight")
-    assert weight is not None
-    bias, layout = projection_tensor(model, block, projection, "bias"), block.layout
+    layout, axis = block.layout, projection.head_axis
     counts = {role: stored_count(layout, role) for role in projection.roles}
+    size = sum(counts.values()) * layout.head_dim
+    weight, bias = _checked(model, block, f"{projection.name}.weight", axis, size, 2), None
+    if has_bias(model.config, projection.bias):
+        size = 0 if projection.roles == ("output",) else size
+        bias = _checked(model, block, f"{projection.name}.bias", 0, size, 1)
     starts = {}
     for place, (role, count) in enumerate(counts.items()):
         if is_side_by_side(projection.packing, projection.roles, layout):
@@ -120,7 +124,29 @@ def _stored_projection(model: SourceModel, block: Block, projection: Projection)
             before = sum(list(counts.values())[:place])
             numbers = range(before, before + count)
         starts[str(role)] = tuple(number * layout.head_dim for number in numbers)
-    return StoredProjection(weight, bias, projection.head_axis, projection.packing, starts)
+    return StoredProjection(weight, bias, axis, projection.packing, starts)
+
+
+def _checked(
+    model: SourceModel, block: Block, template: str, axis: int, size: int, axes: int
+) -> StoredTensor:
+    """Return a tensor of a block, checked against its layout unless ``size`` along the axis is 0."""
+    name = block.tensor_name(template)
+    tensor = model.checkpoint.tensors.get(name)
+    if tensor is None:
+        raise FamilyError(f"{block.where}: {name!r} is not in {model.checkpoint.folder}")
+    if tensor.dtype not in FLOATS:
+        raise WeightError(
+            f"{block.where}: {name!r} is stored as {tensor.dtype}, which cannot be merged; "
+            f"convert a checkpoint in {', '.join(FLOATS.values())}"
+        )
+    if size and (len(tensor.shape) != axes or tensor.shape[axis] != size):
+        raise FamilyError(
+            f"{block.where}: {name!r} has shape {list(tensor.shape)}, the configuration asks for "
+            f"{size} along axis {axis} ({block.layout.num_attention_heads} attention heads, "
+            f"{block.layout.num_key_heads} key/value heads of {block.layout.head_dim})"
+        )
+    return tensor
 
 
 def is_side_by_side(packing: str, roles: tuple[str, ...], layout: HeadLayout) -> bool:

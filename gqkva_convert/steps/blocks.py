@@ -15,7 +15,7 @@ from gqkva_convert.checkpoint.header import StoredTensor
 from gqkva_convert.errors import FamilyError, WeightError
 from gqkva_convert.heads import ROLES, Place
 from gqkva_convert.plans.plan import BlockPlan, GroupRules, Plan
-from gqkva_convert.source.model import Block, SourceModel, active_norms, stored_count
+from gqkva_convert.source.model import Block, SourceModel
 from gqkva_convert.source.stored_block import StoredBlock, StoredProjection, is_side_by_side, stored_block
 from gqkva_convert.steps.step import BlockMerge, OutputHead, Piece, Step
 from gqkva_convert.transforms.merge import RULES
@@ -59,16 +59,6 @@ def block_merges(model: SourceModel, plan: Plan) -> dict[Place, BlockMerge]:
         for block, block_plan in zip(model.blocks, plan.blocks, strict=True)
     )
     return {merge.block.place: merge for merge in merges if merge is not None}
-
-
-def merged_away(model: SourceModel, block: Block) -> set[str]:
-    """Per-head norm tensors of the source; those of merged heads have no tensor of their own afterwards."""
-    return {
-        block.tensor_name(norm.name, head)
-        for norm in active_norms(model.config, block.attention)
-        if norm.span == "per_head"
-        for head in range(stored_count(block.layout, norm.role))
-    }
 
 
 def _step(

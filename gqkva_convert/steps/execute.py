@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -19,8 +20,6 @@ from gqkva_convert.steps.compute import step_bytes
 from gqkva_convert.steps.merged_blocks import MergedBlocks
 from gqkva_convert.steps.shards import Shard
 from gqkva_convert.steps.step import Step
-
-Job = Callable[[], None]
 
 # Computed bytes gathered before they are written, so as to take the file's lock seldom.
 _WRITE_BYTES = 4 << 20
@@ -74,14 +73,13 @@ def write_shards(
         def write_one(shard: Shard) -> None:
             tensors = [(step.name, step.dtype, step.shape) for step in shard.steps]
             with ShardWriter(folder / shard.file_name, tensors, metadata) as writer:
+                writing = _Writing(plan, reader, merged, writer, stop, progress)
                 computations: list[Future[None]] = []
                 try:
                     for step in shard.steps:
                         if not step.is_copy:
-                            job = _compute_job(step, plan, reader, merged, writer, stop, progress)
-                            computations.append(computers.submit(job))
-                    for copy in _copies(shard, reader, writer, stop, progress):
-                        copy()
+                            computations.append(computers.submit(writing.compute, step))
+                    writing.copy([step for step in shard.steps if step.is_copy])
                     for computation in computations:
                         computation.result()
                 except BaseException:
@@ -111,95 +109,68 @@ def _raise_first(futures: list[Future[None]]) -> None:
     assert not errors, "stopped without a reason"
 
 
-def _copies(
-    shard: Shard, reader: TensorReader, writer: ShardWriter, stop: threading.Event, progress: Progress
-) -> Iterator[Job]:
-    """Copies of whole tensors; tensors that follow each other in both files are one copy."""
-    runs: list[list[Step]] = []
-    for step in shard.steps:
-        if not step.is_copy:
-            continue
-        if reader.descriptor(step.source) is None:
-            yield _read_job(step, reader, writer, stop, progress)
-        elif runs and _continues(runs[-1], step, writer):
-            runs[-1].append(step)
-        else:
-            runs.append([step])
-    for run in runs:
-        nbytes = sum(step.nbytes for step in run)
-        yield _copy_job(run[0], nbytes, reader, writer, stop, progress)
+@dataclass(frozen=True)
+class _Writing:
+    """The filling of one shard; its methods run in several threads, each at its own offset."""
 
+    plan: Plan
+    reader: TensorReader
+    merged: MergedBlocks
+    writer: ShardWriter
+    stop: threading.Event
+    progress: Progress
 
-def _continues(run: list[Step], step: Step, writer: ShardWriter) -> bool:
-    """Whether a tensor follows the run's last one directly, in the source and in the output."""
-    last = run[-1]
-    return (
-        step.source.file == last.source.file
-        and step.source.offset == last.source.offset + last.nbytes
-        and writer.offsets[step.name] == writer.offsets[last.name] + last.nbytes
-    )
+    def copy(self, steps: Sequence[Step]) -> None:
+        """Copy whole tensors; tensors that follow each other in both files are one copy."""
+        runs: list[list[Step]] = []
+        for step in steps:
+            if self.reader.descriptor(step.source) is None:
+                for start in range(0, step.nbytes, COPY_BYTES):
+                    size = min(COPY_BYTES, step.nbytes - start)
+                    self._write(step, start, self.reader.read(step.source, start, size))
+            elif runs and self._continues(runs[-1][-1], step):
+                runs[-1].append(step)
+            else:
+                runs.append([step])
+        for run in runs:
+            descriptor = self.reader.descriptor(run[0].source)
+            assert descriptor is not None
+            count = sum(step.nbytes for step in run)
+            for start in range(0, count, COPY_BYTES):
+                self._require_going()
+                size = min(COPY_BYTES, count - start)
+                self.writer.copy(run[0].name, start, descriptor, run[0].source.offset + start, size)
+                self.progress(size)
 
+    def _continues(self, last: Step, step: Step) -> bool:
+        """Whether a tensor follows another one directly, in the source and in the output."""
+        return (
+            step.source.file == last.source.file
+            and step.source.offset == last.source.offset + last.nbytes
+            and self.writer.offsets[step.name] == self.writer.offsets[last.name] + last.nbytes
+        )
 
-def _copy_job(
-    first: Step,
-    count: int,
-    reader: TensorReader,
-    writer: ShardWriter,
-    stop: threading.Event,
-    progress: Progress,
-) -> Job:
-    def job() -> None:
-        descriptor = reader.descriptor(first.source)
-        assert descriptor is not None
-        for start in range(0, count, COPY_BYTES):
-            if stop.is_set():
-                raise _StoppedError
-            size = min(COPY_BYTES, count - start)
-            writer.copy(first.name, start, descriptor, first.source.offset + start, size)
-            progress(size)
-
-    return job
-
-
-def _read_job(
-    step: Step, reader: TensorReader, writer: ShardWriter, stop: threading.Event, progress: Progress
-) -> Job:
-    def job() -> None:
-        for start in range(0, step.nbytes, COPY_BYTES):
-            if stop.is_set():
-                raise _StoppedError
-            data = reader.read(step.source, start, min(COPY_BYTES, step.nbytes - start))
-            writer.write(step.name, start, data)
-            progress(data.nbytes)
-
-    return job
-
-
-def _compute_job(
-    step: Step,
-    plan: Plan,
-    reader: TensorReader,
-    merged: MergedBlocks,
-    writer: ShardWriter,
-    stop: threading.Event,
-    progress: Progress,
-) -> Job:
-    def job() -> None:
+    def compute(self, step: Step) -> None:
+        """Compute a tensor that is no copy and write it, some megabytes at a time."""
         gathered: list[Bytes] = []
         first = size = 0
-        for start, data in step_bytes(step, plan.merge, plan.seed, reader, merged):
-            if stop.is_set():
-                raise _StoppedError
+        for start, data in step_bytes(step, self.plan.merge, self.plan.seed, self.reader, self.merged):
+            self._require_going()
             if not gathered:
                 first = start
             gathered.append(data)
             size += data.nbytes
             if size >= _WRITE_BYTES:
-                writer.write(step.name, first, np.concatenate(gathered))
-                progress(size)
+                self._write(step, first, np.concatenate(gathered))
                 gathered, size = [], 0
         if gathered:
-            writer.write(step.name, first, np.concatenate(gathered))
-            progress(size)
+            self._write(step, first, np.concatenate(gathered))
 
-    return job
+    def _write(self, step: Step, start: int, data: Bytes) -> None:
+        self._require_going()
+        self.writer.write(step.name, start, data)
+        self.progress(data.nbytes)
+
+    def _require_going(self) -> None:
+        if self.stop.is_set():
+            raise _StoppedError

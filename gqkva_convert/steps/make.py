@@ -5,7 +5,7 @@ from __future__ import annotations
 from gqkva_convert.errors import FamilyError
 from gqkva_convert.plans.plan import Plan
 from gqkva_convert.source.model import SourceModel
-from gqkva_convert.steps.blocks import block_steps, merged_away, out_dtype
+from gqkva_convert.steps.blocks import block_steps, out_dtype
 from gqkva_convert.steps.others import drop_reason, is_other
 from gqkva_convert.steps.step import Step, Steps
 
@@ -32,7 +32,6 @@ def make_steps(model: SourceModel, plan: Plan, tied: dict[str, str] | None = Non
         for step in block_steps(model, block, block_plan, plan):
             claimed.setdefault(step.source.name, []).append(step)
             also_claimed.update(piece.tensor.name for head in step.heads for piece in head.pieces)
-        also_claimed.update(merged_away(model, block))
     dropped: dict[str, str] = {}
     for name, tensor in model.checkpoint.tensors.items():
         if name in claimed or name in also_claimed:

@@ -10,7 +10,7 @@ from gqkva_convert.checkpoint.reader import TensorReader
 from gqkva_convert.source.model import SourceModel
 
 
-def tied_copies(model: SourceModel, reader: TensorReader) -> dict[str, str]:
+def tied_copies(model: SourceModel) -> dict[str, str]:
     """Tensors that repeat, byte for byte, the tensor that transformers ties them to.
 
     Only where the configuration says that embeddings are tied; an equal copy is then a waste, and some
@@ -19,11 +19,12 @@ def tied_copies(model: SourceModel, reader: TensorReader) -> dict[str, str]:
     if not model.config.get("tie_word_embeddings"):
         return {}
     tensors, copies = model.checkpoint.tensors, {}
-    for copy_name, original_name in model.family.tied:
-        copy = tensors.get(copy_name) or tensors.get(model.prefix + copy_name)
-        original = tensors.get(model.prefix + original_name) or tensors.get(original_name)
-        if copy and original and copy is not original and _same_bytes(copy, original, reader):
-            copies[copy.name] = f"the same bytes as {original.name}, which transformers ties it to"
+    with model.checkpoint.reader() as reader:
+        for copy_name, original_name in model.family.tied:
+            copy = tensors.get(copy_name) or tensors.get(model.prefix + copy_name)
+            original = tensors.get(model.prefix + original_name) or tensors.get(original_name)
+            if copy and original and copy is not original and _same_bytes(copy, original, reader):
+                copies[copy.name] = f"the same bytes as {original.name}, which transformers ties it to"
     return copies
 
 
@@ -31,15 +32,8 @@ def _same_bytes(one: StoredTensor, other: StoredTensor, reader: TensorReader) ->
     if (one.dtype, one.shape) != (other.dtype, other.shape):
         return False
     chunk = 4 << 20
-    return all(
-        bool(
-            (
-                reader.read(one, at, min(chunk, one.nbytes - at))
-                == reader.read(other, at, min(chunk, one.nbytes - at))
-            ).all()
-        )
-        for at in range(0, one.nbytes, chunk)
-    )
+    pieces = ((at, min(chunk, one.nbytes - at)) for at in range(0, one.nbytes, chunk))
+    return all(bool((reader.read(one, *piece) == reader.read(other, *piece)).all()) for piece in pieces)
 
 
 def drop_reason(model: SourceModel, name: str) -> str | None:

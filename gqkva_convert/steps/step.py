@@ -7,7 +7,6 @@ from typing import Any, Literal
 
 from gqkva_convert.checkpoint.dtypes import tensor_bytes
 from gqkva_convert.checkpoint.header import StoredTensor
-from gqkva_convert.heads import Regrouping
 from gqkva_convert.plans.plan import BlockPlan, GroupRules
 from gqkva_convert.source.stored_block import StoredBlock
 from gqkva_convert.transforms.blocks import HeadMerge
@@ -65,7 +64,9 @@ class BlockMerge:
         planes, norm = self.block.planes, self.block.norm
         is_closed = any(RULES[rule].group_method == "closed-form" for rule in self.rules.scores)
         return HeadMerge(
-            Regrouping(self.plan.source, self.plan.target, order),
+            self.plan.source,
+            self.plan.target,
+            order,
             self.rules.scores,
             self.rules.values,
             planes.first,

@@ -33,21 +33,17 @@ def aligned_values(products: Array, head_dim: int) -> Array:
     heads = tuple(ScoredHead(head, 0, 0, head) for head in range(count))
     alone = tuple(np.zeros((head_dim, head_dim)) for _ in range(count))
     scores = Scores(heads, alone, (products,), np.ones(count), head_dim)
-    return _turns(scores, [], [], signs_only=False)[0]
+    return _turns(scores, signs_only=False)[0]
 
 
-def aligned_scores(
-    scores: Scores, first: list[int], second: list[int], *, signs_only: bool = False
-) -> tuple[Mixes, Mixes]:
+def aligned_scores(scores: Scores, *, signs_only: bool = False) -> tuple[Mixes, Mixes]:
     """Shared queries and keys as means of aligned ones; arguments and result as `scores.shared_scores`.
 
     Args:
         scores: Who reads what, and the inner products.
-        first: First feature of each rotary plane; the rest does not turn.
-        second: Second feature of each rotary plane.
         signs_only: Turn planes by half turns alone, all that passes through a norm on queries and keys.
     """
-    turns = _turns(scores, first, second, signs_only)
+    turns = _turns(scores, signs_only)
     keys = [found.transpose(1, 0, 2).reshape(scores.head_dim, -1) / len(found) for found in turns]
     queries = [np.zeros((scores.head_dim, len(products))) for products in scores.queries]
     readers = Counter(head.query for head in scores.heads)
@@ -69,10 +65,9 @@ def restored(mix: Array, products: Array) -> Array:
     return mix * np.sqrt(wanted / size) if size > 0 and wanted > 0 else mix
 
 
-def _turns(scores: Scores, first: list[int], second: list[int], signs_only: bool) -> list[Array]:
+def _turns(scores: Scores, signs_only: bool) -> list[Array]:
     """For each shared key the turn of each of its members, ``(members, head_dim, head_dim)``."""
     head_dim = scores.head_dim
-    resting = sorted(set(range(head_dim)) - {*first, *second})
     turns = [np.stack([np.eye(head_dim)] * (len(products) // head_dim)) for products in scores.keys]
     for _ in range(ROUNDS):
         for shared, products in enumerate(scores.keys):
@@ -84,7 +79,7 @@ def _turns(scores: Scores, first: list[int], second: list[int], signs_only: bool
                 for head in scores.heads:
                     if (head.key, head.key_member) == (shared, member):
                         target += _queries_beside(scores, head, turns)
-                turns[shared][member] = _best_turn(target, first, second, resting, signs_only)
+                turns[shared][member] = _best_turn(target, scores, signs_only)
     return turns
 
 
@@ -99,10 +94,9 @@ def _queries_beside(scores: Scores, head: ScoredHead, turns: list[Array]) -> Arr
     return total
 
 
-def _best_turn(
-    target: Array, first: list[int], second: list[int], resting: list[int], signs_only: bool
-) -> Array:
+def _best_turn(target: Array, scores: Scores, signs_only: bool) -> Array:
     """The allowed turn ``T`` of largest ``trace(T' target)``."""
+    first, second, resting = scores.first, scores.second, scores.resting
     turn = np.zeros_like(target)
     if first:
         same = target[first, first] + target[second, second]

@@ -14,7 +14,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from gqkva_convert.heads.regrouping import Regrouping
+from gqkva_convert.heads import HeadLayout, merged_groups
 from gqkva_convert.transforms.aligned import aligned_scores, aligned_values, restored
 from gqkva_convert.transforms.closed_form import inner_products, shared_subspace
 from gqkva_convert.transforms.merge import RULES
@@ -47,7 +47,9 @@ class HeadMerge:
     """How the heads of one block merge.
 
     Attributes:
-        regrouping: Which heads become one.
+        source: Layout of the source.
+        target: Layout of the result.
+        order: Source attention head that each attention head of the result was.
         score_rules: For each stored key head of the result, the rule that it and its queries merge by.
         value_rules: For each stored value head of the result, the rule that it merges by.
         first: First feature of each rotary plane; the other features do not turn.
@@ -56,13 +58,27 @@ class HeadMerge:
         norm: Norm on queries or keys between projection and score; a ``centred`` one subtracts the mean.
     """
 
-    regrouping: Regrouping
+    source: HeadLayout
+    target: HeadLayout
+    order: tuple[int, ...]
     score_rules: tuple[str, ...]
     value_rules: tuple[str, ...]
     first: tuple[int, ...] = ()
     second: tuple[int, ...] = ()
     turning: Turning | None = None
     norm: Literal["none", "plain", "centred"] = "none"
+
+    def groups(self, role: str) -> tuple[tuple[int, ...], ...]:
+        """Return the source's stored heads behind each stored head of a role."""
+        return merged_groups(self.order, self.source.stored_heads(role), self.target.stored_heads(role))
+
+    def members(self, role: str) -> list[tuple[int, int]]:
+        """Return the stored head that each attention head of the result reads, and its place in the group."""
+        groups, source, target = (
+            self.groups(role),
+            *(one.stored_heads(role) for one in (self.source, self.target)),
+        )
+        return [(one, groups[one].index(source[head])) for head, one in zip(self.order, target, strict=True)]
 
 
 def merge_heads(
@@ -79,11 +95,10 @@ def merge_heads(
     Returns:
         Every stored head of the result, in the dtype of ``heads``; output blocks by their place.
     """
-    groups, order = merge.regrouping.groups("value"), merge.regrouping.order
-    outputs = [heads["output"][head] for head in order]
+    outputs = [heads["output"][head] for head in merge.order]
     result: Heads = {}
     squares: dict[int, Array] = {}
-    for stored, (members, rule) in enumerate(zip(groups, merge.value_rules, strict=True)):
+    for stored, (members, rule) in enumerate(zip(merge.groups("value"), merge.value_rules, strict=True)):
         rows = np.concatenate(heads["value"][list(members)]).astype(np.float64)
         products = inner_products(rows, _moments(rule, gains, measured).key)
         squares |= dict(zip(members, _diagonal_blocks(products, len(members)), strict=True))
@@ -92,10 +107,8 @@ def merge_heads(
             result["value", stored] = _merge_values(merge, rows, products, outputs, stored)
     weights = _weights(merge, heads["output"], squares)
     result |= {("output", place): output for place, output in enumerate(outputs)}
-    scored = [
-        ScoredHead(*query, *key)
-        for query, key in zip(*(merge.regrouping.members(role) for role in ("query", "key")), strict=True)
-    ]
+    pairs = zip(merge.members("query"), merge.members("key"), strict=True)
+    scored = [ScoredHead(*query, *key) for query, key in pairs]
     for component in _components(scored):
         some = [scored[place] for place in component]
         moments = _moments(merge.score_rules[some[0].key], gains, measured)
@@ -144,9 +157,9 @@ def _merge_values(
         The shared head, ``(head_dim, inputs)``.
     """
     rule = RULES[merge.value_rules[stored]]
-    members = enumerate(merge.regrouping.members("value"))
+    members = enumerate(merge.members("value"))
     readers_of = [(place, member) for place, (one, member) in members if one == stored]
-    head_dim = merge.regrouping.source.head_dim
+    head_dim = merge.source.head_dim
     count = len(products) // head_dim
     if rule.group_method == "closed-form":
         readers = np.zeros((count, head_dim, head_dim))
@@ -184,9 +197,9 @@ def _merge_scores(
         moments: Moments of the inputs.
         weights: Weight of each attention head, ``(len(scored),)``.
     """
-    head_dim = merge.regrouping.source.head_dim
+    head_dim = merge.source.head_dim
     slots = {"query": sorted({head.query for head in scored}), "key": sorted({head.key for head in scored})}
-    groups = {role: merge.regrouping.groups(role) for role in slots}
+    groups = {role: merge.groups(role) for role in slots}
     rows = {
         (role, slot): np.concatenate(heads[role][list(groups[role][slot])]).astype(np.float64)
         for role, used in slots.items()
@@ -205,8 +218,8 @@ def _merge_scores(
         for head in scored
     )
     queries, keys = (tuple(products[role, slot] for slot in slots[role]) for role in ("query", "key"))
-    rule = merge.score_rules[scored[0].key]
-    mixes = _mixes(merge, Scores(numbered, queries, keys, weights, head_dim), rule)
+    planes, rule = (list(merge.first), list(merge.second)), merge.score_rules[scored[0].key]
+    mixes = _mixes(merge, Scores(numbered, queries, keys, weights, head_dim, *planes), rule)
     return {
         (role, slot): mix @ rows[role, slot]
         for role, found in zip(("query", "key"), mixes, strict=True)
@@ -216,16 +229,16 @@ def _merge_scores(
 
 def _mixes(merge: HeadMerge, scores: Scores, name: str) -> tuple[Mixes, Mixes]:
     """Return how members become shared queries and keys under a rule."""
-    first, second, rule = list(merge.first), list(merge.second), RULES[name]
+    rule = RULES[name]
     # A norm passes half turns on, and even those not if it takes a mean away first.
     if rule.group_method == "mean" or merge.norm == "centred":
         return _means(scores)
     if merge.norm == "plain":
-        return aligned_scores(scores, first, second, signs_only=True)
+        return aligned_scores(scores, signs_only=True)
     if rule.group_method == "closed-form":
         assert merge.turning is not None
-        return shared_scores(scores, merge.turning, first, second)
-    queries, keys = aligned_scores(scores, first, second)
+        return shared_scores(scores, merge.turning)
+    queries, keys = aligned_scores(scores)
     if rule.rescales:
         queries = [restored(mix, found) for mix, found in zip(queries, scores.queries, strict=True)]
         keys = [restored(mix, found) for mix, found in zip(keys, scores.keys, strict=True)]
@@ -235,7 +248,7 @@ def _mixes(merge: HeadMerge, scores: Scores, name: str) -> tuple[Mixes, Mixes]:
 def _means(scores: Scores) -> tuple[Mixes, Mixes]:
     def mean(products: Array) -> Array:
         count = len(products) // scores.head_dim
-        return np.concatenate([np.eye(scores.head_dim) / count] * count, axis=1)
+        return np.tile(np.eye(scores.head_dim) / count, (1, count))
 
     return [mean(products) for products in scores.queries], [mean(products) for products in scores.keys]
 
@@ -252,9 +265,9 @@ def _weights(merge: HeadMerge, outputs: NDArray[Any], squares: Mapping[int, Arra
         ``(attention heads of the result,)``.
     """
     energies = []
-    for head in merge.regrouping.order:
+    for head in merge.order:
         output = outputs[head].astype(np.float64)
-        energies.append(float(np.sum(squares[merge.regrouping.source.value[head]] * (output @ output.T))))
+        energies.append(float(np.sum(squares[merge.source.value[head]] * (output @ output.T))))
     result: Array = np.sqrt(np.maximum(energies, 0))
     return result
 

@@ -15,7 +15,7 @@ with both shared it is GQKVA. Everything is float64 and works on inner products 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
@@ -57,6 +57,8 @@ class Scores:
         keys: The same for each shared key.
         weights: Weight of each attention head's score error.
         head_dim: Features per head.
+        first: First feature of each rotary plane.
+        second: Second feature of each rotary plane.
     """
 
     heads: tuple[ScoredHead, ...]
@@ -64,6 +66,13 @@ class Scores:
     keys: tuple[Array, ...]
     weights: Array
     head_dim: int
+    first: list[int] = field(default_factory=list)
+    second: list[int] = field(default_factory=list)
+
+    @property
+    def resting(self) -> list[int]:
+        """Features that do not turn."""
+        return sorted(set(range(self.head_dim)) - {*self.first, *self.second})
 
     def span(self, member: int) -> slice:
         """A member's place among a shared head's features."""
@@ -73,29 +82,25 @@ class Scores:
 Mixes = list[Array]
 
 
-def shared_scores(
-    scores: Scores, turning: Turning, first: list[int], second: list[int], rounds: int = MAX_ROUNDS
-) -> tuple[Mixes, Mixes]:
+def shared_scores(scores: Scores, turning: Turning, rounds: int = MAX_ROUNDS) -> tuple[Mixes, Mixes]:
     """Mix members into shared queries and keys.
 
     Args:
         scores: Who reads what, and the inner products.
         turning: What positions do.
-        first: First feature of each rotary plane; the rest does not turn.
-        second: Second feature of each rotary plane.
         rounds: Most rounds of queries and keys in turn.
 
     Returns:
         ``(queries, keys)``: for each shared head ``(head_dim, members * head_dim)``, to be multiplied by
         its members' rows.
     """
-    keys = [_first_key(scores, shared, first, second) for shared in range(len(scores.keys))]
+    keys = [_first_key(scores, shared) for shared in range(len(scores.keys))]
     if all(len(products) == scores.head_dim for products in scores.keys):
         keys = [np.eye(scores.head_dim) for _ in scores.keys]
     queries, explained = _best_queries(scores, turning, keys)
     energy, previous = score_energy(scores, turning), np.inf
     for _ in range(rounds):
-        keys = _balanced(scores, _best_keys(scores, turning, queries), first, second)
+        keys = _balanced(scores, _best_keys(scores, turning, queries))
         queries, explained = _best_queries(scores, turning, keys)
         loss = max(energy - explained, 0.0)
         if loss > previous * (1 - _ENOUGH) or loss <= _NOISE * energy:
@@ -180,24 +185,23 @@ def _solve(system: Array, side: Array) -> Array:
     return result
 
 
-def _balanced(scores: Scores, keys: Mixes, first: list[int], second: list[int]) -> Mixes:
+def _balanced(scores: Scores, keys: Mixes) -> Mixes:
     """The same keys in a basis in which all features are alike in size, as large as the members are.
 
     The queries, solved for afterwards, take the inverse. A basis with large and small features would lose to
     rounding what was gained.
     """
-    head_dim = scores.head_dim
+    first, second, resting = scores.first, scores.second, scores.resting
     sizes = sum(
         (key @ products) @ key.T for key, products in zip(keys, scores.keys, strict=True)
     ) / np.float64(len(keys))
     wanted = sum(float(np.trace(products)) / len(products) for products in scores.keys) / len(keys)
     if wanted < _NOTHING:
         return keys
-    basis = np.zeros((head_dim, head_dim))
+    basis = np.zeros((scores.head_dim, scores.head_dim))
     if first:
         squares = (sizes[first, first] + sizes[second, second]) / 2
         basis[first, first] = basis[second, second] = _factors(squares, wanted)
-    resting = sorted(set(range(head_dim)) - {*first, *second})
     if resting:
         part = sizes[np.ix_(resting, resting)]
         values, vectors = np.linalg.eigh((part + part.T) / 2)
@@ -212,9 +216,10 @@ def _factors(squares: Array, wanted: float) -> Array:
     return result
 
 
-def _first_key(scores: Scores, shared: int, first: list[int], second: list[int]) -> Array:
+def _first_key(scores: Scores, shared: int) -> Array:
     """Where the rounds begin: the best shared key if no plane could be mixed with another."""
     head_dim, products = scores.head_dim, scores.keys[shared]
+    first, second, resting = scores.first, scores.second, scores.resting
     members = len(products) // head_dim
     readers = np.zeros((members, head_dim, head_dim))
     for head, weight in zip(scores.heads, scores.weights, strict=True):
@@ -228,7 +233,6 @@ def _first_key(scores: Scores, shared: int, first: list[int], second: list[int])
         factors, _ = shared_planes(plane_products(products, first, second, head_dim), energies)
         mix[:, first, first] = mix[:, second, second] = factors.real
         mix[:, first, second], mix[:, second, first] = -factors.imag, factors.imag
-    resting = sorted(set(range(head_dim)) - {*first, *second})
     if resting:
         places = np.array([member * head_dim + feature for member in range(members) for feature in resting])
         combination, _ = shared_subspace(products[np.ix_(places, places)], readers[:, resting][:, :, resting])

@@ -19,7 +19,7 @@ from gqkva_convert.demo_model.demo import MODEL, held_out_windows
 from gqkva_convert.evaluation.perplexity import language_loss, load_causal_lm
 from gqkva_convert.modeling.loading import load_model
 from gqkva_convert.source.model import open_model
-from gqkva_convert.source.rotary import rotary_features
+from gqkva_convert.source.rotary import rotary_planes
 
 Tiny = Callable[[str], Path]
 
@@ -89,7 +89,8 @@ def _turned_copy(equal: Path, source: Path, folder: Path) -> Path:
     random = np.random.default_rng(0)
     for block in model.blocks:
         names = {p.roles[0]: block.tensor_name(p.name) for p in block.attention.projections}
-        first, second = rotary_features(model, block)
+        planes = rotary_planes(model, block)
+        first, second = list(planes.first), list(planes.second)
         size = block.layout.head_dim
         for head in range(block.layout.num_attention_heads):
             span = slice(head * size, (head + 1) * size)

@@ -13,6 +13,7 @@ from gqkva_convert.heads import (
     HeadLayout,
     Variant,
     divisors,
+    merged_groups,
     neighbour_order,
     random_order,
     without_reordering,
@@ -143,3 +144,8 @@ def test_an_order_that_moves_nothing_changes_no_layout(conversion: tuple[HeadLay
     """Neighbour grouping must give a stock layout to every family alike."""
     source, target = conversion
     assert without_reordering(neighbour_order(source), target) == target
+
+
+def test_a_head_that_only_added_heads_read_repeats_the_first() -> None:
+    """Exports add attention heads that count for nothing; their stored head must hold finite weights."""
+    assert merged_groups((1, 0, None), (0, 1), (0, 0, 1)) == ((1, 0), (0,))

@@ -17,7 +17,7 @@ from huggingface_hub.repocard_data import eval_results_to_model_index, model_ind
 from gqkva_convert import report
 from gqkva_convert.checkpoint.digest import files_sha256
 from gqkva_convert.checkpoint.hub import Located
-from gqkva_convert.conversion.convert import planned_conversion, write
+from gqkva_convert.conversion.convert import make_draft, plan_shards, write
 from gqkva_convert.conversion.inspect import inspect
 from gqkva_convert.data.names import short_name
 from gqkva_convert.errors import CheckpointError
@@ -221,7 +221,7 @@ def test_layers_that_differ_are_listed_apart(tiny: Callable[[str], Path], tmp_pa
     source = open_model(tiny("t5"))
     plan = plan_of(source, "mixed")
     located = Located(tiny("t5"), "google/t5-tiny", "a" * 40, {})
-    write(planned_conversion(located, source, plan, tmp_path / "out", None))
+    write(plan_shards(located, source, make_draft(source, plan, {}), tmp_path / "out", None))
     card = model_card(tmp_path / "out")
     text = str(card)
     for row in ("| self | 0 | ", "| self | 1 | ", "| cross | 2 | "):

@@ -196,3 +196,11 @@ def test_real_models_are_planned_converted_and_proven(
         return
     assert result.exit_code == 0, result.output
     assert gqkva("verify", tmp_path / "out", "--against", shared_models / model).exit_code == 0
+
+
+def test_a_budget_for_a_source_with_shared_queries_is_refused(tmp_path: Path, gqkva: Run) -> None:
+    """As with numbers of heads: what has been merged already is not merged again."""
+    assert gqkva("convert", MODEL, tmp_path / "gkva", "--gq", 4).exit_code == 0
+    result = gqkva("plan", tmp_path / "gkva", "--out", tmp_path / "plan.json", "--kv-budget", "50%")
+    assert result.exit_code == 2, result.output
+    assert "the source is GKVA-4; its heads cannot be merged further" in result.stderr

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from gqkva_convert.heads import HeadLayout, Regrouping
+from gqkva_convert.heads import HeadLayout
 from gqkva_convert.transforms.blocks import HeadMerge, Heads, InputMoments, merge_heads
 from gqkva_convert.transforms.merge import GROUP_RULES
 from gqkva_convert.transforms.turning import make_turning, still
@@ -22,7 +22,7 @@ TURNING = make_turning(HEAD_DIM, list(FIRST), list(SECOND), np.array([1.0, 0.1])
 
 def head_merge(rule: str, norm: str = "none", *, rotary: bool = True) -> HeadMerge:
     planes = (FIRST, SECOND, TURNING) if rotary else ((), (), still(HEAD_DIM))
-    return HeadMerge(Regrouping(SOURCE, TARGET, ORDER), (rule,) * 2, (rule,) * 2, *planes, norm)  # type: ignore[arg-type]
+    return HeadMerge(SOURCE, TARGET, ORDER, (rule,) * 2, (rule,) * 2, *planes, norm)  # type: ignore[arg-type]
 
 
 def source_heads(seed: int = 0) -> dict[str, NDArray[np.float64]]:
@@ -55,6 +55,17 @@ def merged_products(found: Heads) -> list[tuple[NDArray[np.float64], NDArray[np.
 
 def merge(heads: dict[str, NDArray[np.float64]], one: HeadMerge) -> Heads:
     return merge_heads(one, heads, InputMoments(None, None), None)
+
+
+def test_groups_and_members_name_the_same_heads() -> None:
+    """A merge that mixes one head and reads another would be wrong without an error."""
+    one = head_merge("mean")
+    assert one.groups("key") == GROUPS
+    assert one.groups("query") == tuple((head,) for head in ORDER)
+    for role in ("query", "key", "value"):
+        groups, stored = one.groups(role), SOURCE.stored_heads(role)
+        for head, (group, member) in zip(ORDER, one.members(role), strict=True):
+            assert groups[group][member] == stored[head]
 
 
 @pytest.mark.parametrize("rule", GROUP_RULES)
@@ -117,7 +128,7 @@ def test_rules_that_ignore_data_do_not_see_measured_moments() -> None:
 def test_single_heads_and_dtypes_stay_as_they_are() -> None:
     """A layout that merges nothing must copy, in the dtype of the weights."""
     heads = {role: found.astype(np.float32) for role, found in source_heads().items()}
-    same = HeadMerge(Regrouping(SOURCE, SOURCE, tuple(range(HEADS))), ("closed-form",) * 4, ("mean",) * 4)
+    same = HeadMerge(SOURCE, SOURCE, tuple(range(HEADS)), ("closed-form",) * 4, ("mean",) * 4)
     found = merge_heads(same, heads, InputMoments(None, None), None)
     for (role, stored), head in found.items():
         assert head.dtype == np.float32

@@ -34,7 +34,9 @@ def turn(distance: float) -> Array:
     return matrix
 
 
-def scores_of(queries: Array, keys: Array, reads: list[tuple[int, int]], weights: Array) -> Scores:
+def scores_of(
+    queries: Array, keys: Array, reads: list[tuple[int, int]], weights: Array, *, turns: bool = True
+) -> Scores:
     """Heads of their own query and key, ``(heads, head_dim, inputs)``, that will read shared ones."""
     members: dict[str, dict[int, list[int]]] = {"query": {}, "key": {}}
     heads = []
@@ -50,6 +52,7 @@ def scores_of(queries: Array, keys: Array, reads: list[tuple[int, int]], weights
         tuple(inner_products(np.concatenate(keys[group]), None) for group in members["key"].values()),
         weights,
         HEAD_DIM,
+        *((FIRST, SECOND) if turns else ()),
     )
 
 
@@ -107,11 +110,10 @@ def test_no_change_makes_shared_scores_better(
 ) -> None:
     """Neither a small step from the result, nor the mean, nor the aligned mean."""
     queries, keys, weights = random_heads(seed)
-    scores = scores_of(queries, keys, reads, weights)
-    first, second = (FIRST, SECOND) if turning is TURNING else ([], [])
-    mixes = shared_scores(scores, turning, first, second, rounds=500)
+    scores = scores_of(queries, keys, reads, weights, turns=turning is TURNING)
+    mixes = shared_scores(scores, turning, rounds=500)
     loss = score_loss(scores, turning, *mixes)
-    for other in (aligned_scores(scores, first, second), shared_scores(scores, turning, first, second, 0)):
+    for other in (aligned_scores(scores), shared_scores(scores, turning, 0)):
         assert score_loss(scores, turning, *other) >= loss * (1 - 1e-9)
     random = np.random.default_rng(seed)
     for _ in range(10):
@@ -123,8 +125,8 @@ def test_no_change_makes_shared_scores_better(
 def test_without_positions_one_shared_key_is_the_truncated_decomposition() -> None:
     """Eckart and Young: what rank head_dim cannot hold of all heads' query-key maps side by side."""
     queries, keys, _ = random_heads(3)
-    scores = scores_of(queries, keys, GQA, np.ones(4))
-    mixes = shared_scores(scores, still(HEAD_DIM), [], [])
+    scores = scores_of(queries, keys, GQA, np.ones(4), turns=False)
+    mixes = shared_scores(scores, still(HEAD_DIM))
     maps = np.concatenate([query.T @ key for query, key in zip(queries, keys, strict=True)])
     expected = float(np.square(np.linalg.svd(maps)[1][HEAD_DIM:]).sum())
     assert score_loss(scores, still(HEAD_DIM), *mixes) == pytest.approx(expected, rel=1e-6)
@@ -147,7 +149,7 @@ def test_heads_that_differ_by_an_invariance_merge_without_loss(reads: list[tuple
         queries.append(np.linalg.inv(matrix).T @ base_queries[query])
     scores = scores_of(np.stack(queries), np.stack(keys), reads, np.ones(4))
     energy = score_energy(scores, TURNING)
-    mixes = shared_scores(scores, TURNING, FIRST, SECOND, rounds=500)
+    mixes = shared_scores(scores, TURNING, rounds=500)
     limit = 1e-9 if reads is GQA else 0.02  # both shared: found by turns, not in one step
     assert score_loss(scores, TURNING, *mixes) < limit * energy
 
@@ -158,8 +160,7 @@ def test_equal_heads_come_out_equal(merge: Callable[..., object]) -> None:
     random = np.random.default_rng(5)
     query, key = random.standard_normal((2, HEAD_DIM, INPUTS))
     scores = scores_of(np.stack([query] * 4), np.stack([key] * 4), GQKVA, np.ones(4))
-    arguments = (TURNING, FIRST, SECOND) if merge is shared_scores else (FIRST, SECOND)
-    mixes = merge(scores, *arguments)
+    mixes = merge(scores, TURNING) if merge is shared_scores else merge(scores)
     assert score_loss(scores, TURNING, *mixes) < 1e-10 * score_energy(scores, TURNING)  # type: ignore[misc]
 
 
@@ -183,13 +184,13 @@ def test_turned_keys_are_aligned_before_they_are_averaged() -> None:
             keys.append(matrix @ key)
             queries.append(matrix @ query)
         scores = scores_of(np.stack(queries), np.stack(keys), GQA, np.ones(4))
-        mixes = aligned_scores(scores, FIRST, SECOND, signs_only=signs_only)
+        mixes = aligned_scores(scores, signs_only=signs_only)
         assert score_loss(scores, TURNING, *mixes) < 1e-10 * score_energy(scores, TURNING)
 
 
 def test_dead_heads_give_finite_numbers() -> None:
     """Heads without weights happen in trained models."""
     scores = scores_of(np.zeros((4, HEAD_DIM, INPUTS)), np.zeros((4, HEAD_DIM, INPUTS)), GQKVA, np.ones(4))
-    for part in shared_scores(scores, TURNING, FIRST, SECOND):
+    for part in shared_scores(scores, TURNING):
         for mix in part:
             assert np.isfinite(mix).all()

@@ -11,7 +11,7 @@ from gqkva_convert.errors import FamilyError, NotExpressibleError
 from gqkva_convert.plans.plan import Plan
 from gqkva_convert.source.model import SourceModel
 from gqkva_convert.source.rope import positive_number, rope_settings
-from gqkva_convert.source.rotary import rotary_features, rotary_fraction
+from gqkva_convert.source.rotary import rotary_fraction, rotary_planes
 
 # Parts of a kind of rotary positions that are written down; another one would be lost.
 _YARN_KEYS = {
@@ -74,7 +74,7 @@ def read_rope(model: SourceModel, family: RuntimeFamily, config: dict[str, Any])
         raise FamilyError(
             f"config.json: partial_rotary_factor must be above 0 and at most 1, found {fraction}"
         )
-    dimensions = 2 * len(rotary_features(model, model.blocks[0])[0])
+    dimensions = 2 * len(rotary_planes(model, model.blocks[0]).first)
     rope = Rope(float(settings["rope_theta"]), dimensions, kind, settings)
     if kind in ("linear", "yarn", "llama3"):
         positive_number(settings.get("factor"), f"factor of {kind} rotary positions")
