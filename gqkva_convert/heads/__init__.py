@@ -1,9 +1,7 @@
 """Head layouts, named variants and groupings; no torch."""
 
 from gqkva_convert.heads.groupings import (
-    FOR_GRIDS,
     GROUPINGS,
-    SEARCHED,
     merged_groups,
     neighbour_order,
     random_order,
@@ -14,10 +12,8 @@ from gqkva_convert.heads.place import Place, place_name, place_seed
 from gqkva_convert.heads.variants import Variant
 
 __all__ = [
-    "FOR_GRIDS",
     "GROUPINGS",
     "ROLES",
-    "SEARCHED",
     "HeadLayout",
     "Place",
     "Variant",

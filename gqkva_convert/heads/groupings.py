@@ -50,10 +50,6 @@ GROUPINGS = {
     "key-norm": Grouping(is_equal=False),
     "loss": Grouping(takes_grids=True),
 }
-# Those that look at heads, and whether they need data.
-SEARCHED = {name: grouping.needs_data for name, grouping in GROUPINGS.items() if grouping.is_searched}
-# Of these, those that can assign heads to grids.
-FOR_GRIDS = tuple(name for name in SEARCHED if GROUPINGS[name].takes_grids)
 
 
 def merged_groups(

@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from gqkva_convert.errors import LayoutError, UsageError
-from gqkva_convert.heads import SEARCHED
+from gqkva_convert.heads import GROUPINGS
 from gqkva_convert.planning.findings import Findings
 from gqkva_convert.planning.searches import search_plan
 from gqkva_convert.planning.trials import choose_grids
@@ -36,7 +36,7 @@ def request_plan(model: SourceModel, request: Request) -> Plan:
         name = request.variant.slug
         blocks = plan_blocks(model, request.variant, request.blocks, grouping, request.seed)
     else:
-        if grouping not in SEARCHED:
+        if not (grouping in GROUPINGS and GROUPINGS[grouping].is_searched):
             raise UsageError(f"--kv-budget needs groups that are searched for, not --grouping {grouping}")
         budget_heads(model, request)
         name = f"kv-{str(request.kv_budget).replace('%', 'pct')}"
@@ -86,7 +86,7 @@ def complete_plan(
     calibrated = findings = None
     if plan.calibration is not None:
         calibrated = CalibratedModel(located, model, plan.calibration, stages)
-    if request is not None and plan.grouping in SEARCHED:
+    if request is not None and GROUPINGS[plan.grouping].is_searched:
         budget = None if request.kv_budget is None else budget_heads(model, request)
         blocks = _chosen_blocks(model, request)
         plan, findings = search_plan(model, plan, blocks, budget, calibrated, stages, compare)

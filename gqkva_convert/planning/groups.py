@@ -103,7 +103,7 @@ def search_groups(
 
     Args:
         statistics: Of the block.
-        grouping: Name of `SEARCHED`.
+        grouping: Name of a grouping that searches each block alone.
         count: Number of groups.
         seed: Seed of the search.
         looks: Groups whose exact cost ``loss`` may look at, which takes most of its time.

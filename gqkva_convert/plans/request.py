@@ -9,7 +9,7 @@ from typing import Any
 
 from gqkva_convert.calibration.data import DataSettings
 from gqkva_convert.errors import UsageError
-from gqkva_convert.heads import FOR_GRIDS, SEARCHED, Variant
+from gqkva_convert.heads import GROUPINGS, Variant
 from gqkva_convert.plans.plan import REFINEMENTS
 from gqkva_convert.transforms.merge import RULES
 
@@ -50,10 +50,11 @@ class Request:
             object.__setattr__(self, "kv_budget", self.kv_budget.replace(" ", ""))
         if self.seed < 0:
             raise UsageError(f"--seed {self.seed}: give a number from 0 on")
-        if self.gq is not None and self.chosen_grouping in SEARCHED and self.chosen_grouping not in FOR_GRIDS:
+        grouping = GROUPINGS.get(self.chosen_grouping)  # a name that is not known is refused with the plan
+        if self.gq is not None and grouping is not None and not grouping.takes_grids:
             raise UsageError(
-                f"--grouping {self.chosen_grouping} chooses key/value heads alone; with --gq use neighbour, "
-                f"random, {', '.join(FOR_GRIDS)}"
+                f"--grouping {self.chosen_grouping} chooses key/value heads alone; with --gq use "
+                f"{', '.join(name for name, one in GROUPINGS.items() if one.takes_grids)}"
             )
         if self.calibration is None:
             if self.merge == "auto":
@@ -62,7 +63,7 @@ class Request:
                 )
             if self.refinements:
                 raise UsageError(f"--refine {self.refine} fits to data: give --calibration")
-            if SEARCHED.get(self.chosen_grouping):
+            if grouping is not None and grouping.needs_data:
                 raise UsageError(
                     f"--grouping {self.grouping} compares heads on data: give --calibration, or use weights"
                 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,8 +14,10 @@ from typer.testing import Result
 from gqkva_convert import verify
 from gqkva_convert.calibration.data import DataSettings
 from gqkva_convert.demo_model.demo import MODEL
+from gqkva_convert.heads import GROUPINGS
 from gqkva_convert.planning.command import plan
 from gqkva_convert.plans.request import Request
+from gqkva_convert.transforms.merge import RULES
 
 Run = Callable[..., Result]
 # Readers of datasets leave files open that are not read to their end.
@@ -204,3 +207,10 @@ def test_a_budget_for_a_source_with_shared_queries_is_refused(tmp_path: Path, gq
     result = gqkva("plan", tmp_path / "gkva", "--out", tmp_path / "plan.json", "--kv-budget", "50%")
     assert result.exit_code == 2, result.output
     assert "the source is GKVA-4; its heads cannot be merged further" in result.stderr
+
+
+@pytest.mark.parametrize("command", ["convert", "plan"])
+def test_help_names_every_rule_and_grouping(command: str, gqkva: Run) -> None:
+    """A rule that is entered in its table alone would be there for those who read the source."""
+    words = re.split(r"[^\w-]+", gqkva(command, "--help").output)
+    assert {*RULES, *GROUPINGS} <= set(words)
