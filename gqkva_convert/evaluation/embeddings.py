@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from gqkva_convert.checkpoint.jsonfile import read_json
-from gqkva_convert.data.processors import load_processor, sequence_length
+from gqkva_convert.data.processors import load_processor
 from gqkva_convert.data.records import (
     PAIR_COLUMNS,
     SINGLE_COLUMNS,
@@ -17,7 +17,7 @@ from gqkva_convert.data.records import (
     read_score,
     score_column,
 )
-from gqkva_convert.data.sequences import encode, is_text
+from gqkva_convert.data.sequences import encode, is_text, sequence_length
 from gqkva_convert.errors import DataError, EvaluationError
 from gqkva_convert.evaluation.metrics import Metric, mean, spearman
 from gqkva_convert.evaluation.samples import draw, records

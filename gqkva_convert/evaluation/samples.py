@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-from gqkva_convert.data.processors import load_processor, sequence_length
+from gqkva_convert.data.processors import load_processor
 from gqkva_convert.data.records import TEST, is_running_text, load_records
-from gqkva_convert.data.sequences import TEXTS, in_groups, join_lines, read_texts, tokenise
+from gqkva_convert.data.sequences import TEXTS, in_groups, join_lines, read_texts, sequence_length, tokenise
 from gqkva_convert.errors import DataError
 from gqkva_convert.evaluation.settings import EvaluationSettings
 from gqkva_convert.evaluation.windows import Window, rolling_windows

@@ -7,8 +7,9 @@ from typing import Any, Protocol
 
 from gqkva_convert.data.images import checked_pixels
 from gqkva_convert.data.labels import label_numbers
-from gqkva_convert.data.processors import arguments, load_processor, sequence_length
-from gqkva_convert.data.tasks import CAUSAL, EMBEDDING, IMAGES
+from gqkva_convert.data.processors import load_processor
+from gqkva_convert.data.sequences import sequence_length
+from gqkva_convert.data.tasks import CAUSAL, EMBEDDING, IMAGES, arguments
 from gqkva_convert.errors import DataError, TrainingError
 from gqkva_convert.uptraining.rows.batches import Batch, TextBatches
 from gqkva_convert.uptraining.rows.images import ANSWER, ImageBatches, image_records
