@@ -47,7 +47,7 @@ _IMAGES = 16
 
 @dataclass(frozen=True)
 class DataSettings:
-    """What to calibrate on.
+    """Data to calibrate on.
 
     Attributes:
         data: A file (txt, jsonl, csv, parquet), a folder of images or such files, a Hub id, or a short name

@@ -73,13 +73,7 @@ def join_lines(texts: Iterable[str]) -> str:
 
 
 def tokenise(tokenizer: Any, texts: Sequence[str], *, joined: bool = False) -> list[list[int]]:
-    """Token ids of texts, whole and without special tokens.
-
-    Args:
-        tokenizer: The model's own.
-        texts: The texts.
-        joined: Whether they are lines of one text, which then is the only one in the result.
-    """
+    """Token ids of texts, whole and without special tokens; with `joined` those of one text, line by line."""
     if not texts:
         return []
     given = [join_lines(texts)] if joined else list(texts)

@@ -1,4 +1,4 @@
-"""What a model takes and does, told from its class."""
+"""Inputs and tasks of models, told from their classes."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def arguments(model: Any) -> set[str]:
 
 
 def is_causal(model: Any) -> bool:
-    """Whether positions see only what stands before them, so that texts may be cut anywhere.
+    """Tell whether positions see only those before them, so that texts may be cut anywhere.
 
     The family's record decides, and the configuration where it makes an encoder a decoder or the reverse.
 
@@ -39,7 +39,7 @@ def is_causal(model: Any) -> bool:
 
 
 def find_task(model: Any) -> str | None:
-    """The task of a transformers model; None for one that none of the words above says."""
+    """The task of a transformers model; None for one that is not listed above."""
     name = type(model).__name__
     if model.main_input_name == "input_ids":
         if name.endswith("ForMaskedLM"):

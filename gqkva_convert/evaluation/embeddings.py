@@ -81,7 +81,7 @@ def longest_of(folder: Path) -> float:
 
 
 def pooling_of(folder: Path) -> str:
-    """How sentence-transformers makes one vector of a text's: "mean", or "cls" where the folder says so."""
+    """Name the pooling that sentence-transformers uses: "mean", or "cls" where the folder says so."""
     path = folder / "1_Pooling" / "config.json"
     if not path.is_file():
         return "mean"

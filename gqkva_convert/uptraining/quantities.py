@@ -19,7 +19,7 @@ def parse_count(value: Any) -> Any:
 
 
 def _require_count(value: Any) -> Any:
-    """What `parse_count` reads; other words are refused."""
+    """Read a count as `parse_count` does, and refuse any other text."""
     count = parse_count(value)
     if type(count) is str:
         raise ValueError("write a number such as 500k or 20M")

@@ -1,4 +1,4 @@
-"""What a training run does, as data: checked once, written beside the run, read from files."""
+"""Settings of a training run: checked once, written beside the run, read from files."""
 
 from __future__ import annotations
 

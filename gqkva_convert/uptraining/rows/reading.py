@@ -1,4 +1,4 @@
-"""What a run reads: the rows of its data, those held out, and how they become batches."""
+"""Rows of a run's data, those held out, and the collator that makes batches of them."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ def _highest_score(rows: Rows, data: str) -> float:
 
 
 def keeps_texts_apart(model: Any) -> bool:
-    """Whether texts packed into a row do not see each other, tried on two short ones."""
+    """Tell whether texts packed into a row do not see each other, by running two short ones."""
     import torch
 
     if "position_ids" not in arguments(model):
