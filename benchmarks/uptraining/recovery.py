@@ -17,7 +17,8 @@ from machine import describe_machine
 import gqkva_convert
 from gqkva_convert.calibration.data import DataSettings
 from gqkva_convert.demo_model.demo import MODEL
-from gqkva_convert.uptraining.settings import TrainingSettings, parse_count
+from gqkva_convert.uptraining.quantities import parse_count
+from gqkva_convert.uptraining.settings import TrainingSettings
 from uptraining.arms import BUDGETS, CALIBRATION_WINDOWS, CURVES, Arm
 from uptraining.library import WINDOW, write_library, write_windows
 

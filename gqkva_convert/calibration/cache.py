@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 # Sums of an unfinished run are written this often, so that an interruption costs no more.
 SAVE_SECONDS = 60.0
-# One sample in so many is held out: not summed up, but used to compare what the sums have led to.
+# One sample in this many is held out: not summed up, but used to compare what the sums have led to.
 HELD_OUT_ONE_IN = 8
 # Changes when sums come to mean something else.
 _FORMAT = 1

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 class Calls:
-    """What attention blocks were called with, a file for each batch.
+    """Calls of attention blocks, a file for each batch.
 
     Attributes:
         folder: Folder of the files.
@@ -89,7 +89,7 @@ def record(
     places: set[Place],
     progress: Callable[[int], None] = lambda _: None,
 ) -> Calls:
-    """Run batches through a model and write down what its attention blocks are called with.
+    """Run batches through a model and record the calls of its attention blocks.
 
     Args:
         model: A transformers model.

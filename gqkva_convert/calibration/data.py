@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gqkva_convert.data.images import checked_pixels
-from gqkva_convert.data.processors import arguments, is_causal, load_processor, sequence_length
+from gqkva_convert.data.processors import load_processor
 from gqkva_convert.data.records import (
     IMAGE_COLUMNS,
     SINGLE_COLUMNS,
@@ -28,8 +28,10 @@ from gqkva_convert.data.sequences import (
     in_groups,
     is_text,
     read_texts,
+    sequence_length,
     tokenise,
 )
+from gqkva_convert.data.tasks import arguments, is_causal
 from gqkva_convert.errors import DataError
 
 if TYPE_CHECKING:
@@ -45,7 +47,7 @@ _IMAGES = 16
 
 @dataclass(frozen=True)
 class DataSettings:
-    """What to calibrate on.
+    """Data to calibrate on.
 
     Attributes:
         data: A file (txt, jsonl, csv, parquet), a folder of images or such files, a Hub id, or a short name

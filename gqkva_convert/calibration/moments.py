@@ -84,7 +84,7 @@ class StoredMoments:
         return _name("query", place) in self.names
 
     def is_intact(self) -> bool:
-        """Whether the sums are those that were written; reads all of them."""
+        """Tell whether the sums are those that were written; reads all of them."""
         with _open(self.file) as stored:
             found = _checksum((name, stored.get_tensor(name)) for name in sorted(self.names))
             return bool(stored.metadata().get("sha256") == found)

@@ -75,7 +75,7 @@ def attention_blocks(model: Any) -> dict[Place, Any]:
 
 
 def run_batch(model: Any, batch: dict[str, Any]) -> None:
-    """One forward pass whose output nobody needs.
+    """Run one forward pass and discard its output.
 
     Raises:
         DataError: The data do not fit the model.
@@ -136,7 +136,7 @@ def watched(
 
 
 def valid_positions(kind: str, batch: dict[str, Any], role: str) -> Any:
-    """Which positions a block's inputs of a role are not padding: a mask ``(batch, positions)``, or None."""
+    """Mask ``(batch, positions)`` of the inputs of a block that are not padding; None for all."""
     if kind == "vision" or ("pixel_values" in batch and "input_ids" not in batch):
         return None
     if kind == "decoder" or (kind == "cross" and role == "query"):

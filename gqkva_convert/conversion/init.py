@@ -44,7 +44,7 @@ def init(
 ) -> dict[str, Any]:
     """Write a model with the family's own initialisation, with all stored heads or fewer.
 
-    A model of pictures gets an image processor that scales them to its size; a model of texts a tokenizer
+    A model of images gets an image processor that scales them to its size; a model of texts a tokenizer
     where one is named, and the vocabulary and special tokens of it where the configuration names none.
 
     Args:

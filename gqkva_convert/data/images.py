@@ -39,11 +39,6 @@ def read_image(record: Record, column: str) -> Any:
 def pixel_values(processor: Any, records: Iterable[Record], column: str) -> Tensor:
     """Pixels of images as a model's image processor makes them, in one channel where the model has one.
 
-    Args:
-        processor: The model's own.
-        records: Records of the images.
-        column: Column of the images.
-
     Returns:
         ``(images, channels, height, width)``.
 
@@ -58,13 +53,6 @@ def pixel_values(processor: Any, records: Iterable[Record], column: str) -> Tens
 
 def checked_pixels(processor: Any, records: Iterable[Record], column: str, config: Any, data: str) -> Tensor:
     """Pixels as `pixel_values` gives them, of the size that a model reads: some processors do not change it.
-
-    Args:
-        processor: The model's own.
-        records: Records of the images.
-        column: Column of the images.
-        config: The model's configuration.
-        data: Name of the data.
 
     Raises:
         DataError: The model reads images of another size, or one is damaged.

@@ -49,7 +49,7 @@ def without_folders(data: Any, *, named: bool = False) -> Any:
 
 
 def fingerprint(name: str | None) -> str:
-    """What tells whether data are as they were: names, sizes and times of the files under a path, or a name.
+    """Identify data by the names, sizes and times of the files under a path, or by their name on the Hub.
 
     Args:
         name: A path, or what data are called on the Hub.
@@ -69,7 +69,7 @@ def everywhere(name: str) -> str:
 
 
 def exists(path: Path) -> bool:
-    """Whether a word of a command line is a path to something."""
+    """Tell whether an argument of a command line is a path to something."""
     try:
         return path.exists()
     except OSError:  # a text too long to be a path

@@ -1,4 +1,4 @@
-"""What a model reads: its kind, its tokenizer or image processor, and how long a sequence may be."""
+"""Tokenizers and image processors of checkpoint folders."""
 
 from __future__ import annotations
 
@@ -6,33 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from gqkva_convert.errors import DataError, first_line
-from gqkva_convert.modeling.families import find_family, stock_name
-from gqkva_convert.modeling.loading import text_positions
 
 # Share of tokens with the same number from which on two vocabularies are one.
 _SHARED_TOKENS = 0.99
-
-
-def arguments(model: Any) -> set[str]:
-    """Names of the arguments of a model's forward pass."""
-    import inspect
-
-    return set(inspect.signature(model.forward).parameters)
-
-
-def is_causal(model: Any) -> bool:
-    """Whether positions see only what stands before them, so that texts may be cut anywhere.
-
-    The family's record decides, and the configuration where it makes an encoder a decoder or the reverse.
-
-    Raises:
-        FamilyError: The model has no record.
-    """
-    config, name = model.config, type(model).__name__
-    if getattr(config, "is_causal", None) is False or getattr(config, "use_bidirectional_attention", None):
-        return False
-    is_encoder = find_family(config.model_type, name).part(stock_name(name)).is_encoder
-    return not is_encoder or bool(getattr(config, "is_decoder", False))
 
 
 def load_processor(folder: Path, auto: str) -> Any:
@@ -88,16 +64,3 @@ def _pil_processor(folder: Path) -> Any:
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
     return kind.from_pretrained(folder)
-
-
-def sequence_length(wanted: int | None, model: Any, tokenizer: Any) -> int:
-    """Tokens a sequence: what is asked for, or 2,048, or what the model reads."""
-    limits = [
-        limit
-        for limit in (text_positions(model.config), tokenizer.model_max_length)
-        if isinstance(limit, int) and limit > 0
-    ]
-    most = min([2048 if wanted is None else wanted, *limits])
-    if wanted is not None and most < wanted:
-        raise DataError(f"sequences of {wanted} tokens: the model reads {most}")
-    return most

@@ -135,7 +135,7 @@ def _one_line(data: str) -> Iterator[None]:
 
 
 def score_column(record: Record, names: Sequence[str], data: str) -> str | None:
-    """Which column scores the pairs of a data set; None where there is none.
+    """Find the column that scores the pairs of a data set; None where there is none.
 
     Args:
         record: One of its records.
@@ -170,7 +170,7 @@ def read_score(value: Any, data: str) -> float:
 
 
 def is_running_text(data: str) -> bool:
-    """Whether records are lines of one text, whose order matters: of txt files, or of WikiText."""
+    """Tell whether records are lines of one text, whose order matters: of txt files, or of WikiText."""
     if data in ("wikitext", KNOWN["wikitext"][0]) or data.startswith(f"{KNOWN['wikitext'][0]}:"):
         return True
     path = Path(data)
@@ -215,7 +215,7 @@ def _where(data: str, part: str, split: str | None) -> dict[str, Any]:
 
 
 def _is_bare_pairs(path: Path) -> bool:
-    """Whether a CSV file holds two texts and a number in every line, the first one too: no headings."""
+    """Tell whether a CSV file has no headings: two texts and a number in the first line, too."""
     if path.suffix != ".csv":
         return False
     import csv

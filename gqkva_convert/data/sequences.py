@@ -7,6 +7,8 @@ from itertools import islice
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from gqkva_convert.data.records import Record, text_columns
+from gqkva_convert.errors import DataError
+from gqkva_convert.modeling.loading import text_positions
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -15,6 +17,23 @@ Item = TypeVar("Item")
 # Texts tokenised at once.
 TEXTS = 256
 _INPUTS = ("input_ids", "attention_mask", "token_type_ids")
+
+
+def sequence_length(wanted: int | None, model: Any, tokenizer: Any) -> int:
+    """Tokens a sequence: what is asked for, or 2,048, or what the model reads.
+
+    Raises:
+        DataError: The model does not read as many as are asked for.
+    """
+    limits = [
+        limit
+        for limit in (text_positions(model.config), tokenizer.model_max_length)
+        if isinstance(limit, int) and limit > 0
+    ]
+    most = min([2048 if wanted is None else wanted, *limits])
+    if wanted is not None and most < wanted:
+        raise DataError(f"sequences of {wanted} tokens: the model reads {most}")
+    return most
 
 
 def in_groups(items: Iterable[Item], size: int) -> Iterator[list[Item]]:
@@ -54,13 +73,7 @@ def join_lines(texts: Iterable[str]) -> str:
 
 
 def tokenise(tokenizer: Any, texts: Sequence[str], *, joined: bool = False) -> list[list[int]]:
-    """Token ids of texts, whole and without special tokens.
-
-    Args:
-        tokenizer: The model's own.
-        texts: The texts.
-        joined: Whether they are lines of one text, which then is the only one in the result.
-    """
+    """Token ids of texts, whole and without special tokens; with `joined` those of one text, line by line."""
     if not texts:
         return []
     given = [join_lines(texts)] if joined else list(texts)

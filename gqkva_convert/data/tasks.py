@@ -1,11 +1,12 @@
-"""What a model does, told from its class."""
+"""Inputs and tasks of models, told from their classes."""
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
-from gqkva_convert.data.processors import arguments, is_causal
 from gqkva_convert.errors import TrainingError
+from gqkva_convert.modeling.families import find_family, stock_name
 
 CAUSAL, MASKED, TO_TARGET, IMAGES, EMBEDDING, TEXTS = (
     "causal-lm",
@@ -17,8 +18,28 @@ CAUSAL, MASKED, TO_TARGET, IMAGES, EMBEDDING, TEXTS = (
 )
 
 
+def arguments(model: Any) -> set[str]:
+    """Names of the arguments of a model's forward pass."""
+    return set(inspect.signature(model.forward).parameters)
+
+
+def is_causal(model: Any) -> bool:
+    """Tell whether positions see only those before them, so that texts may be cut anywhere.
+
+    The family's record decides, and the configuration where it makes an encoder a decoder or the reverse.
+
+    Raises:
+        FamilyError: The model has no record.
+    """
+    config, name = model.config, type(model).__name__
+    if getattr(config, "is_causal", None) is False or getattr(config, "use_bidirectional_attention", None):
+        return False
+    is_encoder = find_family(config.model_type, name).part(stock_name(name)).is_encoder
+    return not is_encoder or bool(getattr(config, "is_decoder", False))
+
+
 def find_task(model: Any) -> str | None:
-    """The task of a transformers model; None for one that none of the words above says."""
+    """The task of a transformers model; None for one that is not listed above."""
     name = type(model).__name__
     if model.main_input_name == "input_ids":
         if name.endswith("ForMaskedLM"):

@@ -1,4 +1,4 @@
-"""How alike two models' answers are: divergence and agreement of their distributions."""
+"""Scores of answers, and the divergence and agreement of two models' distributions."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _NUMBERS = 1 << 24
 
 @dataclass
 class AnswerScores:
-    """What was measured of answers, summed within each sample; arrays grow by `add`.
+    """Measurements of answers, summed within each sample; columns grow by `add`.
 
     Attributes:
         unit: What is answered: a token, an image or a text.
@@ -80,7 +80,7 @@ class AnswerScores:
         return found
 
     def agreement(self) -> list[Metric]:
-        """How near the answers are to the other model's."""
+        """Divergence from the other model and agreement with it."""
         if "divergence" not in self.columns:
             return []
         found = [

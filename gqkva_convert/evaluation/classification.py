@@ -6,7 +6,7 @@ from typing import Any
 
 from gqkva_convert.data.images import checked_pixels
 from gqkva_convert.data.labels import label_numbers
-from gqkva_convert.data.processors import load_processor, sequence_length
+from gqkva_convert.data.processors import load_processor
 from gqkva_convert.data.records import (
     IMAGE_COLUMNS,
     LABEL_COLUMNS,
@@ -15,7 +15,7 @@ from gqkva_convert.data.records import (
     find_column,
     find_columns,
 )
-from gqkva_convert.data.sequences import encode
+from gqkva_convert.data.sequences import encode, sequence_length
 from gqkva_convert.data.tasks import IMAGES
 from gqkva_convert.evaluation.agreement import AnswerScores, score_answers
 from gqkva_convert.evaluation.samples import draw, records

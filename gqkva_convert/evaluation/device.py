@@ -1,4 +1,4 @@
-"""Where models are measured."""
+"""Devices on which models are measured."""
 
 from __future__ import annotations
 

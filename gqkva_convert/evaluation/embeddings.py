@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from gqkva_convert.checkpoint.jsonfile import read_json
-from gqkva_convert.data.processors import load_processor, sequence_length
+from gqkva_convert.data.processors import load_processor
 from gqkva_convert.data.records import (
     PAIR_COLUMNS,
     SINGLE_COLUMNS,
@@ -17,7 +17,7 @@ from gqkva_convert.data.records import (
     read_score,
     score_column,
 )
-from gqkva_convert.data.sequences import encode, is_text
+from gqkva_convert.data.sequences import encode, is_text, sequence_length
 from gqkva_convert.errors import DataError, EvaluationError
 from gqkva_convert.evaluation.metrics import Metric, mean, spearman
 from gqkva_convert.evaluation.samples import draw, records
@@ -81,7 +81,7 @@ def longest_of(folder: Path) -> float:
 
 
 def pooling_of(folder: Path) -> str:
-    """How sentence-transformers makes one vector of a text's: "mean", or "cls" where the folder says so."""
+    """Name the pooling that sentence-transformers uses: "mean", or "cls" where the folder says so."""
     path = folder / "1_Pooling" / "config.json"
     if not path.is_file():
         return "mean"

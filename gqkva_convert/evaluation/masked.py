@@ -5,8 +5,8 @@ from __future__ import annotations
 import random
 from typing import Any
 
-from gqkva_convert.data.processors import load_processor, sequence_length
-from gqkva_convert.data.sequences import divide_texts
+from gqkva_convert.data.processors import load_processor
+from gqkva_convert.data.sequences import divide_texts, sequence_length
 from gqkva_convert.errors import DataError
 from gqkva_convert.evaluation.agreement import AnswerScores, sample_sums, score_answers
 from gqkva_convert.evaluation.samples import draw, texts

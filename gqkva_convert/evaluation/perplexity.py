@@ -83,11 +83,11 @@ def _scores(model: Any, against: Any, windows: Sequence[Window]) -> dict[str, An
 
 @dataclass(frozen=True)
 class LanguageLoss:
-    """How well a model predicts tokens.
+    """Loss of a model over predicted tokens.
 
     Attributes:
         nats_per_token: Mean cross-entropy over all predicted tokens.
-        tokens: How many were predicted; the first of each sequence is not.
+        tokens: Number of predicted tokens; the first of each sequence is not.
     """
 
     nats_per_token: float

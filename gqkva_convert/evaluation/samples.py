@@ -1,4 +1,4 @@
-"""What is read of a data set to measure on: texts, pairs of texts, labelled images."""
+"""Samples of a data set to measure on: records, texts, windows of text."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-from gqkva_convert.data.processors import load_processor, sequence_length
+from gqkva_convert.data.processors import load_processor
 from gqkva_convert.data.records import TEST, is_running_text, load_records
-from gqkva_convert.data.sequences import TEXTS, in_groups, join_lines, read_texts, tokenise
+from gqkva_convert.data.sequences import TEXTS, in_groups, join_lines, read_texts, sequence_length, tokenise
 from gqkva_convert.errors import DataError
 from gqkva_convert.evaluation.settings import EvaluationSettings
 from gqkva_convert.evaluation.windows import Window, rolling_windows
@@ -31,14 +31,14 @@ def records(settings: EvaluationSettings) -> Any:
 
 
 def draw(items: Sequence[Item], settings: EvaluationSettings) -> list[Item]:
-    """As many as are measured, drawn by the seed, in their order: data sets are often sorted by kind."""
+    """Draw the samples to measure by the seed, in their order: data sets are often sorted by kind."""
     wanted = len(items) if settings.samples is None else min(settings.samples, len(items))
     chosen = random.Random(settings.seed).sample(range(len(items)), wanted)
     return [items[place] for place in sorted(chosen)]
 
 
 def is_joined(settings: EvaluationSettings) -> bool:
-    """Whether all records are one text."""
+    """Tell whether all records are one text."""
     assert settings.data is not None
     return settings.documents == "joined" or (settings.documents is None and is_running_text(settings.data))
 

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from gqkva_convert.checkpoint.hub import locate
-from gqkva_convert.data.processors import arguments, has_other_tokens
+from gqkva_convert.data.processors import has_other_tokens
 from gqkva_convert.data.sequences import Item, in_groups
-from gqkva_convert.data.tasks import IMAGES, find_task
+from gqkva_convert.data.tasks import IMAGES, arguments, find_task
 from gqkva_convert.errors import EvaluationError, first_line, is_out_of_memory
 from gqkva_convert.evaluation.device import find_device
 from gqkva_convert.evaluation.settings import EvaluationSettings

@@ -6,9 +6,9 @@ from typing import Any
 
 import numpy as np
 
-from gqkva_convert.data.processors import load_processor, sequence_length
+from gqkva_convert.data.processors import load_processor
 from gqkva_convert.data.records import TARGET_COLUMNS, find_columns
-from gqkva_convert.data.sequences import cut_texts, decoder_inputs, encode, is_text, pad
+from gqkva_convert.data.sequences import cut_texts, decoder_inputs, encode, is_text, pad, sequence_length
 from gqkva_convert.errors import DataError, EvaluationError
 from gqkva_convert.evaluation.agreement import AnswerScores, sample_sums, score_answers
 from gqkva_convert.evaluation.metrics import Metric, mean

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Window:
-    """What a model reads at once.
+    """Tokens that a model reads at once.
 
     Attributes:
         inputs: Token ids.

@@ -1,4 +1,4 @@
-"""What a run needs, made from its settings: model, teacher, rows, losses, optimiser, schedule."""
+"""The pieces of a run, made from its settings: model, teacher, rows, losses, optimiser, schedule."""
 
 from __future__ import annotations
 

@@ -102,7 +102,7 @@ class Run:
 
     def _start_trackers(self, accelerator: Any) -> None:
         if self.job.report_to:
-            # Some trackers take nothing but numbers and words.
+            # Some trackers take nothing but numbers and strings.
             settings = self.settings.model_dump(exclude_defaults=True)
             given = {name: str(value) for name, value in settings.items()}
             accelerator.init_trackers("gqkva", {"folder": str(self.folder), **given})

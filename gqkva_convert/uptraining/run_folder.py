@@ -21,7 +21,7 @@ _STEP = re.compile(r"step-(\d+)$")
 
 
 class RunFolder:
-    """Where a run keeps what it has done so far.
+    """The folder in which a run keeps its settings, metrics and checkpoints.
 
     Args:
         path: The folder.
@@ -104,11 +104,11 @@ class RunFolder:
         return sorted(path for path in found if _STEP.fullmatch(path.name))
 
     def scratch_path(self, step: int) -> Path:
-        """Where the checkpoint of a step is written, for every process."""
+        """Path under which every process writes the checkpoint of a step."""
         return self.checkpoints / f".step-{step:09d}.new"
 
     def scratch(self, step: int) -> Path:
-        """Where the checkpoint of a step is written; gone from an earlier try."""
+        """Make the empty folder in which the checkpoint of a step is written."""
         path = self.scratch_path(step)
         shutil.rmtree(path, ignore_errors=True)
         path.mkdir(parents=True)

@@ -1,55 +1,20 @@
-"""What a training run does, as data: checked once, written beside the run, read from files."""
+"""Settings of a training run: checked once, written beside the run, read from files."""
 
 from __future__ import annotations
 
 import difflib
 import math
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from gqkva_convert.errors import TrainingError
+from gqkva_convert.uptraining.quantities import Count, Share, Weights
 
-_UNITS = {"": 1, "k": 10**3, "m": 10**6, "b": 10**9, "g": 10**9, "t": 10**12}
 TERMS = ("task", "kl", "hidden", "attention")
 
-
-def parse_count(value: Any) -> Any:
-    """``20M`` as 20,000,000; units are k, M, B and T."""
-    if type(value) is not str:
-        return value
-    found = re.fullmatch(r"\s*([\d_]+(?:\.\d+)?(?:[eE]\d{1,2})?)\s*([kmbgtKMBGT]?)\s*", value)
-    return value if found is None else round(float(found[1]) * _UNITS[found[2].lower()])
-
-
-def _require_count(value: Any) -> Any:
-    """What `parse_count` reads; other words are refused."""
-    count = parse_count(value)
-    if type(count) is str:
-        raise ValueError("write a number such as 500k or 20M")
-    return count
-
-
-def parse_share(value: Any) -> Any:
-    """``1%`` as 0.01."""
-    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*%\s*", value) if type(value) is str else None
-    return value if found is None else float(found[1]) / 100
-
-
-def parse_weights(value: Any) -> Any:
-    """``kl=1,task=0.5`` as a mapping; a name alone has weight 1."""
-    if type(value) is not str:
-        return value
-    parts = [part.partition("=") for part in value.split(",") if part.strip()]
-    return {name.strip(): weight.strip() or 1.0 for name, _, weight in parts}
-
-
-Count = Annotated[int, BeforeValidator(_require_count), Field(ge=1)]
-Share = Annotated[float, BeforeValidator(parse_share), Field(ge=0, le=1)]
-Weights = Annotated[dict[str, Annotated[float, Field(ge=0)]], BeforeValidator(parse_weights)]
 
 # What means nothing without a teacher.
 _WITH_TEACHER = (
@@ -64,7 +29,7 @@ Augment = Literal["shift", "randaugment"]
 class TrainingSettings(BaseModel):
     """Everything that decides a run's result, but the model.
 
-    Words are those of transformers' and accelerate's settings wherever they exist. Sizes of a batch are for
+    Names are those of transformers' and accelerate's settings wherever they exist. Sizes of a batch are for
     all processes together, so that a run means the same on one process and on many.
 
     Attributes:

@@ -1,4 +1,4 @@
-"""Which weights are trained, and how fast each is."""
+"""Trained weights and their learning rates."""
 
 from __future__ import annotations
 

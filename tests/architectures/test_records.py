@@ -20,7 +20,7 @@ from transformers.models.auto import (
 
 from gqkva_convert.architectures import FAMILIES, Family
 from gqkva_convert.calibration.network import attention_blocks
-from gqkva_convert.data.processors import is_causal
+from gqkva_convert.data.tasks import is_causal
 from gqkva_convert.errors import FamilyError
 from gqkva_convert.modeling.families import GROUPED_FAMILIES
 from gqkva_convert.modeling.loading import load_model, text_positions

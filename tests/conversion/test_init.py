@@ -71,7 +71,7 @@ def test_a_dry_run_counts_and_writes_nothing(tmp_path: Path) -> None:
 
 
 def test_pictures_are_scaled_to_the_model(tmp_path: Path) -> None:
-    """A fresh model of pictures can be trained as it is: its processor makes what it reads."""
+    """A fresh model of images can be trained as it is: its processor makes what it reads."""
     import numpy as np
     from PIL import Image
 

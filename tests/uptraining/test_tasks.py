@@ -147,7 +147,7 @@ def test_a_sequence_to_sequence_model_learns_from_its_teacher(tmp_path: Path, mi
 def test_a_picture_model_learns_from_its_teacher(
     change: dict[str, Any], tmp_path: Path, shared_models: Path
 ) -> None:
-    """The Fashion-MNIST ViT at one key/value head, from a parquet file of pictures and labels."""
+    """The Fashion-MNIST ViT at one key/value head, from a parquet file of images and labels."""
     if change:
         pytest.importorskip("kornia")
     from io import BytesIO

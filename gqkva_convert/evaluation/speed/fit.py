@@ -1,4 +1,4 @@
-"""Whether a measurement fits into memory, estimated before it starts."""
+"""Estimates of the memory that a measurement takes, made before it starts."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _USABLE, _SMALLEST_CHUNK = 0.9, 512
 
 @dataclass(frozen=True)
 class Needs:
-    """What one model takes at one context and batch, beside its weights.
+    """Memory that one model takes at one context and batch, beside its weights.
 
     Attributes:
         cache: Bytes of keys and values.
@@ -34,7 +34,7 @@ class Needs:
 
 @dataclass(frozen=True)
 class Fit:
-    """How a row's models are measured.
+    """Division of a row's models over memory.
 
     Attributes:
         together: Models whose caches are in memory at the same time, and whose rounds take turns.
@@ -79,7 +79,7 @@ def fit(needs: Mapping[str, Needs], context: int, available: int | None, can_div
 
 
 def estimate(source: SourceModel, model: Any, context: int, batch: int, settings: BenchSettings) -> Needs:
-    """About what a model takes at one context and batch.
+    """Estimate the memory that a model takes at one context and batch.
 
     Args:
         source: Its checkpoint.
@@ -109,7 +109,7 @@ def _numbers_per_position(source: SourceModel, cache: str) -> int:
 def _working_bytes(
     model: Any, batch: int, context: int, itemsize: int, settings: BenchSettings
 ) -> Callable[[int], int]:
-    """About what a forward pass takes beside weights and cache, by the positions it reads."""
+    """Estimate the memory of a forward pass beside weights and cache, by the positions it reads."""
     text = getattr(model.config, "text_config", model.config)
     hidden = _number(text, ("hidden_size", "d_model", "n_embd", "dim"), 1024)
     inner = _number(text, ("intermediate_size", "d_ff", "ffn_dim", "encoder_ffn_dim"), 4 * hidden)

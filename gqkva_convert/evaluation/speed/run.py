@@ -135,7 +135,7 @@ class Run:
     def _try_to_measure(
         self, names: tuple[str, ...], context: int, batch: int, placed: Fit
     ) -> dict[str, Any] | None:
-        """As `_measure`; None if memory runs out."""
+        """Measure as `_measure` does; None if memory runs out."""
         try:
             return self._measure(names, context, batch, placed)
         except (RuntimeError, MemoryError) as error:

@@ -1,4 +1,4 @@
-"""What a model does while it is measured: reading a prompt and generating, or one forward pass."""
+"""Work of a model that is measured: reading a prompt and generating, or one forward pass."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ DECODER, ENCODER_DECODER, FORWARD = "decoder", "encoder-decoder", "forward"
 
 
 def kind_of(model: Any) -> str:
-    """How a model is measured: generating, generating from an encoder's output, or by forward passes."""
+    """Tell how a model is measured: generating, generating from an encoder's output, or by forward passes."""
     if not model.can_generate():
         return FORWARD
     return ENCODER_DECODER if model.config.is_encoder_decoder else DECODER
@@ -178,7 +178,7 @@ class Translating(Work):
 
 
 def keeps_logits(model: Any) -> bool:
-    """Whether a model can be asked for the last position's logits alone."""
+    """Tell whether a model can compute the last position's logits alone."""
     return "logits_to_keep" in inspect.signature(model.forward).parameters
 
 

@@ -24,7 +24,7 @@ STATE, ROWS_STATE = "trainer.json", "rows.pt"
 
 @dataclass
 class Progress:
-    """How far a run is; kept with every checkpoint.
+    """Progress of a run; kept with every checkpoint.
 
     Attributes:
         step: Steps done.
@@ -129,7 +129,7 @@ class Checkpoints:
 
     @torch.no_grad()
     def _is_sound(self) -> bool:
-        """Whether all weights are finite, in every process."""
+        """Tell whether all weights are finite, in every process."""
         bad = 0.0
         for weight in self.model.parameters():
             mine = weight.to_local() if hasattr(weight, "to_local") else weight

@@ -32,7 +32,7 @@ class Feed:
     resampled: bool = False
 
     def batch(self, step: int, pass_number: int, process: int) -> Batch:
-        """What a process trains on in one forward pass of a step."""
+        """Make the batch of a process for one forward pass of a step."""
         numbers = list(self.plan.numbers(step, pass_number, process))
         rows = [self.rows.row(number) for number in numbers]
         batch = self.collator.batch(rows, numbers)

@@ -1,4 +1,4 @@
-"""How fast known GPUs can be at most."""
+"""Peak speeds of known GPUs."""
 
 from __future__ import annotations
 

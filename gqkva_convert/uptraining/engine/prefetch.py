@@ -14,7 +14,7 @@ Place = tuple[int, int]
 
 
 def prepares_ahead(device: torch.device) -> bool:
-    """Whether the CPU is free while a device computes."""
+    """Tell whether the CPU is free while a device computes."""
     return device.type != "cpu"
 
 

@@ -15,7 +15,7 @@ from gqkva_convert.uptraining.settings import TrainingSettings
 
 
 def start_processes() -> Any:
-    """What this process is among those that were started together (accelerate's ``PartialState``).
+    """Join the processes that were started together (accelerate's ``PartialState``).
 
     Raises:
         TrainingError: The devices here cannot run what accelerate was told to.

@@ -1,4 +1,4 @@
-"""How the learning rate rises and falls over a run."""
+"""Learning rates of a run's steps."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How gradients become a step: by Accelerate's optimiser, or by DeepSpeed's engine, which holds its own."""
+"""Steps of the optimiser that Accelerate wraps, or of DeepSpeed's engine, which has its own."""
 
 from __future__ import annotations
 

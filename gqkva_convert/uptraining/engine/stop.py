@@ -13,7 +13,7 @@ from gqkva_convert.uptraining.engine.processes import summed
 
 
 class StopRequest:
-    """Whether any process of a run was asked to stop, by SIGINT or SIGTERM.
+    """Notes that any process of a run was asked to stop, by SIGINT or SIGTERM.
 
     Args:
         accelerator: Accelerate's.
@@ -45,7 +45,7 @@ class StopRequest:
                 signal.signal(number, handler)
 
     def agreed(self) -> bool:
-        """Whether any process was asked; all must ask this at the same place."""
+        """Tell whether any process was asked; all must call this at the same place."""
         if self.accelerator.num_processes == 1:
             return self._signal is not None
         asked = summed(self.accelerator, [float(self._signal or 0)])[0] > 0

@@ -1,1 +1,1 @@
-"""What a student learns: losses, the models that give what they compare, teachers."""
+"""Losses of a student, the models whose outputs they compare, teachers."""

@@ -28,7 +28,7 @@ LogitLosses = Callable[[Tensor, slice], dict[str, Tensor]]
 
 @dataclass(frozen=True)
 class Head:
-    """How hidden states become logits.
+    """The map from hidden states to logits.
 
     Attributes:
         weight: ``(vocabulary, hidden)``.
@@ -53,7 +53,7 @@ class Head:
 
 
 def positions_at_once(device: torch.device, vocabulary: int) -> int:
-    """Of how many positions logits are there at once."""
+    """Number of positions whose logits are in memory at once."""
     return max(16, _CHUNK_ELEMENTS.get(device.type, _OTHER_CHUNK_ELEMENTS) // vocabulary)
 
 

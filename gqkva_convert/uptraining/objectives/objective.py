@@ -273,7 +273,7 @@ def pair_loss(embeddings: Tensor, scores: Tensor) -> Tensor:
 
 
 def _attended(place: Place, batch: Batch, output: Tensor) -> Tensor:
-    """Which positions of a block's output are no padding, as booleans."""
+    """Mask of the positions of a block's output that are no padding, ``(batch, positions)``."""
     mask = batch.get(PRESENT, valid_positions(place[0], batch, "query"))
     if mask is None or mask.shape != output.shape[:2]:
         return torch.ones(output.shape[:2], dtype=torch.bool, device=output.device)

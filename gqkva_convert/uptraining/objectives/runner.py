@@ -21,7 +21,7 @@ _NO_INPUTS = ("labels", PRESENT)
 
 @dataclass
 class ForwardPass:
-    """What one forward pass gave.
+    """Results of one forward pass.
 
     Attributes:
         head_input: Input of the head, ``(batch, positions, hidden)``; None for a model without one.
@@ -55,7 +55,7 @@ class ModelRunner:
                 block.register_forward_hook(self._hook(place))
 
     def _cut(self, module: nn.Module, args: Any, kwargs: Any) -> Any:
-        """Where blocks are matched each for itself, no gradient leaves a block by its inputs."""
+        """Keep gradients from leaving a block by its inputs while blocks are matched one by one."""
         if self._forced is None:
             return None
         cut = {name: value.detach() if isinstance(value, Tensor) else value for name, value in kwargs.items()}
@@ -114,7 +114,7 @@ class ModelRunner:
             self._record = None
 
     def _inputs(self, batch: Batch) -> Batch:
-        """What of a batch the model is called with, where it runs."""
+        """Select the inputs of a batch that the model takes, on its device."""
         device = next(self.model.parameters()).device
         inputs = {name: value.to(device) for name, value in batch.items() if name not in _NO_INPUTS}
         return {**inputs, "use_cache": False} if "input_ids" in inputs else inputs

@@ -148,7 +148,7 @@ def file_name(number: int) -> str:
 
 
 def is_stored(teacher: str | None) -> bool:
-    """Whether a teacher is a folder of `gqkva teacher`."""
+    """Tell whether a teacher is a folder of `gqkva teacher`."""
     return teacher is not None and (Path(teacher) / NOTE).is_file()
 
 

@@ -80,7 +80,7 @@ class Augmentation:
 
 
 def operations(kornia: Any, channels: int) -> dict[str, Operation]:
-    """What RandAugment chooses of, by name; of colours only where there are 3 channels."""
+    """Operations that RandAugment chooses from, by name; those on colours only for 3 channels."""
     enhance, transform = kornia.enhance, kornia.geometry.transform
     none = torch.zeros_like
 

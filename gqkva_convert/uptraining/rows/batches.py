@@ -25,12 +25,12 @@ _MASKED_SHARE = 0.15
 
 @dataclass(frozen=True)
 class StepPlan:
-    """How the rows of a step are divided.
+    """Division of the rows of a step over passes and processes.
 
     Attributes:
         batch_size: Rows of a step.
         per_device: Rows of one forward pass.
-        processes: How many processes there are.
+        processes: Number of processes.
     """
 
     batch_size: int
@@ -154,7 +154,7 @@ def causal_batch(rows: Sequence[Row], padding: int) -> Batch:
 
 @dataclass(frozen=True)
 class Counts:
-    """What sums are divided by.
+    """Counts that sums of losses are divided by.
 
     Attributes:
         items: Labelled tokens, images, or pairs of texts.
@@ -166,7 +166,7 @@ class Counts:
 
 
 def present_positions(batch: Batch) -> Tensor | None:
-    """Which positions of a batch are no padding; None for all."""
+    """Mask of the positions of a batch that are no padding; None for all."""
     mask: Tensor | None = batch.get("attention_mask", batch.get(PRESENT))
     return mask
 

@@ -1,4 +1,4 @@
-"""What a run reads: the rows of its data, those held out, and how they become batches."""
+"""Rows of a run's data, those held out, and the collator that makes batches of them."""
 
 from __future__ import annotations
 
@@ -7,8 +7,9 @@ from typing import Any, Protocol
 
 from gqkva_convert.data.images import checked_pixels
 from gqkva_convert.data.labels import label_numbers
-from gqkva_convert.data.processors import arguments, load_processor, sequence_length
-from gqkva_convert.data.tasks import CAUSAL, EMBEDDING, IMAGES
+from gqkva_convert.data.processors import load_processor
+from gqkva_convert.data.sequences import sequence_length
+from gqkva_convert.data.tasks import CAUSAL, EMBEDDING, IMAGES, arguments
 from gqkva_convert.errors import DataError, TrainingError
 from gqkva_convert.uptraining.rows.batches import Batch, TextBatches
 from gqkva_convert.uptraining.rows.images import ANSWER, ImageBatches, image_records
@@ -92,7 +93,7 @@ def _highest_score(rows: Rows, data: str) -> float:
 
 
 def keeps_texts_apart(model: Any) -> bool:
-    """Whether texts packed into a row do not see each other, tried on two short ones."""
+    """Tell whether texts packed into a row do not see each other, by running two short ones."""
     import torch
 
     if "position_ids" not in arguments(model):

@@ -29,7 +29,7 @@ class Rows:
         """Skip all rows before a number, where rows are made in turn."""
 
     def state(self) -> dict[str, Any]:
-        """What is needed to resume after the last row; nothing where every row is at hand."""
+        """State from which to resume after the last row; empty where every row is at hand."""
         return {}
 
     def restore(self, state: dict[str, Any]) -> None:

@@ -22,12 +22,12 @@ from gqkva_convert.uptraining.rows.row import Row, Rows, row_tokens
 _FORMAT = 3
 # Rows written at once.
 _WRITTEN = 512
-# Held out of small data: no more than one row in so many.
+# At most one row in this many is held out, so that small data keep most of their rows for training.
 _HELD_OUT_ONE_IN = 10
 
 
 class StoredRows(Rows):
-    """Rows that are all at hand; a new order in every epoch.
+    """Rows that are all on disk; a new order in every epoch.
 
     Args:
         rows: The rows.
@@ -56,7 +56,7 @@ class StoredRows(Rows):
         self._epoch, self._order = -1, []  # type: ignore[var-annotated]
 
     def keep(self, budget: float) -> None:
-        """Train on no more than so many rows, held-out ones besides."""
+        """Train on at most `budget` rows, besides those held out."""
         self.count = max(1, min(self.count, math.ceil(budget)))
 
     def row(self, number: int) -> Row:
