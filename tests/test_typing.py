@@ -18,6 +18,7 @@ RESULTS = {
     "GqkvaError": "gqkva_convert.GqkvaError",
     "HeadLayout": "gqkva_convert.HeadLayout",
     "HeadLayout.gqa": "gqkva_convert.HeadLayout",
+    "Request": "gqkva_convert.Request",
     "TrainingSettings": "gqkva_convert.TrainingSettings",
     "bench": "dict[str, Any]",
     "compare": "dict[str, Any]",
