@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -11,17 +12,16 @@ import pytest
 
 import gqkva_convert
 
-# What calling each public name gives, as a user would write it.
+# What calling a public name gives, as a user would write it, and what a call gives where that depends on it.
 RESULTS = {
     "DataSettings": "gqkva_convert.DataSettings",
     "EvaluationSettings": "gqkva_convert.EvaluationSettings",
     "GqkvaError": "gqkva_convert.GqkvaError",
     "HeadLayout": "gqkva_convert.HeadLayout",
-    "HeadLayout.gqa": "gqkva_convert.HeadLayout",
+    "Request": "gqkva_convert.Request",
     "TrainingSettings": "gqkva_convert.TrainingSettings",
     "bench": "dict[str, Any]",
     "compare": "dict[str, Any]",
-    "convert": "Path",
     "demo": "dict[str, Any]",
     "evaluate": "list[dict[str, Any]]",
     "export": "Path",
@@ -35,6 +35,11 @@ RESULTS = {
     "teacher": "dict[str, Any]",
     "uptrain": "dict[str, Any]",
     "verify": "dict[str, Any]",
+}
+CALLS = {
+    "HeadLayout.gqa(8, 2, 4)": "gqkva_convert.HeadLayout",
+    "convert('model', 'out')": "Path",
+    "convert('model', 'out', dry_run=True)": "dict[str, Any]",
 }
 HEAD = """
 from collections.abc import Callable
@@ -85,8 +90,10 @@ def errors(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], list[str
 
 def test_every_public_name_has_the_type_that_is_promised(errors: Callable[[str], list[str]]) -> None:
     """Editors and type checkers see what calls return; Any, or a package without py.typed, fails here."""
-    assert {name.partition(".")[0] for name in RESULTS} == set(gqkva_convert.__all__)
-    lines = [f"assert_type(result(gqkva_convert.{name}), {kind})" for name, kind in RESULTS.items()]
+    assert {*RESULTS, *(re.split(r"\W", call)[0] for call in CALLS)} == set(gqkva_convert.__all__)
+    given = {f"result(gqkva_convert.{name})": kind for name, kind in RESULTS.items()}
+    given |= {f"gqkva_convert.{call}": kind for call, kind in CALLS.items()}
+    lines = [f"assert_type({expression}, {kind})" for expression, kind in given.items()]
     assert errors("\n".join(lines)) == []
 
 
@@ -94,7 +101,7 @@ def test_a_wrong_name_or_type_is_found(errors: Callable[[str], list[str]]) -> No
     """Names are loaded when first used, which must not make every name right."""
     found = errors(
         "gqkva_convert.no_such_name\n"
-        "assert_type(result(gqkva_convert.convert), str)\n"
+        "assert_type(gqkva_convert.convert('model', 'out'), str)\n"
         "gqkva_convert.HeadLayout.gqa('8', 2, 4)\n"
     )
     assert [line.rpartition("[")[2] for line in found] == ["attr-defined]", "assert-type]", "arg-type]"]
