@@ -21,7 +21,7 @@ from gqkva_convert.data.python_library import iter_texts
 from gqkva_convert.demo_model.demo import MODEL
 from gqkva_convert.evaluation.perplexity import load_causal_lm, score_windows
 from gqkva_convert.evaluation.windows import Window, rolling_windows
-from gqkva_convert.records.evaluations import machine
+from gqkva_convert.records.environment import machine
 
 
 def main() -> None:

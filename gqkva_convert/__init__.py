@@ -21,13 +21,13 @@ if TYPE_CHECKING:
     from gqkva_convert.conversion.inspect import inspect as inspect
     from gqkva_convert.conversion.verify import verify as verify
     from gqkva_convert.demo_model.demo import demo as demo
+    from gqkva_convert.description.report import report as report
     from gqkva_convert.errors import GqkvaError as GqkvaError
     from gqkva_convert.evaluation.evaluate import evaluate as evaluate
     from gqkva_convert.evaluation.settings import EvaluationSettings as EvaluationSettings
     from gqkva_convert.evaluation.speed.bench import bench as bench
     from gqkva_convert.heads import HeadLayout as HeadLayout
     from gqkva_convert.hub.push import push as push
-    from gqkva_convert.hub.report import report as report
     from gqkva_convert.planning.command import plan as plan
     from gqkva_convert.plans.request import Request as Request
     from gqkva_convert.recipes.run import run as run
@@ -51,7 +51,7 @@ _PUBLIC = {
     "pretrain": "gqkva_convert.uptraining.uptrain",
     "verify": "gqkva_convert.conversion.verify",
     "run": "gqkva_convert.recipes.run",
-    "report": "gqkva_convert.hub.report",
+    "report": "gqkva_convert.description.report",
     "compare": "gqkva_convert.comparison.compare",
     "push": "gqkva_convert.hub.push",
     "demo": "gqkva_convert.demo_model.demo",

@@ -7,6 +7,9 @@ bug of ours and keeps its traceback.
 from __future__ import annotations
 
 import re
+from typing import TypeVar
+
+Kind = TypeVar("Kind", bound="GqkvaError")
 
 # The words of CUDA, of its driver, and of the CPU allocator on Linux and on Windows.
 _OUT_OF_MEMORY = re.compile("out of memory|can't allocate memory|not enough memory", re.IGNORECASE)
@@ -16,6 +19,18 @@ class GqkvaError(Exception):
     """Base of every error that is reported without a traceback."""
 
     exit_code = 1
+
+
+def placed(error: Kind, *place: str | int) -> Kind:
+    """Note the keys and numbers that lead to the part of a file that is wrong; `place_of` returns them."""
+    error.__dict__["place"] = place  # the classes themselves are copied into modelling files
+    return error
+
+
+def place_of(error: GqkvaError) -> tuple[str | int, ...]:
+    """Return where in a file the fault is, as far as it was noted."""
+    place: tuple[str | int, ...] = error.__dict__.get("place", ())
+    return place
 
 
 def first_line(error: BaseException) -> str:

@@ -32,7 +32,7 @@ from gqkva_convert.data.sequences import (
     tokenise,
 )
 from gqkva_convert.data.tasks import arguments, is_causal
-from gqkva_convert.errors import DataError
+from gqkva_convert.errors import DataError, placed
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -65,17 +65,20 @@ class DataSettings:
     batch_tokens: int = 4096
 
     def __post_init__(self) -> None:
-        whole = {"samples": self.samples, "seed": self.seed, "batch_tokens": self.batch_tokens}
-        wrong = [f"{name} {n!r}" for name, n in whole.items() if type(n) is not int or n < 0]
         if not isinstance(self.data, str) or not self.data.strip():
-            raise DataError(f"calibration data are a file, a folder or a name, found {self.data!r}")
-        if wrong or (self.length is not None and type(self.length) is not int) or self.batch_tokens == 0:
-            said = ", ".join(wrong) or f"length {self.length!r}, batch_tokens {self.batch_tokens!r}"
-            raise DataError(f"calibration {said}: give whole numbers from 0 on")
+            said = f"calibration data are a file, a folder or a name, found {self.data!r}"
+            raise placed(DataError(said), "data")
+        for name, least in (("samples", 0), ("seed", 0), ("batch_tokens", 1)):
+            number = getattr(self, name)
+            if type(number) is not int or number < least:
+                said = f"calibration {name} {number!r}: give a whole number from {least} on"
+                raise placed(DataError(said), name)
         if self.samples < 2:
-            raise DataError(f"{self.samples} calibration samples: give at least 2, one is held out")
-        if self.length is not None and self.length < 2:
-            raise DataError(f"calibration sequences of {self.length} tokens: give at least 2")
+            said = f"{self.samples} calibration samples: give at least 2, one is held out"
+            raise placed(DataError(said), "samples")
+        if self.length is not None and (type(self.length) is not int or self.length < 2):
+            said = f"calibration sequences of {self.length!r} tokens: give at least 2"
+            raise placed(DataError(said), "length")
 
 
 def make_batches(settings: DataSettings, folder: Path, model: Any) -> list[Batch]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 
 # Bits per element; sub-byte types exist in newer files and are read as facts, never merged.
 BITS = {
@@ -38,3 +39,8 @@ FLOAT_BY_NAME = {name: dtype for dtype, name in FLOATS.items()}
 def tensor_bytes(dtype: str, shape: tuple[int, ...]) -> int:
     """Bytes of a tensor; sub-byte types are packed and rounded up."""
     return (math.prod(shape) * BITS[dtype] + 7) // 8
+
+
+def unknown_dtype(name: str, known: Iterable[str] = FLOAT_BY_NAME, where: str = "") -> str:
+    """Say that there is no such dtype, and which there are."""
+    return f"no dtype {name!r}{where}; choose one of {', '.join(known)}"

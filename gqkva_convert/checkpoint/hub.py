@@ -18,7 +18,8 @@ from gqkva_convert.checkpoint.folder import (
     read_index,
 )
 from gqkva_convert.checkpoint.header import StoredTensor
-from gqkva_convert.errors import CheckpointError, HubError, OutputError
+from gqkva_convert.checkpoint.hub_errors import explain, is_of_the_hub
+from gqkva_convert.errors import CheckpointError, GqkvaError, HubError, OutputError
 
 Answer = TypeVar("Answer")
 
@@ -30,8 +31,19 @@ BUILT_IN = "built-in"
 _BUILT_IN_FOLDER = Path(__file__).parents[1] / "demo_model" / "checkpoint"
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 
-# What huggingface_hub talks through, depending on its version; their errors have no common base with ours.
-HTTP_LIBRARIES = {"httpx", "httpx2", "httpcore", "httpcore2", "requests"}
+_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS)
+_REFUSALS = {
+    "name": "{repo} is no folder here and no possible Hub id; check the name",
+    "gated": "{repo} is gated; accept its licence on the Hub and log in with `hf auth login`",
+    "revision": "{repo} has no such revision",
+    "absent": "no folder and no Hub model is called {repo}; check the name, "
+    "or log in with `hf auth login` if it is private",
+    "unreachable": "{repo} is no folder here and the Hub cannot be reached; check the name and the network",
+    "entry": "{repo} is no transformers checkpoint: a file it must have is missing",
+    "damaged": "{repo} holds a damaged safetensors file",
+    "other": "{repo} cannot be fetched from the Hub: {own}",
+    "refused": "the Hub refused {repo} ({status}); try again later",
+}
 # Code, and weights in formats or folders that are not read; weights that are read are fetched by name.
 _NOT_FETCHED = [
     "*.safetensors",
@@ -188,59 +200,18 @@ def ask_hub(model: str, request: Callable[[], Answer]) -> Answer:
 
     Raises:
         HubError: The model does not exist, is private or gated, or the Hub cannot be reached.
+        OutputError: The Hub cache cannot be written.
     """
-    from huggingface_hub.errors import (
-        EntryNotFoundError,
-        GatedRepoError,
-        HfHubHTTPError,
-        HFValidationError,
-        LocalEntryNotFoundError,
-        RepositoryNotFoundError,
-        RevisionNotFoundError,
-        SafetensorsParsingError,
-    )
-
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # its retries are not our user's business
     try:
         return request()
-    except GatedRepoError as error:
-        raise HubError(
-            f"{model} is gated; accept its licence on the Hub and log in with `hf auth login`"
-        ) from error
-    except RepositoryNotFoundError as error:
-        raise HubError(
-            f"no folder and no Hub model is called {model}; check the name, "
-            "or log in with `hf auth login` if it is private"
-        ) from error
-    except RevisionNotFoundError as error:
-        raise HubError(f"{model} has no such revision") from error
-    except HFValidationError as error:
-        raise HubError(f"{model} is no folder here and no possible Hub id; check the name") from error
-    except LocalEntryNotFoundError as error:
-        raise _unreachable(model) from error
-    except EntryNotFoundError as error:
-        raise HubError(f"{model} is no transformers checkpoint: a file it must have is missing") from error
-    except SafetensorsParsingError as error:
-        raise HubError(f"{model} holds a damaged safetensors file") from error
-    except HfHubHTTPError as error:
-        status = error.response.status_code if error.response is not None else "no answer"
-        raise HubError(f"the Hub refused {model} ({status}); try again later") from error
+    except GqkvaError:
+        raise
     except Exception as error:
-        if isinstance(error, OSError) and error.errno in (
-            errno.ENOSPC,
-            errno.EDQUOT,
-            errno.EACCES,
-            errno.EROFS,
-        ):
+        if isinstance(error, OSError) and error.errno in _DISK:
             raise OutputError(
                 f"{model} cannot be stored in the Hub cache: {error.strerror}; set HF_HOME"
             ) from error
-        if not isinstance(error, OSError) and type(error).__module__.partition(".")[0] not in HTTP_LIBRARIES:
+        if not is_of_the_hub(error):
             raise
-        raise _unreachable(model) from error
-
-
-def _unreachable(model: str) -> HubError:
-    return HubError(
-        f"{model} is no folder here and the Hub cannot be reached; check the name and the network"
-    )
+        raise HubError(explain(model, error, _REFUSALS)) from error

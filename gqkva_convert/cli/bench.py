@@ -7,7 +7,9 @@ from typing import Any
 import typer
 
 import gqkva_convert
-from gqkva_convert.cli.output import human_bytes, make_table, print_json, print_table, stage_progress
+from gqkva_convert.cli.output import make_table, print_json, print_table, stage_progress
+from gqkva_convert.evaluation.speed.rows import shown_names
+from gqkva_convert.units import human_bytes
 
 
 def bench_command(arguments: dict[str, Any], as_json: bool) -> None:
@@ -23,7 +25,6 @@ def bench_command(arguments: dict[str, Any], as_json: bool) -> None:
 
 
 def _print_rows(result: dict[str, Any]) -> None:
-    from gqkva_convert.evaluation.speed.rows import shown_names
 
     generates = result["settings"]["kind"] != "forward"
     columns = [("context", True), ("batch", True), ("model", False), ("prefill, tokens/s", True)]
@@ -42,7 +43,7 @@ def _print_rows(result: dict[str, Any]) -> None:
     title = f"{result['model']}: {result['device']}, {result['dtype']}"
     title += f", {result['settings']['cache']} cache, {limit}/s" if generates else ""
     table = make_table(title, [*columns, ("peak memory", True)])
-    names = shown_names(result)
+    names = shown_names(result["against"])
     for row in result["rows"]:
         cells = [f"{row['context']:,}", str(row["batch"]), names[row["model"]]]
         if row["skipped"] is None:

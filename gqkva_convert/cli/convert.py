@@ -9,17 +9,12 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 import gqkva_convert
-from gqkva_convert.cli.output import (
-    human_bytes,
-    human_count,
-    make_table,
-    print_json,
-    print_table,
-    stage_progress,
-)
+from gqkva_convert.cli.output import make_table, print_json, print_table, stage_progress
+from gqkva_convert.units import human_bytes, human_count
 
 if TYPE_CHECKING:
     from gqkva_convert.plans.plan import BlockPlan
+    from gqkva_convert.records.report import Report
 
 
 def convert_command(arguments: dict[str, Any], as_json: bool) -> None:
@@ -31,7 +26,7 @@ def convert_command(arguments: dict[str, Any], as_json: bool) -> None:
     if isinstance(made, Path):
         report = read_report(made)
         if as_json:
-            print_json({"folder": str(made), **report})
+            print_json({"folder": str(made), **report.to_dict()})
         else:
             _show_result(made, report)
     elif as_json:
@@ -84,17 +79,18 @@ def _show_plan(data: dict[str, Any]) -> None:
     typer.echo(_sizes(data["source_parameters"], data["source_bytes"], data))
 
 
-def _show_result(out: Path, report: dict[str, Any]) -> None:
+def _show_result(out: Path, report: Report) -> None:
     from gqkva_convert.plans.plan import Plan
     from gqkva_convert.source.config_keys import is_grouped
 
-    plan, source = Plan.from_dict(report["plan"]), report["source"]
+    plan, made = Plan.from_report(report), report.to_dict()
+    source = made["source"]
     merged = [block for block in plan.blocks if block.target != block.source]
     before, after = _variants(merged or plan.blocks)
-    typer.echo(f"{out}: {before} -> {after}, {_sizes(source['parameters'], source['bytes'], report)}")
+    typer.echo(f"{out}: {before} -> {after}, {_sizes(source['parameters'], source['bytes'], made)}")
     if merged and plan.calibration is None and plan.merge == "closed-form":
         typer.echo("merged from weights alone; --calibration DATA loses less (docs/quality.md)", err=True)
-    if is_grouped(report["config"]):
+    if is_grouped(report.config):
         typer.echo("load it with trust_remote_code=True, or with `import gqkva_convert` and without")
 
 

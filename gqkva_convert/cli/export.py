@@ -8,7 +8,8 @@ from typing import Any
 import typer
 
 import gqkva_convert
-from gqkva_convert.cli.output import human_bytes, human_count, print_json, stage_progress
+from gqkva_convert.cli.output import print_json, stage_progress
+from gqkva_convert.units import human_bytes, human_count
 
 
 def export_command(arguments: dict[str, Any], as_json: bool) -> None:
@@ -23,11 +24,11 @@ def export_command(arguments: dict[str, Any], as_json: bool) -> None:
         print_json(result)
     elif is_checkpoint:
         what = arguments.get("architecture") or f"stock {result['model_type']}"
-        typer.echo(f"{out}: {what}, {_variants(read_report(out))}, {_sizes(result)}")
+        typer.echo(f"{out}: {what}, {_variants(read_report(out).plan)}, {_sizes(result)}")
     else:
-        tokenizer = "/".join(result["tokenizer"].values())
+        tokenizer, variants = "/".join(result["tokenizer"].values()), _variants(result["plan"])
         typer.echo(
-            f"{out / result['file']}: {result['architecture']}, {_variants(result)}, {result['dtype']}, "
+            f"{out / result['file']}: {result['architecture']}, {variants}, {result['dtype']}, "
             f"tokenizer {tokenizer}, {_sizes(result)}"
         )
         for note in result["notes"]:
@@ -56,11 +57,11 @@ def _gguf(out: Path) -> dict[str, Any]:
     return {"folder": str(out), "file": next(iter(report["files"])), **report}
 
 
-def _variants(report: dict[str, Any]) -> str:
+def _variants(plan: dict[str, Any]) -> str:
     """Return the names of an export's layouts."""
     from gqkva_convert.plans.plan import Plan
 
-    return " and ".join(dict.fromkeys(block.target.name for block in Plan.from_dict(report["plan"]).blocks))
+    return " and ".join(dict.fromkeys(block.target.name for block in Plan.from_dict(plan).blocks))
 
 
 def _sizes(result: dict[str, Any]) -> str:

@@ -7,7 +7,8 @@ from typing import Any
 import typer
 
 import gqkva_convert
-from gqkva_convert.cli.output import human_count, print_json
+from gqkva_convert.cli.output import print_json
+from gqkva_convert.units import human_count
 
 
 def init_command(arguments: dict[str, Any], as_json: bool) -> None:

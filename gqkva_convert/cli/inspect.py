@@ -7,7 +7,8 @@ from typing import Any
 import typer
 
 import gqkva_convert
-from gqkva_convert.cli.output import human_bytes, human_count, make_table, print_json, print_table
+from gqkva_convert.cli.output import make_table, print_json, print_table
+from gqkva_convert.units import human_bytes, human_count
 
 
 def inspect_command(arguments: dict[str, Any], as_json: bool) -> None:

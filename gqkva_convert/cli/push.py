@@ -7,7 +7,8 @@ from typing import Any
 import typer
 
 import gqkva_convert
-from gqkva_convert.cli.output import human_bytes, make_table, print_json, print_table, stage_progress
+from gqkva_convert.cli.output import make_table, print_json, print_table, stage_progress
+from gqkva_convert.units import human_bytes
 
 
 def push_command(arguments: dict[str, Any], as_json: bool) -> None:

@@ -10,7 +10,8 @@ import typer
 
 import gqkva_convert
 from gqkva_convert.cli.derived import body_of
-from gqkva_convert.cli.output import human_bytes, make_table, print_json, print_table
+from gqkva_convert.cli.output import make_table, print_json, print_table
+from gqkva_convert.units import human_bytes
 
 if TYPE_CHECKING:
     from gqkva_convert.recipes.commands import CommandLine

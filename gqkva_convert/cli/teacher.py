@@ -7,7 +7,8 @@ from typing import Any
 import typer
 
 import gqkva_convert
-from gqkva_convert.cli.output import human_bytes, print_json, stage_progress
+from gqkva_convert.cli.output import print_json, stage_progress
+from gqkva_convert.units import human_bytes
 
 
 def teacher_command(arguments: dict[str, Any], as_json: bool) -> None:

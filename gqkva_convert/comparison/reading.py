@@ -11,8 +11,9 @@ from gqkva_convert.conversion.inspect import inspect
 from gqkva_convert.data.names import short_name
 from gqkva_convert.errors import CheckpointError, EvaluationError
 from gqkva_convert.plans.plan import Plan
-from gqkva_convert.records.measured import Interval, Result, Training, read_evaluation, read_training
-from gqkva_convert.records.report import read_report
+from gqkva_convert.records.evaluation import Interval, Result, read_evaluation
+from gqkva_convert.records.report import read_report, read_training
+from gqkva_convert.records.training import Training
 
 SIZES = {
     "parameters": "parameters",
@@ -141,9 +142,9 @@ def _method(folder: Path, training: Training | None) -> str | None:
     """How a folder was converted; None for what is no conversion."""
     if not (folder / REPORT).is_file():
         return None
-    plan = Plan.from_dict(read_report(folder)["plan"])
+    plan = Plan.from_report(read_report(folder))
     words = [f"{plan.grouping} groups", plan.merge, *plan.refine]
     if training is not None:
-        how = "distilled" if training.settings.teacher else "trained"
+        how = "distilled" if training.settings.get("teacher") else "trained"
         words.append(f"{how} on {training.tokens:,} tokens")
     return ", ".join(words)

@@ -12,12 +12,23 @@ from typing import Any
 from gqkva_convert.comparison.reading import SIZES, Measured, model_folders, read_measured
 from gqkva_convert.data.names import short_name
 from gqkva_convert.errors import EvaluationError
-from gqkva_convert.records.measured import Interval
+from gqkva_convert.records.evaluation import Interval
 
 # Folders whose names differ in this alone are repetitions of one experiment.
 _SEED = re.compile(r"-seed\d+$")
 _CONFIDENCE = 0.95
 FORMAT_VERSION = 1
+# What a comparison tells of a training run.
+_TRAINING = {
+    "tokens",
+    "steps",
+    "seconds",
+    "seconds_per_step",
+    "held_out_loss",
+    "device",
+    "date",
+    "versions",
+}
 
 
 @dataclass(frozen=True)
@@ -166,7 +177,7 @@ def _row(name: str, members: list[Measured], keys: list[str]) -> Row:
 
 def _raw(member: Measured) -> dict[str, Any]:
     metrics = {key: {"value": one.value, "interval": one.interval} for key, one in member.metrics.items()}
-    training = {} if member.training is None else member.training.model_dump(exclude={"settings"})
+    training = {} if member.training is None else member.training.model_dump(include=_TRAINING)
     return {"name": member.folder.name, "metrics": metrics, "training": training}
 
 

@@ -31,7 +31,7 @@ from gqkva_convert.plans.file import read_plan
 from gqkva_convert.plans.plan import Plan
 from gqkva_convert.plans.request import Request, given_wishes, make_request
 from gqkva_convert.progress import Progress, Stages, byte_stage, no_stages
-from gqkva_convert.records.report import count_parameters, describe_source
+from gqkva_convert.records.report import Source, count_parameters, describe_source
 from gqkva_convert.refinement.calibrated import CalibratedModel
 from gqkva_convert.refinement.data_merges import DataMerges
 from gqkva_convert.source.model import SourceModel, open_model, read_model
@@ -40,6 +40,7 @@ from gqkva_convert.steps.make import make_steps
 from gqkva_convert.steps.others import tied_copies
 from gqkva_convert.steps.shards import Shard, make_shards, parse_size
 from gqkva_convert.steps.step import Steps
+from gqkva_convert.units import human_bytes
 
 # What the scratch folder was begun for; another conversion must not continue it.
 _RUN = ".gqkva-run.json"
@@ -367,8 +368,7 @@ def write(
         report = make_report(
             conversion.command, source, output, conversion.plan, conversion.steps, left_behind, timings
         )
-        data.note(report, output)
-        write_json(folder / REPORT, report)
+        write_json(folder / REPORT, data.noted(report, output).to_dict())
         (folder / _RUN).unlink()
     data.clear()
 
@@ -397,11 +397,11 @@ def _base_name(located: Located) -> str:
     return located.folder.resolve().name if located.revision is None else located.name.rpartition("/")[2]
 
 
-def _take_over(folder: Path, conversion: Conversion, source: dict[str, Any]) -> None:
+def _take_over(folder: Path, conversion: Conversion, source: Source) -> None:
     """Keep the complete shards of an interrupted run of the same conversion; clear away anything else."""
     identity = {
         "conversion": conversion.to_dict(),
-        "source": source,
+        "source": source.to_dict(),
         "modified": {file.name: file.stat().st_mtime_ns for file in conversion.model.checkpoint.files},
         "provenance": provenance(source, conversion.plan),
         "calibration": conversion.calibrated.key if conversion.calibrated else None,
@@ -427,7 +427,7 @@ def _check_space(folder: Path, conversion: Conversion, carried: dict[str, Path])
     free = shutil.disk_usage(folder).free
     if needed > free:
         raise OutputError(
-            f"{conversion.target} needs {needed / 1e9:.2f} GB, only {free / 1e9:.2f} GB are free there; "
+            f"{conversion.target} needs {human_bytes(needed)}, only {human_bytes(free)} are free there; "
             "free some or choose another folder"
         )
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from gqkva_convert.architectures import FAMILIES, Family
-from gqkva_convert.checkpoint.dtypes import FLOAT_BY_NAME
+from gqkva_convert.checkpoint.dtypes import FLOAT_BY_NAME, unknown_dtype
 from gqkva_convert.checkpoint.jsonfile import read_json, write_json
 from gqkva_convert.checkpoint.publish import published_folder
 from gqkva_convert.conversion.init_processors import (
@@ -86,7 +86,7 @@ def init(
     target = config_for(stock, family, layouts, is_native=plan.is_native(family))
 
     if dtype not in FLOAT_BY_NAME:
-        raise UsageError(f"no dtype {dtype!r}; choose one of {', '.join(FLOAT_BY_NAME)}")
+        raise UsageError(unknown_dtype(dtype))
 
     import torch
     import transformers

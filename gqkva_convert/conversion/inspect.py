@@ -173,11 +173,8 @@ def _converted_by(folder: Path) -> dict[str, Any] | None:
     if not (folder / REPORT).is_file():
         return None
     report = read_report(folder)
-    plan = report["plan"]
     return {
-        "variant": plan.get("variant"),
-        "merge": plan.get("merge"),
-        "grouping": plan.get("grouping"),
-        "source": report["source"].get("name"),
-        "verified": bool((report.get("verification") or {}).get("passed")),
+        **{name: report.plan.get(name) for name in ("variant", "merge", "grouping")},
+        "source": report.source.name,
+        "verified": report.is_verified,
     }

@@ -6,45 +6,45 @@ import importlib.metadata
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from gqkva_convert.checkpoint.folder import Checkpoint
 from gqkva_convert.plans.plan import Plan
-from gqkva_convert.records.report import FORMAT_VERSION, count_parameters, describe_files, versions
+from gqkva_convert.records.environment import versions
+from gqkva_convert.records.report import Report, Source, Tensor, count_parameters, describe_files
 from gqkva_convert.steps.step import Step, Steps, describe
 
 
 def make_report(
     command: Sequence[str],
-    source: dict[str, Any],
+    source: Source,
     output: Checkpoint,
     plan: Plan,
     steps: Steps,
     left_behind: dict[str, str],
     timings: dict[str, float],
-) -> dict[str, Any]:
-    """Everything a reader needs to know, or to make the same output again."""
-    return {
-        "format_version": FORMAT_VERSION,
-        "versions": versions(),
-        "command": list(command),
-        "source": source,
-        "plan": plan.to_dict(),
-        "steps": describe(steps),
-        "tensors": {
-            step.name: {"operation": step.operation, "from": step_sources(step)}
+) -> Report:
+    """Report a conversion: all that a reader needs to know, or to make the same output again."""
+    return Report(
+        format_version=1,
+        versions=versions(),
+        command=list(command),
+        source=source,
+        plan=plan.to_dict(),
+        steps=describe(steps),
+        tensors={
+            step.name: Tensor(operation=step.operation, sources=step_sources(step))
             for step in steps.steps
             if not step.is_copy
         },
-        "dropped": steps.dropped,
-        "config": output.config,
-        "files": describe_files(output),
-        "files_left_behind": left_behind,
-        "bytes": steps.nbytes,
-        "parameters": count_parameters(step.shape for step in steps.steps),
-        "seconds": {name: round(seconds, 3) for name, seconds in timings.items()},
-        "verification": None,
-    }
+        dropped=steps.dropped,
+        config=output.config,
+        files=describe_files(output),
+        files_left_behind=left_behind,
+        bytes=steps.nbytes,
+        parameters=count_parameters(step.shape for step in steps.steps),
+        seconds={name: round(seconds, 3) for name, seconds in timings.items()},
+        verification=None,
+    )
 
 
 def step_sources(step: Step) -> list[str]:
@@ -53,12 +53,12 @@ def step_sources(step: Step) -> list[str]:
     return list(names) or [step.source.name]
 
 
-def provenance(source: dict[str, Any], plan: Plan) -> dict[str, str]:
+def provenance(source: Source, plan: Plan) -> dict[str, str]:
     """What every weight file says of itself in its header."""
     summary = {
         "version": importlib.metadata.version("gqkva-convert"),
-        "source": source["name"] if source["revision"] else Path(source["name"]).name,
-        "revision": source["revision"],
+        "source": source.name if source.revision else Path(source.name).name,
+        "revision": source.revision,
         "variant": plan.variant,
         "grouping": plan.grouping,
         "merge": plan.merge,

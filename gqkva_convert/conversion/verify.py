@@ -24,7 +24,8 @@ from gqkva_convert.modeling.families import GROUPED_FAMILIES, modeling_module
 from gqkva_convert.plans.config import converted_config
 from gqkva_convert.plans.plan import Plan
 from gqkva_convert.progress import Progress, Stages, byte_stage, no_stages
-from gqkva_convert.records.report import describe_files, read_report, versions
+from gqkva_convert.records.environment import versions
+from gqkva_convert.records.report import Report, Verification, WeightFile, describe_files, read_report
 from gqkva_convert.source.config_keys import is_grouped
 from gqkva_convert.source.model import SourceModel, open_model
 from gqkva_convert.steps.compute import step_bytes
@@ -75,15 +76,15 @@ def verify(
         raise UsageError(f"--layers {layers}: at least 1")
     folder = Path(folder)
     report = read_report(folder)
-    plan = Plan.from_dict(report["plan"])
+    plan = Plan.from_report(report)
     model = open_model(folder)
     nbytes = 2 * model.checkpoint.nbytes
     if against is not None:
-        nbytes += model.checkpoint.nbytes + report["source"]["bytes"]
+        nbytes += model.checkpoint.nbytes + report.source.bytes
     advance = byte_stage(stages, f"checking {folder}", nbytes, progress)
     proof = Proof()
     _check_files(proof, model, plan, report)
-    earlier = (report.get("verification") or {}).get("sha256", {})
+    earlier = report.verification.sha256 if report.verification is not None else {}
     checksums = _check_checksums(proof, model.checkpoint, earlier, advance)
     _check_finite(proof, model.checkpoint, advance)
     if is_grouped(model.config):
@@ -93,17 +94,17 @@ def verify(
         source_checksums = _check_source(proof, model, plan, report, str(against), revision, advance)
     if proof.passed:
         check_logits(proof, model, plan, layers)
-    result = {
-        "passed": proof.passed,
-        "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
-        "against": None if against is None else str(against),
-        "versions": versions(),
-        "checks": proof.checks,
+    result = Verification(
+        passed=proof.passed,
+        date=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+        against=None if against is None else str(against),
+        versions=versions(),
+        checks=proof.checks,
         # Checksums of a folder that failed must not become what it is measured by next time.
-        "sha256": checksums if proof.passed else earlier,
-        "source_sha256": source_checksums,
-    }
-    return {**result, "stored": _store(folder, report, result)}
+        sha256=checksums if proof.passed else earlier,
+        source_sha256=source_checksums,
+    )
+    return {**result.to_dict(), "stored": _store(folder, report, result)}
 
 
 def require_verified(folder: str | Path, progress: Progress | None = None) -> dict[str, str]:
@@ -118,31 +119,27 @@ def require_verified(folder: str | Path, progress: Progress | None = None) -> di
     """
     folder = Path(folder)
     report = read_report(folder)
-    proven = report.get("verification")
-    if not isinstance(proven, dict) or not isinstance(proven.get("sha256"), dict):
+    proven = report.verification
+    if proven is None:
         raise VerificationError(f"{folder} is not verified; run `gqkva verify {folder}` first")
-    if proven.get("passed") is not True:
+    if not proven.passed:
         raise VerificationError(f"{folder} did not pass its verification; see `gqkva verify {folder}`")
     model, proof = open_model(folder), Proof()
-    _check_files(proof, model, Plan.from_dict(report["plan"]), report)
+    _check_files(proof, model, Plan.from_report(report), report)
     if is_grouped(model.config):
         _check_modeling_file(proof, model)
     checksums: dict[str, str] = {}
     if proof.passed:
-        checksums = _check_checksums(proof, model.checkpoint, proven["sha256"], progress or (lambda _: None))
-    failed = next((check for check in proof.checks if not check["passed"]), None)
-    if failed is not None or checksums != proven["sha256"]:
-        found = f"{failed['check']}: {failed['detail']}" if failed else "other files than were verified"
+        checksums = _check_checksums(proof, model.checkpoint, proven.sha256, progress or (lambda _: None))
+    failed = next((check for check in proof.checks if not check.passed), None)
+    if failed is not None or checksums != proven.sha256:
+        found = f"{failed.check}: {failed.detail}" if failed else "other files than were verified"
         raise VerificationError(f"{folder} is not what was verified ({found}); run `gqkva verify {folder}`")
     return checksums
 
 
-def _check_files(proof: Proof, model: SourceModel, plan: Plan, report: dict[str, Any]) -> None:
-    recorded = {
-        name: {key: entry[key] for key in ("bytes", "tensors_sha256")}
-        for name, entry in report["files"].items()
-    }
-    found = describe_files(model.checkpoint)
+def _check_files(proof: Proof, model: SourceModel, plan: Plan, report: Report) -> None:
+    recorded, found = _identities(report.files), _identities(describe_files(model.checkpoint))
     wrong = [name for name in sorted(recorded.keys() | found.keys()) if recorded.get(name) != found.get(name)]
     proof.add(
         "files, names, shapes, dtypes",
@@ -153,8 +150,8 @@ def _check_files(proof: Proof, model: SourceModel, plan: Plan, report: dict[str,
     planned = [block.target for block in plan.blocks]
     changed = sorted(
         key
-        for key in model.config.keys() | report["config"].keys()
-        if model.config.get(key) != report["config"].get(key)
+        for key in model.config.keys() | report.config.keys()
+        if model.config.get(key) != report.config.get(key)
     )
     failure = f"{', '.join(changed)} differ from what was written" if changed else None
     if layouts != planned:
@@ -166,6 +163,10 @@ def _check_files(proof: Proof, model: SourceModel, plan: Plan, report: dict[str,
         if len(set(planned)) == 1
         else "as planned",
     )
+
+
+def _identities(files: dict[str, WeightFile]) -> dict[str, tuple[int, str]]:
+    return {name: (file.bytes, file.tensors_sha256) for name, file in files.items()}
 
 
 def _check_checksums(
@@ -220,22 +221,16 @@ def _check_source(
     proof: Proof,
     model: SourceModel,
     plan: Plan,
-    report: dict[str, Any],
+    report: Report,
     against: str,
     revision: str | None,
     advance: Progress,
 ) -> dict[str, str]:
     """Compare with the source; gives the SHA-256 of its files."""
     source = open_model(locate(against, revision).folder)
-    recorded = {
-        name: (entry["bytes"], entry["tensors_sha256"]) for name, entry in report["source"]["files"].items()
-    }
-    found = {
-        name: (entry["bytes"], entry["tensors_sha256"])
-        for name, entry in describe_files(source.checkpoint).items()
-    }
+    recorded, found = _identities(report.source.files), _identities(describe_files(source.checkpoint))
     checksums = {file.name: file_sha256(file, advance) for file in source.checkpoint.files}
-    stated = {name: entry["sha256"] for name, entry in report["source"]["files"].items() if "sha256" in entry}
+    stated = {name: file.sha256 for name, file in report.source.files.items() if file.sha256 is not None}
     is_same = recorded == found and all(checksums[name] == digest for name, digest in stated.items())
     proof.add(
         "source",
@@ -250,15 +245,15 @@ def _check_source(
         None if same_config else f"config.json is not that of {against} with the new head counts",
         "as the source's, but for the head counts",
     )
-    if "uptraining" in report:
-        trained = f"on {report['uptraining']['tokens']:,} tokens; its weights cannot be recomputed"
+    if report.uptraining is not None:
+        trained = f"on {report.uptraining.tokens:,} tokens; its weights cannot be recomputed"
         proof.add("trained since", None, trained)
         return checksums
     with source.checkpoint.reader() as reader:
         merged = MergedBlocks(reader)
         steps = make_steps(source, plan, tied_copies(source))
         with model.checkpoint.reader() as output:
-            fixed = {name: entry.get("sha256") for name, entry in report["tensors"].items()}
+            fixed = {name: tensor.sha256 for name, tensor in report.tensors.items()}
             wrong = []
             for step in steps.steps:
                 if _needs_data(step, plan):
@@ -330,10 +325,10 @@ def _is_recomputed(
     return same
 
 
-def _store(folder: Path, report: dict[str, Any], result: dict[str, Any]) -> bool:
+def _store(folder: Path, report: Report, result: Verification) -> bool:
     """Put the proof into the report; says whether the folder could be written."""
     try:
-        replace_json(folder / REPORT, {**report, "verification": result})
+        replace_json(folder / REPORT, report.model_copy(update={"verification": result}).to_dict())
     except OSError:
         return False
     return True

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -60,7 +60,9 @@ class AnswerScores:
             {name: np.bincount(places, weights=values).tolist() for name, values in self.columns.items()},
         )
 
-    def metric(self, name: str, better: str, column: str, statistic: Any = ratio) -> Metric:
+    def metric(
+        self, name: str, better: Literal["lower", "higher"], column: str, statistic: Any = ratio
+    ) -> Metric:
         """A metric over answers, beside the other model's where both were measured."""
         count = self.column("answers")
         other = f"against_{column}"

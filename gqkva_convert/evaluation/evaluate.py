@@ -23,18 +23,18 @@ from gqkva_convert.evaluation.settings import EvaluationSettings, choose_setting
 from gqkva_convert.evaluation.subject import Subject, open_subject
 from gqkva_convert.evaluation.targets import measure_targets
 from gqkva_convert.progress import Stages, no_stages
-from gqkva_convert.records.evaluations import add_results, describe_run, require_writable
+from gqkva_convert.records.environment import describe_run
+from gqkva_convert.records.evaluation import TITLES, Result, add_results, require_writable
 
-# What a user calls each task.
-TITLES = {
-    CAUSAL: "language modelling",
-    MASKED: "masked language modelling",
-    TO_TARGET: "sequence to sequence",
-    IMAGES: "image classification",
-    TEXTS: "text classification",
-    EMBEDDING: "sentence similarity",
+# Each task's id on the Hub.
+_HUB_TASKS = {
+    CAUSAL: "text-generation",
+    MASKED: "fill-mask",
+    TO_TARGET: "text2text-generation",
+    IMAGES: "image-classification",
+    TEXTS: "text-classification",
+    EMBEDDING: "sentence-similarity",
 }
-HARNESS = "lm-eval"
 _BATCH_TOKENS = 8192
 # Windows are resampled where there are fewer texts than this.
 _FEW_DOCUMENTS = 30
@@ -116,51 +116,45 @@ def evaluate(
         **describe_run(),
     }
     parts = [part for part, asked in ((_on_data, chosen.data), (_on_tasks, chosen.tasks)) if asked]
-    results: list[dict[str, Any]] = []
+    results: list[Result] = []
     for part in parts:
-        found = [{**result, **common} for result in part(subject)]
+        found = part(subject, common)
         if kept is not None:
             add_results(kept, found)  # before the next part, which may fail
         results += found
-    return results
+    return [result.to_dict() for result in results]
 
 
-def _chosen(settings: EvaluationSettings, *names: str) -> dict[str, Any]:
-    return {name: getattr(settings, name) for name in names}
+def _chosen(subject: Subject, *names: str) -> dict[str, Any]:
+    """Return settings by their names, and the dtype computed in."""
+    dtype = str(subject.model.dtype).removeprefix("torch.")
+    return {**{name: getattr(subject.settings, name) for name in names}, "dtype": dtype}
 
 
-def _on_tasks(subject: Subject) -> list[dict[str, Any]]:
+def _on_tasks(subject: Subject, common: dict[str, Any]) -> list[Result]:
     from gqkva_convert.evaluation.harness import run_tasks
 
-    settings = _chosen(subject.settings, "samples", "seed", "length", "batch_size")
-    settings["dtype"] = str(subject.model.dtype).removeprefix("torch.")
-    return [
-        {
-            "task": HARNESS,
-            "split": None,
-            "unit": "questions",
-            **result,
-            "settings": {**result["settings"], **settings},
-        }
-        for result in run_tasks(subject)
-    ]
+    chosen = _chosen(subject, "samples", "seed", "length", "batch_size")
+    return run_tasks(subject, chosen, common)
 
 
-def _on_data(subject: Subject) -> list[dict[str, Any]]:
+def _on_data(subject: Subject, common: dict[str, Any]) -> list[Result]:
     settings = subject.settings
     with _fitting(subject):
         metrics, samples, unit, found = _measure(subject)
-    dtype = str(subject.model.dtype).removeprefix("torch.")
+    task = _HUB_TASKS[subject.task]
     return [
-        {
-            "task": TITLES[subject.task],
-            "data": everywhere(str(settings.data)),
-            "split": settings.split,
-            "samples": samples,
-            "unit": unit,
-            "metrics": [metric.to_dict(settings.seed) for metric in metrics],
-            "settings": {**found, **_chosen(settings, "samples", "seed"), "dtype": dtype},
-        }
+        Result(
+            task=TITLES[task],
+            task_id=task,
+            data=everywhere(str(settings.data)),
+            split=settings.split,
+            samples=samples,
+            unit=unit,
+            metrics=[metric.score(settings.seed) for metric in metrics],
+            settings={**found, **_chosen(subject, "samples", "seed")},
+            **common,
+        )
     ]
 
 

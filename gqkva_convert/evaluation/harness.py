@@ -8,8 +8,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, redirect_stderr
 from pathlib import Path
-from typing import Any
-from unittest.mock import patch
+from typing import Any, Literal
 
 import numpy as np
 
@@ -19,17 +18,23 @@ from gqkva_convert.errors import EvaluationError, first_line
 from gqkva_convert.evaluation.metrics import Metric, mean
 from gqkva_convert.evaluation.subject import Subject
 from gqkva_convert.modeling.log_levels import quiet
+from gqkva_convert.records.evaluation import HARNESS, HARNESS_TASK, Result, Score
 
 _BATCH = 8
 # Normal deviate of a 95 % interval.
 _DEVIATE = 1.96
 
 
-def run_tasks(subject: Subject) -> list[dict[str, Any]]:
+def run_tasks(subject: Subject, settings: dict[str, Any], circumstances: dict[str, Any]) -> list[Result]:
     """Run the tasks of the settings on every model.
 
+    Args:
+        subject: The models.
+        settings: Settings of all results.
+        circumstances: Other fields of all results.
+
     Returns:
-        For each task or group its name, number of samples, metrics as JSON data, and version.
+        A result for each task or group.
 
     Raises:
         EvaluationError: The harness is missing, a task does not exist or cannot be run, or the model does
@@ -39,13 +44,19 @@ def run_tasks(subject: Subject) -> list[dict[str, Any]]:
     with quiet("lm_eval"), _without_bars():
         own, *other = (_run(subject, model, manager) for model in subject.models)
     names = [name for name in own["results"] if name in (*own["samples"], *own.get("groups", {}))]
+    versions, shots = own["versions"], own["n-shot"]
     return [
-        {
-            "data": name,
-            "samples": sum(len(samples) for samples in _samples(own, name).values()),
-            "metrics": _metrics(name, own, other[0] if other else None, subject.settings.seed),
-            "settings": {"num_fewshot": own["n-shot"].get(name), "task_version": own["versions"].get(name)},
-        }
+        Result(
+            task=HARNESS,
+            task_id=HARNESS_TASK,
+            data=name,
+            split=None,
+            samples=sum(len(samples) for samples in _samples(own, name).values()),
+            unit="questions",
+            metrics=_metrics(name, own, other[0] if other else None, subject.settings.seed),
+            settings={"num_fewshot": shots.get(name), "task_version": versions.get(name), **settings},
+            **circumstances,
+        )
         for name in names
     ]
 
@@ -108,7 +119,7 @@ def _run(subject: Subject, model: Any, manager: Any) -> Any:
     )
     try:
         # It asks git about the folder that this runs in, and git complains where that is no repository.
-        with patch.object(evaluator, "get_git_commit_hash", lambda: None):
+        with _replaced(evaluator, "get_git_commit_hash", lambda: None):
             return evaluator.simple_evaluate(
                 harness,
                 tasks=list(settings.tasks),
@@ -128,6 +139,17 @@ def _run(subject: Subject, model: Any, manager: Any) -> Any:
         ) from error
 
 
+@contextmanager
+def _replaced(owner: Any, name: str, value: Any) -> Iterator[None]:
+    """Temporarily set an attribute of a module."""
+    earlier = getattr(owner, name)
+    setattr(owner, name, value)
+    try:
+        yield
+    finally:
+        setattr(owner, name, earlier)
+
+
 def _nearest(name: str, known: set[str]) -> str:
     import difflib
 
@@ -145,7 +167,7 @@ def _samples(answers: Any, name: str) -> dict[str, list[Any]]:
     return found
 
 
-def _metrics(name: str, own: Any, other: Any, seed: int) -> list[dict[str, Any]]:
+def _metrics(name: str, own: Any, other: Any, seed: int) -> list[Score]:
     found = []
     for key, value in own["results"][name].items():
         metric, _, rule = key.partition(",")
@@ -159,11 +181,11 @@ def _metrics(name: str, own: Any, other: Any, seed: int) -> list[dict[str, Any]]
             continue
         theirs = None if other is None else _column(other, name, metric, rule, other["results"][name][key])
         paired = None if theirs is None else [theirs]
-        found.append(Metric(shown, better, mean, [columns], paired).to_dict(seed))
+        found.append(Metric(shown, better, mean, [columns], paired).score(seed))
     return found
 
 
-def _better(answers: Any, name: str, metric: str) -> str:
+def _better(answers: Any, name: str, metric: str) -> Literal["lower", "higher"]:
     higher = answers.get("higher_is_better", {}).get(name, {}).get(metric)
     return "lower" if higher is False else "higher"
 
@@ -182,26 +204,34 @@ def _column(answers: Any, name: str, metric: str, rule: str, reported: float) ->
     return column if math.isclose(float(column.mean()), float(reported), abs_tol=1e-9) else None
 
 
-def _reported(own: Any, other: Any, name: str, key: str, shown: str, better: str) -> dict[str, Any]:
-    """What the harness reports, with an interval of its standard error where it gives one."""
+def _reported(
+    own: Any, other: Any, name: str, key: str, shown: str, better: Literal["lower", "higher"]
+) -> Score:
+    """Take what the harness reports, with an interval of its standard error where it gives one.
+
+    Raises:
+        EvaluationError: It is not finite.
+    """
     metric, _, rule = key.partition(",")
 
-    def interval(answers: Any) -> list[float] | None:
+    def interval(answers: Any) -> tuple[float, float] | None:
         error = answers["results"][name].get(f"{metric}_stderr,{rule}")
         value = answers["results"][name][key]
         if not isinstance(error, (int, float)) or not math.isfinite(error):
             return None
-        return [value - _DEVIATE * error, value + _DEVIATE * error]
+        return value - _DEVIATE * error, value + _DEVIATE * error
 
     value = own["results"][name][key]
     theirs = None if other is None else other["results"][name][key]
-    return {
-        "metric": shown,
-        "value": value,
-        "interval": interval(own),
-        "against": theirs,
-        "against_interval": None if other is None else interval(other),
-        "difference": None if theirs is None else value - theirs,
-        "difference_interval": None,
-        "better": better,
-    }
+    if not all(math.isfinite(number) for number in (value, theirs) if number is not None):
+        raise EvaluationError(f"lm-evaluation-harness reports a {shown} of {name} that is not finite")
+    return Score(
+        metric=shown,
+        value=value,
+        interval=interval(own),
+        against=theirs,
+        against_interval=None if other is None else interval(other),
+        difference=None if theirs is None else value - theirs,
+        difference_interval=None,
+        better=better,
+    )

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
 from gqkva_convert.errors import EvaluationError
+from gqkva_convert.records.evaluation import Interval, Score
 
 Column = np.ndarray[Any, np.dtype[np.float64]]
 Statistic = Callable[..., Any]
-Interval = tuple[float, float]
 
 RESAMPLES = 2000
 CONFIDENCE = 0.95
@@ -33,13 +33,13 @@ class Metric:
     """
 
     name: str
-    better: str
+    better: Literal["lower", "higher"]
     statistic: Statistic
     columns: Sequence[Column]
     against: Sequence[Column] | None = None
 
-    def to_dict(self, seed: int = 0) -> dict[str, Any]:
-        """The number with its interval, beside the other model's and the difference of both.
+    def score(self, seed: int = 0) -> Score:
+        """Compute the number with its interval, beside the other model's and the difference of both.
 
         Raises:
             EvaluationError: It is not finite, or not defined on these samples.
@@ -50,31 +50,31 @@ class Metric:
                     f"{self.name}: {whose} gives answers that are not finite; its weights or the dtype "
                     "overflow (gqkva verify looks for such weights)"
                 )
-        found: dict[str, Any] = {
-            "metric": self.name,
-            "value": self._value(self.columns),
-            "interval": self._interval(self.columns, seed),
-            "against": None,
-            "against_interval": None,
-            "difference": None,
-            "difference_interval": None,
-            "better": self.better,
-        }
-        if self.against is None:
-            return found
-        other = self._value(self.against)
+        value, other = self._value(self.columns), None
+        against_interval = difference_interval = None
+        if self.against is not None:
+            other = self._value(self.against)
+            against_interval = self._interval(self.against, seed)
+            difference_interval = self._difference_interval(self.against, seed)
+        return Score(
+            metric=self.name,
+            value=value,
+            interval=self._interval(self.columns, seed),
+            against=other,
+            against_interval=against_interval,
+            difference=None if other is None else value - other,
+            difference_interval=difference_interval,
+            better=self.better,
+        )
+
+    def _difference_interval(self, against: Sequence[Column], seed: int) -> Interval | None:
         count = len(self.columns)
 
         def difference(*columns: Column, axis: int) -> Any:
             ours, theirs = columns[:count], columns[count:]
             return self.statistic(*ours, axis=axis) - self.statistic(*theirs, axis=axis)
 
-        return found | {
-            "against": other,
-            "against_interval": self._interval(self.against, seed),
-            "difference": found["value"] - other,
-            "difference_interval": bootstrap([*self.columns, *self.against], difference, seed),
-        }
+        return bootstrap([*self.columns, *against], difference, seed)
 
     def _value(self, columns: Sequence[Column]) -> float:
         with np.errstate(invalid="ignore", divide="ignore"):

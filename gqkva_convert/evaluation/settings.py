@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
+from gqkva_convert.checkpoint.dtypes import unknown_dtype
 from gqkva_convert.errors import DataError, EvaluationError
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
@@ -66,7 +67,7 @@ class EvaluationSettings:
         if not 0 <= self.seed < 2**63:
             raise EvaluationError(f"--seed {self.seed}: from 0 to {2**63 - 1}")
         if self.dtype not in (None, *DTYPES):
-            raise EvaluationError(f"no dtype {self.dtype!r} to measure in; choose {', '.join(DTYPES)}")
+            raise EvaluationError(unknown_dtype(self.dtype, DTYPES, " to measure in"))
         if self.documents not in (None, *DOCUMENTS):
             raise DataError(f"--documents {self.documents!r}: choose {' or '.join(DOCUMENTS)}")
 

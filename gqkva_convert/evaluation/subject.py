@@ -8,13 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from gqkva_convert.checkpoint.hub import locate
-from gqkva_convert.data.processors import has_other_tokens
+from gqkva_convert.data.alike import ANSWERS, require_alike
 from gqkva_convert.data.sequences import Item, in_groups
-from gqkva_convert.data.tasks import IMAGES, arguments, find_task
+from gqkva_convert.data.tasks import arguments, find_task
 from gqkva_convert.errors import EvaluationError, first_line, is_out_of_memory
 from gqkva_convert.evaluation.device import find_device
 from gqkva_convert.evaluation.settings import EvaluationSettings
-from gqkva_convert.modeling.families import stock_type
 from gqkva_convert.modeling.loading import load_model
 from gqkva_convert.modeling.log_levels import quiet_transformers
 from gqkva_convert.progress import Progress, Stages
@@ -88,12 +87,8 @@ def open_subject(folder: Path, against: str | None, settings: EvaluationSettings
     if against is not None:
         place = locate(against, None).folder
         other = _load(place, settings)
-        _check(against, other, model, task)
-        if task != IMAGES and has_other_tokens(folder, place):
-            raise EvaluationError(
-                f"--against {against}: its tokenizer numbers tokens otherwise, so that answers cannot be "
-                "compared; name the model it was made from"
-            )
+        named = (f"--against {against}", "the model")
+        require_alike(named, (other, model), (place, folder), ANSWERS, EvaluationError)
     return Subject(folder, model, other, task, settings, begin)
 
 
@@ -111,21 +106,3 @@ def _load(folder: Path, settings: EvaluationSettings) -> Any:
         if is_out_of_memory(error):
             raise EvaluationError(f"{folder} does not fit into the memory of {settings.device}") from error
         raise EvaluationError(f"{folder} does not load: {first_line(error)}") from error
-
-
-def _check(name: str, other: Any, model: Any, task: str) -> None:
-    if find_task(other) != task:
-        raise EvaluationError(
-            f"--against {name}: a {type(other).__name__} is measured otherwise than a "
-            f"{type(model).__name__}; name the model it was made from"
-        )
-    ours, theirs = (stock_type(one.config.model_type) for one in (model, other))
-    for key, wanted, found in (
-        ("vocab_size", *(getattr(one.config, "vocab_size", None) for one in (model, other))),
-        ("num_labels", *(getattr(one.config, "num_labels", None) for one in (model, other))),
-    ):
-        if wanted != found:
-            raise EvaluationError(
-                f"--against {name} is a {theirs} with {key} {found}, the other a {ours} with {wanted}; name "
-                "the model it was made from"
-            )

@@ -1,1 +1,1 @@
-"""Describing a folder (model card, page) and sending it to the Hugging Face Hub."""
+"""Sending a converted folder to the Hugging Face Hub."""

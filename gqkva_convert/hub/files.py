@@ -7,6 +7,7 @@ from fnmatch import fnmatch
 from pathlib import Path
 
 from gqkva_convert.checkpoint.folder import PICKLED, SAFETENSORS, Checkpoint
+from gqkva_convert.checkpoint.hub_errors import holds_token
 from gqkva_convert.checkpoint.sidecars import FOLDERS, MEASURED, REPORT, is_inside
 from gqkva_convert.errors import CheckpointError
 
@@ -51,7 +52,6 @@ _IN_FOLDERS = ("*.jinja", "config.json", "model.safetensors", "vocab.txt", "word
 _PICTURES = (".png", ".jpg", ".jpeg", ".svg", ".gif", ".webp")
 # Weights that transformers would read instead of, or mix up with, those that are sent.
 _OTHER_WEIGHTS = re.compile(r"(model|pytorch_model)(-\d+-of-\d+)?\.(safetensors|bin)(\.index\.json)?")
-_TOKEN = re.compile(rb"\b(?:hf_[A-Za-z0-9]{30,}|(?:api_org|hf_oauth|hf_jwt)_[A-Za-z0-9._-]{20,})")
 
 
 def choose_files(checkpoint: Checkpoint, card: str) -> tuple[dict[str, Path], dict[str, str]]:
@@ -116,7 +116,7 @@ def refuse_tokens(content: bytes, where: str) -> None:
     Raises:
         CheckpointError: It does.
     """
-    if _TOKEN.search(content):
+    if holds_token(content):
         raise CheckpointError(
             f"{where} holds what looks like a Hub token (hf_...); remove it there, and revoke the token if "
             "others may have seen it"

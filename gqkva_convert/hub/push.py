@@ -17,17 +17,18 @@ from typing import Any
 
 from gqkva_convert.checkpoint.digest import file_sha256
 from gqkva_convert.checkpoint.folder import Checkpoint, open_checkpoint
+from gqkva_convert.checkpoint.hub_errors import redact
 from gqkva_convert.checkpoint.jsonfile import read_json
 from gqkva_convert.checkpoint.sidecars import BENCH, EVALUATION, PAGE, REPORT
 from gqkva_convert.conversion.verify import require_verified
 from gqkva_convert.data.names import without_folders
+from gqkva_convert.description.card import is_ours, model_card, read_card
+from gqkva_convert.description.facts import is_newer
+from gqkva_convert.description.licences import duties, find_licence, obstacle
+from gqkva_convert.description.pictures import QUALITY
 from gqkva_convert.errors import HubError, VerificationError
-from gqkva_convert.hub.answers import Say, redact, require_token
-from gqkva_convert.hub.card import is_ours, model_card, read_card
-from gqkva_convert.hub.facts import is_newer
 from gqkva_convert.hub.files import CARD, choose_files, refuse_tokens
-from gqkva_convert.hub.licences import duties, find_licence, obstacle
-from gqkva_convert.hub.pictures import QUALITY
+from gqkva_convert.hub.retries import Say, require_token
 from gqkva_convert.hub.sending import Push, PushFile, Sending
 from gqkva_convert.progress import Progress, Stages, byte_stage, no_stages
 from gqkva_convert.records.report import read_report
@@ -129,7 +130,7 @@ def prepare_push(
         checksums = {file.name: file_sha256(file, advance) for file in checkpoint.files}
     else:
         checksums = require_verified(folder, advance)
-    licence = find_licence(stated_card(report["source"]), folder)
+    licence = find_licence(stated_card(report.source.card), folder)
     remarks = duties(licence, repo_id.rpartition("/")[2])
     forbids = obstacle(licence)
     if forbids is not None and not licence_checked:

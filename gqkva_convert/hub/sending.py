@@ -15,10 +15,12 @@ from pathlib import Path
 from typing import Any
 
 from gqkva_convert._version import __version__
+from gqkva_convert.checkpoint.hub_errors import redact
+from gqkva_convert.description.card import is_ours
 from gqkva_convert.errors import HubError
-from gqkva_convert.hub.answers import Say, ask, redact
-from gqkva_convert.hub.card import is_ours
 from gqkva_convert.hub.files import CARD, stale_weights
+from gqkva_convert.hub.retries import Say, ask
+from gqkva_convert.units import human_bytes
 
 # Files below this together are sent side by side, larger ones alone, so that an interrupt loses little.
 GROUP_BYTES = 8 << 20
@@ -288,15 +290,11 @@ def _groups(files: list[PushFile]) -> list[list[PushFile]]:
 def _describe(group: list[PushFile], files: list[PushFile], sent: int, total: int, seconds: float) -> str:
     """A line about what is sent now, what is left, and how long that may take."""
     what = group[0].name if len(group) == 1 else f"{len(group)} small files"
-    line = f"sending {what}: {_size(sent)} of {_size(total)} in {len(files)} files are through"
+    line = f"sending {what}: {human_bytes(sent)} of {human_bytes(total)} in {len(files)} files are through"
     if sent and seconds > 1:
         left = (total - sent) * seconds / sent
         line += f", about {left / 60:,.0f} min left" if left > 90 else f", about {left:.0f} s left"
     return line
-
-
-def _size(count: int) -> str:
-    return f"{count / 1e9:.2f} GB" if count >= 1e9 else f"{count / 1e6:.1f} MB"
 
 
 @contextmanager

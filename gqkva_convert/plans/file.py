@@ -4,29 +4,15 @@ from __future__ import annotations
 
 import json
 import re
-from dataclasses import fields
+from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from gqkva_convert.calibration.data import DataSettings
-from gqkva_convert.errors import DataError, GqkvaError, LayoutError, first_line
+from gqkva_convert.errors import GqkvaError, LayoutError, UsageError, first_line, place_of, placed
 from gqkva_convert.heads import HeadLayout
 from gqkva_convert.plans.plan import BlockPlan, Plan
-from gqkva_convert.source.model import SourceModel
-
-_KEYS = {
-    "variant",
-    "grouping",
-    "merge",
-    "seed",
-    "dtype",
-    "architecture",
-    "calibration",
-    "refine",
-    "blocks",
-}
-_BLOCK_KEYS = {"kind", "layer", "source", "target", "order", "rules"}
+from gqkva_convert.source.model import Block, SourceModel
 
 
 def write_plan(plan: Plan, file: Path) -> None:
@@ -47,12 +33,27 @@ def read_plan(file: Path, model: SourceModel) -> Plan:
     """Read a plan for a model.
 
     Raises:
-        LayoutError: It is no plan, or not one for this model; names the line.
+        UsageError: It is no plan; names the line.
+        LayoutError: Its heads cannot be, or are not those of this model; names the line.
     """
     try:
         text = file.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise LayoutError(f"{file}: no plan can be read there ({type(error).__name__})") from error
+        raise UsageError(f"{file}: no plan can be read there ({type(error).__name__})") from error
+    data, lines = _parsed(text, file), _Lines(text)
+    if not isinstance(data, dict) or not isinstance(data.get("blocks"), list):
+        raise UsageError(f"{file}, line 1: not a conversion plan: it has no list of blocks")
+    try:
+        plan = Plan.from_dict(data)
+        _require_convertible(plan)
+        _require_fit(plan, model)
+    except GqkvaError as error:
+        raise type(error)(f"{file}, line {lines.of(*place_of(error))}: {error}") from error
+    return plan
+
+
+def _parsed(text: str, file: Path) -> Any:
+    """Parse JSON in which no object names a key twice."""
     repeats = 0
 
     def count_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -64,131 +65,57 @@ def read_plan(file: Path, model: SourceModel) -> Plan:
     try:
         data = json.loads(text, object_pairs_hook=count_repeats)
     except json.JSONDecodeError as error:
-        raise LayoutError(f"{file}, line {error.lineno}: not JSON: {error.msg}") from error
+        raise UsageError(f"{file}, line {error.lineno}: not JSON: {error.msg}") from error
     except RecursionError as error:
-        raise LayoutError(f"{file}, line 1: not a conversion plan: it is nested without end") from error
+        raise UsageError(f"{file}, line 1: not a conversion plan: it is nested without end") from error
     except ValueError as error:  # a number of thousands of digits
-        raise LayoutError(f"{file}, line 1: not a conversion plan: {first_line(error)}") from error
-    lines = _Lines(text)
+        raise UsageError(f"{file}, line 1: not a conversion plan: {first_line(error)}") from error
     if repeats:
-        key, line = lines.repeated()
-        raise LayoutError(f"{file}, line {line}: {key!r} stands there twice")
-    if not isinstance(data, dict) or not isinstance(data.get("blocks"), list):
-        raise LayoutError(f"{file}, line 1: not a conversion plan: it has no list of blocks")
-    if data.get("architecture") is not None:
-        raise LayoutError(
-            f"{file}, line {lines.of('architecture')}: architecture is null in a plan for convert"
-        )
-    for key in data.keys() - _KEYS:
-        raise LayoutError(f"{file}, line {lines.of(key)}: a plan has no {key!r}")
-    if len(data["blocks"]) != len(model.blocks):
-        raise LayoutError(
-            f"{file}, line {lines.of('blocks')}: {len(data['blocks'])} blocks, "
-            f"the model has {len(model.blocks)}"
-        )
-    for number, (entry, block) in enumerate(zip(data["blocks"], model.blocks, strict=True)):
-        where = f"{file}, line {lines.of('blocks', number)}"
-        if not isinstance(entry, dict):
-            raise LayoutError(f"{where}: a block is an object, found {entry!r}")
-        for key in entry.keys() - _BLOCK_KEYS:
-            raise LayoutError(f"{file}, line {lines.of('blocks', number, key)}: a block has no {key!r}")
-        try:
-            found = BlockPlan.from_dict(entry)
-        except KeyError as error:
-            raise LayoutError(f"{where}: the block has no {error.args[0]!r}") from error
-        except (GqkvaError, TypeError, AttributeError) as error:
-            key = next(
-                (key for key in ("target", "order", "rules", "source") if _is_at_fault(entry, key)), "kind"
-            )
-            said = str(error) if isinstance(error, GqkvaError) else f"no {key}: {entry.get(key)!r:.80}"
-            raise LayoutError(f"{file}, line {lines.of('blocks', number, key)}: {said}") from error
-        expected = {"kind": block.attention.kind, "layer": block.layer, "source": block.layout}
-        wrong = next((key for key, value in expected.items() if getattr(found, key) != value), None)
-        if wrong is not None:
-            raise LayoutError(
-                f"{file}, line {lines.of('blocks', number, wrong)}: a plan for layer {found.layer} of "
-                f"{found.kind!r}, {_heads(found.source)}; the model has layer {block.layer} of "
-                f"{block.attention.kind!r}, {_heads(block.layout)}, there"
-            )
-        in_place = tuple(range(len(found.order)))
-        if block.attention.head_bias is not None and found.order != in_place:
-            raise LayoutError(
-                f"{file}, line {lines.of('blocks', number, 'order')}: heads of this block are bound to their "
-                "index by a position bias and cannot be reordered; change the target's maps instead"
-            )
-        if found.target.num_attention_heads != block.layout.num_attention_heads or None in found.order:
-            raise LayoutError(
-                f"{file}, line {lines.of('blocks', number, 'target')}: {found.target.num_attention_heads} "
-                f"attention heads, the model has {block.layout.num_attention_heads}"
-            )
-    for key in ("variant", "grouping", "merge", "seed", "dtype"):
-        if key not in data:
-            raise LayoutError(f"{file}, line 1: the plan has no {key!r}")
-    if re.fullmatch(r"[A-Za-z0-9.-]+", str(data["variant"])) is None:  # it becomes part of a folder's name
-        raise LayoutError(
-            f"{file}, line {lines.of('variant')}: a variant is a short name such as gqa-8, "
-            f"found {data['variant']!r}"
-        )
-    _check_calibration(data, file, lines)
-    try:
-        plan = Plan.from_dict(data)
-    except (GqkvaError, TypeError) as error:
-        keys = ("merge", "grouping", "dtype", "calibration", "refine", "seed", "variant")
-        named = next((key for key in keys if key in str(error)), "")
-        raise LayoutError(f"{file}, line {lines.of(named) if named in data else 1}: {error}") from error
+        key, line = _Lines(text).repeated()
+        raise UsageError(f"{file}, line {line}: {key!r} stands there twice")
+    return data
+
+
+def _require_convertible(plan: Plan) -> None:
+    """Refuse a plan that `convert` cannot carry out by itself."""
+    if plan.architecture is not None:
+        raise placed(UsageError("architecture is null in a plan for convert"), "architecture")
+    if re.fullmatch(r"[A-Za-z0-9.-]+", plan.variant) is None:  # it becomes part of a folder's name
+        said = f"a variant is a short name such as gqa-8, found {plan.variant!r}"
+        raise placed(UsageError(said), "variant")
     if plan.calibration is None and plan.looks_at_data:
-        named = "refine" if plan.refine else "merge"
-        raise LayoutError(
-            f"{file}, line {lines.of(named)}: {named} {data[named]!r} looks at data, and calibration "
-            "names none"
-        )
-    return plan
+        named, value = ("refine", list(plan.refine)) if plan.refine else ("merge", plan.merge)
+        raise placed(UsageError(f"{named} {value!r} looks at data, and calibration names none"), named)
 
 
-def _heads(layout: HeadLayout) -> str:
-    return f"{layout.name} with {layout.num_attention_heads} heads of {layout.head_dim}"
+def _require_fit(plan: Plan, model: SourceModel) -> None:
+    """Refuse a plan for another model."""
+    if len(plan.blocks) != len(model.blocks):
+        raise placed(LayoutError(f"{len(plan.blocks)} blocks, the model has {len(model.blocks)}"), "blocks")
+    for number, (planned, block) in enumerate(zip(plan.blocks, model.blocks, strict=True)):
+        for part, said in _misfits(planned, block):
+            raise placed(LayoutError(said), "blocks", number, part)
 
 
-def _check_calibration(data: dict[str, Any], file: Path, lines: _Lines) -> None:
-    """Refuse settings of calibration data that are none.
-
-    Raises:
-        LayoutError: Names the line.
-    """
-    settings = data.get("calibration")
-    if settings is None:
-        return
-    if not isinstance(settings, dict):
-        raise LayoutError(
-            f"{file}, line {lines.of('calibration')}: calibration is an object, found {settings!r:.80}"
-        )
-    known = {field.name for field in fields(DataSettings)}
-    for key in settings.keys() - known:
-        raise LayoutError(f"{file}, line {lines.of('calibration', key)}: calibration has no {key!r}")
-    if "data" not in settings:
-        raise LayoutError(f"{file}, line {lines.of('calibration')}: calibration has no 'data'")
-    for key, value in settings.items():
-        try:
-            DataSettings(**{"data": "any", key: value})
-        except DataError as error:
-            raise LayoutError(f"{file}, line {lines.of('calibration', key)}: {error}") from error
+def _misfits(planned: BlockPlan, block: Block) -> Iterator[tuple[str, str]]:
+    """Give each part of a block's plan that does not fit the block, and why."""
+    expected = {"kind": block.attention.kind, "layer": block.layer, "source": block.layout}
+    for part, value in expected.items():
+        if getattr(planned, part) != value:
+            found = _described(planned.kind, planned.layer, planned.source)
+            there = _described(block.attention.kind, block.layer, block.layout)
+            yield part, f"a plan for {found}; the model has {there}, there"
+    if block.attention.head_bias is not None and planned.order != tuple(range(len(planned.order))):
+        said = "heads of this block are bound to their index by a position bias and cannot be reordered"
+        yield "order", f"{said}; change the target's maps instead"
+    heads = block.layout.num_attention_heads
+    if planned.target.num_attention_heads != heads or None in planned.order:
+        yield "target", f"{planned.target.num_attention_heads} attention heads, the model has {heads}"
 
 
-def _is_at_fault(entry: dict[str, Any], key: str) -> bool:
-    """Whether a block is right once a part is replaced by what it should be like."""
-    from gqkva_convert.heads import HeadLayout
-
-    try:
-        source = HeadLayout.from_dict(entry["source"])
-        simple = {**entry, "order": None, "target": source.to_dict()}
-        simple.pop("rules", None)
-        if key in ("target", "order", "source"):
-            simple[key] = entry[key]
-            BlockPlan.from_dict(simple)
-            return False
-        return key in entry
-    except (GqkvaError, TypeError, KeyError, AttributeError):
-        return True
+def _described(kind: str, layer: int, layout: HeadLayout) -> str:
+    heads = f"{layout.name} with {layout.num_attention_heads} heads of {layout.head_dim}"
+    return f"layer {layer} of {kind!r}, {heads}"
 
 
 class _Lines:

@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cache
+from typing import Annotated, Any
+
+from pydantic import ConfigDict, StrictInt, StrictStr, TypeAdapter, ValidationError
 
 from gqkva_convert.architectures import Family
-from gqkva_convert.calibration.data import DataSettings
-from gqkva_convert.checkpoint.dtypes import FLOAT_BY_NAME
-from gqkva_convert.errors import CheckpointError, LayoutError, UsageError
+from gqkva_convert.checkpoint.dtypes import FLOAT_BY_NAME, unknown_dtype
+from gqkva_convert.errors import (
+    GqkvaError,
+    LayoutError,
+    UsageError,
+    VerificationError,
+    place_of,
+    placed,
+)
 from gqkva_convert.heads import (
     GROUPINGS,
     HeadLayout,
@@ -21,6 +30,9 @@ from gqkva_convert.heads import (
     random_order,
     without_reordering,
 )
+from gqkva_convert.plans.stored import StoredLayout, StoredOrder, StoredSettings, refusal
+from gqkva_convert.records.record import Checked
+from gqkva_convert.records.report import Report
 from gqkva_convert.source.model import Block, SourceModel
 from gqkva_convert.transforms.merge import GROUP_RULES, RULES
 
@@ -34,8 +46,10 @@ class GroupRules:
         values: For each stored value head, the rule that it merges by.
     """
 
-    scores: tuple[str, ...]
-    values: tuple[str, ...]
+    __pydantic_config__ = ConfigDict(extra="forbid")
+
+    scores: tuple[StrictStr, ...]
+    values: tuple[StrictStr, ...]
 
     def __post_init__(self) -> None:
         for rule in (*self.scores, *self.values):
@@ -68,41 +82,41 @@ class BlockPlan:
         rules: Merge rules of its groups where they are not all the plan's.
     """
 
-    kind: str
-    layer: int
-    source: HeadLayout
-    target: HeadLayout
-    order: tuple[int | None, ...]
-    rules: GroupRules | None = None
+    __pydantic_config__ = ConfigDict(extra="forbid")
+
+    kind: StrictStr
+    layer: StrictInt
+    source: StoredLayout
+    target: StoredLayout
+    order: StoredOrder
+    rules: Annotated[GroupRules, Checked] | None = None
 
     def __post_init__(self) -> None:
+        for part, said in self._faults():
+            raise placed(LayoutError(f"layer {self.layer}, {self.kind}: {said}"), part)
+
+    def _faults(self) -> Iterator[tuple[str, str]]:
+        """Give each part that cannot be, and why."""
+        source, target, rules = self.source, self.target, self.rules
         if any(head is not None and type(head) is not int for head in self.order):
-            raise LayoutError(f"layer {self.layer}, {self.kind}: an order is made of whole numbers")
-        if self.target.head_dim != self.source.head_dim:
-            raise LayoutError(
-                f"layer {self.layer}, {self.kind}: a target of {self.target.head_dim} features a head, the "
-                f"source has {self.source.head_dim}"
-            )
-        if self.rules is not None and self.shares_queries and len(set(self.rules.scores)) > 1:
-            raise LayoutError(
-                f"layer {self.layer}, {self.kind}: with shared queries all key heads merge by one rule, "
-                f"found {', '.join(sorted(set(self.rules.scores)))}"
-            )
-        heads = self.source.num_attention_heads
+            yield "order", "an order is made of whole numbers"
+        if target.head_dim != source.head_dim:
+            yield "target", f"a target of {target.head_dim} features a head, the source has {source.head_dim}"
         kept = [head for head in self.order if head is not None]
-        if len(set(kept)) < len(kept) or not set(kept) <= set(range(heads)):
-            raise LayoutError(f"layer {self.layer}, {self.kind}: the order is not one of its {heads} heads")
-        if len(self.order) != self.target.num_attention_heads:
-            raise LayoutError(
-                f"layer {self.layer}, {self.kind}: an order of {len(self.order)} heads for "
-                f"{self.target.num_attention_heads} attention heads"
-            )
-        counts = self.target.num_key_heads, self.target.num_value_heads
-        if self.rules is not None and (len(self.rules.scores), len(self.rules.values)) != counts:
-            raise LayoutError(
-                f"layer {self.layer}, {self.kind}: rules for {len(self.rules.scores)} key and "
-                f"{len(self.rules.values)} value heads, the layout has {counts[0]} and {counts[1]}"
-            )
+        if len(set(kept)) < len(kept) or not set(kept) <= set(range(source.num_attention_heads)):
+            yield "order", f"the order is not one of its {source.num_attention_heads} heads"
+        if len(self.order) != target.num_attention_heads:
+            said = f"an order of {len(self.order)} heads for {target.num_attention_heads} attention heads"
+            yield "order", said
+        if rules is None:
+            return
+        if self.shares_queries and len(set(rules.scores)) > 1:
+            found = ", ".join(sorted(set(rules.scores)))
+            yield "rules", f"with shared queries all key heads merge by one rule, found {found}"
+        counts, given = (target.num_key_heads, target.num_value_heads), (len(rules.scores), len(rules.values))
+        if given != counts:
+            said = f"rules for {given[0]} key and {given[1]} value heads"
+            yield "rules", f"{said}, the layout has {counts[0]} and {counts[1]}"
 
     @classmethod
     def unchanged(cls, place: Place, layout: HeadLayout) -> BlockPlan:
@@ -127,37 +141,6 @@ class BlockPlan:
         places = tuple(self.order.index(head) for head in range(self.source.num_attention_heads))
         return BlockPlan(self.kind, self.layer, self.target, self.source, places)
 
-    def to_dict(self) -> dict[str, Any]:
-        """The block as JSON data; heads that keep their places are not listed."""
-        in_place = self.order == tuple(range(len(self.order)))
-        return {
-            "kind": self.kind,
-            "layer": self.layer,
-            "source": self.source.to_dict(),
-            "target": self.target.to_dict(),
-            "order": None if in_place else list(self.order),
-            **(
-                {"rules": {"scores": list(self.rules.scores), "values": list(self.rules.values)}}
-                if self.rules
-                else {}
-            ),
-        }
-
-    @classmethod
-    def from_dict(cls, data: dict[str, Any]) -> BlockPlan:
-        """Read what `to_dict` wrote."""
-        source = HeadLayout.from_dict(data["source"])
-        order = range(source.num_attention_heads) if data["order"] is None else data["order"]
-        rules = data.get("rules")
-        return cls(
-            data["kind"],
-            data["layer"],
-            source,
-            HeadLayout.from_dict(data["target"]),
-            tuple(order),
-            GroupRules(tuple(rules["scores"]), tuple(rules["values"])) if rules else None,
-        )
-
 
 @dataclass(frozen=True)
 class Plan:
@@ -175,35 +158,41 @@ class Plan:
         refine: Refinements on that data, in order.
     """
 
-    variant: str
-    grouping: str
-    merge: str
-    seed: int
-    dtype: str | None
-    blocks: tuple[BlockPlan, ...]
-    architecture: str | None = None
-    calibration: DataSettings | None = None
-    refine: tuple[str, ...] = ()
+    __pydantic_config__ = ConfigDict(extra="forbid")
+
+    variant: StrictStr
+    grouping: StrictStr
+    merge: StrictStr
+    seed: StrictInt
+    dtype: StrictStr | None
+    blocks: tuple[Annotated[BlockPlan, Checked], ...]
+    architecture: StrictStr | None = None
+    calibration: StoredSettings | None = None
+    refine: tuple[StrictStr, ...] = ()
 
     def __post_init__(self) -> None:
+        for part, said in self._faults():
+            raise placed(UsageError(said), part)
+
+    def _faults(self) -> Iterator[tuple[str, str]]:
+        """Give each part that cannot be, and why."""
         if self.merge not in RULES:
-            raise UsageError(f"no merge rule {self.merge!r}; choose one of {', '.join(RULES)}")
+            yield "merge", f"no merge rule {self.merge!r}; choose one of {', '.join(RULES)}"
         if self.grouping not in GROUPINGS:
-            raise UsageError(f"no grouping {self.grouping!r}; choose one of {', '.join(GROUPINGS)}")
+            yield "grouping", f"no grouping {self.grouping!r}; choose one of {', '.join(GROUPINGS)}"
         if type(self.seed) is not int or self.seed < 0:
-            raise UsageError(f"a seed is a whole number from 0 on, found {self.seed!r}")
+            yield "seed", f"a seed is a whole number from 0 on, found {self.seed!r}"
         if self.refine != tuple(name for name in REFINEMENTS if name in self.refine):
-            raise UsageError(
-                f"refine lists, in this order, any of {', '.join(REFINEMENTS)}; found {self.refine!r}"
-            )
+            known = ", ".join(REFINEMENTS)
+            yield "refine", f"refine lists, in this order, any of {known}; found {self.refine!r}"
         if any(block.rules for block in self.blocks) and not RULES[self.merge].is_joint:
-            raise UsageError(f"rules of groups go with merge auto or another joint rule, not {self.merge}")
+            said = f"rules of groups go with merge auto or another joint rule, not {self.merge}"
+            yield "merge", said
         if self.refine and not RULES[self.merge].is_joint:
-            raise UsageError(
-                f"--refine goes on from a merge of whole blocks, which --merge {self.merge} is not"
-            )
+            said = f"--refine goes on from a merge of whole blocks, which --merge {self.merge} is not"
+            yield "refine", said
         if self.dtype is not None and self.dtype not in FLOAT_BY_NAME:
-            raise UsageError(f"no dtype {self.dtype!r}; choose one of {', '.join(FLOAT_BY_NAME)}")
+            yield "dtype", unknown_dtype(self.dtype)
 
     @property
     def wants_rules(self) -> bool:
@@ -227,45 +216,45 @@ class Plan:
         return True
 
     def to_dict(self) -> dict[str, Any]:
-        """The plan as JSON data; `from_dict` reads it back."""
-        return {
-            "variant": self.variant,
-            "grouping": self.grouping,
-            "merge": self.merge,
-            "seed": self.seed,
-            "dtype": self.dtype,
-            "architecture": self.architecture,
-            "calibration": asdict(self.calibration) if self.calibration else None,
-            "refine": list(self.refine),
-            "blocks": [block.to_dict() for block in self.blocks],
-        }
+        """Return the plan as JSON data; `from_dict` reads it back."""
+        data = _schema().dump_python(self, mode="json")
+        blocks = [_without_absent_rules(block) for block in data.pop("blocks")]
+        return {**data, "blocks": blocks}
 
     @classmethod
     def from_dict(cls, data: Any) -> Plan:
         """Read what `to_dict` wrote.
 
         Raises:
-            CheckpointError: It is not a plan.
+            UsageError: It is no plan; names the place.
+            LayoutError: Its heads cannot be; names the place.
         """
         try:
-            blocks = tuple(BlockPlan.from_dict(block) for block in data["blocks"])
-            names = ("variant", "grouping", "merge", "seed", "dtype")
-            calibration = data.get("calibration")
-            return cls(
-                **{name: data[name] for name in names},
-                blocks=blocks,
-                architecture=data.get("architecture"),
-                calibration=DataSettings(**calibration) if calibration else None,
-                refine=_names(data.get("refine")),
-            )
-        except (KeyError, TypeError) as error:
-            raise CheckpointError(f"not a conversion plan: {error!r}") from error
+            return _schema().validate_python(data)
+        except ValidationError as error:
+            raise refusal(error) from error
+
+    @classmethod
+    def from_report(cls, report: Report) -> Plan:
+        """Read the plan of a report.
+
+        Raises:
+            VerificationError: It is no plan; names the field.
+        """
+        try:
+            return cls.from_dict(report.plan)
+        except GqkvaError as error:
+            field = ".".join(map(str, ("plan", *place_of(error))))
+            raise VerificationError(f"the report is damaged: {field}: {error}") from error
 
 
-def _names(data: Any) -> tuple[str, ...]:
-    if data is not None and not isinstance(data, list):
-        raise UsageError(f"refine is a list of names, found {data!r}")
-    return tuple(data or ())
+@cache
+def _schema() -> TypeAdapter[Plan]:
+    return TypeAdapter(Annotated[Plan, Checked])
+
+
+def _without_absent_rules(block: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in block.items() if (key, value) != ("rules", None)}
 
 
 def make_plan(

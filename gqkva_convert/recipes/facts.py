@@ -14,10 +14,10 @@ from gqkva_convert.conversion.init import init
 from gqkva_convert.conversion.inspect import inspect
 from gqkva_convert.conversion.verify import require, verify
 from gqkva_convert.demo_model.demo import demo
+from gqkva_convert.description.report import report
 from gqkva_convert.evaluation.evaluate import evaluate
 from gqkva_convert.evaluation.speed.bench import bench
 from gqkva_convert.hub.push import push
-from gqkva_convert.hub.report import report
 from gqkva_convert.planning.command import plan
 from gqkva_convert.recipes.checks import (
     check_bench,

@@ -29,7 +29,7 @@ from gqkva_convert.recipes.state import (
     outputs_of,
     paths_of,
 )
-from gqkva_convert.records.report import versions
+from gqkva_convert.records.environment import versions
 
 LOG = "commands.sh"
 # Told of each step before it runs: its line, its number, how many there are, and whether it is done already.

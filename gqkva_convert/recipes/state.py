@@ -15,7 +15,7 @@ from gqkva_convert.checkpoint.sidecars import EVALUATION, MEASURED, REPORT
 from gqkva_convert.data.names import exists
 from gqkva_convert.errors import CheckpointError, RecipeError
 from gqkva_convert.recipes.commands import CommandLine
-from gqkva_convert.records.evaluations import remove_results, result_keys
+from gqkva_convert.records.evaluation import remove_results, result_keys
 from gqkva_convert.uptraining.settings import read_settings
 
 STATE = "run.json"

@@ -23,15 +23,14 @@ def source_card(folder: Path) -> dict[str, Any] | None:
     found: dict[str, Any] = {}
     earlier = _source_of(folder)
     if earlier is not None:
-        found = stated_card(earlier)
+        found = stated_card(earlier.get("card"))
         found.setdefault("origin", {"name": earlier.get("name"), "revision": earlier.get("revision")})
     found.update(front_matter(folder / "README.md"))
     return found or None
 
 
-def stated_card(source: dict[str, Any]) -> dict[str, Any]:
-    """What a report's description of a source holds of its card, as far as it has the form it should."""
-    card = source.get("card")
+def stated_card(card: Any) -> dict[str, Any]:
+    """Return the parts of a source's card in a report that have the form they should."""
     if not isinstance(card, dict):
         return {}
     origin = card.get("origin")

@@ -20,6 +20,7 @@ from gqkva_convert.records.report import describe_files
 from gqkva_convert.source.model import SourceModel
 from gqkva_convert.source.stored_block import stored_block
 from gqkva_convert.transforms.blocks import InputMoments
+from gqkva_convert.units import human_bytes
 
 if TYPE_CHECKING:
     from gqkva_convert.calibration.capture import Calls
@@ -60,7 +61,7 @@ class CalibratedModel:
         nbytes = self.model.checkpoint.nbytes
         if self.model.checkpoint.pickled and nbytes > RESIDENT_BYTES:
             raise WeightError(
-                f"{self.located.folder}: a model of {nbytes / 1e9:.1f} GB is read by layers, which needs "
+                f"{self.located.folder}: a model of {human_bytes(nbytes)} is read by layers, which needs "
                 "safetensors files; save it so first, or convert from weights alone"
             )
         return load_network(self.located.folder, nbytes, self.model.family.architecture)
@@ -80,7 +81,8 @@ class CalibratedModel:
 
         checkpoint = self.model.checkpoint
         modified = {file.name: file.stat().st_mtime_ns for file in checkpoint.files}
-        files = describe_files(checkpoint, self.located.sha256)
+        described = describe_files(checkpoint, self.located.sha256)
+        files = {name: file.to_dict() for name, file in described.items()}
         facts = {"config": checkpoint.config, "files": files, "modified": modified}
         return calibration_key(self.settings, facts, checkpoint.files, [*self.batches[0], *self.batches[1]])
 
@@ -157,7 +159,7 @@ def _check_room(cache: Path, moments: StoredMoments, places: set[Place], batches
     free = shutil.disk_usage(cache).free
     if needed > free:
         raise OutputError(
-            f"{cache} needs {needed / 1e9:.1f} GB for attention inputs, {free / 1e9:.1f} GB are free; set "
+            f"{cache} needs {human_bytes(needed)} for attention inputs, {human_bytes(free)} are free; set "
             "GQKVA_CACHE to a folder with room, or give fewer --calibration-samples"
         )
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from gqkva_convert.checkpoint.folder import Checkpoint
 from gqkva_convert.checkpoint.reader import TensorReader
 from gqkva_convert.plans.plan import Plan
 from gqkva_convert.progress import Stages
+from gqkva_convert.records.report import Calibration, Report
 from gqkva_convert.refinement.calibrated import CalibratedModel
 from gqkva_convert.steps.merged_blocks import MergedBlocks
 
@@ -48,23 +49,26 @@ class DataMerges:
             return MergedBlocks(reader, self.calibrated.measured)
         return MergedBlocks(reader, self.calibrated.measured, self.fits.heads)
 
-    def note(self, report: dict[str, Any], output: Checkpoint) -> None:
-        """Write into the report what was used, and checksums of tensors that weights alone do not give."""
+    def noted(self, report: Report, output: Checkpoint) -> Report:
+        """Add the calibration data and the checksums of tensors that the weights alone do not give."""
         if self.calibrated is None:
-            return
+            return report
         learned, held = self.calibrated.batches
         first = next(iter(learned[0]))
-        report["calibration"] = {
-            "sha256": self.calibrated.key,
-            "samples": sum(len(batch[first]) for batch in learned),
-            "held_out_samples": sum(len(batch[first]) for batch in held),
-            "held_out_error": self.errors,
-        }
+        calibration = Calibration(
+            sha256=self.calibrated.key,
+            samples=sum(len(batch[first]) for batch in learned),
+            held_out_samples=sum(len(batch[first]) for batch in held),
+            held_out_error=self.errors,
+        )
+        tensors = dict(report.tensors)
         with output.reader() as reader:
-            for name, entry in report["tensors"].items():
-                if entry["operation"] == "merge":
+            for name, tensor in tensors.items():
+                if tensor.operation == "merge":
                     data = reader.read(output.tensors[name])
-                    entry["sha256"] = hashlib.sha256(data.tobytes()).hexdigest()
+                    sha256 = hashlib.sha256(data.tobytes()).hexdigest()
+                    tensors[name] = tensor.model_copy(update={"sha256": sha256})
+        return report.model_copy(update={"calibration": calibration, "tensors": tensors})
 
     def clear(self) -> None:
         """Remove what is not needed once the conversion is written."""

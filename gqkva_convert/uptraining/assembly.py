@@ -84,7 +84,7 @@ class Assembly:
         if stored is not None:
             stored.check(getattr(rows, "digest", ""), model.config.vocab_size, settings.temperature)
         elif settings.teacher is not None:
-            teacher = load_teacher(settings, self.folder, model, task, accelerator.device)
+            teacher = load_teacher(settings, self.folder, model, accelerator.device)
         schedule = make_schedule(self.job, rows, model, task, matching)
         note = budget_note(settings, rows, task, schedule.steps)
         if note is not None and start_processes().is_main_process:
@@ -158,7 +158,7 @@ class Assembly:
     def _merged_roles(self) -> tuple[str, ...]:
         if not (self.folder / REPORT).is_file():
             return ()
-        plan = Plan.from_dict(read_report(self.folder)["plan"])
+        plan = Plan.from_report(read_report(self.folder))
         return tuple(
             role
             for role in ROLES

@@ -9,18 +9,19 @@ from typing import Any
 from torch import Tensor
 
 from gqkva_convert.checkpoint.folder import open_checkpoint
-from gqkva_convert.checkpoint.jsonfile import read_json, write_json
+from gqkva_convert.checkpoint.jsonfile import write_json
 from gqkva_convert.checkpoint.publish import published_folder
 from gqkva_convert.checkpoint.sidecars import MEASURED, REPORT, TRAINING
 from gqkva_convert.errors import TrainingError
-from gqkva_convert.records.report import describe_files
+from gqkva_convert.records.report import describe_files, read_report
+from gqkva_convert.records.training import Training
 from gqkva_convert.uptraining.job import Job
 from gqkva_convert.uptraining.trainable import add_lora
 
 _WEIGHTS = (".safetensors", ".bin", ".index.json")
 
 
-def write_result(job: Job, model: Any, weights: dict[str, Tensor], training: dict[str, Any]) -> None:
+def write_result(job: Job, model: Any, weights: dict[str, Tensor], training: Training) -> None:
     """Write a trained checkpoint, which appears under its name when it is complete.
 
     Args:
@@ -60,17 +61,18 @@ def write_result(job: Job, model: Any, weights: dict[str, Tensor], training: dic
         _report(folder, training)
 
 
-def _report(folder: Path, training: dict[str, Any]) -> None:
+def _report(folder: Path, training: Training) -> None:
     path = folder / REPORT
     if not path.is_file():
-        write_json(folder / TRAINING, training)
+        write_json(folder / TRAINING, training.to_dict())
         return
-    report = read_json(path)
-    output = open_checkpoint(folder)
+    report = read_report(folder)
+    changes: dict[str, Any] = {
+        "files": describe_files(open_checkpoint(folder)),
+        "verification": None,
+        "uptraining": training,
+    }
+    if report.uptraining is not None:
+        changes["uptraining_before"] = [*report.uptraining_before, report.uptraining]
     path.unlink()  # a copy may be read-only
-    if report.get("uptraining"):
-        report["uptraining_before"] = [*report.get("uptraining_before", ()), report["uptraining"]]
-    write_json(
-        path,
-        {**report, "files": describe_files(output), "verification": None, "uptraining": training},
-    )
+    write_json(path, report.model_copy(update=changes).to_dict())

@@ -12,7 +12,9 @@ from typing import Any
 from gqkva_convert.checkpoint.folder import open_checkpoint
 from gqkva_convert.checkpoint.sidecars import REPORT
 from gqkva_convert.errors import TrainingError, is_out_of_memory
-from gqkva_convert.records.report import describe_files, versions
+from gqkva_convert.records.environment import versions
+from gqkva_convert.records.report import describe_files
+from gqkva_convert.records.training import Training
 from gqkva_convert.uptraining.assembly import Assembly
 from gqkva_convert.uptraining.engine.processes import divide_steps, start_processes
 from gqkva_convert.uptraining.engine.trainer import Trainer
@@ -79,18 +81,23 @@ class Run:
     def _open(self) -> None:
         if not self.job.resume:
             self.run.require_free(overwrite=self.job.overwrite)
-        elif self.run.settings().get("files") != describe_files(open_checkpoint(self.folder)):
+        elif self.run.settings().get("files") != self._files():
             raise TrainingError(
                 f"{self.run.path} is a run on other weights than {self.folder} now holds; start anew with "
                 "--overwrite"
             )
+
+    def _files(self) -> dict[str, Any]:
+        """Identify the weights that are trained."""
+        found = describe_files(open_checkpoint(self.folder))
+        return {name: file.to_dict() for name, file in found.items()}
 
     def _begin(self) -> None:
         """Take the run's folder, once all that is read has been opened: an earlier run may be in it."""
         self.run.begin(
             {
                 "folder": str(self.folder),
-                "files": describe_files(open_checkpoint(self.folder)),
+                "files": self._files(),
                 "settings": self.settings.model_dump(exclude_defaults=True),
                 "overwrite": self.job.overwrite,
                 "from_scratch": self.job.from_scratch,
@@ -136,31 +143,31 @@ class Run:
             self.run.clear_checkpoints()
             self.run.finish(str(self.job.out))
         trainer.accelerator.wait_for_everyone()
-        return {"folder": str(self.job.out), "run_folder": str(self.run.path), **training}
+        return {"folder": str(self.job.out), "run_folder": str(self.run.path), **training.to_dict()}
 
-    def _describe(self, trainer: Trainer) -> dict[str, Any]:
+    def _describe(self, trainer: Trainer) -> Training:
         progress = trainer.progress
-        return {
-            "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
-            "versions": versions(),
-            "task": self.assembly.task,
-            "settings": self.settings.model_dump(exclude_defaults=True),
-            "learning_rate": trainer.schedule.rate,
-            "steps": progress.step,
-            "kept_step": trainer.kept_step,
-            "matching_steps": trainer.schedule.matching_steps,
-            "tokens": progress.tokens,
-            "distinct_rows": getattr(trainer.rows, "count", None),
-            "steps_left_out": progress.left_out,
-            "held_out_rows": len(trainer.rows.held_out),
-            "held_out_loss_before": progress.first_loss,
-            "held_out_loss": progress.best_loss,
-            "teacher_held_out_loss": trainer.teacher_loss,
-            "seconds": round(progress.seconds, 1),
-            "seconds_per_step": round(statistics.median(trainer.step_seconds or [0.0]), 5),
-            "processes": trainer.plan.processes,
-            "distributed_type": str(trainer.accelerator.distributed_type.value),
-            "mixed_precision": trainer.accelerator.mixed_precision,
-            "device": str(trainer.accelerator.device),
-            "metrics": str(self.run.path / METRICS),
-        }
+        return Training(
+            date=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+            versions=versions(),
+            task=self.assembly.task,
+            settings=self.settings.model_dump(exclude_defaults=True),
+            learning_rate=trainer.schedule.rate,
+            steps=progress.step,
+            kept_step=trainer.kept_step,
+            matching_steps=trainer.schedule.matching_steps,
+            tokens=progress.tokens,
+            distinct_rows=getattr(trainer.rows, "count", None),
+            steps_left_out=progress.left_out,
+            held_out_rows=len(trainer.rows.held_out),
+            held_out_loss_before=progress.first_loss,
+            held_out_loss=progress.best_loss,
+            teacher_held_out_loss=trainer.teacher_loss,
+            seconds=round(progress.seconds, 1),
+            seconds_per_step=round(statistics.median(trainer.step_seconds or [0.0]), 5),
+            processes=trainer.plan.processes,
+            distributed_type=str(trainer.accelerator.distributed_type.value),
+            mixed_precision=trainer.accelerator.mixed_precision,
+            device=str(trainer.accelerator.device),
+            metrics=str(self.run.path / METRICS),
+        )

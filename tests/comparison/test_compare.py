@@ -29,7 +29,9 @@ def measure(
         metric |= {"difference": difference, "difference_interval": [difference - 0.1, difference + 0.1]}
     path = folder / "gqkva_evaluation.json"
     results = json.loads(path.read_text())["results"] if path.is_file() else []
-    results.append({"task": "t", "data": f"/somewhere/{data}", "metrics": [{**metric, "better": "lower"}]})
+    results.append(
+        {"task": "lm-eval", "data": f"/somewhere/{data}", "metrics": [{**metric, "better": "lower"}]}
+    )
     path.write_text(json.dumps({"format_version": 1, "results": results}))
 
 
@@ -146,7 +148,7 @@ def test_what_cannot_be_compared_is_marked_or_refused(models: Path, gqkva: Run, 
     path = other / "gqkva_evaluation.json"
     metric = {"metric": "loss", "value": 1.0, "interval": [1.1, 1.2], "difference": 0.5, "better": "lower"}
     results = [
-        {"task": "t", "data": "texts.jsonl", "samples": count, "against": "m", "metrics": [metric]}
+        {"task": "lm-eval", "data": "texts.jsonl", "samples": count, "against": "m", "metrics": [metric]}
         for count in (32, 64)
     ]
     path.write_text(json.dumps({"format_version": 1, "results": results[:1]}))
@@ -172,10 +174,13 @@ def test_damaged_records_of_training_are_one_line(gqkva: Run, models: Path, tmp_
     (folder / "gqkva_training.json").write_text('{"seconds_per_step": "fast", "tokens": "many"}')
     report = json.loads((models / "gqa" / "gqkva_report.json").read_text())
     (models / "gqa" / "gqkva_report.json").write_text(json.dumps({**report, "uptraining": [1]}))
-    for place in (folder, models / "gqa"):
+    for place, code, words in (
+        (folder, 3, "is not what `gqkva uptrain` writes"),
+        (models / "gqa", 9, "is damaged or of another version: uptraining"),
+    ):
         result = gqkva("compare", place)
-        assert (result.exit_code, len(result.stderr.strip().splitlines())) == (3, 1), result.stderr
-        assert "is not what `gqkva uptrain` writes" in result.stderr
+        assert (result.exit_code, len(result.stderr.strip().splitlines())) == (code, 1), result.stderr
+        assert words in result.stderr
 
 
 def test_names_are_no_formulas(gqkva: Run, tmp_path: Path) -> None:

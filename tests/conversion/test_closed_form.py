@@ -81,7 +81,7 @@ def _turned_copy(equal: Path, source: Path, folder: Path) -> Path:
     from gqkva_convert.records.report import read_report
     from gqkva_convert.steps.make import make_steps
 
-    grouped, back = open_model(equal), reversed_plan(Plan.from_dict(read_report(equal)["plan"]))
+    grouped, back = open_model(equal), reversed_plan(Plan.from_report(read_report(equal)))
     layers = range(1 + max(block.layer for block in grouped.blocks))
     write_excerpt(grouped, back, make_steps(grouped, back), layers, folder / "turned")
     model = open_model(folder / "turned")

@@ -108,11 +108,15 @@ def test_any_changed_setting_is_found(key: str, value: object, converted: Path, 
 
 def test_a_damaged_report_is_one_line(converted: Path, gqkva: Run) -> None:
     """Reports are edited by hand and cut by full disks."""
-    (converted / "gqkva_report.json").write_text('{"format_version": 1}')
-    for command in (["verify", converted], ["inspect", converted]):
-        result = gqkva(*command)
-        assert result.exit_code == 9
-        assert "damaged" in result.stderr
+    path = converted / "gqkva_report.json"
+    report = json.loads(path.read_text())
+    del report["source"]["bytes"]
+    for text, field in (('{"format_version": 1}', "source"), (json.dumps(report), "source.bytes")):
+        path.write_text(text)
+        for command in ("verify", "inspect"):
+            result = gqkva(command, converted)
+            assert (result.exit_code, len(result.stderr.strip().splitlines())) == (9, 1)
+            assert f"is damaged or of another version: {field}: " in result.stderr
 
 
 def test_a_model_that_transformers_cannot_load_fails_the_proof(

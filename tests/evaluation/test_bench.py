@@ -15,6 +15,7 @@ from typer.testing import Result
 from gqkva_convert import bench, convert, inspect
 from gqkva_convert.evaluation.speed import results, run, timing
 from gqkva_convert.evaluation.speed.rows import speedups
+from gqkva_convert.records.bench import Row
 
 Run = Callable[..., Result]
 ROW = {
@@ -126,11 +127,17 @@ def test_speed_up_is_of_times_and_its_ideal_of_bytes() -> None:
     common = {"context": 5, "batch": 1, "skipped": None}
     fast = {"time_to_first_token_seconds": 2.0, "decode_seconds": 0.5, "bytes_per_step": 30}
     slow = {"time_to_first_token_seconds": 3.0, "decode_seconds": 0.75, "bytes_per_step": 60}
-    rows = [{"model": "original", **common, **slow}, {"model": "converted", **common, **fast}]
-    assert speedups(rows) == [
-        {"context": 5, "batch": 1, "prefill": 1.5, "decode": 1.5, "ideal": 2.0, "of_ideal": 0.75}
-    ]
-    assert speedups([rows[1], {**rows[0], "skipped": "too large"}]) == []
+    rows = [Row(model="original", **common, **slow), Row(model="converted", **common, **fast)]
+    (found,) = speedups(rows)
+    assert found.to_dict() == {
+        "context": 5,
+        "batch": 1,
+        "prefill": 1.5,
+        "decode": 1.5,
+        "ideal": 2.0,
+        "of_ideal": 0.75,
+    }
+    assert speedups([rows[1], rows[0].model_copy(update={"skipped": "too large"})]) == []
 
 
 @pytest.mark.parametrize("family", ["bert", "vit"])
@@ -238,7 +245,7 @@ def test_rows_that_do_not_fit_are_skipped_and_say_so(
     assert made.exit_code == 0, made.output
     rows = {(row["context"], row["batch"]): row for row in json.loads(made.stdout)["rows"]}
     assert rows[20, 1]["skipped"] is None
-    assert "beside the weights; 0.00 GB are free" in rows[60, 500]["skipped"]
+    assert "beside the weights; 300.00 kB are free" in rows[60, 500]["skipped"]
     assert rows[60, 500]["decode_seconds"] is None
     shown = gqkva("bench", llama, "--context", "60", "--batch", "1,500", *OPTIONS[2:])
     assert "skipped: this model, context 60, batch 500: needs about" in shown.stdout

@@ -67,6 +67,7 @@ def test_a_language_model_against_its_source(gqkva: Run, converted: Path) -> Non
     kept = json.loads((converted / "gqkva_evaluation.json").read_text())
     assert kept["format_version"] == 1
     assert kept["results"] == [result]
+    assert (result["task"], result["task_id"]) == ("language modelling", "text-generation")
     assert result["settings"]["windows"] == 40
     assert result["settings"]["length"] == result["settings"]["stride"] == 256
 
@@ -268,9 +269,9 @@ def test_a_task_that_does_not_exist(gqkva: Run, converted: Path) -> None:
         (("--data", "TEXTS", "--seed", "-1"), 13, "--seed -1: from 0"),
         (("--data", "TEXTS", "--tasks", "none.yaml"), 13, "--tasks none.yaml: no such file"),
         (("--data", "TEXTS", "--device", "tpu"), 13, "--device tpu: choose auto, cpu, cuda or cuda:N"),
-        (("--data", "TEXTS", "--against", "OTHER"), 13, "with vocab_size 37, the other a llama with 4096"),
-        (("--data", "TEXTS", "--against", "RENUMBERED"), 13, "its tokenizer numbers tokens otherwise"),
-        (("--data", "TEXTS", "--against", "VIT"), 13, "is measured otherwise than a LlamaForCausalLM"),
+        (("--data", "TEXTS", "--against", "OTHER"), 13, "has vocab_size 37, the model 4096"),
+        (("--data", "TEXTS", "--against", "RENUMBERED"), 13, "has a tokenizer that numbers tokens otherwise"),
+        (("--data", "TEXTS", "--against", "VIT"), 13, "the model a LlamaForCausalLM: their tasks differ"),
         (("--data", "TEXTS", "--against", "nowhere/at/all"), 3, "nowhere/at/all is not a folder"),
     ],
 )
@@ -351,7 +352,7 @@ def test_a_folder_that_cannot_be_written_is_refused_first(
     folder = Path(shutil.copytree(decoder, tmp_path / "model"))
     (folder / "gqkva_evaluation.json").write_text("[]")
     result = gqkva("evaluate", folder, "--data", tmp_path / "texts.jsonl")
-    assert (result.exit_code, "is damaged or of another version" in result.stderr) == (3, True)
+    assert (result.exit_code, "is not what `gqkva evaluate` writes" in result.stderr) == (3, True)
 
     def refuse(self: Path, *_: object, **__: object) -> None:
         raise PermissionError(13, "Permission denied")

@@ -32,19 +32,19 @@ def test_intervals_of_shares_cover_the_truth(truth: float, samples: int) -> None
     """Where all answers are right, too, which resampling takes for certainty."""
     draw = np.random.default_rng(5)
     found = [
-        Metric("accuracy", "higher", mean, [(draw.random(samples) < truth).astype(float)]).to_dict()
+        Metric("accuracy", "higher", mean, [(draw.random(samples) < truth).astype(float)]).score()
         for _ in range(300)
     ]
-    hits = sum(each["interval"][0] <= truth <= each["interval"][1] for each in found)
+    hits = sum(each.interval[0] <= truth <= each.interval[1] for each in found)
     assert hits / 300 >= 0.9
-    assert all(each["interval"][1] > each["interval"][0] for each in found)
+    assert all(each.interval[1] > each.interval[0] for each in found)
 
 
 def test_a_metric_that_is_not_defined_is_refused() -> None:
     """Ranks of equal scores say nothing; JSON has no word for it either."""
     metric = Metric("Spearman correlation", "higher", spearman, [np.arange(4.0), np.ones(4)])
     with pytest.raises(EvaluationError, match="is not defined on these 4 samples"):
-        metric.to_dict()
+        metric.score()
 
 
 def test_differences_are_paired() -> None:
@@ -52,11 +52,11 @@ def test_differences_are_paired() -> None:
     draw = np.random.default_rng(1)
     hard = draw.gamma(2.0, 1.0, 200)
     metric = Metric("loss", "lower", mean, [hard + 0.1 + 0.01 * draw.normal(size=200)], [hard])
-    found = metric.to_dict()
-    low, high = found["difference_interval"]
-    assert found["difference"] == pytest.approx(0.1, abs=0.01)
+    found = metric.score()
+    low, high = found.difference_interval
+    assert found.difference == pytest.approx(0.1, abs=0.01)
     assert low < 0.1 < high
-    assert high - low < 0.02 * (found["interval"][1] - found["interval"][0])
+    assert high - low < 0.02 * (found.interval[1] - found.interval[0])
 
 
 def test_the_seed_fixes_the_interval() -> None:

@@ -80,7 +80,11 @@ def test_nothing_sent_names_a_folder_of_this_machine(hub: HubState, stock: Path,
     evaluation = {
         "format_version": 1,
         "results": [
-            {"task": "x", "data": str(stock / "private.jsonl"), "metrics": [{"metric": "y", "value": 1}]}
+            {
+                "task": "lm-eval",
+                "data": str(stock / "private.jsonl"),
+                "metrics": [{"metric": "y", "value": 1}],
+            }
         ],
     }
     (stock / "gqkva_evaluation.json").write_text(json.dumps(evaluation))

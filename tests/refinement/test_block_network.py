@@ -60,7 +60,7 @@ def test_merged_heads_attend_as_in_the_converted_model(
     places = {(kind, 0) for kind in kinds}
     (tmp_path / "calls").mkdir()
     calls = record(network, [inputs], tmp_path / "calls", places=places)
-    model, plan = open_model(source), Plan.from_dict(read_report(out)["plan"])
+    model, plan = open_model(source), Plan.from_report(read_report(out))
     converted = load_model(out, facts.architecture)
     with model.checkpoint.reader() as reader:
         for block, block_plan in zip(model.blocks, plan.blocks, strict=True):

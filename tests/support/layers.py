@@ -4,7 +4,7 @@ from __future__ import annotations
 
 # Each entry imports itself and earlier entries; packages of one entry do not import each other.
 ORDER = (
-    ("_version", "errors", "options", "pictures", "progress"),
+    ("_version", "errors", "options", "pictures", "progress", "units"),
     ("heads",),
     ("architectures", "transforms", "checkpoint"),
     ("modeling",),
@@ -17,6 +17,7 @@ ORDER = (
     ("planning",),
     ("conversion",),
     ("runtimes",),
+    ("description",),
     ("hub", "comparison"),
     ("demo_model",),
     ("recipes",),

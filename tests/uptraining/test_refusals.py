@@ -216,7 +216,7 @@ def test_a_teacher_of_another_kind_is_refused(
     renumbered = learners.renumber_words(learners.make_decoder(tmp_path / "renumbered"))
     refused(gqkva(*base, "--teacher", renumbered), 12, "has a tokenizer that numbers tokens otherwise")
     other = learners.make_decoder(tmp_path / "other", "gpt_neox")
-    refused(gqkva(*base, "--teacher", other), 12, "is a gpt_neox, the student a llama")
+    refused(gqkva(*base, "--teacher", other), 12, "has model_type gpt_neox, the student llama")
     refused(gqkva(*base, "--teacher", tmp_path), 3, "config.json")
     config = json.loads((lesson.teacher / "config.json").read_text())
     headless = tmp_path / "headless"

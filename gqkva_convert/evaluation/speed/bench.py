@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import datetime
-import importlib.metadata
 import os
 import platform
 from collections.abc import Sequence
@@ -19,13 +17,12 @@ from gqkva_convert.evaluation.speed.rows import CONVERTED, ORIGINAL, speedups
 from gqkva_convert.evaluation.speed.settings import settings_of
 from gqkva_convert.modeling.log_levels import quiet_transformers
 from gqkva_convert.progress import Stages, no_stages
-from gqkva_convert.records.evaluations import machine
+from gqkva_convert.records.bench import Bench
+from gqkva_convert.records.environment import describe_run
 from gqkva_convert.source.model import open_model
 
 if TYPE_CHECKING:
     from gqkva_convert.evaluation.speed.run import Run
-
-FORMAT_VERSION = 1
 
 
 def bench(
@@ -89,39 +86,35 @@ def bench(
     quiet_transformers()
     run = Run(settings, sources, progress or no_stages)
     rows = run.rows()
-    if all(row["skipped"] for row in rows):
-        reasons = "; ".join(dict.fromkeys(str(row["skipped"]) for row in rows))
+    if all(row.skipped for row in rows):
+        reasons = "; ".join(dict.fromkeys(str(row.skipped) for row in rows))
         raise EvaluationError(f"nothing could be measured: {reasons}; choose a smaller --context or --batch")
-    result = {
-        "format_version": FORMAT_VERSION,
+    result = Bench(
+        format_version=1,
         **_circumstances(run),
-        "model": names[CONVERTED],
-        "against": names.get(ORIGINAL),
-        "model_sha256": files_sha256({file.name: file for file in sources[CONVERTED].checkpoint.files}),
-        "rows": rows,
-        "speedup": speedups(rows),
-    }
+        model=names[CONVERTED],
+        against=names.get(ORIGINAL),
+        model_sha256=files_sha256({file.name: file for file in sources[CONVERTED].checkpoint.files}),
+        rows=rows,
+        speedup=speedups(rows),
+    )
     if save:
         save_results(folder, result)
-    return result
+    return result.to_dict()
 
 
 def _circumstances(run: Run) -> dict[str, Any]:
     """What the numbers depend on."""
     import torch
 
+    described = describe_run()
     is_gpu = run.device.type == "cuda"
-    packages = ("gqkva-convert", "torch", "transformers")
     counted = "PyTorch's allocator held" if is_gpu else "the process's resident memory grew by"
     return {
+        **described,
         "device": torch.cuda.get_device_name(run.device) if is_gpu else "cpu",
         "dtype": run.settings.dtype,
-        "machine": f"{machine()}, {platform.system()} {platform.machine()}",
-        "date": datetime.datetime.now(datetime.timezone.utc).date().isoformat(),
-        "versions": {
-            "python": platform.python_version(),
-            **{name: importlib.metadata.version(name) for name in packages},
-        },
+        "machine": f"{described['machine']}, {platform.system()} {platform.machine()}",
         "settings": {
             **asdict(run.settings),
             "context": run.contexts,

@@ -11,6 +11,7 @@ import torch
 from gqkva_convert.evaluation.speed.settings import BenchSettings
 from gqkva_convert.evaluation.speed.workloads import DECODER, ENCODER_DECODER, keeps_logits, kind_of
 from gqkva_convert.source.model import SourceModel
+from gqkva_convert.units import human_bytes
 
 # Share of the free memory that is used, and the fewest positions that a prompt is read in at once.
 _USABLE, _SMALLEST_CHUNK = 0.9, 512
@@ -62,8 +63,8 @@ def fit(needs: Mapping[str, Needs], context: int, available: int | None, can_div
     usable = int(_USABLE * available)
     smallest = min(context, _SMALLEST_CHUNK) if can_divide else context
     skipped = {
-        name: f"needs about {_gigabytes(need.total(smallest))} beside the weights; "
-        f"{_gigabytes(available)} are free"
+        name: f"needs about {human_bytes(need.total(smallest))} beside the weights; "
+        f"{human_bytes(available)} are free"
         for name, need in needs.items()
         if need.total(smallest) > usable
     }
@@ -137,7 +138,3 @@ def _number(config: Any, names: tuple[str, ...], otherwise: int) -> int:
         (int(getattr(config, name)) for name in names if isinstance(getattr(config, name, None), int)),
         otherwise,
     )
-
-
-def _gigabytes(count: int) -> str:
-    return f"{count / 1e9:,.2f} GB"

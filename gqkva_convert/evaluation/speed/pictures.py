@@ -7,6 +7,7 @@ from typing import Any
 
 from gqkva_convert.evaluation.speed.rows import CONVERTED, ORIGINAL, shown_names
 from gqkva_convert.pictures import pyplot, save_picture
+from gqkva_convert.records.bench import Bench
 
 # Value, what the axis says, and what it is divided by.
 _PANELS = (
@@ -17,15 +18,15 @@ _PANELS = (
 _STYLES = {ORIGINAL: ("--", "s"), CONVERTED: ("-", "o")}
 
 
-def draw(result: dict[str, Any], file: Path) -> None:
+def draw(result: Bench, file: Path) -> None:
     """Draw what was measured as a PNG; over batches where there is one context.
 
     Args:
-        result: As `bench` returns it.
+        result: What was measured.
         file: Where to write, whatever its ending.
     """
-    names = shown_names(result)
-    rows = [{**row, "name": names[row["model"]]} for row in result["rows"] if row["skipped"] is None]
+    names = shown_names(result.against)
+    rows = [{**row.model_dump(), "name": names[row.model]} for row in result.rows if row.skipped is None]
     panels = [panel for panel in _PANELS if any(row[panel[0]] for row in rows)] or list(_PANELS[:1])
     across, by = ("context", "batch") if len({row["context"] for row in rows}) > 1 else ("batch", "context")
     figure, axes = pyplot().subplots(
@@ -41,8 +42,8 @@ def draw(result: dict[str, Any], file: Path) -> None:
         axis.grid(alpha=0.3)
     if axes.flat[0].get_legend_handles_labels()[0]:
         axes.flat[0].legend(fontsize=8)
-    name, device = Path(result["model"]).name, result["device"]
-    figure.suptitle(f"{name}: {device}, {result['dtype']}, {result['date']}", fontsize=11)
+    name = Path(result.model or "").name
+    figure.suptitle(f"{name}: {result.device}, {result.dtype}, {result.date}", fontsize=11)
     save_picture(figure, file)
 
 

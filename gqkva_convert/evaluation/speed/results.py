@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Any
 
 from gqkva_convert.checkpoint.jsonfile import write_json
 from gqkva_convert.checkpoint.sidecars import BENCH, BENCH_PICTURE
 from gqkva_convert.errors import OutputError
 from gqkva_convert.evaluation.speed.pictures import draw
+from gqkva_convert.records.bench import Bench
 
 
-def save_results(folder: Path, result: dict[str, Any]) -> None:
+def save_results(folder: Path, result: Bench) -> None:
     """Write results into a checkpoint folder, over older ones.
 
     Args:
         folder: The folder.
-        result: As `bench` returns it.
+        result: What was measured.
 
     Raises:
         OutputError: The folder cannot be written.
@@ -26,7 +26,7 @@ def save_results(folder: Path, result: dict[str, Any]) -> None:
     (picture, _), (data, _) = pairs
     try:
         draw(result, picture)
-        write_json(data, result)
+        write_json(data, result.to_dict())
         for scratch, target in pairs:
             scratch.replace(target)
     except OSError as error:

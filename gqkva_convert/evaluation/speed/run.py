@@ -19,7 +19,6 @@ from gqkva_convert.evaluation.speed.memory import (
     storage_bytes,
     weight_bytes,
 )
-from gqkva_convert.evaluation.speed.rows import empty_row
 from gqkva_convert.evaluation.speed.settings import BenchSettings
 from gqkva_convert.evaluation.speed.timing import Clock, measure_bandwidth, quartiles
 from gqkva_convert.evaluation.speed.workloads import (
@@ -31,7 +30,9 @@ from gqkva_convert.evaluation.speed.workloads import (
 )
 from gqkva_convert.modeling.loading import load_model
 from gqkva_convert.progress import Stages
+from gqkva_convert.records.bench import Row
 from gqkva_convert.source.model import SourceModel
+from gqkva_convert.units import human_bytes
 
 # No more rounds of reading prompts in a row once they have taken so long for each model.
 _PREFILL_SECONDS = 20.0
@@ -71,7 +72,7 @@ class Run:
         self.contexts = choose_contexts(list(self.models.values()), settings)
         self.bandwidths = measure_bandwidth(self.clock, self.dtype)
 
-    def rows(self) -> list[dict[str, Any]]:
+    def rows(self) -> list[Row]:
         """A row for each context, batch and model."""
         units = len(self.models) * sum(self.contexts) * sum(self.settings.batch) * 2 * self.settings.rounds
         self.advance = self.progress(f"measuring on {self.device}", units)
@@ -91,7 +92,7 @@ class Run:
         wanted, free = sum(map(math.prod, shapes)) * self.dtype.itemsize, available_bytes(self.device)
         if free is not None and wanted > free:
             raise EvaluationError(
-                f"the weights take {wanted / 1e9:,.2f} GB in {self.settings.dtype}, and {free / 1e9:,.2f} GB "
+                f"the weights take {human_bytes(wanted)} in {self.settings.dtype}, and {human_bytes(free)} "
                 f"are free on {self.device}; leave --against out, or choose another --device or --dtype"
             )
         advance, models = self.progress("loading", len(self.sources)), {}
@@ -110,7 +111,7 @@ class Run:
             advance(1)
         return models
 
-    def _place(self, context: int, batch: int) -> list[dict[str, Any]]:
+    def _place(self, context: int, batch: int) -> list[Row]:
         """A row for each model at one context and batch, or why there is none."""
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
@@ -119,22 +120,20 @@ class Run:
             for name, model in self.models.items()
         }
         placed = fit(needs, context, available_bytes(self.device), self.kind == DECODER)
-        rows = {
-            name: empty_row(name, context, batch) | {"skipped": why} for name, why in placed.skipped.items()
-        }
+        rows = {name: _row(name, context, batch, {"skipped": why}) for name, why in placed.skipped.items()}
         self.advance(len(rows) * 2 * self.settings.rounds * context * batch)
         for names in placed.together:
             measured = self._try_to_measure(names, context, batch, placed)
             if measured is None:
                 gc.collect()  # what the failed work held
                 why = "ran out of memory though the estimate fitted"
-                measured = {name: empty_row(name, context, batch) | {"skipped": why} for name in names}
+                measured = {name: _row(name, context, batch, {"skipped": why}) for name in names}
             rows |= measured
         return [rows[name] for name in self.models]
 
     def _try_to_measure(
         self, names: tuple[str, ...], context: int, batch: int, placed: Fit
-    ) -> dict[str, Any] | None:
+    ) -> dict[str, Row] | None:
         """Measure as `_measure` does; None if memory runs out."""
         try:
             return self._measure(names, context, batch, placed)
@@ -143,28 +142,27 @@ class Run:
                 raise
             return None
 
-    def _measure(self, names: tuple[str, ...], context: int, batch: int, placed: Fit) -> dict[str, Any]:
+    def _measure(self, names: tuple[str, ...], context: int, batch: int, placed: Fit) -> dict[str, Row]:
         """Rows of models that are in memory together, their rounds taking turns."""
         works = {name: self._work(name, context, batch) for name in names}
         self._warm_up(names, context)
-        rows = {
-            name: empty_row(name, context, batch) | {"interleaved": len(names) == len(self.models)}
-            for name in names
+        measured: dict[str, dict[str, Any]] = {
+            name: {"interleaved": len(names) == len(self.models)} for name in names
         }
-        peaks = self._read_prompts(works, placed.chunk, rows)
+        peaks = self._read_prompts(works, placed.chunk, measured)
         if self.kind == FORWARD:
             self.advance(self.settings.rounds * context * batch * len(names))
         else:
-            for name, peak in self._generate(works, rows).items():
+            for name, peak in self._generate(works, measured).items():
                 peaks[name].append(peak)
         for name in names:
             grown = [peak for peak in peaks[name] if peak is not None]
             if len(grown) == len(peaks[name]):
-                rows[name]["peak_memory_bytes"] = weight_bytes(self.models[name]) + max(grown)
-        return rows
+                measured[name]["peak_memory_bytes"] = weight_bytes(self.models[name]) + max(grown)
+        return {name: _row(name, context, batch, measured[name]) for name in names}
 
     def _read_prompts(
-        self, works: dict[str, Work], chunk: int, rows: dict[str, dict[str, Any]]
+        self, works: dict[str, Work], chunk: int, measured: dict[str, dict[str, Any]]
     ) -> dict[str, list[int | None]]:
         """Time prefill, or forward passes; caches stay filled. Returns what it took of memory at most."""
         names, rounds = tuple(works), self.settings.rounds
@@ -185,7 +183,7 @@ class Run:
         for name, work in works.items():
             self.advance(work.context * work.batch * (rounds - len(seconds[name])))
             first, middle, third = quartiles(seconds[name])
-            rows[name] |= {
+            measured[name] |= {
                 "prefill_tokens_per_second": work.context * work.batch / middle,
                 "samples_per_second": work.batch / middle,
                 "time_to_first_token_seconds": middle,
@@ -196,7 +194,7 @@ class Run:
             }
         return {name: [_least(each)] for name, each in grown.items()}
 
-    def _generate(self, works: dict[str, Work], rows: dict[str, dict[str, Any]]) -> dict[str, int | None]:
+    def _generate(self, works: dict[str, Work], measured: dict[str, dict[str, Any]]) -> dict[str, int | None]:
         """Time decoding from filled caches. Returns what it took of memory at most, caches included."""
         names = tuple(works)
         grown: dict[str, list[int | None]] = {name: [] for name in names}
@@ -220,9 +218,9 @@ class Run:
         for name, work in works.items():
             work.rewind()
             first, middle, third = quartiles(seconds[name])
-            moved = bytes_read(self.models[name], work.step) + rows[name]["kv_cache_bytes"]
+            moved = bytes_read(self.models[name], work.step) + measured[name]["kv_cache_bytes"]
             floor = moved / max(self.bandwidths.values())
-            rows[name] |= {
+            measured[name] |= {
                 "decode_tokens_per_second": work.batch / middle,
                 "decode_seconds": middle,
                 "decode_seconds_spread": [first, third],
@@ -247,6 +245,10 @@ class Run:
             if work.cache is not None:
                 work.rewind()
                 work.step()
+
+
+def _row(name: str, context: int, batch: int, measured: dict[str, Any]) -> Row:
+    return Row.model_validate({"model": name, "context": context, "batch": batch, **measured})
 
 
 def _least(grown: list[int | None]) -> int | None:

@@ -16,6 +16,7 @@ import numpy as np
 from gqkva_convert.architectures import FAMILIES
 from gqkva_convert.architectures.gguf import RuntimeFamily
 from gqkva_convert.checkpoint.digest import file_sha256
+from gqkva_convert.checkpoint.dtypes import unknown_dtype
 from gqkva_convert.checkpoint.jsonfile import write_json
 from gqkva_convert.checkpoint.publish import published_folder
 from gqkva_convert.checkpoint.sidecars import GGUF_REPORT
@@ -24,7 +25,8 @@ from gqkva_convert.conversion.export import key_value_counts, prepare_export, re
 from gqkva_convert.errors import NotExpressibleError, OutputError, UsageError, VerificationError
 from gqkva_convert.plans.plan import Plan
 from gqkva_convert.progress import Progress, Stages, byte_stage, no_stages
-from gqkva_convert.records.report import count_parameters, describe_source, versions
+from gqkva_convert.records.environment import versions
+from gqkva_convert.records.report import count_parameters, describe_source
 from gqkva_convert.runtimes.gguf.families import RUNTIME_FAMILIES
 from gqkva_convert.runtimes.gguf.hyperparameters import (
     Rope,
@@ -47,6 +49,7 @@ from gqkva_convert.source.deci import DECI, require_deci_form
 from gqkva_convert.source.model import SourceModel
 from gqkva_convert.steps.merged_blocks import MergedBlocks
 from gqkva_convert.transforms.precision import Array
+from gqkva_convert.units import human_bytes
 
 FORMAT_VERSION = 1
 # llama.cpp keeps keys and values in float16 unless told otherwise.
@@ -139,7 +142,7 @@ def prepare_gguf(
     """
     load_gguf()
     if dtype is not None and dtype not in DTYPES:
-        raise UsageError(f"no dtype {dtype!r} in a GGUF file of ours; choose one of {', '.join(DTYPES)}")
+        raise UsageError(unknown_dtype(dtype, DTYPES, " in a GGUF file of ours"))
     if architecture is not None:
         require_architecture(architecture)
     notes: list[str] = []
@@ -257,7 +260,7 @@ def write_gguf(
         free = shutil.disk_usage(folder).free
         if export.nbytes > free:
             raise OutputError(
-                f"{conversion.target} needs {export.nbytes / 1e9:.2f} GB, only {free / 1e9:.2f} GB are free "
+                f"{conversion.target} needs {human_bytes(export.nbytes)}, only {human_bytes(free)} are free "
                 "there; free some or choose another folder"
             )
         path = folder / export.file_name
@@ -347,7 +350,7 @@ def _report(export: RuntimeExport, size: int, sha256: str, seconds: float) -> di
         "format_version": FORMAT_VERSION,
         "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
         "versions": {**versions(), "gguf": importlib.metadata.version("gguf")},
-        "source": describe_source(conversion.located, conversion.model.checkpoint),
+        "source": describe_source(conversion.located, conversion.model.checkpoint).to_dict(),
         "plan": conversion.plan.to_dict(),
         **{name: words[name] for name in words if name not in ("folder", "file")},
         "files": {export.file_name: {"bytes": size, "sha256": sha256}},

@@ -11,6 +11,7 @@ from gqkva_convert.checkpoint.hub import locate
 from gqkva_convert.checkpoint.publish import published_folder
 from gqkva_convert.errors import TrainingError
 from gqkva_convert.progress import Stages, no_stages
+from gqkva_convert.units import human_bytes
 from gqkva_convert.uptraining.settings import TrainingSettings, choose_settings
 
 if TYPE_CHECKING:
@@ -90,7 +91,7 @@ def teacher(
         raise TrainingError(f"--top-k {top_k}: choose from 1 to {network.config.vocab_size}")
     if any(parameter.device.type == "meta" for parameter in network.parameters()):
         raise TrainingError(
-            f"{located.name} has {checkpoint.nbytes / 1e9:.1f} GB, which do not fit into memory here; "
+            f"{located.name} has {human_bytes(checkpoint.nbytes)}, which do not fit into memory here; "
             "run the teacher where they do"
         )
     runner = ModelRunner(network, has_head=True)

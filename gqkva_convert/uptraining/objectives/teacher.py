@@ -12,10 +12,9 @@ from torch import Tensor
 from gqkva_convert.checkpoint.folder import open_checkpoint
 from gqkva_convert.checkpoint.hub import locate
 from gqkva_convert.checkpoint.jsonfile import read_json
-from gqkva_convert.data.processors import has_other_tokens
-from gqkva_convert.data.tasks import IMAGES, trained_task
+from gqkva_convert.data.alike import ANSWERS, require_alike
 from gqkva_convert.errors import TrainingError, first_line, is_out_of_memory
-from gqkva_convert.modeling.families import stock_name, stock_type
+from gqkva_convert.modeling.families import stock_name
 from gqkva_convert.modeling.loading import load_model
 from gqkva_convert.uptraining.rows.row import Row
 from gqkva_convert.uptraining.settings import TrainingSettings
@@ -24,16 +23,13 @@ NOTE = "gqkva_teacher.json"
 ROWS_PER_FILE = 256
 
 
-def load_teacher(
-    settings: TrainingSettings, folder: Path, student: Any, task: str, device: torch.device
-) -> Any:
+def load_teacher(settings: TrainingSettings, folder: Path, student: Any, device: torch.device) -> Any:
     """The source model, frozen.
 
     Args:
         settings: Of the run.
         folder: Folder of the model that is trained.
         student: The model.
-        task: Its task.
         device: Where the student runs.
 
     Raises:
@@ -49,12 +45,9 @@ def load_teacher(
         teacher = load_model(located.folder, fallback, dtype)
     except (OSError, ValueError, RuntimeError, KeyError) as error:
         raise TrainingError(f"the teacher {settings.teacher} does not load: {first_line(error)}") from error
-    check_teacher(settings.teacher, teacher, student, task)
-    if task != IMAGES and has_other_tokens(folder, located.folder):
-        raise TrainingError(
-            f"the teacher {settings.teacher} has a tokenizer that numbers tokens otherwise; name the model "
-            "it was made from"
-        )
+    named = (f"the teacher {settings.teacher}", "the student")
+    keys = ("model_type", *ANSWERS, "hidden_size", "num_hidden_layers")
+    require_alike(named, (teacher, student), (located.folder, folder), keys, TrainingError)
     teacher.requires_grad_(False)
     if settings.teacher_device is None:
         return teacher.to(device)
@@ -64,26 +57,6 @@ def load_teacher(
         if is_out_of_memory(error):
             raise
         raise TrainingError(f"teacher_device {settings.teacher_device}: {first_line(error)}") from error
-
-
-def check_teacher(name: str, teacher: Any, student: Any, task: str) -> None:
-    """Refuse a teacher that does not answer the student's questions.
-
-    Raises:
-        TrainingError: Its task, vocabulary, labels or layers are others.
-    """
-    found = trained_task(teacher)
-    if found != task:
-        raise TrainingError(f"the teacher {name} is a model for {found}, the student one for {task}")
-    ours, theirs = (stock_type(model.config.model_type) for model in (student, teacher))
-    if ours != theirs:
-        raise TrainingError(f"the teacher {name} is a {theirs}, the student a {ours}; name the source model")
-    for key in ("vocab_size", "num_labels", "hidden_size", "num_hidden_layers"):
-        wanted, has = getattr(student.config, key, None), getattr(teacher.config, key, None)
-        if wanted != has:
-            raise TrainingError(
-                f"the teacher {name} has {key} {has}, the student {wanted}; name the model it was made from"
-            )
 
 
 class StoredTeacher:

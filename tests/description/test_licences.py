@@ -13,7 +13,7 @@ from hub_server import HubState
 from typer.testing import Result
 
 from gqkva_convert import convert
-from gqkva_convert.hub.licences import FoundLicence, duties, find_licence, notices, obstacle
+from gqkva_convert.description.licences import FoundLicence, duties, find_licence, notices, obstacle
 from gqkva_convert.records.source_card import source_card
 
 Run = Callable[..., Result]

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Any
 
 from gqkva_convert.checkpoint.digest import files_sha256
 from gqkva_convert.checkpoint.sidecars import BENCH, BENCH_PICTURE, EVALUATION
 from gqkva_convert.data.names import short_name
+from gqkva_convert.description.licences import FoundLicence, find_licence
 from gqkva_convert.errors import CheckpointError
-from gqkva_convert.hub.licences import FoundLicence, find_licence
 from gqkva_convert.modeling.families import GROUPED_FAMILIES, stock_name
 from gqkva_convert.plans.plan import Plan
-from gqkva_convert.records.measured import Bench, Evaluation, read_bench, read_evaluation
-from gqkva_convert.records.report import read_report
+from gqkva_convert.records.bench import Bench, read_bench
+from gqkva_convert.records.evaluation import Evaluation, read_evaluation
+from gqkva_convert.records.report import Report, read_report
 from gqkva_convert.records.source_card import stated_card
 from gqkva_convert.source.caches import cache_bytes
 from gqkva_convert.source.config_keys import is_grouped
@@ -34,7 +34,6 @@ _PIPELINES: dict[str, str | None] = {
     "AutoModelForQuestionAnswering": "question-answering",
     "AutoModelForAudioClassification": "audio-classification",
 }
-_NOTHING = Evaluation(format_version=1, results=[])
 _CACHED = re.compile(r"models--([\w.-]+?)--([\w.-]+)/snapshots/([0-9a-f]{40})(?:/|$)")
 
 
@@ -56,19 +55,18 @@ class Facts:
 
     def __init__(self, folder: Path, repo_id: str | None) -> None:
         self.folder = folder
-        self.report = read_report(folder)
+        self.report: Report = read_report(folder)
         self.address = repo_id or folder.resolve().name
         self.name = self.address.rpartition("/")[2]
         self.model: SourceModel = open_model(folder)
-        self.plan = Plan.from_dict(self.report["plan"])
-        self.source: dict[str, Any] = self.report["source"]
-        self.evaluation: Evaluation | None = read_evaluation(folder)
+        self.plan = Plan.from_report(self.report)
+        self.source = self.report.source
+        self.evaluation = read_evaluation(folder) or Evaluation(format_version=1, results=[])
         self.bench: Bench | None = read_bench(folder)
         self._require_current()
-        self.stated = stated_card(self.source)
+        self.stated = stated_card(self.source.card)
         self.licence: FoundLicence = find_licence(self.stated, folder)
-        training = self.report.get("uptraining")
-        self.training: dict[str, Any] | None = training if isinstance(training, dict) else None
+        self.training = self.report.uptraining
         self.is_grouped = is_grouped(self.model.config)
 
     def _require_current(self) -> None:
@@ -78,7 +76,7 @@ class Facts:
             CheckpointError: The weights have changed since.
         """
         measured = {
-            (EVALUATION, "evaluate"): [each.model_sha256 for each in (self.evaluation or _NOTHING).results],
+            (EVALUATION, "evaluate"): [each.model_sha256 for each in self.evaluation.results],
             (BENCH, "bench"): [self.bench.model_sha256] if self.bench else [],
         }
         known = {place: set(found) - {None} for place, found in measured.items()}
@@ -94,7 +92,7 @@ class Facts:
 
     def beside(self, *against: str | None) -> str:
         """What to call the models that this one was measured beside: ``original`` where they are that."""
-        originals = {short_name(str(name)) for name in (self.source.get("name"), self.base()[0]) if name}
+        originals = {short_name(name) for name in (self.source.name, self.base()[0]) if name}
         others = {short_name(name) for name in against if name}
         return "original" if others <= originals else " or ".join(sorted(others))
 
@@ -102,14 +100,14 @@ class Facts:
         """What the other model in a picture is called."""
         if picture == BENCH_PICTURE:
             return self.beside(self.bench.against if self.bench else None)
-        return self.beside(*(result.against for result in (self.evaluation or _NOTHING).results))
+        return self.beside(*(result.against for result in self.evaluation.results))
 
     def base(self) -> tuple[str | None, str | None]:
         """Hub id and commit of the model that this was made from, as far as recorded."""
-        for source in (self.source, self.stated.get("origin")):
-            if not isinstance(source, dict):
-                continue
-            name, revision = str(source.get("name") or ""), source.get("revision")
+        origin = self.stated.get("origin") or {}
+        made_from = (self.source.name, self.source.revision), (origin.get("name"), origin.get("revision"))
+        for name, revision in made_from:
+            name = str(name or "")
             cached = _CACHED.search(name)
             if cached is not None:
                 return f"{cached[1]}/{cached[2]}", cached[3]
@@ -139,8 +137,10 @@ class Facts:
 
     def sizes(self) -> list[tuple[str, int, int]]:
         """Parameters, bytes and caches: what, before and after; those that are known."""
-        sizes = [("parameters", self.source.get("parameters"), self.report.get("parameters"))]
-        sizes.append(("bytes of weights", self.source.get("bytes"), self.report.get("bytes")))
+        sizes = [
+            ("parameters", self.source.parameters, self.report.parameters),
+            ("bytes of weights", self.source.bytes, self.report.bytes),
+        ]
         layouts = [[b.source for b in self.plan.blocks], [b.target for b in self.plan.blocks]]
         for cache, what in (
             ("self", "KV-cache bytes a token"),
@@ -152,7 +152,7 @@ class Facts:
         return [
             (what, before, after)
             for what, before, after in sizes
-            if isinstance(before, int) and isinstance(after, int) and before > 0
+            if before is not None and after is not None and before > 0
         ]
 
     def block_errors(self) -> dict[str, dict[int, dict[str, float]]]:
@@ -160,7 +160,8 @@ class Facts:
 
         Shares of a block's output on calibration data held out; empty where heads were merged without data.
         """
-        recorded = (self.report.get("calibration") or {}).get("held_out_error") or {}
+        calibration = self.report.calibration
+        recorded = (calibration.held_out_error if calibration is not None else None) or {}
         found: dict[str, dict[int, dict[str, float]]] = {}
         for place, errors in recorded.items():
             kind, _, layer = place.rpartition("-")

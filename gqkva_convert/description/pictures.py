@@ -9,7 +9,7 @@ from typing import Any
 from gqkva_convert.checkpoint.sidecars import BENCH_PICTURE, PICTURES
 from gqkva_convert.pictures import pyplot, save_picture
 from gqkva_convert.plans.plan import BlockPlan
-from gqkva_convert.records.measured import Evaluation, Metric
+from gqkva_convert.records.evaluation import Evaluation, Score
 
 HEADS, SIZES, ERRORS, QUALITY, LOSS = PICTURES
 # What each file shows; the other model is what this one was measured beside.
@@ -135,7 +135,7 @@ def draw_quality(evaluation: Evaluation, other: str, file: Path) -> Path | None:
         other: What the other model is called.
         file: PNG file to write.
     """
-    found: list[tuple[str, Metric]] = [
+    found: list[tuple[str, Score]] = [
         (result.data, metric)
         for result in evaluation.results
         for metric in result.metrics

@@ -7,9 +7,9 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from gqkva_convert.checkpoint.sidecars import BENCH_PICTURE, PAGE, PICTURES
-from gqkva_convert.errors import OutputError
-from gqkva_convert.hub.page import render_page
-from gqkva_convert.hub.pictures import (
+from gqkva_convert.description.facts import Facts
+from gqkva_convert.description.page import render_page
+from gqkva_convert.description.pictures import (
     ERRORS,
     HEADS,
     LOSS,
@@ -21,7 +21,8 @@ from gqkva_convert.hub.pictures import (
     draw_quality,
     draw_sizes,
 )
-from gqkva_convert.hub.prose import Prose
+from gqkva_convert.description.prose import folder_text
+from gqkva_convert.errors import OutputError
 
 
 def report(folder: str | Path) -> list[Path]:
@@ -41,12 +42,12 @@ def report(folder: str | Path) -> list[Path]:
         OutputError: The folder cannot be written.
     """
     target = Path(folder)
-    prose = Prose(target, None)
+    facts = Facts(target, None)
     try:
         with TemporaryDirectory(prefix=".gqkva-report-", dir=target) as name:
             scratch = Path(name)
-            pictures = _draw(prose, scratch)
-            page = render_page(prose.name, prose.text(), pictures)
+            pictures = _draw(facts, scratch)
+            page = render_page(facts.name, folder_text(facts), pictures)
             (scratch / PAGE).write_text(page, encoding="utf-8")
             for old in PICTURES:
                 (target / old).unlink(missing_ok=True)
@@ -58,42 +59,41 @@ def report(folder: str | Path) -> list[Path]:
     return [target / file for file in [PAGE, *(file for file in written if file != PAGE)]]
 
 
-def _draw(prose: Prose, scratch: Path) -> dict[str, list[tuple[Path, str]]]:
+def _draw(facts: Facts, scratch: Path) -> dict[str, list[tuple[Path, str]]]:
     """Pictures by the heading that they stand under, with what they show."""
-    sizes = [(name.partition(",")[0], before, after) for name, before, after in prose.sizes()]
+    sizes = [(name.partition(",")[0], before, after) for name, before, after in facts.sizes()]
     found: dict[str, list[Path | None]] = {
         "Heads and size": [
-            draw_heads(prose.plan.blocks, scratch / HEADS),
+            draw_heads(facts.plan.blocks, scratch / HEADS),
             draw_sizes(sizes, scratch / SIZES),
-            draw_errors(prose.block_errors(), scratch / ERRORS),
+            draw_errors(facts.block_errors(), scratch / ERRORS),
         ],
-        "Quality": [_quality(prose, scratch / QUALITY)],
-        "Speed": [_speed(prose)],
-        "Training after the conversion": [_training_curve(prose, scratch / LOSS)],
+        "Quality": [_quality(facts, scratch / QUALITY)],
+        "Speed": [_speed(facts)],
+        "Training after the conversion": [_training_curve(facts, scratch / LOSS)],
     }
     drawn = {heading: [file for file in files if file is not None] for heading, files in found.items()}
     return {
-        heading: [(file, caption(file.name, prose.other_of(file.name))) for file in files]
+        heading: [(file, caption(file.name, facts.other_of(file.name))) for file in files]
         for heading, files in drawn.items()
         if files
     }
 
 
-def _quality(prose: Prose, file: Path) -> Path | None:
+def _quality(facts: Facts, file: Path) -> Path | None:
     """A picture of metrics, where some were measured of another model too."""
-    return None if prose.evaluation is None else draw_quality(prose.evaluation, prose.other_of(QUALITY), file)
+    return draw_quality(facts.evaluation, facts.other_of(QUALITY), file)
 
 
-def _speed(prose: Prose) -> Path | None:
+def _speed(facts: Facts) -> Path | None:
     """The picture that `gqkva bench` drew."""
-    picture = prose.folder / BENCH_PICTURE
-    return picture if prose.bench is not None and picture.is_file() else None
+    picture = facts.folder / BENCH_PICTURE
+    return picture if facts.bench is not None and picture.is_file() else None
 
 
-def _training_curve(prose: Prose, copy: Path) -> Path | None:
+def _training_curve(facts: Facts, copy: Path) -> Path | None:
     """A copy of the picture that training drew, where its folder is still there."""
-    recorded = (prose.training or {}).get("metrics")
-    if not isinstance(recorded, str):
+    if facts.training is None or facts.training.metrics is None:
         return None
-    curve = Path(recorded).with_name("loss.png")
+    curve = Path(facts.training.metrics).with_name("loss.png")
     return Path(shutil.copyfile(curve, copy)) if curve.is_file() else None

@@ -14,9 +14,9 @@ from safetensors.torch import load_file
 from typer.testing import Result
 
 from gqkva_convert.cli.derived import derived_command
-from gqkva_convert.hub.card import model_card
-from gqkva_convert.hub.commands import making_commands
-from gqkva_convert.hub.facts import Facts
+from gqkva_convert.description.card import model_card
+from gqkva_convert.description.commands import making_commands
+from gqkva_convert.description.facts import Facts
 from gqkva_convert.uptraining.settings import TrainingSettings, choose_settings
 
 Run = Callable[..., Result]
@@ -82,7 +82,11 @@ def test_the_command_of_a_training_has_the_same_settings(gqkva: Run, tmp_path: P
         matching=0.0,
     )
     report = json.loads((tmp_path / "out" / "gqkva_report.json").read_text())
-    report["uptraining"] = {"settings": settings.model_dump(exclude_defaults=True), "processes": 8}
+    report["uptraining"] = {
+        "settings": settings.model_dump(exclude_defaults=True),
+        "tokens": 20_000_000,
+        "processes": 8,
+    }
     (tmp_path / "out" / "gqkva_report.json").write_text(json.dumps(report))
     _, line = making_commands(Facts(tmp_path / "out", None))
     start = "accelerate launch --num_processes 8 -m gqkva_convert uptrain out "
@@ -98,7 +102,7 @@ def test_precision_that_accelerate_was_set_up_with_is_named(tmp_path: Path) -> N
     learners.make_conversion(tmp_path / "model", tmp_path / "out")
     report = json.loads((tmp_path / "out" / "gqkva_report.json").read_text())
     for recorded, words in (("bf16", " --mixed-precision bf16"), ("no", "")):
-        report["uptraining"] = {"settings": {"data": "x.jsonl"}, "mixed_precision": recorded}
+        report["uptraining"] = {"settings": {"data": "x.jsonl"}, "tokens": 1, "mixed_precision": recorded}
         (tmp_path / "out" / "gqkva_report.json").write_text(json.dumps(report))
         assert making_commands(Facts(tmp_path / "out", None))[1] == f"gqkva uptrain out{words} --data x.jsonl"
 

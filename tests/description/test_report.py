@@ -16,7 +16,7 @@ import pytest
 from typer.testing import Result
 
 import gqkva_convert
-from gqkva_convert.hub.facts import Facts
+from gqkva_convert.description.facts import Facts
 
 Run = Callable[..., Result]
 # Tags that have no end.

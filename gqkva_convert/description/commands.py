@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Iterable
-from typing import Any
 
 from gqkva_convert.data.names import short_word
-from gqkva_convert.hub.facts import Facts
+from gqkva_convert.description.facts import Facts
 from gqkva_convert.options import options_of
+from gqkva_convert.records.training import Training
 from gqkva_convert.uptraining.settings import TrainingSettings
 from gqkva_convert.uptraining.uptrain import uptrain
 
@@ -18,26 +18,24 @@ _OPTIONS = {option.name for option in options_of(uptrain)} & set(TrainingSetting
 
 def making_commands(facts: Facts) -> list[str]:
     """What was run, in order; nothing where a report, an older one for instance, does not say."""
-    words = facts.report.get("command")
-    if not isinstance(words, list) or len(words) < 3:
+    if len(facts.report.command) < 3:
         return []
-    command, source, out, *options = map(str, words)
+    command, source, out, *options = facts.report.command
     base, _ = facts.base()
     found = [_line(["gqkva", command, source if base is None else base, out, *options])]
-    if facts.training is not None and isinstance(facts.training.get("settings"), dict):
+    if facts.training is not None:
         found.append(_line(_training_words(out, facts.training)))
     return found
 
 
-def _training_words(folder: str, training: dict[str, Any]) -> list[str]:
-    processes = training.get("processes")
-    many = isinstance(processes, int) and processes > 1
-    words = ["gqkva", "uptrain"]
-    if many:
-        words = ["accelerate", "launch", "--num_processes", str(processes), "-m", "gqkva_convert", "uptrain"]
-    words.append(folder)
+def _training_words(folder: str, training: Training) -> list[str]:
+    processes = training.processes or 1
+    words = ["gqkva", "uptrain", folder]
+    if processes > 1:
+        launcher = ["accelerate", "launch", "--num_processes", str(processes)]
+        words = [*launcher, "-m", "gqkva_convert", "uptrain", folder]
     # What accelerate was set up with counts where the settings say nothing.
-    found = {"mixed_precision": training.get("mixed_precision"), **training["settings"]}
+    found = {"mixed_precision": training.mixed_precision, **training.settings}
     for name, value in found.items():
         if value is None or (name == "mixed_precision" and value == "no"):
             continue

@@ -11,27 +11,16 @@ from typing import TYPE_CHECKING, Any
 from gqkva_convert._version import __version__
 from gqkva_convert.checkpoint.sidecars import EVALUATION
 from gqkva_convert.data.names import short_name
+from gqkva_convert.description.facts import Facts, is_newer
+from gqkva_convert.description.pictures import ERRORS, HEADS, QUALITY, caption
+from gqkva_convert.description.prose import folder_text
 from gqkva_convert.errors import CheckpointError
-from gqkva_convert.hub.facts import Facts, is_newer
-from gqkva_convert.hub.pictures import ERRORS, HEADS, QUALITY, caption
-from gqkva_convert.hub.prose import Prose
 
 if TYPE_CHECKING:
     from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
-_TASKS = {
-    "language modelling": "text-generation",
-    "image classification": "image-classification",
-    "sentence similarity": "sentence-similarity",
-    "masked language modelling": "fill-mask",
-    "sequence to sequence": "text2text-generation",
-    "text classification": "text-classification",
-    "lm-eval": "text-generation",
-}
 # Settings that tell measurements on one data set apart.
 _HOW = ("samples", "length", "stride", "num_fewshot", "seed")
-# Metrics whose name speaks of the original.
-_COMPARISONS = ("KL from the original", "cosine with the original", "top-1 agreement", "top-5 agreement")
 _MARK = re.compile(r"\n<!-- Written by gqkva (\S+), sha256 ([0-9a-f]{64}) -->\s*\Z")
 
 
@@ -50,8 +39,9 @@ def model_card(folder: str | Path, *, repo_id: str | None = None) -> ModelCard:
     """
     from huggingface_hub import ModelCard
 
-    card = Prose(Path(folder), repo_id)
-    content = f"---\n{_metadata(card).to_yaml(line_break=None)}\n---\n\n{card.text(_shown(card))}\n"
+    facts = Facts(Path(folder), repo_id)
+    text = folder_text(facts, _shown(facts))
+    content = f"---\n{_metadata(facts).to_yaml(line_break=None)}\n---\n\n{text}\n"
     return ModelCard(f"{content}{_mark(content)}")
 
 
@@ -128,13 +118,13 @@ def _eval_results(facts: Facts) -> list[EvalResult]:
     from huggingface_hub import EvalResult
 
     found = []
-    for result in facts.evaluation.results if facts.evaluation else ():
+    for result in facts.evaluation.results:
         data = short_name(result.data)
         how = {name: value for name, value in (result.settings or {}).items() if name in _HOW}
         is_source = facts.beside(result.against) == "original"
         found += [
             EvalResult(
-                task_type=_TASKS.get(result.task, _slug(result.task)),
+                task_type=result.hub_task,
                 task_name=result.task,
                 dataset_type=_slug(data),
                 dataset_name=data,
@@ -145,7 +135,7 @@ def _eval_results(facts: Facts) -> list[EvalResult]:
                 metric_value=metric.value,
             )
             for metric in result.metrics
-            if is_source or metric.metric not in _COMPARISONS
+            if is_source or not result.is_comparison(metric)
         ]
     return found
 

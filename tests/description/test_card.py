@@ -20,8 +20,8 @@ from gqkva_convert.checkpoint.hub import Located
 from gqkva_convert.conversion.convert import make_draft, plan_shards, write
 from gqkva_convert.conversion.inspect import inspect
 from gqkva_convert.data.names import short_name
+from gqkva_convert.description.card import is_ours, model_card, read_card
 from gqkva_convert.errors import CheckpointError
-from gqkva_convert.hub.card import is_ours, model_card, read_card
 from gqkva_convert.source.model import open_model
 
 METRIC = {
@@ -263,7 +263,7 @@ def test_training_is_summed_up(stock: Path) -> None:
         ("gqkva_evaluation.json", '{"format_version": 2, "results": []}', "format_version"),
         (
             "gqkva_evaluation.json",
-            '{"format_version": 1, "results": [{"task": "x", "data": "y", "metrics": '
+            '{"format_version": 1, "results": [{"task": "lm-eval", "data": "y", "metrics": '
             '[{"metric": "z", "value": NaN}]}]}',
             "results.0.metrics.0.value",
         ),

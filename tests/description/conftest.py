@@ -1,0 +1,3 @@
+"""Converted folders, and a Hub on this machine."""
+
+from converted_folders import grouped, hub, made, stock  # noqa: F401
