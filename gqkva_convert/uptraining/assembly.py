@@ -82,7 +82,7 @@ class Assembly:
         stored = StoredTeacher(Path(str(settings.teacher))) if is_stored(settings.teacher) else None
         teacher = None
         if stored is not None:
-            stored.check(getattr(rows, "digest", ""), model.config.vocab_size, settings.temperature)
+            stored.check(rows.digest, model.config.vocab_size, settings.temperature)
         elif settings.teacher is not None:
             teacher = load_teacher(settings, self.folder, model, accelerator.device)
         schedule = make_schedule(self.job, rows, model, task, matching)

@@ -23,7 +23,7 @@ class Average:
         self.parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
         self.decay = decay
         self.steps = 0
-        self.mean = [_local(parameter).detach().clone().float() for parameter in self.parameters]
+        self.mean = [local_part(parameter).detach().clone().float() for parameter in self.parameters]
 
     @torch.no_grad()
     def update(self) -> None:
@@ -31,20 +31,20 @@ class Average:
         self.steps += 1
         decay = min(self.decay, (1 + self.steps) / (10 + self.steps))
         for mean, parameter in zip(self.mean, self.parameters, strict=True):
-            mean.lerp_(_local(parameter).float(), 1 - decay)
+            mean.lerp_(local_part(parameter).float(), 1 - decay)
 
     @contextmanager
     @torch.no_grad()
     def in_place(self) -> Iterator[None]:
         """Let the model have the mean for its weights."""
-        kept = [_local(parameter).detach().clone() for parameter in self.parameters]
+        kept = [local_part(parameter).detach().clone() for parameter in self.parameters]
         try:
             for parameter, mean in zip(self.parameters, self.mean, strict=True):
-                _local(parameter).copy_(mean)
+                local_part(parameter).copy_(mean)
             yield
         finally:
             for parameter, value in zip(self.parameters, kept, strict=True):
-                _local(parameter).copy_(value)
+                local_part(parameter).copy_(value)
 
     def state(self) -> dict[str, Any]:
         return {"steps": self.steps, "mean": self.mean}
@@ -55,7 +55,7 @@ class Average:
             mean.copy_(stored)
 
 
-def _local(parameter: Any) -> Tensor:
+def local_part(parameter: Any) -> Tensor:
     """A parameter's part on this process."""
-    local: Tensor = parameter.to_local() if hasattr(parameter, "to_local") else parameter
+    local: Tensor = parameter.tolocal_part() if hasattr(parameter, "to_local") else parameter
     return local

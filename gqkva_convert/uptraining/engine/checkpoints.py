@@ -14,7 +14,7 @@ from torch.distributed.checkpoint.api import CheckpointException
 from gqkva_convert.checkpoint.jsonfile import read_json, write_json
 from gqkva_convert.data.names import fingerprint
 from gqkva_convert.errors import TrainingError, first_line, is_out_of_memory
-from gqkva_convert.uptraining.engine.average import Average
+from gqkva_convert.uptraining.engine.average import Average, local_part
 from gqkva_convert.uptraining.engine.processes import summed
 from gqkva_convert.uptraining.job import Job
 from gqkva_convert.uptraining.rows.row import Rows
@@ -67,7 +67,7 @@ class Checkpoints:
         # What must be as it was for a run to go on as it was.
         self._identity = {
             "processes": accelerator.num_processes,
-            "rows": getattr(rows, "digest", ""),
+            "rows": rows.digest,
             "data": [fingerprint(settings.data), fingerprint(settings.held_out)],
         }
 
@@ -132,8 +132,7 @@ class Checkpoints:
         """Tell whether all weights are finite, in every process."""
         bad = 0.0
         for weight in self.model.parameters():
-            mine = weight.to_local() if hasattr(weight, "to_local") else weight
-            bad += float(not torch.isfinite(mine).all())
+            bad += float(not torch.isfinite(local_part(weight)).all())
         return summed(self.accelerator, [bad])[0] == 0
 
     def _check_identity(self, found: dict[str, Any], checkpoint: Path) -> None:

@@ -16,10 +16,12 @@ class Rows:
     Attributes:
         held_out: Rows to measure on.
         tokens_per_row: Tokens of a row, on average.
+        digest: Names the rows: it is equal for equal data and settings; empty where it is not known.
     """
 
     held_out: list[Row]
     tokens_per_row: float
+    digest: str = ""
 
     def row(self, number: int) -> Row:
         """The row of a number; numbers may only grow."""

@@ -23,7 +23,7 @@ def teacher() -> ModelRunner:
 
 
 def rows_of(ids: Tensor, numbers: range, starts: tuple[int, ...] = (0,)) -> Batch:
-    batch = causal_batch([{"input_ids": row.tolist(), "starts": list(starts)} for row in ids], pad=0)
+    batch = causal_batch([{"input_ids": row.tolist(), "starts": list(starts)} for row in ids], padding=0)
     return {**batch, NUMBERS: torch.tensor(list(numbers))}
 
 
