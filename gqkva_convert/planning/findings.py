@@ -91,7 +91,7 @@ class BlockSurvey:
         """Return inner products of a block's heads, measured on data unless weights alone are asked for."""
         measured = None
         if self.calibrated is not None and self._is_measured(block.place):
-            measured = self.calibrated.measured(*block.place)
+            measured = self.calibrated.measured(block.place)
         return block_statistics(block, self.reader, measured, queries)
 
     def _is_measured(self, place: Place) -> bool:

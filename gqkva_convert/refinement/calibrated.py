@@ -96,12 +96,12 @@ class CalibratedModel:
             lambda: self.network, learned, self.key, progress=self.stages("calibrating", len(learned))
         )
 
-    def measured(self, kind: str, layer: int) -> InputMoments | None:
+    def measured(self, place: Place) -> InputMoments | None:
         """A block's moments as merges take them, with a constant input where it has biases."""
-        if (kind, layer) not in self.moments:
+        if place not in self.moments:
             return None
-        block = next(b for b in self.model.blocks if b.place == (kind, layer))
-        query, key = self.moments.mean((kind, layer))
+        block = next(b for b in self.model.blocks if b.place == place)
+        query, key = self.moments.mean(place)
         end = None if stored_block(self.model, block).has_input_bias else -1
         return InputMoments(query[:end, :end], key[:end, :end])
 

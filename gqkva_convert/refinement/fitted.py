@@ -89,7 +89,7 @@ class BlockLaboratory:
         merge = replace(self.merge, plan=plan or self.merge.plan)
         if rule is not None:
             merge = replace(merge, rules=GroupRules.same(rule, merge.plan.target))
-        measured = self.calibrated.measured(*merge.block.place)
+        measured = self.calibrated.measured(merge.block.place)
         return to_tensors(merge_heads(merge.head_merge(), self.source, self.gains, measured), self.device)
 
     @property
@@ -156,11 +156,11 @@ class FittedBlocks:
                 advance(1)
         return errors
 
-    def heads(self, kind: str, layer: int) -> Heads | None:
+    def heads(self, place: Place) -> Heads | None:
         """A block's refined heads, if it has any."""
         from safetensors.torch import load_file
 
-        file = self._file((kind, layer))
+        file = self._file(place)
         if not file.is_file():
             return None
         tensors: dict[str, Any] = load_file(file)

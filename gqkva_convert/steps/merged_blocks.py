@@ -7,14 +7,15 @@ from collections import OrderedDict
 from collections.abc import Callable
 
 from gqkva_convert.checkpoint.reader import TensorReader
+from gqkva_convert.heads import Place
 from gqkva_convert.source.stored_block import gain_moments, read_heads
 from gqkva_convert.steps.step import BlockMerge
 from gqkva_convert.transforms.blocks import Heads, InputMoments, merge_heads
 
-# Measured moments of a block by kind and layer, or None where only weights are known.
-Measured = Callable[[str, int], InputMoments | None]
+# Measured moments of a block, or None where only weights are known.
+Measured = Callable[[Place], InputMoments | None]
 # Heads of a block that are made already.
-Fitted = Callable[[str, int], Heads | None]
+Fitted = Callable[[Place], Heads | None]
 
 
 class MergedBlocks:
@@ -23,22 +24,22 @@ class MergedBlocks:
     Args:
         reader: Where the source's bytes come from.
         measured: Moments measured on data; by default weights alone count.
-        fitted: Heads of a block by kind and layer where they are made already; None where they are not.
+        fitted: Heads of a block that are made already; None where they are not.
         kept: How many blocks to keep; the four tensors of a block are near each other in a checkpoint.
     """
 
     def __init__(
         self,
         reader: TensorReader,
-        measured: Measured = lambda kind, layer: None,
-        fitted: Fitted = lambda kind, layer: None,
+        measured: Measured = lambda place: None,
+        fitted: Fitted = lambda place: None,
         kept: int = 2,
     ) -> None:
         self.reader = reader
         self.measured = measured
         self.fitted = fitted
         self.kept = kept
-        self.done: OrderedDict[tuple[str, int], Heads] = OrderedDict()
+        self.done: OrderedDict[Place, Heads] = OrderedDict()
         self.lock = threading.Lock()
 
     def heads(self, merge: BlockMerge) -> Heads:
@@ -48,9 +49,9 @@ class MergedBlocks:
             if place not in self.done:
                 while len(self.done) >= self.kept:
                     self.done.popitem(last=False)
-                found = self.fitted(*place)
+                found = self.fitted(place)
                 if found is None:
-                    found = merge_block(merge, self.reader, self.measured(*place))
+                    found = merge_block(merge, self.reader, self.measured(place))
                 self.done[place] = found
             self.done.move_to_end(place)
             return self.done[place]
