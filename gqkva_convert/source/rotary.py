@@ -20,13 +20,18 @@ MAX_CONTEXT = 8192
 
 
 def rotary_fraction(model: SourceModel, default: float) -> float:
-    """Share of ``head_dim`` that turns, as the configuration or the family says."""
+    """Return the share of ``head_dim`` that turns, as the configuration or the family says.
+
+    Raises:
+        FamilyError: The configuration says that more than all of it, or less than nothing, turns.
+    """
     config = model.config
     nested = rope_settings(config).get("partial_rotary_factor")
-    for value in (nested, config.get("partial_rotary_factor"), config.get("rotary_pct")):
-        if isinstance(value, (int, float)):
-            return float(value)
-    return default
+    said = (nested, config.get("partial_rotary_factor"), config.get("rotary_pct"), default)
+    fraction = next(value for value in said if isinstance(value, (int, float)))
+    if not 0 <= fraction <= 1:
+        raise FamilyError(f"config.json: partial_rotary_factor must be from 0 to 1, found {fraction}")
+    return float(fraction)
 
 
 @dataclass(frozen=True)
