@@ -55,8 +55,10 @@ class UsageError(GqkvaError):
     exit_code = 2
 
 
-class LayoutError(UsageError):
+class LayoutError(GqkvaError):
     """A head count or grouping that cannot exist."""
+
+    exit_code = 2
 
 
 class CheckpointError(GqkvaError):

@@ -114,8 +114,10 @@ def test_every_error_has_its_own_documented_exit_code() -> None:
     kinds = [
         kind for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, BaseException)
     ]
-    codes = [kind.exit_code for kind in kinds if "exit_code" in vars(kind)]
-    assert len(set(codes)) == len(codes)  # a kind without a code of its own is a narrower form of another
+    # A head count that cannot be is a usage error, too; its class is written into modelling files as it is.
+    codes = [kind.exit_code for kind in kinds if kind is not errors.LayoutError]
+    assert len(set(codes)) == len(codes)
+    assert errors.LayoutError.exit_code == errors.UsageError.exit_code
     page = (ROOT / "docs" / "errors.md").read_text()
     assert all(
         f"| {kind.exit_code} | `{kind.__name__}` |" in page for kind in kinds if kind.__name__ != "GqkvaError"

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from gqkva_convert.architectures import Attention, HeadNorm, Key
 from gqkva_convert.checkpoint.hub import locate
-from gqkva_convert.conversion.convert import Conversion, make_draft, plan_shards
+from gqkva_convert.conversion.prepare import Conversion, make_draft, plan_shards
 from gqkva_convert.errors import NotExpressibleError, UsageError
 from gqkva_convert.heads import HeadLayout, Place
 from gqkva_convert.plans.plan import BlockPlan, Plan

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from gqkva_convert.conversion.convert import write
 from gqkva_convert.conversion.export import prepare_export
+from gqkva_convert.conversion.write import write
 from gqkva_convert.errors import UsageError
 from gqkva_convert.progress import Progress, Stages, no_stages
 from gqkva_convert.runtimes.gguf.write import prepare_gguf, write_gguf

@@ -17,8 +17,9 @@ from huggingface_hub.repocard_data import eval_results_to_model_index, model_ind
 from gqkva_convert import report
 from gqkva_convert.checkpoint.digest import files_sha256
 from gqkva_convert.checkpoint.hub import Located
-from gqkva_convert.conversion.convert import make_draft, plan_shards, write
 from gqkva_convert.conversion.inspect import inspect
+from gqkva_convert.conversion.prepare import make_draft, plan_shards
+from gqkva_convert.conversion.write import write
 from gqkva_convert.data.names import short_name
 from gqkva_convert.description.card import is_ours, model_card, read_card
 from gqkva_convert.errors import CheckpointError

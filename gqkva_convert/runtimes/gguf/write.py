@@ -20,8 +20,8 @@ from gqkva_convert.checkpoint.dtypes import unknown_dtype
 from gqkva_convert.checkpoint.jsonfile import write_json
 from gqkva_convert.checkpoint.publish import published_folder
 from gqkva_convert.checkpoint.sidecars import GGUF_REPORT
-from gqkva_convert.conversion.convert import Conversion
 from gqkva_convert.conversion.export import key_value_counts, prepare_export, require_architecture
+from gqkva_convert.conversion.prepare import Conversion
 from gqkva_convert.errors import NotExpressibleError, OutputError, UsageError, VerificationError
 from gqkva_convert.plans.plan import Plan
 from gqkva_convert.progress import Progress, Stages, byte_stage, no_stages

@@ -1,0 +1,192 @@
+"""A conversion planned, checked and divided into files; nothing is written."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from gqkva_convert.checkpoint.hub import Located, locate, peek
+from gqkva_convert.errors import (
+    OutputError,
+    UsageError,
+)
+from gqkva_convert.planning.choose import complete_plan, request_plan
+from gqkva_convert.plans.config import converted_config
+from gqkva_convert.plans.file import read_plan
+from gqkva_convert.plans.plan import Plan
+from gqkva_convert.plans.request import Request
+from gqkva_convert.progress import Stages, no_stages
+from gqkva_convert.records.report import count_parameters
+from gqkva_convert.refinement.calibrated import CalibratedModel
+from gqkva_convert.source.model import SourceModel, open_model, read_model
+from gqkva_convert.steps.make import make_steps
+from gqkva_convert.steps.others import tied_copies
+from gqkva_convert.steps.shards import Shard, make_shards, parse_size
+from gqkva_convert.steps.step import Steps
+
+
+@dataclass(frozen=True)
+class Draft:
+    """A plan that has been checked against its source: every tensor accounted for, a configuration found.
+
+    Attributes:
+        plan: What happens to the source's heads.
+        steps: One step per output tensor.
+        config: The configuration of the result.
+    """
+
+    plan: Plan
+    steps: Steps
+    config: dict[str, Any]
+
+
+def make_draft(model: SourceModel, plan: Plan, tied: dict[str, str]) -> Draft:
+    """Check a plan against its source; reads no weights.
+
+    Args:
+        model: The source.
+        plan: What happens to its heads.
+        tied: What `tied_copies` found in the source.
+
+    Raises:
+        GqkvaError: The plan does not fit the source, or no class can hold the result.
+    """
+    return Draft(plan, make_steps(model, plan, tied), converted_config(model, plan))
+
+
+@dataclass(frozen=True)
+class Conversion:
+    """A conversion ready to be written; plain data, nothing is on disk yet.
+
+    Attributes:
+        located: The source.
+        model: Its checkpoint and facts.
+        plan: What happens to its heads.
+        steps: One step per output tensor.
+        config: The configuration of the result.
+        shards: Output files.
+        target: Output folder.
+        calibrated: The source with its calibration data, where the plan uses any.
+        command: The arguments of ``gqkva`` that ask for this conversion.
+    """
+
+    located: Located
+    model: SourceModel
+    plan: Plan
+    steps: Steps
+    config: dict[str, Any]
+    shards: tuple[Shard, ...]
+    target: Path
+    calibrated: CalibratedModel | None = None
+    command: tuple[str, ...] = ()
+
+    def to_dict(self) -> dict[str, Any]:
+        """The whole conversion as JSON data, for `--dry-run --json`."""
+        return {
+            "source": self.located.name,
+            "target": str(self.target),
+            "plan": self.plan.to_dict(),
+            "shards": {
+                shard.file_name: [
+                    {
+                        "name": step.name,
+                        "operation": step.operation,
+                        "dtype": step.dtype,
+                        "shape": list(step.shape),
+                    }
+                    for step in shard.steps
+                ]
+                for shard in self.shards
+            },
+            "dropped": self.steps.dropped,
+            "bytes": self.steps.nbytes,
+            "parameters": count_parameters(step.shape for step in self.steps.steps),
+            "source_bytes": self.model.checkpoint.nbytes,
+            "source_parameters": count_parameters(
+                tensor.shape for tensor in self.model.checkpoint.tensors.values()
+            ),
+        }
+
+
+def prepare(
+    model: str | Path,
+    out: str | Path | None = None,
+    *,
+    request: Request | None = None,
+    plan: str | Path | None = None,
+    max_shard_size: str | None = None,
+    revision: str | None = None,
+    stages: Stages = no_stages,
+) -> Conversion:
+    """Plan a conversion without writing anything.
+
+    Args:
+        model: Checkpoint folder or Hub id.
+        out: Folder to write; by default ``<model>-<variant>`` in the working directory.
+        request: What is asked; or
+        plan: A plan file that `gqkva plan` wrote, perhaps edited.
+        max_shard_size: Largest output file; None keeps the source's division.
+        revision: Branch, tag or commit of a Hub id.
+        stages: Shows progress of what looks at weights or data.
+    """
+    if (request is None) == (plan is None):
+        raise UsageError("give either a plan or what to plan, --gkv for instance; not both")
+    max_shard_bytes = parse_size(max_shard_size) if max_shard_size else None
+
+    def first_draft(source: SourceModel, tied: dict[str, str]) -> Draft:
+        if request is not None:
+            return make_draft(source, request_plan(source, request), tied)
+        return make_draft(source, read_plan(Path(str(plan)), source), tied)
+
+    headers = peek(str(model), revision)
+    if headers is not None:
+        # Refused before the download. Steps name files and offsets, which are here only after it.
+        first_draft(read_model(headers), {})
+    located = locate(str(model), revision)
+    source = open_model(located.folder)
+    tied = tied_copies(source)
+    draft = first_draft(source, tied)  # refused before the data are looked at
+    chosen, calibrated, _ = complete_plan(located, source, draft.plan, request, stages)
+    if chosen != draft.plan:
+        draft = make_draft(source, chosen, tied)
+    target = Path(out) if out is not None else Path(f"{_base_name(located)}-{chosen.variant}")
+    wished = ["--plan", str(plan)] if request is None else request.arguments()
+    wished += ["--max-shard-size", max_shard_size] if max_shard_size else []
+    wished += ["--revision", located.revision] if located.revision else []
+    command = ("convert", located.name, str(target), *wished)
+    return plan_shards(located, source, draft, target, max_shard_bytes, calibrated, command)
+
+
+def plan_shards(
+    located: Located,
+    source: SourceModel,
+    draft: Draft,
+    target: Path,
+    max_shard_bytes: int | None,
+    calibrated: CalibratedModel | None = None,
+    command: tuple[str, ...] = (),
+) -> Conversion:
+    """Return a checked plan with its output files; writes nothing.
+
+    Args:
+        located: The source.
+        source: The same, opened.
+        draft: The checked plan.
+        target: Output folder.
+        max_shard_bytes: Largest output file; None keeps the source's division.
+        calibrated: The source with the data that the plan names.
+        command: The arguments of ``gqkva`` that ask for it.
+
+    Raises:
+        OutputError: The target is or holds the source.
+    """
+    shards = make_shards(draft.steps, source.checkpoint.files, max_shard_bytes)
+    if target.resolve() == located.folder.resolve() or target.resolve() in located.folder.resolve().parents:
+        raise OutputError(f"{target} is or holds the source; choose another folder")
+    parts = draft.plan, draft.steps, draft.config
+    return Conversion(located, source, *parts, shards, target, calibrated, command)
+
+
+def _base_name(located: Located) -> str:
+    return located.folder.resolve().name if located.revision is None else located.name.rpartition("/")[2]
