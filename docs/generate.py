@@ -183,8 +183,9 @@ def settings_page() -> str:
     intro, _, attributes = text.partition("Attributes:\n")
     lines = [
         "# Training settings\n",
-        "Generated from `gqkva_convert/uptraining/settings.py` by `python docs/generate.py`. Recipes hold",
-        "them as YAML; on the command line, what has no option of its own is given as `--set NAME=VALUE`.\n",
+        "Generated from `gqkva_convert/uptraining/settings.py` by `python docs/generate.py`. In Python they",
+        "are keywords of `uptrain`, `pretrain` and `teacher`; on the command line, what has no option of its",
+        "own is given as `--set NAME=VALUE`; `--settings` names a YAML file of them.\n",
         " ".join(intro.split("\n\n", 1)[1].split()) + "\n",
         "| setting | default | meaning |",
         "| --- | --- | --- |",
@@ -226,9 +227,10 @@ def schema_page() -> str:
         lines.append("")
     lines += [
         "## Commands and their options\n",
-        "Arguments and options of the command line ([cli.md](cli.md)), hyphens or underscores. Lists stand",
-        "for repeated or comma-separated values, mappings for `NAME=VALUE`, `null` for leaving an option",
-        "out.\n",
+        "Arguments and options of the command line ([cli.md](cli.md)), called as the parameters of the",
+        "Python functions ([python.md](python.md)) or as their flags, with hyphens or underscores. Lists",
+        "stand for repeated or comma-separated values, mappings for `NAME=VALUE`, `null` for leaving an",
+        "option out.\n",
         "| command | options |",
         "| --- | --- |",
     ]

@@ -24,16 +24,16 @@ def making_commands(facts: Facts) -> list[str]:
     base, _ = facts.base()
     found = [_line(["gqkva", command, source if base is None else base, out, *options])]
     if facts.training is not None:
-        found.append(_line(_training_words(out, facts.training)))
+        found.append(_line(_training_arguments(out, facts.training)))
     return found
 
 
-def _training_words(folder: str, training: Training) -> list[str]:
+def _training_arguments(folder: str, training: Training) -> list[str]:
     processes = training.processes or 1
-    words = ["gqkva", "uptrain", folder]
+    arguments = ["gqkva", "uptrain", folder]
     if processes > 1:
         launcher = ["accelerate", "launch", "--num_processes", str(processes)]
-        words = [*launcher, "-m", "gqkva_convert", "uptrain", folder]
+        arguments = [*launcher, "-m", "gqkva_convert", "uptrain", folder]
     # What accelerate was set up with counts where the settings say nothing.
     found = {"mixed_precision": training.mixed_precision, **training.settings}
     for name, value in found.items():
@@ -42,11 +42,11 @@ def _training_words(folder: str, training: Training) -> list[str]:
         if isinstance(value, dict):
             value = ",".join(f"{key}={part}" for key, part in value.items())
         if name in _OPTIONS:
-            words += [f"--{name.replace('_', '-')}", str(value)]
+            arguments += [f"--{name.replace('_', '-')}", str(value)]
         else:
-            words += ["--set", f"{name}={value}"]
-    return words
+            arguments += ["--set", f"{name}={value}"]
+    return arguments
 
 
-def _line(words: Iterable[str]) -> str:
-    return shlex.join(short_word(word) for word in words)
+def _line(arguments: Iterable[str]) -> str:
+    return shlex.join(short_word(argument) for argument in arguments)

@@ -168,10 +168,10 @@ def public_record(path: Path) -> bytes:
     if isinstance(source, dict) and not source.get("revision"):
         # No model of the Hub: a folder, however its name looks.
         source["name"] = Path(str(source.get("name"))).name
-    words = data.get("command") if path.name == REPORT else None
-    if isinstance(words, list) and len(words) > 2:
+    command = data.get("command") if path.name == REPORT else None
+    if isinstance(command, list) and len(command) > 2:
         local = not isinstance(source, dict) or not source.get("revision")
-        words[1:3] = [Path(words[1]).name if local else words[1], Path(words[2]).name]
+        command[1:3] = [Path(command[1]).name if local else command[1], Path(command[2]).name]
     return f"{json.dumps(without_folders(data), indent=2)}\n".encode()
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,7 +15,7 @@ from typer.testing import Result
 
 import gqkva_convert
 from gqkva_convert.checkpoint.folder import open_checkpoint
-from gqkva_convert.errors import RecipeError
+from gqkva_convert.errors import RecipeError, VerificationError
 from gqkva_convert.recipes.run import prepare
 from gqkva_convert.recipes.schema import Recipe
 
@@ -262,6 +264,51 @@ def test_options_of_every_kind_become_words(tmp_path: Path) -> None:
         "gqkva uptrain o u --data d --teacher t --tokens 1k --loss kl=1,task=0.5 --set ema=0.9 --set liger=0"
     )
     assert lines["uptrain"] == trained
+
+
+def test_older_names_of_options_still_work(tmp_path: Path) -> None:
+    """Recipes outlive the names: of a file of settings, of what is measured, of an option's flag."""
+    text = "description: x\nneeds: y\nsteps:\n"
+    steps = {
+        "bench": "{folder: m}",
+        "compare": "{folders: [m], metric: [loss], out: c}",
+        "push": "{folder: m, repo_id: me/m, card: true}",
+        "pretrain": f"{{folder: m, out: o, recipe: {tmp_path / 's.yaml'}, set: {{ema: 0.9}}}}",
+    }
+    (tmp_path / "s.yaml").write_text("data: d\ntokens: 1k\n")
+    text += "".join(f"  - {name}: {options}\n" for name, options in steps.items())
+    (tmp_path / "r.yaml").write_text(text)
+    assert [str(line) for line in prepare(tmp_path / "r.yaml", (), None).lines] == [
+        "gqkva bench m",
+        "gqkva compare m --metric loss --out c",
+        "gqkva push m me/m --card",
+        f"gqkva pretrain m o --settings {tmp_path / 's.yaml'} --set ema=0.9",
+    ]
+
+
+def test_python_runs_recipes_without_the_command_line(recipe: Path, tmp_path: Path) -> None:
+    """Neither Typer nor tables: whoever calls from a notebook asked for data."""
+    with recipe.open("a") as file:
+        file.write("  - verify: {folder: '${work}/gqa'}\n")
+    script = (
+        "import sys, gqkva_convert\n"
+        f"steps = gqkva_convert.run({str(recipe)!r}, work={str(tmp_path / 'work')!r})['steps']\n"
+        "print([step['left_out'] for step in steps], 'typer' in sys.modules)"
+    )
+    found = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert found.stdout == "[False, False, False] False\n"
+
+
+def test_a_proof_that_fails_ends_a_recipe(recipe: Path, tmp_path: Path) -> None:
+    """From Python too, where the function says ``"passed": False``."""
+    gqkva_convert.run(recipe, work=tmp_path / "work")
+    folder = tmp_path / "work" / "gqa"
+    with (folder / "model.safetensors").open("r+b") as file:
+        file.seek(-4, 2)
+        file.write(bytes(255 for _ in range(4)))
+    (tmp_path / "r.yaml").write_text(f"description: x\nneeds: y\nsteps: [{{verify: {{folder: {folder}}}}}]\n")
+    with pytest.raises(VerificationError):
+        gqkva_convert.run(tmp_path / "r.yaml", work=tmp_path / "other")
 
 
 def test_from_python(recipe: Path, tmp_path: Path) -> None:
