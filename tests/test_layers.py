@@ -50,6 +50,15 @@ def test_every_package_has_its_place() -> None:
     assert sorted([*packages, *ORDER[0]]) == sorted(name for names in ORDER for name in names)
 
 
+def test_tests_stand_where_the_package_has_what_they_test() -> None:
+    """Whoever changes a package finds its tests under the same name."""
+    here = Path(__file__).parent
+    tested = {file.parent.relative_to(here) for file in here.rglob("test_*.py")} - {Path()}
+    packages = {file.parent.relative_to(PACKAGE) for file in PACKAGE.rglob("__init__.py")} - {Path()}
+    assert tested <= packages
+    assert {path for path in packages if len(path.parts) == 1} <= {Path(path.parts[0]) for path in tested}
+
+
 @pytest.mark.parametrize(
     "command", [["--help"], ["convert", "--help"], ["inspect", "MODEL"], ["convert", "MODEL"]]
 )
