@@ -19,6 +19,7 @@ from transformers.models.auto import (
 )
 
 from gqkva_convert.architectures import FAMILIES, Family
+from gqkva_convert.architectures.schema import Inputs
 from gqkva_convert.calibration.network import attention_blocks
 from gqkva_convert.data.tasks import is_causal
 from gqkva_convert.errors import FamilyError
@@ -40,41 +41,55 @@ LEARNED = [
 TEXT = [family for family in FAMILIES.values() if family.inputs.image_processor is None]
 
 
-@every_family
-def test_classes_are_those_of_transformers(family: Family) -> None:
+def test_classes_are_those_of_transformers() -> None:
     """Auto classes are compared in `tests/modeling/test_models.py`; the rest of the names follow here."""
-    assert configuration_auto.CONFIG_MAPPING_NAMES[family.model_type] == family.config_class
-    stock = GROUPED_FAMILIES[family.model_type].stock_classes
-    assert {family.architecture, *family.parts} <= {*stock}
-    assert all(hasattr(transformers, name) for name in stock)
+    configs = configuration_auto.CONFIG_MAPPING_NAMES
+    assert {name: family.config_class for name, family in FAMILIES.items()} == {
+        name: configs[name] for name in FAMILIES
+    }
+    stock = {name: set(GROUPED_FAMILIES[name].stock_classes) for name in FAMILIES}
+    named = {name: {family.architecture, *family.parts} for name, family in FAMILIES.items()}
+    assert {name: named[name] - stock[name] for name in FAMILIES if not named[name] <= stock[name]} == {}
+    assert [name for names in stock.values() for name in names if not hasattr(transformers, name)] == []
 
 
-@every_family
-def test_no_auto_class_of_text_or_images_is_forgotten(family: Family) -> None:
-    """A model of a class that the record lacks would be refused, though transformers has it."""
-    known = {name for names in family.auto_classes.values() for name in names}
-    for task in ("CausalLM", "MaskedLM", "SequenceClassification", "ImageClassification", "Seq2SeqLM"):
-        names: Any = getattr(transformers, f"AutoModelFor{task}")._model_mapping._model_mapping
+@pytest.mark.parametrize(
+    "task", ["CausalLM", "MaskedLM", "SequenceClassification", "ImageClassification", "Seq2SeqLM"]
+)
+def test_no_auto_class_of_text_or_images_is_forgotten(task: str) -> None:
+    """A model of a class that a record lacks would be refused, though transformers has it."""
+    names: Any = getattr(transformers, f"AutoModelFor{task}")._model_mapping._model_mapping
+    forgotten = {}
+    for family in FAMILIES.values():
+        known = {name for classes in family.auto_classes.values() for name in classes}
         found = names.get(family.model_type, ())
-        assert {found} <= known if isinstance(found, str) else {*found} <= known
+        forgotten[family.model_type] = ({found} if isinstance(found, str) else {*found}) - known
+    assert {name: classes for name, classes in forgotten.items() if classes} == {}
 
 
-@every_family
-def test_inputs_are_those_of_transformers(family: Family) -> None:
+def inputs_of(model_type: str) -> Inputs:
+    """The classes that transformers' own tables name."""
+    images = image_processing_auto.IMAGE_PROCESSOR_MAPPING_NAMES.get(model_type) or {}
+    return Inputs(
+        tokenizer=tokenization_auto.TOKENIZER_MAPPING_NAMES.get(model_type),
+        image_processor=images.get("torchvision"),
+        feature_extractor=feature_extraction_auto.FEATURE_EXTRACTOR_MAPPING_NAMES.get(model_type),
+        processor=processing_auto.PROCESSOR_MAPPING_NAMES.get(model_type),
+    )
+
+
+def test_inputs_are_those_of_transformers() -> None:
     """A grouped folder names them in place of its model type; a wrong one splits texts otherwise."""
-    name, classes = family.model_type, family.inputs
-    images = image_processing_auto.IMAGE_PROCESSOR_MAPPING_NAMES.get(name) or {}
-    assert tokenization_auto.TOKENIZER_MAPPING_NAMES.get(name) == classes.tokenizer
-    assert images.get("torchvision") == classes.image_processor
-    assert feature_extraction_auto.FEATURE_EXTRACTOR_MAPPING_NAMES.get(name) == classes.feature_extractor
-    assert processing_auto.PROCESSOR_MAPPING_NAMES.get(name) == classes.processor
+    assert {name: family.inputs for name, family in FAMILIES.items()} == {
+        name: inputs_of(name) for name in FAMILIES
+    }
 
 
-@every_family
-def test_decoders_begin_with_a_stated_token(family: Family) -> None:
+def test_decoders_begin_with_a_stated_token() -> None:
     """A decoder whose beginning nobody states would be trained to begin with another token."""
-    config = transformers.AutoConfig.for_model(family.model_type)
-    assert (family.decoder_start is not None) == bool(config.is_encoder_decoder)
+    stated = {name: family.decoder_start is not None for name, family in FAMILIES.items()}
+    config = transformers.AutoConfig.for_model
+    assert stated == {name: bool(config(name).is_encoder_decoder) for name in FAMILIES}
 
 
 @every_family

@@ -126,17 +126,17 @@ def test_what_we_write_we_read(
     assert len(opening) % 8 == 0
 
 
-@pytest.mark.parametrize("dtype", sorted(BITS))
-def test_every_dtype_we_know_is_one_the_official_reader_knows(folder: Path, dtype: str) -> None:
+def test_every_dtype_we_know_is_one_the_official_reader_knows(folder: Path) -> None:
     """A dtype under a name of our own would make files that nothing loads."""
-    opening, _ = build_header([("a", dtype, (2, 4, 3))], {})
-    path = folder / f"{dtype}.safetensors"
-    path.write_bytes(opening + bytes(24 * BITS[dtype] // 8))
-    (tensor,) = read_header(path).tensors
-    assert tensor.nbytes == 24 * BITS[dtype] // 8
-    with safe_open(path, "np") as file:
-        assert file.get_slice("a").get_dtype() == dtype
-        assert file.get_slice("a").get_shape() == [2, 4, 3]
+    for dtype in BITS:
+        opening, _ = build_header([("a", dtype, (2, 4, 3))], {})
+        path = folder / f"{dtype}.safetensors"
+        path.write_bytes(opening + bytes(24 * BITS[dtype] // 8))
+        (tensor,) = read_header(path).tensors
+        assert tensor.nbytes == 24 * BITS[dtype] // 8
+        with safe_open(path, "np") as file:
+            assert file.get_slice("a").get_dtype() == dtype
+            assert file.get_slice("a").get_shape() == [2, 4, 3]
 
 
 def test_the_float_names_go_both_ways() -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import tiny_models
 import torch
+from choices import pairs
 from grouped_pairs import VARIANTS, write_pair
 from typer.testing import Result
 
@@ -24,18 +25,21 @@ Run = Callable[..., Result]
 FIXED_WIDTH = {"stablelm", "phi"}
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+QUICK = ("unequal", "GQA", "GQKVA", "mixed")
+
+
 @pytest.mark.parametrize(
-    "variant",
-    [
-        name if name in ("GQA", "unequal", "GQKVA", "mixed") else pytest.param(name, marks=pytest.mark.slow)
-        for name in VARIANTS
-    ],
+    ("family", "variant"),
+    pairs(FAMILIES, always=QUICK[:1], dealt=QUICK[1:], slow=[name for name in VARIANTS if name not in QUICK]),
 )
 def test_an_exported_model_is_stock_and_computes_the_same(
     family: str, variant: str, tiny: Tiny, tmp_path: Path
 ) -> None:
-    """Tiled queries, filled groups and copied keys must not change a logit."""
+    """Tiled queries, filled groups and copied keys must not change a logit.
+
+    The default run: every family with groups of unequal sizes and with another of four variants, each of
+    them in each kind of code path. The slow run: every family with every variant.
+    """
     grouped, _ = write_pair(tiny(family), variant, tmp_path)
     is_uneven = variant in ("unequal", "mixed", "apart") and FAMILIES[family].is_native
     if family in FIXED_WIDTH | {"olmo2"} and is_uneven:

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import tiny_models
 import torch
+from choices import pairs
 from grouped_pairs import VARIANTS, plan_of
 from safetensors.numpy import load_file
 
@@ -19,18 +20,22 @@ from gqkva_convert.conversion.excerpt import reversed_plan, write_excerpt
 from gqkva_convert.source.model import open_model
 from gqkva_convert.steps.make import make_steps
 
-NATIVE = [family for family in FAMILIES.values() if family.is_native]
-every_native = pytest.mark.parametrize("family", NATIVE, ids=lambda family: family.model_type)
-every_family = pytest.mark.parametrize("family", FAMILIES.values(), ids=list(FAMILIES))
+NATIVE = [name for name, family in FAMILIES.items() if family.is_native]
+RULES = ("mean", "first", "norm-weighted")
 
 
-@every_native
-@pytest.mark.parametrize("gkv", [1, 2])
-@pytest.mark.parametrize("merge", ["mean", "first", "norm-weighted"])
+@pytest.mark.parametrize(
+    ("name", "options"),
+    pairs(NATIVE, dealt=[{"gkv": gkv, "merge": merge} for merge in RULES for gkv in (1, 2)]),
+)
 def test_equal_heads_convert_back_to_the_grouped_model(
-    family: Family, gkv: int, merge: str, tmp_path: Path
+    name: str, options: dict[str, Any], tmp_path: Path
 ) -> None:
-    """A stock GQA model with its heads copied out is an MHA model; converting that gives it back."""
+    """A stock GQA model with its heads copied out is an MHA model; converting that gives it back.
+
+    The default run: every rule with both numbers of heads in each kind of code path, every family once.
+    """
+    family, gkv = FAMILIES[name], options["gkv"]
     grouped = tiny_models.build(family.model_type, family.architecture, num_key_value_heads=gkv)
     copied_out = copy_heads_out(grouped, family, gkv)
     torch.testing.assert_close(
@@ -38,11 +43,11 @@ def test_equal_heads_convert_back_to_the_grouped_model(
     )
     tiny_models.save(grouped, tmp_path / "grouped")
     tiny_models.save(copied_out, tmp_path / "mha")
-    out = convert(tmp_path / "mha", tmp_path / "out", gkv=gkv, merge=merge)
+    out = convert(tmp_path / "mha", tmp_path / "out", **options)
     expected, found = (load_file(folder / "model.safetensors") for folder in (tmp_path / "grouped", out))
     assert expected.keys() == found.keys()
-    for name, tensor in expected.items():
-        np.testing.assert_array_equal(found[name], tensor, err_msg=name)
+    for key, tensor in expected.items():
+        np.testing.assert_array_equal(found[key], tensor, err_msg=key)
     converted = tiny_models.load(out, family.architecture)
     assert converted.config.num_key_value_heads == gkv
     torch.testing.assert_close(tiny_models.outputs(converted), tiny_models.outputs(grouped), rtol=0, atol=0)
@@ -77,25 +82,35 @@ def _repeat(tensor: torch.Tensor, gkv: int, heads: int) -> torch.Tensor:
     return tensor.unflatten(0, (gkv, -1)).repeat_interleave(heads // gkv, dim=0).flatten(0, 1)
 
 
-@every_native
+@pytest.mark.parametrize("family", NATIVE)
 @pytest.mark.parametrize("grouping", ["random", pytest.param("neighbour", marks=pytest.mark.slow)])
 def test_verify_proves_every_native_conversion(
-    family: Family, grouping: str, tiny: Callable[[str], Path], tmp_path: Path
+    family: str, grouping: str, tiny: Callable[[str], Path], tmp_path: Path
 ) -> None:
     """The proof includes running the result in stock transformers against the plan applied in memory."""
-    out = convert(tiny(family.model_type), tmp_path / "out", gkv=2, grouping=grouping, seed=5)
-    result = verify(out, tiny(family.model_type))
+    out = convert(tiny(family), tmp_path / "out", gkv=2, grouping=grouping, seed=5)
+    result = verify(out, tiny(family))
     assert result["passed"], [check for check in result["checks"] if not check["passed"]]
     assert {check["check"] for check in result["checks"]} >= {"tied-heads control", "logits"}
 
 
-@every_family
-@pytest.mark.parametrize("variant", [name for name in VARIANTS if name not in ("MHA", "mixed")])
+@pytest.mark.parametrize(
+    ("family", "variant"),
+    pairs(
+        FAMILIES,
+        always=("GQKVA",),
+        dealt=[name for name in VARIANTS if name not in ("MHA", "mixed", "GQKVA")],
+    ),
+)
 def test_merging_what_was_expanded_changes_no_byte(
-    family: Family, variant: str, tiny: Callable[[str], Path], tmp_path: Path
+    family: str, variant: str, tiny: Callable[[str], Path], tmp_path: Path
 ) -> None:
-    """Every packing, axis, bias and norm of every family must find its heads again, whatever the layout."""
-    model = open_model(tiny(family.model_type))
+    """Every packing, axis, bias and norm of every family must find its heads again, whatever the layout.
+
+    The default run: every family with shared queries and with another layout, every layout in each kind of
+    code path.
+    """
+    model = open_model(tiny(family))
     plan = plan_of(model, variant)
     layers = range(1 + max(block.layer for block in model.blocks))
     merged, expanded, again = (tmp_path / name for name in ("merged", "expanded", "again"))
@@ -109,5 +124,5 @@ def test_merging_what_was_expanded_changes_no_byte(
     assert first.keys() == second.keys()
     for name in first:
         np.testing.assert_array_equal(first[name], second[name], err_msg=name)
-    stock = tiny_models.load(expanded, family.architecture)
+    stock = tiny_models.load(expanded, FAMILIES[family].architecture)
     assert torch.isfinite(tiny_models.outputs(stock)).all()

@@ -11,6 +11,7 @@ import pytest
 import tiny_models
 import torch
 import transformers
+from choices import pairs
 from grouped_pairs import VARIANTS, layout, load_pair, plan_of, write_expanded, write_pair
 
 from gqkva_convert.architectures import FAMILIES
@@ -20,20 +21,28 @@ from gqkva_convert.source.model import open_model
 Tiny = Callable[[str], Path]
 CAUSAL = [name for name, family in FAMILIES.items() if "CausalLM" in family.architecture] + ["gpt2"]
 SEQ2SEQ = ["t5", "bart", "whisper"]
-every_family = pytest.mark.parametrize("family", FAMILIES)
-causal = pytest.mark.parametrize("family", CAUSAL)
 
 
 def assert_same(found: torch.Tensor, expected: torch.Tensor) -> None:
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4 * float(expected.abs().max()))
 
 
-@every_family
-@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize(
+    ("family", "variant"),
+    pairs(
+        FAMILIES,
+        always=("unequal", "GQKVA"),
+        dealt=[name for name in VARIANTS if name not in ("unequal", "GQKVA")],
+    ),
+)
 def test_a_grouped_model_computes_what_its_expanded_stock_model_does(
     family: str, variant: str, tiny: Tiny, tmp_path: Path
 ) -> None:
-    """A wrong map, view or packing anywhere shows here, in both implementations; MHA in training, too."""
+    """A wrong map, view or packing anywhere shows here, in both implementations; MHA in training, too.
+
+    The default run: every family with groups of unequal sizes, with shared queries and with another
+    variant, and every variant in each kind of code path. The slow run: every family with every variant.
+    """
     grouped, stock = load_pair(tiny(family), variant, tmp_path)
     for implementation in ("eager", "sdpa"):
         for model in (grouped, stock):
@@ -53,14 +62,14 @@ def test_a_grouped_model_computes_what_its_expanded_stock_model_does(
         assert_same(found, expected)
 
 
-@every_family
-@pytest.mark.parametrize("variant", ["GQKVA", "unequal"])
+@pytest.mark.parametrize(("family", "variant"), pairs(FAMILIES, dealt=("GQKVA", "unequal")))
 def test_training_gives_the_gradients_of_the_expanded_model(
     family: str, variant: str, tiny: Tiny, tmp_path: Path
 ) -> None:
     """In every weight, bias and norm: along a random direction, and along its image, the loss grows as much.
 
-    Dropout is off so that both draw nothing.
+    Dropout is off so that both draw nothing. The default run: every family with one variant, both variants
+    in each kind of code path.
     """
     pair = load_pair(tiny(family), variant, tmp_path)
     direction = copy.deepcopy(pair[0])
@@ -101,12 +110,17 @@ def test_training_gives_the_gradients_of_the_expanded_model(
     assert float(grouped.sum()) == pytest.approx(float(stock.sum()), abs=1e-4 * scale)
 
 
-@causal
-@pytest.mark.parametrize("variant", ["MQA", "GQA", "unequal", "MKVA", "GQKVA", "mixed"])
+@pytest.mark.parametrize(
+    ("family", "variant"), pairs(CAUSAL, always=("GQKVA",), dealt=("MQA", "GQA", "unequal", "MKVA", "mixed"))
+)
 def test_generation_with_a_cache_says_what_the_expanded_model_says(
     family: str, variant: str, tiny: Tiny, tmp_path: Path
 ) -> None:
-    """Left padding, growing and static caches, greedy and beam search; a cache keeps stored heads only."""
+    """Left padding, growing and static caches, greedy and beam search; a cache keeps stored heads only.
+
+    The default run: every family with shared queries and with another variant, every variant in each kind
+    of code path.
+    """
     grouped, stock = load_pair(tiny(family), variant, tmp_path)
     tokens = tiny_models.inputs(stock)["input_ids"]
     mask = torch.ones_like(tokens)

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import tiny_models
 import torch
+from choices import pairs
 
 from gqkva_convert import convert
 from gqkva_convert.architectures import FAMILIES
@@ -42,14 +43,17 @@ def attended_in(model: Any, place: tuple[str, int], inputs: dict[str, torch.Tens
     return found[0].flatten(0, -2)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize(
-    "options", [{"gkv": 2, "merge": "closed-form"}, {"gq": 2, "gkv": 3, "merge": "aligned"}]
+    ("family", "options"),
+    pairs(FAMILIES, dealt=({"gkv": 2, "merge": "closed-form"}, {"gq": 2, "gkv": 3, "merge": "aligned"})),
 )
 def test_merged_heads_attend_as_in_the_converted_model(
     family: str, options: dict[str, Any], tiny: Tiny, tmp_path: Path
 ) -> None:
-    """Packings, biases, norms, positions: a block fitted here must be the block that is written."""
+    """Packings, biases, norms, positions: a block fitted here must be the block that is written.
+
+    The default run: every family with one rule, both rules in each kind of code path.
+    """
     facts = FAMILIES[family]
     kinds = [attention.kind for attention in facts.attention]
     if family in ("clip", "siglip") and "gq" in options:

@@ -191,13 +191,13 @@ def test_one_bad_number_among_many_is_found(dtype: str) -> None:
 
 
 @pytest.mark.parametrize("dtype", STORED)
-@pytest.mark.parametrize("shape", [(0,), (3, 5), (2, 0, 4), (7, 1, 2)])
-def test_the_shape_is_kept(dtype: str, shape: tuple[int, ...]) -> None:
+def test_the_shape_is_kept(dtype: str) -> None:
     """Heads are put back where they came from."""
-    values = np.arange(np.prod(shape), dtype=WORKING[dtype]).reshape(shape)
-    encoded = encode(values, dtype)
-    assert (encoded.shape, encoded.dtype) == (shape, STORED[dtype])
-    np.testing.assert_array_equal(decode(encoded, dtype), values)
+    for shape in ((0,), (3, 5), (2, 0, 4), (7, 1, 2)):
+        values = np.arange(np.prod(shape), dtype=WORKING[dtype]).reshape(shape)
+        encoded = encode(values, dtype)
+        assert (encoded.shape, encoded.dtype) == (shape, STORED[dtype])
+        np.testing.assert_array_equal(decode(encoded, dtype), values)
 
 
 @pytest.mark.parametrize("dtype", STORED)
