@@ -13,7 +13,7 @@ lint: ## format, lint, spelling, types, generated docs
 test: ## tests alone; make test ARGS="-k verify"
 	pytest $(ARGS)
 
-slow: ## the tests left out by default
+slow: ## the tests that are off by default
 	pytest -m slow
 
 format: ## format the code and write the generated docs
@@ -21,7 +21,7 @@ format: ## format the code and write the generated docs
 	ruff check --fix .
 	python docs/generate.py
 
-docs: ## the documentation as a site in site/; wants '.[docs]'
+docs: ## the documentation as a site in site/; needs '.[docs]'
 	NO_MKDOCS_2_WARNING=1 mkdocs build --strict
 
 build: ## the wheel and the source distribution in dist/

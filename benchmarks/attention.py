@@ -1,12 +1,12 @@
-"""What one attention step costs in each layout, against torch's own attention.
+"""Measure one attention step in each layout, against torch's own attention.
 
     python benchmarks/attention.py [--device cuda] [--dtype float32] [--json FILE] [--markdown FILE]
     python benchmarks/attention.py --only decode:16x32768,prefill:16x1024
 
 32 heads of 128 features, bfloat16 unless said otherwise. Decoding attends from one position to a cache,
 prefill from a prompt to itself. The yardsticks are `scaled_dot_product_attention` with 8 equal KV heads
-heads (``enable_gqa=True``) and with 32 of them. Medians of interleaved rounds after warming up; on a GPU by
-CUDA events. ``peak`` is what a step allocates beyond its inputs (CUDA only).
+(``enable_gqa=True``) and with 32. Medians of interleaved rounds after warming up; on a GPU by CUDA events.
+``peak`` is the memory that a step allocates beyond its inputs (CUDA only).
 """
 
 from __future__ import annotations
@@ -38,14 +38,14 @@ LAYOUTS = {
     f"unequal {'+'.join(map(str, SIZES))}": HeadLayout.unequal(SIZES, HEAD_DIM),
     "GKVA-8": HeadLayout.gkva(HEADS, GROUPS, HEAD_DIM),
 }
-# Of the yardstick with as many key/value heads.
+# Multiples of the yardstick with the same number of key/value heads.
 LIMITS = {"GQA-8": 1.15, "GQKVA-4.8": 1.15, "unequal": 1.5}
 
 Step = Callable[[], Any]
 
 
 def steps(batch: int, length: int, positions: int, device: str, dtype: torch.dtype) -> dict[str, Step]:
-    """Every layout's step and the yardsticks, on inputs of their own stored heads."""
+    """Return every layout's step and the yardsticks, each with inputs of its own stored heads."""
     generator = torch.Generator(device).manual_seed(0)
 
     def states(heads: int, count: int) -> torch.Tensor:
@@ -79,7 +79,7 @@ def steps(batch: int, length: int, positions: int, device: str, dtype: torch.dty
 
 
 def measure(made: dict[str, Step], device: str, rounds: int, seconds: float) -> dict[str, dict[str, float]]:
-    """Median and spread of each step in milliseconds, rounds interleaved."""
+    """Return median and spread of each step in milliseconds, rounds interleaved."""
     times: dict[str, list[float]] = {name: [] for name in made}
     repeats = {}
     for name, step in made.items():
@@ -108,7 +108,7 @@ def measure(made: dict[str, Step], device: str, rounds: int, seconds: float) -> 
 
 
 def clock(step: Step, repeats: int, device: str) -> float:
-    """Seconds a call."""
+    """Return the seconds that one call takes."""
     with torch.inference_mode():
         if device == "cuda":
             start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
@@ -125,7 +125,7 @@ def clock(step: Step, repeats: int, device: str) -> float:
 
 
 def cases(device: str, only: str) -> list[tuple[str, int, int, int]]:
-    """Kind, batch, cache length, positions; of ``only`` those named, as ``decode:16x32768``."""
+    """Return kind, batch, cache length and positions of the cases that ``only`` names, or all."""
     if only:
         named = [case.replace("x", ":").split(":") for case in only.split(",")]
         return [(kind, int(b), int(n), 1 if kind == "decode" else int(n)) for kind, b, n in named]
@@ -138,7 +138,7 @@ def cases(device: str, only: str) -> list[tuple[str, int, int, int]]:
 
 
 def table(results: list[dict[str, Any]]) -> str:
-    """The results as Markdown, each layout as a multiple of the yardstick."""
+    """Return the results as Markdown, each layout as a multiple of the yardstick."""
     base = f"torch, {GROUPS} KV heads"
     names = [name for name in results[0]["steps"] if name != base]
     lines = [
@@ -155,7 +155,7 @@ def table(results: list[dict[str, Any]]) -> str:
 
 
 def promises(results: list[dict[str, Any]]) -> str:
-    """The worst decoding step of each layout against its limit."""
+    """Return a table of the slowest decoding step of each layout and its limit."""
     base = f"torch, {GROUPS} KV heads"
     lines = ["| layout | limit | worst decoding step | kept |", "| --- | --- | --- | --- |"]
     for name in results[0]["steps"]:

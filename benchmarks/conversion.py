@@ -1,10 +1,10 @@
-"""What a conversion costs, against copying, mergekit, and loading the whole model.
+"""Measure the cost of a conversion, against copying, mergekit, and loading the whole model.
 
     python benchmarks/conversion.py --folder DIR [--rounds 3] [--mergekit PYTHON] [--small]
 
-DIR takes the checkpoints (13.5 GB and 2.5 GB; made once, kept) and one output at a time. Every tool runs as a
-whole process, in turn, each round beginning with another one; before each run the previous output is
-removed, the disk is idle (`sync`) and the source lies in the page cache. Linux with GNU coreutils only.
+DIR holds the checkpoints (13.5 GB and 2.5 GB; made once, kept) and one output at a time. Every tool runs as a
+whole process, in turn, and each round begins with another tool. Before each run the previous output is
+removed, the disk is idle (`sync`) and the source is in the page cache. Linux with GNU coreutils only.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ OFFLINE = {"HF_HUB_OFFLINE": "1"}
 
 
 class Bench:
-    """The folder worked in, and the numbers gathered so far.
+    """The working folder, and the numbers measured so far.
 
     Attributes:
         raw: All numbers, as JSON data; saved after every round.
@@ -62,7 +62,7 @@ class Bench:
         }
 
     def checkpoint(self, shape: str, *options: str) -> Path:
-        """The folder of a shape's checkpoint, made if it is not there yet."""
+        """Return the folder of a shape's checkpoint; make it if it does not exist."""
         folder = self.folder / f"{shape}-seed{self.seed}"
         if not folder.exists():
             _say(f"making {folder}")
@@ -73,7 +73,7 @@ class Bench:
         return folder
 
     def commands(self, source: Path) -> dict[str, list[str | Path]]:
-        """What is timed, by name."""
+        """Return the commands to time, by name."""
         commands: dict[str, list[str | Path]] = {
             "copy": ["cp", "-r", source, self.output],
             "convert": [*GQKVA, "convert", source, self.output, "--gkv", GKV],
@@ -90,7 +90,7 @@ class Bench:
         return commands
 
     def time(self, tool: str, command: list[str | Path], source: Path) -> dict[str, Any]:
-        """One timed run, and what it wrote; the output is removed again."""
+        """Time one run and describe its output, which is then removed."""
         self.clear()
         speed = warm(source)
         run = run_process(command, environment=OFFLINE)
@@ -106,7 +106,7 @@ class Bench:
         return row
 
     def clear(self) -> None:
-        """Remove the last output and let the disk come to rest."""
+        """Remove the last output and wait until the disk is idle."""
         shutil.rmtree(self.output, ignore_errors=True)
         subprocess.run(["sync"], check=True)
 
@@ -115,7 +115,7 @@ class Bench:
             write_json(self.json, self.raw)
 
     def run(self) -> None:
-        """Everything, in order of length."""
+        """Run everything, the short parts first."""
         large, less = self.checkpoint(self.large), self.checkpoint(self.less)
         self.measure_startup(large)
         self.measure_plan()
@@ -129,7 +129,7 @@ class Bench:
         self.measure_conversion(large)
 
     def measure_startup(self, source: Path) -> None:
-        """The commands a user waits for without wanting to."""
+        """Time the start-up of commands that read little."""
         commands: dict[str, list[str | Path]] = {"help": ["--help"], "inspect": ["inspect", source]}
         self.raw["startup"] = {}
         self.raw["heavy_imports"] = {}
@@ -139,13 +139,13 @@ class Bench:
             self.raw["startup"][name] = [asdict(run) for run in runs]
 
     def measure_plan(self) -> None:
-        """The whole plan of a model that would fit neither memory nor, often, the disk."""
+        """Measure the plan of a model that fits neither into memory nor, often, on the disk."""
         source = self.checkpoint("70b", "--headers-only")
         command = [*GQKVA, "convert", source, self.output, "--gkv", GKV, "--dry-run", "--json"]
         self.raw["plan_70b"] = [asdict(_must(run_process(command))) for _ in range(STARTUP_REPEATS)]
 
     def measure_conversion(self, source: Path) -> None:
-        """Every tool once a round; a peer that fails is not tried again."""
+        """Run every tool once per round; skip another project's tool after it has failed."""
         commands = self.commands(source)
         self.raw["rounds"] = []
         for number in range(1, self.rounds + 1):
@@ -160,7 +160,7 @@ class Bench:
 
 
 def merged_sha256(folder: Path) -> str:
-    """SHA-256 over all key and value projections: two tools with the same did the same work."""
+    """Return the SHA-256 over all key and value projections; tools that agree on it did the same work."""
     digest = hashlib.sha256()
     tensors = open_checkpoint(folder).tensors
     for name in sorted(tensors):
@@ -184,7 +184,7 @@ def _say(text: str) -> None:
 
 
 def _public_command(arguments: argparse.Namespace) -> str:
-    """The command that was given, without the names of this machine's folders."""
+    """Return the command that was given, without the names of this machine's folders."""
     parts = ["python benchmarks/conversion.py --folder DIR"]
     parts.append(f"--rounds {arguments.rounds} --seed {arguments.seed}")
     if arguments.mergekit is not None:

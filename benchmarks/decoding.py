@@ -1,4 +1,4 @@
-"""How much faster a whole model decodes with fewer stored heads, beside what it moves through memory.
+"""Measure how much faster a whole model decodes with fewer stored heads, and the bytes that it moves.
 
     python benchmarks/decoding.py [--device cuda] [--layers 2] [--cache dynamic] [--markdown FILE]
 
@@ -25,7 +25,7 @@ HEAD_DIM = 128
 
 
 def write_checkpoint(folder: Path, arguments: argparse.Namespace) -> None:
-    """A Llama of the benchmark's shape in bfloat16."""
+    """Write a Llama of the benchmark's shape in bfloat16."""
     config = LlamaConfig(
         vocab_size=1024,
         hidden_size=arguments.heads * HEAD_DIM,
@@ -39,13 +39,13 @@ def write_checkpoint(folder: Path, arguments: argparse.Namespace) -> None:
 
 
 def gqkva(*words: object) -> str:
-    """What a command prints."""
+    """Run a command and return what it prints."""
     command = [sys.executable, "-m", "gqkva_convert", *map(str, words)]
     return subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout
 
 
 def lines_of(name: str, result: dict[str, Any]) -> list[str]:
-    """A conversion's rows of the table, each below the original's."""
+    """Return a conversion's rows of the table, each below the original's."""
     found = []
     speedup = {(entry["context"], entry["batch"]): entry for entry in result["speedup"]}
     for row in result["rows"]:
@@ -120,7 +120,7 @@ def main() -> None:
                     f"torch {versions['torch']}, transformers {versions['transformers']}, "
                     f"seed {arguments.seed}, {result['date']}, load {load:.2f} before\n",
                     "| batch | context | model | prefill, tokens/s | moved, GB | KV cache, MB | peak, GB | "
-                    "ms a step (quartiles) | of the limit | faster | expected | share |",
+                    "ms per step (quartiles) | of the limit | faster | expected | share |",
                     "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |",
                     *lines_of(name, result),
                 ]

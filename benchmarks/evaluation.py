@@ -1,8 +1,8 @@
-"""Speed of `gqkva evaluate` beside lm-evaluation-harness on the same text, and that both find the same.
+"""Compare `gqkva evaluate` with lm-evaluation-harness on the same text: speed and results.
 
     python benchmarks/evaluation.py [--model DIR] [--files 40] [--batch-size 8] [--rounds 5]
 
-Held-out files of Python's standard library; both are given the loaded model, turn by turn, in one process.
+Measured on held-out files of Python's standard library; both get the loaded model, in turn, in one process.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""How many pictures a second one process prepares for training: decoded, scaled, normalised, augmented.
+"""Measure how many images per second one process prepares for training: decode, scale, normalise, augment.
 
     python benchmarks/images.py --rounds 7
 
-Pictures are noise under a smooth ramp, as JPEG files of quality 90: their content matters little to the time.
+The images are noise under a smooth ramp, as JPEG files of quality 90; their content hardly changes the time.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ from PIL import Image
 import gqkva_convert
 from gqkva_convert.uptraining.rows.images import ImageBatches
 
-# Side of the model's input, and of the pictures in the file.
+# Side of the model's input, and of the images in the file.
 CASES = {"CIFAR-10": (32, (32, 32)), "ImageNet": (224, (500, 375))}
 
 
 def jpeg(size: tuple[int, int], seed: int) -> dict[str, bytes]:
-    """A picture as `datasets` holds it."""
+    """Return an image as `datasets` stores it."""
     ramp = np.linspace(0, 200, size[1])[:, None, None]
     noise = np.random.default_rng(seed).integers(0, 56, (size[1], size[0], 3))
     file = io.BytesIO()
@@ -57,8 +57,8 @@ def main() -> None:
                     batches.batch(records, range(arguments.batch))
                     times.append(time.perf_counter() - started)
                 rate = arguments.batch / statistics.median(times)
-                rows.append({"pictures": name, "augment": augment, "per second": round(rate)})
-                print(f"{name:9} {augment or 'as it is':11} {rate:7,.0f} pictures/s")
+                rows.append({"images": name, "augment": augment, "per second": round(rate)})
+                print(f"{name:9} {augment or 'unchanged':11} {rate:7,.0f} images/s")
     print(json.dumps(rows))
 
 

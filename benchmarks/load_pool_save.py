@@ -1,8 +1,8 @@
-"""The usual way to convert: load the whole model, average its key/value heads in place, save it again.
+"""Convert in the usual way: load the whole model, average its key/value heads in place, save it again.
 
     python benchmarks/load_pool_save.py SOURCE TARGET --gkv 8
 
-Written as kindly as the approach allows: weights keep their dtype, one layer is pooled at a time, old
+As economical as the approach allows: weights keep their dtype, one layer is pooled at a time, old
 projections are freed at once. Sums run in float32, as in gqkva, so that both write the same bytes.
 """
 
@@ -17,7 +17,7 @@ from transformers import AutoModelForCausalLM
 
 
 def mean_pool(weight: Tensor, heads: int, stored: int) -> Tensor:
-    """``(heads * head_dim, in_features)`` to ``(stored * head_dim, in_features)``, neighbours averaged."""
+    """Average neighbours: ``(heads * head_dim, in_features)`` to ``(stored * head_dim, in_features)``."""
     grouped = weight.view(stored, heads // stored, -1, weight.shape[1])
     return grouped.float().mean(dim=1).flatten(0, 1).to(weight.dtype)
 

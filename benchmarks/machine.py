@@ -1,4 +1,4 @@
-"""What numbers depend on: the machine, the file system, and the version of everything that ran."""
+"""Describe the machine, the file system, and the version of everything that ran."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ PACKAGES = ("gqkva-convert", "numpy", "safetensors", "transformers", "torch")
 
 
 def describe_machine(folder: Path) -> dict[str, str]:
-    """The machine in words, and the file system that holds ``folder``."""
+    """Describe the machine, and the file system that holds ``folder``."""
     found = re.search(r"^MemTotal:\s+(\d+) kB", Path("/proc/meminfo").read_text(), re.MULTILINE)
     return {
         "cpu": _cpu_model(),
@@ -26,7 +26,7 @@ def describe_machine(folder: Path) -> dict[str, str]:
 
 
 def describe_versions(mergekit: Path | None) -> dict[str, str]:
-    """Versions of this environment, of mergekit's, of `cp`, and the commit of the working tree."""
+    """Return versions of this environment, of mergekit's, of `cp`, and the commit of the working tree."""
     versions = {"python": platform.python_version()}
     versions |= {name: importlib.metadata.version(name) for name in PACKAGES}
     here = Path(__file__).parent

@@ -32,7 +32,7 @@ BLOCK_BYTES = 64 << 20
 
 @dataclass(frozen=True)
 class Shape:
-    """A Llama shape with as many key/value heads as attention heads.
+    """A Llama shape with one key/value head for each attention head.
 
     Attributes:
         max_shard_bytes: Most bytes of tensors in a file; the default divides Llama-2-7B into three.
@@ -47,7 +47,7 @@ class Shape:
 
     @property
     def config(self) -> dict[str, Any]:
-        """``config.json`` of the shape; it names no tokenizer and no generation settings."""
+        """Return ``config.json`` of the shape, without tokenizer and generation settings."""
         return {
             "architectures": ["LlamaForCausalLM"],
             "model_type": "llama",
@@ -81,7 +81,7 @@ SHAPES = {
 
 
 def tensors_of(shape: Shape) -> Iterator[Tensor]:
-    """Every tensor, in the order of transformers' state dict."""
+    """Return every tensor, in the order of transformers' state dict."""
     hidden, inner, square = shape.hidden_size, shape.intermediate_size, (shape.hidden_size, shape.hidden_size)
     yield "model.embed_tokens.weight", "BF16", (shape.vocab_size, hidden)
     for layer in range(shape.num_hidden_layers):
@@ -98,7 +98,7 @@ def tensors_of(shape: Shape) -> Iterator[Tensor]:
 
 
 def divide(shape: Shape) -> dict[str, list[Tensor]]:
-    """The tensors of each file: filled in turn as by `save_pretrained`, sorted within as by safetensors."""
+    """Return the tensors of each file, divided as by `save_pretrained` and sorted as by safetensors."""
     groups: list[list[Tensor]] = [[]]
     filled = 0
     for tensor in tensors_of(shape):
@@ -117,7 +117,7 @@ def divide(shape: Shape) -> dict[str, list[Tensor]]:
 
 
 def random_block(rng: np.random.Generator) -> npt.NDArray[np.uint8]:
-    """``(BLOCK_BYTES,)`` of finite bfloat16 numbers, either sign, magnitude from 2**-7 to 2**-3."""
+    """Return ``(BLOCK_BYTES,)`` of finite bfloat16 numbers, either sign, magnitude from 2**-7 to 2**-3."""
     bits = rng.integers(0, 1 << 16, BLOCK_BYTES // 2, dtype=np.uint16)
     # Sign, the exponent's low two bits and the mantissa stay random; the rest of the exponent is fixed.
     return (bits & np.uint16(0x81FF) | np.uint16(0x3C00)).view(np.uint8)
@@ -126,7 +126,7 @@ def random_block(rng: np.random.Generator) -> npt.NDArray[np.uint8]:
 def write_random(
     path: Path, tensors: list[Tensor], block: npt.NDArray[np.uint8], rng: np.random.Generator
 ) -> None:
-    """Fill a file from ``block``, each piece from its own random place in it."""
+    """Fill a file with pieces of ``block``, each from a random offset in it."""
     with ShardWriter(path, tensors, METADATA) as writer:
         for name, dtype, axes in tensors:
             start, nbytes = 0, tensor_bytes(dtype, axes)
@@ -139,14 +139,14 @@ def write_random(
 
 
 def write_holes(path: Path, tensors: list[Tensor]) -> None:
-    """A file with a real header and its full size, whose data take no room on disk and read as zeros."""
+    """Write a file with a real header and its full size; its data are a hole that takes no disk space."""
     opening, _ = build_header(tensors, METADATA)
     path.write_bytes(opening)
     os.truncate(path, len(opening) + sum(tensor_bytes(dtype, axes) for _, dtype, axes in tensors))
 
 
 def make_checkpoint(shape: Shape, folder: Path, *, seed: int = 0, headers_only: bool = False) -> None:
-    """Write a whole checkpoint folder, or leave none."""
+    """Write a whole checkpoint folder, or none if it fails."""
     rng = np.random.default_rng(seed)
     block = random_block(rng)
     files = divide(shape)

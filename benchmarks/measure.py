@@ -26,8 +26,8 @@ class Run:
         seconds: Wall time from before it started until it was reaped.
         peak_rss_bytes: Largest resident set (``ru_maxrss``), file-backed pages included. Linux counts the
             parent's own size at the start too, so it is never below that of `true`.
-        peak_anonymous_bytes: Largest ``RssAnon`` seen every 20 ms: memory that no file could give back.
-        exit_status: 0, or what it failed with; negative for a signal.
+        peak_anonymous_bytes: Largest ``RssAnon`` sampled every 20 ms: memory that is not backed by a file.
+        exit_status: Exit status; negative for a signal.
         error: The end of its stderr if it failed.
     """
 
@@ -39,7 +39,7 @@ class Run:
 
 
 def run_process(command: Sequence[str | Path], *, environment: Mapping[str, str] | None = None) -> Run:
-    """Run a command, its output thrown away."""
+    """Run a command and discard its output."""
     with tempfile.TemporaryFile() as stderr:
         stop, peaks = threading.Event(), [0]
         started = time.perf_counter()
@@ -61,7 +61,7 @@ def run_process(command: Sequence[str | Path], *, environment: Mapping[str, str]
 def _sample_anonymous(pid: int, stop: threading.Event, peaks: list[int]) -> None:
     path = Path(f"/proc/{pid}")
     with contextlib.suppress(OSError):
-        # Should memory run out, the kernel takes the measured process, not its neighbours.
+        # If memory runs out, the kernel kills the measured process, not its neighbours.
         (path / "oom_score_adj").write_text("1000")
     with contextlib.suppress(OSError):
         while not stop.is_set():
@@ -76,7 +76,7 @@ def _tail(size: int, descriptor: int) -> str:
 
 
 def warm(folder: Path) -> float:
-    """Read a folder's files twice, so that they lie in the page cache.
+    """Read a folder's files twice, so that they are in the page cache.
 
     Returns:
         Bytes per second of the second reading: that of memory if everything fits, of the disk otherwise.
@@ -91,7 +91,7 @@ def warm(folder: Path) -> float:
 
 
 def heavy_imports(arguments: Sequence[str | Path]) -> list[str]:
-    """Which heavy modules `gqkva` with these arguments imports, according to the interpreter itself."""
+    """Return the heavy modules that `gqkva` imports with these arguments, as the interpreter reports them."""
     command = [sys.executable, "-X", "importtime", "-m", "gqkva_convert", *arguments]
     done = subprocess.run(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, check=True)
     imported = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}

@@ -1,11 +1,11 @@
-"""What choosing and merging heads costs at the size of Llama-2-7B: time and memory.
+"""Measure time and memory of choosing and merging heads at the size of Llama-2-7B.
 
     python benchmarks/merging.py --folder DIR [--only layer,search,convert,calibrate]
 
-DIR gets (or holds) a 13.5 GB checkpoint of random weights (`make_checkpoint.py 7b`). Measured are: the closed
-form of one layer, 32 heads to 8, from ready statistics; the searches for 32 layers of 32 heads from
+DIR gets (or holds) a 13.5 GB checkpoint of random weights (`make_checkpoint.py 7b`). It measures the
+closed form of one layer, 32 heads to 8, from ready statistics; the searches for 32 layers of 32 heads from
 ready statistics; a whole conversion from weights alone; and calibration with a few short samples, for memory.
-Random weights leave nothing to gain between rounds, so the first runs every round there may be.
+Rounds gain nothing on random weights and would stop early, so the closed form is made to run all of them.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ LAYERS, HEADS, HEAD_DIM = 32, 32, 128
 
 
 def measured_moments(width: int) -> InputMoments:
-    """Moments as calibration would give them: a few strong directions, the rest weak."""
+    """Return moments like those of calibration: a few strong directions, the rest weak."""
     random = np.random.default_rng(0)
     directions = random.standard_normal((width, width)) / np.sqrt(width)
     moment = (directions * (1 / (1 + np.arange(width)))) @ directions.T
@@ -45,7 +45,7 @@ def measured_moments(width: int) -> InputMoments:
 
 
 def one_layer(checkpoint: Path) -> dict[str, float]:
-    """Seconds of the closed form for one layer, with moments from weights and measured ones."""
+    """Return the seconds of the closed form for one layer, with moments from weights and measured ones."""
     model = open_model(checkpoint)
     plan = make_plan(model, Variant(None, 8))
     merge = block_merges(model, plan)["self", 0]
@@ -61,7 +61,7 @@ def one_layer(checkpoint: Path) -> dict[str, float]:
 
 
 def searches() -> dict[str, float]:
-    """Seconds of each search for all layers, one after the other."""
+    """Return the seconds of each search for all layers, one after the other."""
     random = np.random.default_rng(0)
     heads = random.standard_normal((HEADS * HEAD_DIM, 512))
     heads += np.repeat(random.standard_normal((8, HEAD_DIM, 512)), 4, axis=0).reshape(-1, 512)
@@ -89,7 +89,7 @@ CalibratedModel(located, open_model(located.folder), {settings}).moments
 
 
 def timed(command: list[str]) -> dict[str, float]:
-    """Seconds and peak memory of a whole process."""
+    """Return the seconds and the peak memory of a whole process."""
     found = run_process(command)
     if found.exit_status:
         print(found.error, file=sys.stderr)
@@ -137,7 +137,7 @@ def main() -> None:
 
 
 def _byte_tokenizer(checkpoint: Path) -> None:
-    """A tokenizer for the checkpoint, which random weights have none of."""
+    """Write a tokenizer for the checkpoint of random weights."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 

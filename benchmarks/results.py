@@ -1,4 +1,4 @@
-"""Raw numbers as markdown: targets beside what was measured, tools side by side, every round."""
+"""Raw numbers as Markdown: targets and measured values, tools side by side, every round."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ TARGETS = (
 
 
 def targets_table(raw: Raw) -> str:
-    """Each promise, its limit and what was measured."""
+    """Return a table of each promise, its limit and the measured value."""
     rows = []
     for target in TARGETS:
         value = target.value(raw)
@@ -97,7 +97,7 @@ def targets_table(raw: Raw) -> str:
 
 
 def tools_table(raw: Raw) -> str:
-    """Medians of every tool, and how they compare."""
+    """Return a table of the medians of every tool, and their ratios to a copy."""
     copy_seconds = _median(_runs(raw, "copy"), "seconds") or float("nan")
     rows = []
     for tool, label in TOOLS.items():
@@ -123,7 +123,7 @@ def tools_table(raw: Raw) -> str:
 
 
 def rounds_table(raw: Raw) -> str:
-    """Every timed run, in the order they ran."""
+    """Return a table of every timed run, in order."""
     shapes = raw["shapes"]
     rows = [
         (
@@ -143,7 +143,7 @@ def rounds_table(raw: Raw) -> str:
 
 
 def short_runs_table(raw: Raw) -> str:
-    """Every repetition of the commands that write nothing."""
+    """Return a table of every repetition of the commands that write nothing."""
     startup = raw["startup"]
     runs = {"--help": startup["help"], "inspect": startup["inspect"], "plan of 70B": raw["plan_70b"]}
     rows = [
@@ -158,7 +158,7 @@ def short_runs_table(raw: Raw) -> str:
 
 
 def agreement(raw: Raw) -> str:
-    """Whether the two converters wrote the same keys and values."""
+    """Return a sentence on whether the two converters wrote the same keys and values."""
     found = raw["merged_sha256"]
     if len(found) < 2:
         return "Only one converter finished, so their outputs were not compared."
@@ -170,7 +170,7 @@ def agreement(raw: Raw) -> str:
 
 
 def tables(raw: Raw) -> str:
-    """What the terminal shows."""
+    """Return the tables that the terminal shows."""
     notes = agreement(raw)
     if not any(row["tool"] == "mergekit" for row in raw["rounds"]):
         notes += "\nmergekit was skipped: give --mergekit the Python of an environment that has it."
@@ -180,15 +180,15 @@ def tables(raw: Raw) -> str:
 
 
 def render(raw: Raw) -> str:
-    """The section for the documentation."""
+    """Return the section for the documentation."""
     facts = {"date": raw["date"], "seed": str(raw["seed"]), **raw["machine"], **raw["versions"]}
     shapes = raw["shapes"]
     note = (
         f"Shapes: {shapes['large']} for the tools, {shapes['less']} for memory growth. Medians over rounds; "
         "each tool is a whole process, its source in the page cache, the disk idle before it starts. Peak "
-        "RSS counts mapped file pages and is never below "
+        "RSS includes memory-mapped file pages and is never below "
         f"{raw['floor_rss_bytes'] / 1e6:.0f} MB, the size of the process that starts the tools; anonymous "
-        "memory is what no file could give back, sampled every 20 ms."
+        "memory is not backed by a file and is sampled every 20 ms."
     )
     return "\n\n".join(
         (

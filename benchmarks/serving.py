@@ -1,4 +1,4 @@
-"""Time and memory of `gqkva export --runtime gguf`, from a checkpoint and from a conversion of it.
+"""Measure time and memory of `gqkva export --runtime gguf`, of a checkpoint and of a conversion of it.
 
     python benchmarks/serving.py --folder DIR [--shape 1b] [--rounds 3]
 
@@ -24,7 +24,7 @@ DTYPES = ("bf16", "f16", "q8_0", "f32")
 
 
 def write_tokenizer(folder: Path, size: int) -> None:
-    """A byte-level BPE of about as many tokens as the model has, so that reading it back costs as much."""
+    """Write a byte-level BPE of about the model's vocabulary size, for a realistic reading time."""
     letters = list(string.ascii_lowercase)
     words = [
         "".join(word)

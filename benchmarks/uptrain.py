@@ -1,4 +1,4 @@
-"""Uptraining the built-in model: tokens to recover, quality at a budget, speed, memory of losses.
+"""Measure uptraining of the built-in model: tokens to recover, quality at a budget, speed, memory of losses.
 
     python benchmarks/uptrain.py curves --json FILE [--only "ARM;ARM"] [--tokens 4M] [--seeds 0,1,2]
     python benchmarks/uptrain.py budget --json FILE [--only "ARM;ARM"] [--kv-heads 2,1] [--seeds 0,1,2]
@@ -6,11 +6,12 @@
     python benchmarks/uptrain.py memory --json FILE
     python benchmarks/uptrain.py report --json FILE --out docs/uptraining-curves.png
 
-Trained on standard-library files, measured on others. ``curves`` holds the learning rate and measures a
-running mean of the weights, so that one run gives the whole curve; with ``--lr-scheduler-type cosine`` the
-rate falls, and the end of each run is what counts. Finished runs are kept in the JSON file and not run again.
-``speed`` trains with transformers' ``Trainer`` and with ours, in one process, in turn. ``memory`` needs a GPU
-to say more than sizes. On a GPU, ``speed`` takes a Llama of 1B parameters in bfloat16.
+Models are trained on standard-library files and measured on other files. ``curves`` keeps the learning rate
+constant and measures a running mean of the weights, so that one run gives the whole curve; with
+``--lr-scheduler-type cosine`` the rate decays, and only the end of each run counts. Finished runs are kept in
+the JSON file and skipped. ``speed`` trains with transformers' ``Trainer`` and with ours in turn, each run in
+a fresh process; on a GPU it takes a Llama of 1B parameters in bfloat16. ``memory`` samples resident memory
+on a CPU, and reads the allocator's peak on a GPU.
 """
 
 from __future__ import annotations

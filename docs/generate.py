@@ -38,7 +38,7 @@ DOCS = Path(__file__).parent
 
 
 def cli_page() -> str:
-    """The help of every command, and the Python function behind it."""
+    """Return the page of commands: the help of each, and the Python function behind it."""
     os.environ.update(TERMINAL_WIDTH="100", COLUMNS="100", NO_COLOR="1", TERM="dumb")
     parts = ["# Commands\n", "Generated from `--help` by `python docs/generate.py`.\n"]
     for command in COMMANDS:
@@ -49,7 +49,7 @@ def cli_page() -> str:
 
 
 def families_page() -> str:
-    """What each family's table says."""
+    """Return the page of families, from their records."""
     lines = [
         "# Model families\n",
         "Generated from `gqkva_convert/architectures` by `python docs/generate.py`.",
@@ -64,8 +64,8 @@ def families_page() -> str:
         lines += [_family_row(family, attention) for attention in family.attention]
     lines += [
         "",
-        "Some classes store a part of their family's attention, and the configuration of all of it. They are",
-        "converted in that part:",
+        "Some model classes contain only part of their family's attention blocks although their",
+        "configuration describes all of them. Only the blocks that are present are converted:",
         "",
     ]
     for name in sorted(FAMILIES):
@@ -75,20 +75,20 @@ def families_page() -> str:
 
 
 def _loading_lines() -> list[str]:
-    """What loads which result, as far as tables and tests tell."""
+    """Return the section on what loads which result, from tables and tests."""
     lines = [
         "",
         "## What loads where",
         "",
-        "- *MQA, GQA*: whether the conversion itself is a stock checkpoint of transformers. Where it is not,",
-        "  and for GKVA, MKVA, GQKVA and unequal groups in all families, the result is a grouped model,",
-        "  which transformers loads with `trust_remote_code=True` or beside `import gqkva_convert`.",
-        "- *exported*: whether [`gqkva export`](grouped-models.md#exporting) makes a stock checkpoint of",
-        "  it that computes the same, and what its KV cache then keeps. A test in every family",
+        "- *MQA, GQA*: `stock` if the conversion is a stock checkpoint of transformers. Otherwise, and for",
+        "  GKVA, MKVA, GQKVA and unequal groups in all families, the result is a grouped model. transformers",
+        "  loads it with `trust_remote_code=True`, or without if `gqkva_convert` is imported.",
+        "- *exported*: `yes` if [`gqkva export`](grouped-models.md#exporting) makes a stock checkpoint of it",
+        "  that computes the same; *its KV cache* is that of the export. Tested in every family",
         "  (`tests/conversion/test_export.py`; phi with `qk_layernorm`).",
         "- *compared in*: other programs in which a test compares an export's logits with the grouped",
-        "  model's: `tests/conversion/test_runtimes.py`; of llama.cpp, by `--runtime gguf` and with the",
-        "  limits in [serving.md](serving.md), `tests/runtimes`. Others:",
+        "  model's. `tests/runtimes` tests llama.cpp, through `--runtime gguf` and within the limits of",
+        "  [serving.md](serving.md); `tests/conversion/test_runtimes.py` tests the others. More programs:",
         "  [serve elsewhere](guides/serve-elsewhere.md).",
         "",
         "| family | MQA, GQA | MKVA, GKVA, GQKVA exported | unequal exported | its KV cache | compared in |",
@@ -107,14 +107,14 @@ def _loading_lines() -> list[str]:
     lines += [
         "",
         "Where layers keep different numbers of key/value heads, an export gives all of them the largest",
-        "number; `--architecture deci` keeps each layer's, for Llama and for Mistral without a window, which",
-        "llama.cpp alone loads.",
+        "number. `--architecture deci` keeps each layer's, for Llama and for Mistral without a window; only",
+        "llama.cpp loads the result.",
     ]
     return lines
 
 
 def _unequal(family: Family) -> str:
-    """Whether heads can be added to a stock model of a family."""
+    """Return whether a stock model of a family can get added heads, with the reason if it cannot."""
     if not family.is_native:
         return "yes"
     (attention,) = family.attention
@@ -132,9 +132,9 @@ def _unequal(family: Family) -> str:
 def _family_row(family: Family, attention: Attention) -> str:
     packing = next(p for p in attention.projections if "query" in p.roles)
     stored = {
-        "separate": "apart",
-        "stacked": "together: all q, all k, all v",
-        "per_head": "together: q, k, v of each head side by side",
+        "separate": "separate tensors",
+        "stacked": "one tensor: all q, all k, all v",
+        "per_head": "one tensor: q, k, v of each head side by side",
     }[packing.packing]
     if packing.head_axis == 1:
         stored += ", transposed"
@@ -153,7 +153,7 @@ def _family_row(family: Family, attention: Attention) -> str:
 
 
 def errors_page() -> str:
-    """Exit codes and what they mean."""
+    """Return the page of exit codes, from the error classes."""
     lines = [
         "# Exit codes\n",
         "Generated from `gqkva_convert/errors.py` by `python docs/generate.py`. Every error is one line on",
@@ -172,20 +172,20 @@ def errors_page() -> str:
     rows = [row for row in sorted(found) if row[1] != "GqkvaError"]
     lines += [f"| {code} | `{name}` | {meaning} |" for code, name, meaning in rows]
     lines.append(
-        "| 130 | Ctrl-C | Interrupted; complete shards are kept, the same command goes on from them. |"
+        "| 130 | Ctrl-C | Interrupted; complete shards are kept, and the same command resumes from them. |"
     )
     return "\n".join(lines) + "\n"
 
 
 def settings_page() -> str:
-    """Every setting of training, from the class that checks them."""
+    """Return the page of training settings, from the class that checks them."""
     text = inspect.getdoc(TrainingSettings) or ""
     intro, _, attributes = text.partition("Attributes:\n")
     lines = [
         "# Training settings\n",
         "Generated from `gqkva_convert/uptraining/settings.py` by `python docs/generate.py`. In Python they",
-        "are keywords of `uptrain`, `pretrain` and `teacher`; on the command line, what has no option of its",
-        "own is given as `--set NAME=VALUE`; `--settings` names a YAML file of them.\n",
+        "are keywords of `uptrain`, `pretrain` and `teacher`. On the command line, `--set NAME=VALUE` gives",
+        "those without an option of their own, and `--settings FILE` names a YAML file of settings.\n",
         " ".join(intro.split("\n\n", 1)[1].split()) + "\n",
         "| setting | default | meaning |",
         "| --- | --- | --- |",
@@ -204,11 +204,11 @@ def settings_page() -> str:
 
 
 def schema_page() -> str:
-    """What a recipe may say, from the classes that check it."""
+    """Return the page of a recipe's keys, from the classes that check it."""
     lines = [
         "# Recipe schema\n",
-        "Generated from `gqkva_convert/recipes/schema.py` by `python docs/generate.py`. How recipes are",
-        "written and run: [recipes.md](recipes.md).\n",
+        "Generated from `gqkva_convert/recipes/schema.py` by `python docs/generate.py`. How to write and run",
+        "recipes: [recipes.md](recipes.md).\n",
     ]
     for title, model in (
         ("A recipe", Recipe),
@@ -227,10 +227,9 @@ def schema_page() -> str:
         lines.append("")
     lines += [
         "## Commands and their options\n",
-        "Arguments and options of the command line ([cli.md](cli.md)), called as the parameters of the",
-        "Python functions ([python.md](python.md)) or as their flags, with hyphens or underscores. Lists",
-        "stand for repeated or comma-separated values, mappings for `NAME=VALUE`, `null` for leaving an",
-        "option out.\n",
+        "Arguments and options of the command line ([cli.md](cli.md)), named as the parameters of the Python",
+        "functions ([python.md](python.md)) or as their flags, with hyphens or underscores. Write repeated",
+        "or comma-separated values as a list, `NAME=VALUE` as a mapping, and `null` to omit an option.\n",
         "| command | options |",
         "| --- | --- |",
     ]
@@ -241,11 +240,11 @@ def schema_page() -> str:
 
 
 def python_page() -> str:
-    """Signature and docstring of everything in `gqkva_convert.__all__`."""
+    """Return the page of Python: signature and docstring of each name in `gqkva_convert.__all__`."""
     parts = [
         "# Python\n",
-        "Generated from the docstrings of `gqkva_convert.__all__` by `python docs/generate.py`. Functions",
-        "are those of the command line ([cli.md](cli.md)); importing the package loads neither torch nor",
+        "Generated from the docstrings of `gqkva_convert.__all__` by `python docs/generate.py`. Every",
+        "[command](cli.md) calls the function of its name; importing the package loads neither torch nor",
         "transformers.\n",
     ]
     found = {name: getattr(gqkva_convert, name) for name in gqkva_convert.__all__}
@@ -262,12 +261,12 @@ def _signature(name: str, thing: Any) -> str:
         return "```py\nTrainingSettings(*, data, tokens=None, teacher=None, ...)\n```"
     line = _call(name, thing)
     if len(line) > 90:
-        line = _call(name, thing, apart=True)
+        line = _call(name, thing, one_per_line=True)
     return f"```py\n{line}\n```"
 
 
-def _call(name: str, thing: Any, *, apart: bool = False) -> str:
-    """A function or class with its parameters, a line each where they stand apart."""
+def _call(name: str, thing: Any, *, one_per_line: bool = False) -> str:
+    """Return the call of a function or class; with ``one_per_line``, a line for each parameter."""
     signature = inspect.signature(thing)
     shown: list[str] = []
     for parameter in signature.parameters.values():
@@ -282,7 +281,7 @@ def _call(name: str, thing: Any, *, apart: bool = False) -> str:
         shown.append(part)
     returned = signature.return_annotation
     behind = "" if inspect.isclass(thing) or returned is signature.empty else f" -> {returned}"
-    if apart:
+    if one_per_line:
         return f"{name}(\n" + "".join(f"    {part},\n" for part in shown) + f"){behind}"
     return f"{name}({', '.join(shown)}){behind}"
 
@@ -291,7 +290,7 @@ _SECTIONS = ("Args", "Returns", "Raises", "Attributes")
 
 
 def _described(thing: Any) -> str:
-    """A docstring as Markdown: its sections as lists."""
+    """Return a docstring as Markdown, its sections as lists."""
     lines: list[str] = []
     section = ""
     if thing is TrainingSettings:
@@ -313,7 +312,7 @@ def _described(thing: Any) -> str:
 
 
 def _methods(thing: type) -> list[str]:
-    """A class's public methods and properties, a line each."""
+    """Return a list of a class's public methods and properties."""
     shown = []
     for name, value in vars(thing).items():
         plain = getattr(value, "__func__", getattr(value, "fget", value))
@@ -325,7 +324,7 @@ def _methods(thing: type) -> list[str]:
 
 
 def order_drawing() -> str:
-    """The order of the packages, as `tests/support/layers.py` states it."""
+    """Return the order of the packages that `tests/support/layers.py` states, as one line of text."""
     layers = [" · ".join(names) for names in ORDER]
     lines = [layers[0]]
     for layer in layers[1:]:
@@ -336,7 +335,7 @@ def order_drawing() -> str:
 
 
 def package_tree() -> str:
-    """Every package with the first line of its docstring, from the ground up."""
+    """Return every package with the first line of its docstring, from the ground up."""
     package = Path(gqkva_convert.__file__).parent
     rows: list[tuple[str, Path]] = []
     for name in (name for names in ORDER for name in names):
@@ -352,7 +351,7 @@ def package_tree() -> str:
 
 
 def family_lists() -> str:
-    """Model types of the families, by the form that GQA and MQA of them are written in."""
+    """Return the model types of the families, those with stock GQA and MQA first."""
     lines = []
     for form, is_native in (("stock", True), ("grouped", False)):
         names = sorted(name for name, family in FAMILIES.items() if family.is_native == is_native)
@@ -361,7 +360,7 @@ def family_lists() -> str:
     return "\n".join(lines)
 
 
-# Generated parts of pages that people write: they stand between a comment that names them and the next fence.
+# Generated parts of hand-written pages: each fills the code block below a comment that names it.
 PARTS: dict[str, tuple[tuple[str, Callable[[], str]], ...]] = {
     "../README.md": (("families", family_lists),),
     "../CONTRIBUTING.md": (("order", order_drawing),),
@@ -370,7 +369,7 @@ PARTS: dict[str, tuple[tuple[str, Callable[[], str]], ...]] = {
 
 
 def with_parts(name: str) -> str:
-    """A page with its generated parts written again.
+    """Return a hand-written page with its generated parts replaced.
 
     Args:
         name: The page, relative to this folder.
@@ -395,7 +394,7 @@ PAGES: dict[str, Callable[[], str]] = {
 
 
 def main() -> int:
-    """Write or check every page."""
+    """Write every page, or check that it is up to date; return the number of stale pages."""
     stale = []
     for name, page in PAGES.items():
         text = page()

@@ -1,6 +1,6 @@
-"""What mkdocs does beside its own: pages of the repository that lie outside docs/, and no foreign parts.
+"""Hooks of mkdocs: add files from outside docs/ to the site, refuse pages that load from elsewhere.
 
-Links lead where they lead on GitHub: those that leave docs/ are turned to the same file in the site.
+Links lead where they lead on GitHub: links out of docs/ are rewritten to the same file in the site.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from mkdocs.exceptions import PluginError
 from mkdocs.structure.files import File
 
 ROOT = Path(__file__).parents[1]
-# Where files from outside docs/ stand in the site.
+# Folder of the site that holds files from outside docs/.
 OUTSIDE = "repository"
 TAKEN = (
     "CHANGELOG.md",
@@ -42,7 +42,7 @@ def on_files(files: Any, config: Any) -> Any:
 
 
 def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
-    """Turn links that leave docs/, or lead back into it."""
+    """Rewrite links that lead out of docs/ or back into it."""
     here = page.file.src_uri
     source = here.removeprefix(f"{OUTSIDE}/") if here.startswith(f"{OUTSIDE}/") else f"docs/{here}"
 
@@ -56,7 +56,7 @@ def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
 
 
 def on_post_page(output: str, page: Any, **_: Any) -> str:
-    """Refuse a page that would fetch something from elsewhere."""
+    """Refuse a page that would load something from elsewhere."""
     found = _FOREIGN.search(output)
     if found:
         raise PluginError(f"{page.file.src_uri} would fetch from elsewhere: {found[0]}")

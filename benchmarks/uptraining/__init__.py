@@ -1,1 +1,1 @@
-"""What `uptrain.py` measures, a module each."""
+"""The measurements of `uptrain.py`, one module each."""

@@ -1,4 +1,4 @@
-"""Ways to convert and train that are compared."""
+"""The ways to convert and train that are compared."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ CALIBRATION_WINDOWS = 256
 
 @dataclass(frozen=True)
 class Arm:
-    """How heads are merged, and what they are trained on.
+    """A way to merge heads and to train them.
 
     Attributes:
         conversion: Options of `gqkva_convert.convert`.
         training: Training settings.
         is_calibrated: Whether the conversion reads data.
-        is_repeated: Whether calibration and training go over the same few tokens.
-        is_divided: Whether layers get heads by what each loses, as many in all.
+        is_repeated: Whether calibration and training read the same few tokens repeatedly.
+        is_divided: Whether the same number of heads is divided over the layers by the loss of each.
     """
 
     conversion: dict[str, Any]
@@ -31,7 +31,7 @@ class Arm:
     is_divided: bool = False
 
     def passes_before(self, windows: int = CALIBRATION_WINDOWS) -> dict[str, int]:
-        """Tokens that the conversion read, and those that its fit went over, as often as it did."""
+        """Return the tokens that the conversion read and those that its fit read, counted at each reading."""
         if not self.is_calibrated:
             return {"calibration_tokens": 0, "fit_tokens": 0}
         settings, tokens = FitSettings(), windows * WINDOW

@@ -1,4 +1,4 @@
-"""Rows of Python's standard library, to train on and to measure on."""
+"""Rows of Python's standard library for training and for measuring."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ WINDOW = 256
 
 
 def write_library(folder: Path) -> tuple[Path, Path]:
-    """Files to train on and to measure on, as JSON lines."""
+    """Write files to train on and to measure on, as JSON lines."""
     files = []
     for name, held_out in (("train", False), ("held-out", True)):
         file = folder / f"{name}.jsonl"
@@ -25,12 +25,12 @@ def write_library(folder: Path) -> tuple[Path, Path]:
 
 
 def write_windows(folder: Path, train: Path, windows: int, seed: int) -> Path:
-    """So many pieces of the files to train on, each of a row's length, drawn without one twice."""
+    """Write windows of the training files, each of a row's length, drawn without replacement."""
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(MODEL)
     texts = [json.loads(line)["text"] for line in train.read_text(encoding="utf-8").splitlines()]
-    size = WINDOW - 2  # beside the marks that begin and end a text
+    size = WINDOW - 2  # without the tokens that begin and end a text
     ids = [tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"] for text in texts]
     places = [(n, start) for n, some in enumerate(ids) for start in range(0, len(some) - size, size)]
     chosen = random.Random(seed).sample(places, windows)

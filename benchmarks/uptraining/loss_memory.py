@@ -17,7 +17,7 @@ _BOTH = {"task": 1.0, "kl": 1.0}
 
 
 def memory(arguments: argparse.Namespace, results: dict[str, Any], save: Any) -> None:
-    """Peak of losses over 128k tokens of vocabulary for 8k positions: whole logits, and in chunks."""
+    """Measure the peak memory of losses over a vocabulary of 128k tokens, with whole logits and in chunks."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     positions, width, vocabulary = (8192, 2048, 128_000) if device.type == "cuda" else (2048, 256, 128_000)
     torch.manual_seed(0)
@@ -53,7 +53,7 @@ def memory(arguments: argparse.Namespace, results: dict[str, Any], save: Any) ->
 
 
 def _peak(work: Any) -> int:
-    """Bytes that some work needs at most beyond what is there."""
+    """Return the most bytes that a function allocates beyond those allocated before."""
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()

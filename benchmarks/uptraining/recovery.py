@@ -1,4 +1,4 @@
-"""Held-out losses by tokens, and what a budget of one percent of pre-training gives."""
+"""Held-out losses by tokens, and the result of one percent of pre-training."""
 
 from __future__ import annotations
 
@@ -30,9 +30,9 @@ MATCHING_TOKENS = 131_072
 
 
 def curves(arguments: argparse.Namespace, results: dict[str, Any], save: Any) -> None:
-    """Held-out losses by tokens, each arm's from one run."""
+    """Measure held-out losses by tokens, each arm's from one run."""
     budget, schedule = parse_count(arguments.tokens), arguments.lr_scheduler_type
-    # A rate that is held gives the losses of all budgets at once; a mean of the weights stands for its fall.
+    # A constant rate gives the losses of all budgets at once; a mean of the weights replaces its decay.
     settings = {"lr_scheduler_type": schedule, "ema": 0.99 if schedule == "constant" else None}
     with _work_folder(arguments) as folder:
         train, held_out = write_library(folder)
@@ -61,7 +61,7 @@ def curves(arguments: argparse.Namespace, results: dict[str, Any], save: Any) ->
 
 
 def budget(arguments: argparse.Namespace, results: dict[str, Any], save: Any) -> None:
-    """One percent of pre-training: what is left of the gap that mean-pooling leaves."""
+    """Measure the share of mean-pooling's gap that remains after one percent of pre-training."""
     total = PRETRAINING_TOKENS // 100
     precision = {"mixed_precision": arguments.mixed_precision}
     with _work_folder(arguments) as folder:
@@ -98,7 +98,7 @@ def budget(arguments: argparse.Namespace, results: dict[str, Any], save: Any) ->
 
 @contextmanager
 def _work_folder(arguments: argparse.Namespace) -> Iterator[Path]:
-    """Where conversions are kept for the next run, or a folder that goes away."""
+    """Return the folder that keeps conversions for the next run, or a temporary one."""
     if arguments.folder is not None:
         arguments.folder.mkdir(parents=True, exist_ok=True)
         yield arguments.folder
@@ -110,7 +110,7 @@ def _work_folder(arguments: argparse.Namespace) -> Iterator[Path]:
 def convert(
     arm: Arm, heads: int, seed: int, train: Path, folder: Path, samples: int = CALIBRATION_WINDOWS
 ) -> Path:
-    """A conversion of an arm; kept, since arms and budgets share them."""
+    """Convert as an arm says; conversions are kept, because arms and budgets share them."""
     options = {"calibration": arm.is_calibrated, **arm.conversion}
     size = {"kv_budget": f"{heads / MODEL_HEADS:.1%}"} if arm.is_divided else {"gkv": heads}
     described = [f"{key}={value}" for key, value in options.items()]
@@ -123,7 +123,7 @@ def convert(
 
 
 def train_once(student: Path, folder: Path, train: Path, held_out: Path, **values: Any) -> dict[str, Any]:
-    """Train once and give its held-out losses by tokens."""
+    """Train once and return the held-out losses by tokens."""
     settings = TrainingSettings(
         **{
             **{"data": str(train), "held_out": str(held_out), "held_out_rows": 128, "batch_size": BATCH},

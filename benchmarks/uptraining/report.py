@@ -1,4 +1,4 @@
-"""One picture of all curves, and tables of curves and budgets."""
+"""One plot of all curves, and tables of curves and budgets."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def report(arguments: argparse.Namespace, results: dict[str, Any]) -> None:
         for key, entry in {**curves, **budgets}.items()
         if key.split("|")[1] == str(arguments.heads)
     }
-    # Seeds measure on rows of their own; an arm without a teacher has that of another arm of its seed.
+    # Each seed measures on its own rows; an arm without a teacher takes the teacher's loss of another arm.
     teachers = {key.split("|")[2]: entry["teacher"] for key, entry in drawn.items() if entry["teacher"]}
     lacking = sorted({key.split("|")[2] for key in drawn} - teachers.keys())
     if lacking or not drawn:
@@ -86,6 +86,6 @@ def _draw(found: dict[str, Any], teachers: dict[str, float], out: Any) -> None:
 
 
 def _points(entry: dict[str, Any]) -> list[tuple[int, float]]:
-    """Tokens read, those of the conversion among them, and losses."""
+    """Return the tokens read, including those of the conversion, and the losses."""
     before = entry["calibration_tokens"] + entry["fit_tokens"]
     return [(before + tokens, loss) for tokens, loss in entry["curve"]]

@@ -1,4 +1,4 @@
-"""Tokens a second of our training and of transformers' `Trainer`."""
+"""Tokens per second of our training and of transformers' `Trainer`."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ _TAUGHT: dict[str, dict[str, Any]] = {
 
 
 def speed(arguments: argparse.Namespace, results: dict[str, Any], save: Any) -> None:
-    """Tokens a second of ours and of transformers' Trainer, three turns each."""
+    """Measure tokens per second of ours and of transformers' Trainer, in turn."""
     is_gpu = torch.cuda.is_available()
     with TemporaryDirectory(prefix="gqkva-uptrain-") as name:
         folder = Path(name)
@@ -62,7 +62,7 @@ def speed(arguments: argparse.Namespace, results: dict[str, Any], save: Any) -> 
 
 
 def _large(folder: Path) -> Path:
-    """A Llama of about 1B parameters with the built-in model's tokenizer."""
+    """Write a Llama of about 1B parameters with the built-in model's tokenizer."""
     config = {
         **{"hidden_size": 2048, "intermediate_size": 5632, "num_hidden_layers": 22, "vocab_size": 32000},
         **{"num_attention_heads": 32, "num_key_value_heads": 32, "max_position_embeddings": 2048},
@@ -76,7 +76,7 @@ def _large(folder: Path) -> Path:
 
 
 def one(arguments: argparse.Namespace) -> None:
-    """One timed run in a fresh process: the last line is tokens a second, without the first steps."""
+    """Time one run in a fresh process; its last line is tokens per second, without the first steps."""
     warm, steps = 3, 12
     if arguments.kind == "trainer":
         print(_with_trainer(arguments, warm, steps))
@@ -108,7 +108,7 @@ def one(arguments: argparse.Namespace) -> None:
 
 
 def _with_trainer(arguments: argparse.Namespace, warm: int, steps: int) -> float:
-    """Transformers' Trainer on the same rows."""
+    """Train with transformers' Trainer on the same rows."""
     import transformers
 
     tokenizer = transformers.AutoTokenizer.from_pretrained(arguments.model)

@@ -3,10 +3,10 @@
     python recipes/asymgqa/make_tasks.py tasks
 
 `next_line`: which of four lines of a file follows a dozen others (multiple choice). `package`: which package
-a dozen lines are from (classification). Questions are of files that the built-in model has not seen. Texts to
-fine-tune on, of both tasks together, are of those it has (`train.jsonl`), and texts to measure that by of a
-tenth of those, which the others are not of (`held-out.jsonl`). Writes a YAML file of lm-evaluation-harness
-and its questions for each task too.
+a dozen lines are from (classification). Questions come from files that the built-in model was not trained on.
+Texts for fine-tuning, of both tasks together, come from nine tenths of its training files (`train.jsonl`),
+texts to measure the fine-tuning from the other tenth (`held-out.jsonl`). Also writes a YAML file of
+lm-evaluation-harness and its questions for each task.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ Example = dict[str, Any]
 
 
 def windows(text: str, draw: random.Random, most: int) -> Iterator[tuple[list[str], int]]:
-    """A file's lines that are not blank, and some places with a dozen before them."""
+    """Return a file's lines that are not blank, and some line numbers with a dozen lines before them."""
     lines = [line for line in text.splitlines() if line.strip()]
     places = range(LINES, len(lines))
     for place in sorted(draw.sample(places, min(most, len(places)))):
@@ -38,7 +38,7 @@ def windows(text: str, draw: random.Random, most: int) -> Iterator[tuple[list[st
 
 
 def next_line(lines: list[str], place: int, draw: random.Random) -> Example | None:
-    """Four lines of equal indentation, one of which comes next; None where there are too few."""
+    """Make a question: which of four equally indented lines comes next; None if there are too few."""
     right = lines[place]
     indent = len(right) - len(right.lstrip())
     others = {
@@ -55,7 +55,7 @@ def next_line(lines: list[str], place: int, draw: random.Random) -> Example | No
 
 
 def package(lines: list[str], place: int, name: str) -> Example:
-    """A dozen lines and the package they are from."""
+    """Make a question: which package a dozen lines are from."""
     context = "\n".join(lines[place - LINES : place]) + "\n# package:"
     return {"context": context, "choices": [f" {each}" for each in PACKAGES], "label": PACKAGES.index(name)}
 
@@ -63,7 +63,7 @@ def package(lines: list[str], place: int, name: str) -> Example:
 def examples(
     *, held_out: bool, seed: int, per_file: int, is_wanted: Callable[[str], bool] = bool
 ) -> dict[str, list[Example]]:
-    """Examples of both tasks of the files wanted, shuffled; as many of each package as of the rarest."""
+    """Return shuffled examples of both tasks; every package occurs equally often."""
     draw = random.Random(seed)
     found: dict[str, list[Example]] = {"next_line": []}
     by_package: dict[str, list[Example]] = {name: [] for name in PACKAGES}
@@ -87,7 +87,7 @@ def examples(
 
 
 def is_apart(path: str) -> bool:
-    """Whether a file is of the tenth that is not tuned on."""
+    """Return whether a file belongs to the tenth that is held out from fine-tuning."""
     return hashlib.sha256(path.encode()).digest()[0] % 10 == 0
 
 

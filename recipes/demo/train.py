@@ -3,7 +3,7 @@
     python recipes/demo/train.py --compile --out demo-model  # 2 cores: about 90 minutes
 
 A Llama with 8 attention heads of 32 features and rotary positions, byte-level BPE of 4096, trained
-on the training side of the standard library's sources (`gqkva_convert.data.python_library`). Writes a
+on the training files of the standard library's sources (`gqkva_convert.data.python_library`). Writes a
 bfloat16 Hugging Face checkpoint and `training.json` with the settings and the held-out loss.
 """
 
@@ -28,7 +28,7 @@ END_OF_TEXT = "<|endoftext|>"
 
 
 def train_tokenizer(texts: list[str], vocab_size: int, length: int) -> PreTrainedTokenizerFast:
-    """Byte-level BPE, trained on the training files alone."""
+    """Train a byte-level BPE on the training files alone."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -45,7 +45,7 @@ def train_tokenizer(texts: list[str], vocab_size: int, length: int) -> PreTraine
 
 
 def encode(tokenizer: PreTrainedTokenizerFast, texts: list[str]) -> Tensor:
-    """All files as one stream of token ids, each file after an end-of-text token."""
+    """Return all files as one stream of token ids, each file after an end-of-text token."""
     ids: list[int] = []
     for encoding in tokenizer.backend_tokenizer.encode_batch(texts):
         ids.append(tokenizer.eos_token_id)
@@ -55,7 +55,7 @@ def encode(tokenizer: PreTrainedTokenizerFast, texts: list[str]) -> Tensor:
 
 @torch.no_grad()
 def held_out_loss(model: torch.nn.Module, stream: Tensor, length: int, device: str) -> float:
-    """Mean cross-entropy in nats per token over non-overlapping windows."""
+    """Return the mean cross-entropy in nats per token over non-overlapping windows."""
     model.eval()
     windows = stream[: len(stream) // length * length].view(-1, length)
     total = 0.0

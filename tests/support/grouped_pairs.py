@@ -16,7 +16,7 @@ VARIANTS = ("MHA", "MQA", "GQA", "random GQA", "unequal", "MKVA", "GKVA", "GQKVA
 
 
 def layout(variant: str, heads: int, head_dim: int, layer: int = 0) -> HeadLayout:
-    """A layout of a kind for an even number of heads."""
+    """Return a layout of a variant for an even number of heads."""
     if variant == "mixed":
         variant = ("GQKVA", "unequal", "MQA")[layer % 3]
     everything = tuple(range(heads))
@@ -40,7 +40,7 @@ def layout(variant: str, heads: int, head_dim: int, layer: int = 0) -> HeadLayou
 
 
 def plan_of(model: SourceModel, variant: str) -> Plan:
-    """The plan that gives every block of a model the variant's layout."""
+    """Return the plan that gives every block of a model the variant's layout."""
     blocks = []
     for block in model.blocks:
         kind, number, source = block.attention.kind, block.layer, block.layout
@@ -73,7 +73,7 @@ def write_expanded(grouped: Path, plan: Plan, stock: Path) -> None:
 
 
 def load_pair(source: Path, variant: str, folder: Path) -> tuple[Any, Any]:
-    """The models of `write_pair`, in float32 and eval mode."""
+    """Load the models of `write_pair`, in float32 and eval mode."""
     grouped, stock = write_pair(source, variant, folder)
     fallback = open_model(source).family.architecture
     return load_model(grouped, fallback), load_model(stock, fallback)

@@ -30,7 +30,7 @@ STUB = b"# gitattributes\n"
 
 @dataclass
 class Repository:
-    """One model repository: what each commit holds, and where each branch stands."""
+    """One model repository: the files of each commit, and the commit of each branch."""
 
     private: bool = False
     gated: bool = False
@@ -51,7 +51,7 @@ class Repository:
 
 @dataclass
 class Fault:
-    """What goes wrong at requests whose method and path match, and how often."""
+    """A fault at requests whose method and path match, and its number of repetitions."""
 
     where: str
     status: int | None = None  # None breaks the connection, after the event if there is one
@@ -64,7 +64,7 @@ class Fault:
 
 @dataclass
 class HubState:
-    """What the server knows.
+    """The state of the server.
 
     Attributes:
         part_bytes: Size of the parts that large files come in; None for one piece.
@@ -97,7 +97,7 @@ class HubState:
         return repository
 
     def fail(self, where: str, status: int | None = None, times: int = 1, **more: Any) -> Fault:
-        """Let the next requests that match fail."""
+        """Make the next requests that match fail."""
         self.faults.append(Fault(where, status, times, **more))
         return self.faults[-1]
 
@@ -105,7 +105,7 @@ class HubState:
         return re.fullmatch(self.large, name) is not None
 
     def download(self, name: str, folder: Path, revision: str = "main") -> Path:
-        """Write what a repository holds to a folder."""
+        """Write a repository's files to a folder."""
         for path, content in (self.repositories[name].files(revision) or {}).items():
             (folder / path).parent.mkdir(parents=True, exist_ok=True)
             (folder / path).write_bytes(content)
@@ -120,7 +120,7 @@ class Handler(BaseHTTPRequestHandler):
         super().__init__(*arguments)
 
     def log_message(self, *arguments: Any) -> None:
-        """Say nothing."""
+        """Log nothing."""
 
     def do_HEAD(self) -> None:
         self.handle_request()
@@ -156,7 +156,7 @@ class Handler(BaseHTTPRequestHandler):
         self.answer(body)
 
     def read_body(self, most: int | None = None) -> bytes:
-        """The body, or the beginning of it; a large file's bytes are counted as they come."""
+        """Return the body, or its beginning; the bytes of large files are counted as they arrive."""
         pieces, total = [], 0
         key = self.route.split("/")[2] if self.route.startswith("/lfs/") else None
         is_chunked = "chunked" in self.headers.get("Transfer-Encoding", "")
@@ -287,7 +287,7 @@ class Handler(BaseHTTPRequestHandler):
             )
 
     def tree(self, files: dict[str, bytes], folder: str, is_deep: bool) -> list[dict[str, Any]]:
-        """What lies in a folder: files and folders, those in folders too if asked."""
+        """List the files and folders in a folder, recursively if asked."""
         entries: dict[str, dict[str, Any]] = {}
         start = f"{folder}/" if folder else ""
         for name, content in sorted(files.items()):
@@ -400,7 +400,7 @@ def git_id(content: bytes) -> str:
 
 @contextmanager
 def running_hub() -> Iterator[HubState]:
-    """A Hub that runs while the block does."""
+    """Run a Hub for the duration of the block."""
     state = HubState()
     server = ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Handler, state))
     server.handle_error = lambda *_: None  # type: ignore[method-assign]  # a client that was killed
@@ -416,7 +416,7 @@ def running_hub() -> Iterator[HubState]:
 
 
 def use_hub(state: HubState, cache: Path, monkeypatch: pytest.MonkeyPatch, token: str = TOKEN) -> None:
-    """Let this process take the server for the Hub."""
+    """Make this process use the server as the Hub."""
     for module in (huggingface_hub.constants, huggingface_hub.hf_api, huggingface_hub.file_download):
         for name, value in {
             "ENDPOINT": state.address,
@@ -432,7 +432,7 @@ def use_hub(state: HubState, cache: Path, monkeypatch: pytest.MonkeyPatch, token
 
 
 def hub_environment(state: HubState, home: Path, token: str = TOKEN) -> dict[str, str]:
-    """Environment in which another process takes the server for the Hub."""
+    """Return the environment in which another process uses the server as the Hub."""
     return {
         "HF_ENDPOINT": state.address,
         "HF_HOME": str(home),

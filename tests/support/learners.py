@@ -31,7 +31,7 @@ class Lesson:
 
 
 def write_texts(file: Path, count: int = 120, seed: int = 0) -> Path:
-    """Texts of 3 to 60 words, a JSON line each."""
+    """Write texts of 3 to 60 words, one JSON line each."""
     draw = random.Random(seed)
     texts = [" ".join(draw.choices(WORDS, k=draw.randint(3, 60))) for _ in range(count)]
     file.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
@@ -39,7 +39,7 @@ def write_texts(file: Path, count: int = 120, seed: int = 0) -> Path:
 
 
 def make_decoder(folder: Path, model_type: str = "llama", **config: Any) -> Path:
-    """A decoder with 4 heads, the built-in model's tokenizer, and weights far from uniform attention."""
+    """Make a decoder with 4 heads, the built-in model's tokenizer, and weights far from uniform attention."""
     sizes = {
         "vocab_size": 4096,
         "hidden_size": 32,
@@ -68,7 +68,7 @@ def make_decoder(folder: Path, model_type: str = "llama", **config: Any) -> Path
 
 
 def renumber_words(folder: Path) -> Path:
-    """Give every word of a folder's tokenizer another number."""
+    """Give every token of a folder's tokenizer another id."""
     path = folder / "tokenizer.json"
     data = json.loads(path.read_text())
     words = data["model"]["vocab"]
@@ -80,6 +80,6 @@ def renumber_words(folder: Path) -> Path:
 
 
 def make_conversion(source: Path, out: Path, **options: Any) -> Path:
-    """The source with half its key/value heads, by the mean, so that there is something to learn."""
+    """Convert the source to half its key/value heads by the mean, so that there is a loss to recover."""
     gqkva_convert.convert(source, out, **{"gkv": 2, "merge": "mean", **options})
     return out

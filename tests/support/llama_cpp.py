@@ -66,14 +66,14 @@ process.exit(0);
 
 @dataclass(frozen=True)
 class Answer:
-    """What llama.cpp says of a file.
+    """What llama.cpp computes for a file.
 
     Attributes:
         logits: After each token of each row asked for, ``(positions, vocabulary)``.
-        ids: Tokens of each text, without what stands around it.
-        special: The same, with special tokens in the text taken for what they are.
-        texts: What follows each prompt, chosen greedily.
-        bos: The token it puts in front, if any.
+        ids: Tokens of each text, without tokens that begin or end it.
+        special: The same, with special tokens in the text recognised as such.
+        texts: Greedy continuation of each prompt.
+        bos: The token that begins a text, if any.
         eos: The token that ends a text.
         template: The chat template.
         vocabulary: Kind of the vocabulary.
@@ -90,7 +90,7 @@ class Answer:
 
 
 def write_tokenizer(folder: Path, size: int) -> None:
-    """Give a folder a tokenizer of the given number of tokens: some bytes, merged to pairs and on."""
+    """Write a tokenizer of the given number of tokens: some bytes, merged into pairs and longer pieces."""
     letters = ["\u010a", *(chr(number) for number in range(97, 123))]  # the first is the end of a line
     merges = [[left, right] for left in letters for right in letters][: max(0, size - len(letters))]
     words = [*letters, *(left + right for left, right in merges)][:size]
@@ -112,7 +112,7 @@ def write_tokenizer(folder: Path, size: int) -> None:
 
 
 def require_llama_cpp() -> tuple[str, Path]:
-    """The commands' place; skips a test where llama.cpp is absent."""
+    """Return the folder of the commands; skip the test if llama.cpp is absent."""
     home, node = os.environ.get("NODE_LLAMA_CPP"), shutil.which("node")
     if home is None or node is None:
         pytest.skip("no llama.cpp: NODE_LLAMA_CPP names no folder with node-llama-cpp, or node is missing")
@@ -128,15 +128,15 @@ def ask_llama_cpp(
     prompts: list[str] | None = None,
     count: int = 32,
 ) -> Answer:
-    """Load a file in llama.cpp and ask it; skips where that is absent.
+    """Load a file in llama.cpp and query it; skip the test if llama.cpp is absent.
 
     Args:
         path: The GGUF file.
         folder: Where questions and answers may be written.
-        tokens: Rows to give logits for.
+        tokens: Rows of tokens to compute logits for.
         texts: Texts to tokenise.
-        prompts: Texts to go on from.
-        count: Tokens to go on for.
+        prompts: Texts to continue.
+        count: Tokens to generate.
     """
     node, library = require_llama_cpp()
     script, asked, result = folder / "ask.mjs", folder / "asked.json", folder / "answer.json"

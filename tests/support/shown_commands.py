@@ -1,4 +1,4 @@
-"""Commands as the documentation shows them: fenced blocks, and what a block says it needs."""
+"""Commands in the documentation: fenced blocks, and the requirements that they state."""
 
 from __future__ import annotations
 
@@ -31,11 +31,11 @@ class ShownBlock:
     """A fenced block.
 
     Attributes:
-        page: Where it stands.
+        page: Page that holds it.
         line: Line of the page on which the block begins.
-        language: What stands behind the fence.
-        text: What it holds.
-        needs: What it takes to run it here, as the comment before it says; None where nothing.
+        language: Language that the fence names.
+        text: Its content.
+        needs: Requirements that the comment above it states; None without one.
     """
 
     page: Path
@@ -46,7 +46,7 @@ class ShownBlock:
 
     @property
     def commands(self) -> tuple[tuple[str, ...], ...]:
-        """Words of its lines that begin with one of `PROGRAMS`; what follows `&&` is one more."""
+        """The arguments of each line that begins with one of `PROGRAMS`; `&&` begins another command."""
         lines = self.text.replace("\\\n", " ").splitlines()
         return tuple(tuple(shlex.split(part, comments=True)) for line in lines for part in _parts(line))
 
@@ -63,7 +63,7 @@ def _parts(line: str) -> list[str]:
 
 
 def shown_blocks(page: Path) -> Iterator[ShownBlock]:
-    """Blocks of a page that hold commands or Python."""
+    """Yield the blocks of a page that hold commands or Python."""
     text = page.read_text(encoding="utf-8")
     for found in _BLOCK.finditer(text):
         line = text.count("\n", 0, found.start("fence")) + 1
@@ -74,6 +74,6 @@ def shown_blocks(page: Path) -> Iterator[ShownBlock]:
 
 
 def mentioned_commands(page: Path) -> list[tuple[str, ...]]:
-    """Words of commands that stand in the text: `gqkva` and what follows it, values maybe left out."""
+    """Return the arguments of `gqkva` commands in running text, which may omit values."""
     text = _BLOCK.sub("", page.read_text(encoding="utf-8"))
     return [tuple(shlex.split(found)) for found in _INLINE.findall(text)]

@@ -124,7 +124,7 @@ CONFIGS: dict[str, dict[str, Any]] = {
 
 
 def build(model_type: str, architecture: str, seed: int = 0, **changes: Any) -> Any:
-    """A tiny model of a family with random weights, in eval mode."""
+    """Build a tiny model of a family with random weights, in eval mode."""
     torch.manual_seed(seed)
     config = transformers.AutoConfig.for_model(model_type, **(CONFIGS[model_type] | changes))
     model = getattr(transformers, architecture)(config)
@@ -147,7 +147,7 @@ def save(model: Any, folder: Path, **options: Any) -> Path:
 
 
 def inputs(model: Any, length: int = 9) -> dict[str, torch.Tensor]:
-    """Inputs that any of the tiny models takes."""
+    """Return inputs that the tiny model takes."""
     generator = torch.Generator().manual_seed(1)
     config = model.config
     images = torch.randn(2, 3, 8, 8, generator=generator)
@@ -171,7 +171,7 @@ def inputs(model: Any, length: int = 9) -> dict[str, torch.Tensor]:
 
 @torch.inference_mode()
 def outputs(model: Any, length: int = 9) -> torch.Tensor:
-    """What a model says about the fixed inputs."""
+    """Return a model's output for the fixed inputs."""
     result = model(**inputs(model, length))
     for name in ("logits", "logits_per_text", "last_hidden_state"):
         value = getattr(result, name, None)
@@ -182,7 +182,7 @@ def outputs(model: Any, length: int = 9) -> torch.Tensor:
 
 
 def load(folder: Path, architecture: str) -> Any:
-    """Load a folder with stock transformers; every tensor must find its place."""
+    """Load a folder with stock transformers; refuse missing, unexpected and resized tensors."""
     model, info = getattr(transformers, architecture).from_pretrained(
         folder, output_loading_info=True, dtype=torch.float32
     )

@@ -1,4 +1,4 @@
-"""What vLLM answers, for tests; run by a Python that has vLLM and nothing of ours.
+"""Answers of vLLM, for tests; run by a Python that has vLLM but not gqkva.
 
 ``python vllm_answers.py MODEL ANSWERS.json``: the tokens of `PROMPTS` continued greedily, and their
 log-probabilities.
