@@ -170,7 +170,7 @@ def test_the_citation_is_of_this_version() -> None:
         author["name"] for author in PROJECT["authors"]
     ]
     readme = " ".join((ROOT / "README.md").read_text().split())
-    cards = "\n".join(path.read_text() for path in (PACKAGE / "hub").glob("*.py"))
+    cards = "\n".join(path.read_text() for path in (PACKAGE / "description").glob("*.py"))
     for paper in citation["references"]:
         number = paper["url"].removeprefix("https://arxiv.org/abs/")
         assert f"{paper['authors'][0]['family-names']} et al., {paper['year']}, arXiv {number}" in readme
@@ -183,7 +183,7 @@ def test_the_project_has_one_address() -> None:
     home = PROJECT["urls"]["Homepage"]
     assert all(url.startswith(home) for url in PROJECT["urls"].values())
     assert read(ROOT / "CITATION.cff")["url"] == home
-    for part in ("hub", "modeling"):
+    for part in ("description", "modeling"):
         text = "\n".join(path.read_text() for path in (PACKAGE / part).glob("*.py"))
         assert set(re.findall(r"https://pypi\.org/[\w./-]*\w", text)) == {home}
     release = read(ROOT / ".github" / "workflows" / "release.yml")["jobs"]["publish"]
