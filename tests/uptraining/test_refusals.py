@@ -166,6 +166,7 @@ def test_more_than_the_budget_is_said(gqkva: Run, base: list[object], lesson: Le
     assert "note:" not in gqkva(*base, "--overwrite").stderr
 
 
+@pytest.mark.usefixtures("plots")
 def test_a_full_disk_is_one_line(gqkva: Run, base: list[object], lesson: Lesson, tmp_path: Path) -> None:
     """Torch's writer and safetensors' say it in errors of their own; with room, the run goes on."""
     with small_disk(tmp_path / "small", 2000) as small:
@@ -181,6 +182,7 @@ def test_a_full_disk_is_one_line(gqkva: Run, base: list[object], lesson: Lesson,
     assert again.exit_code == 0, again.stderr
 
 
+@pytest.mark.usefixtures("plots")
 def test_a_run_folder_that_went_away_costs_no_result(
     gqkva: Run, base: list[object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
