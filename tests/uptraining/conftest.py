@@ -6,6 +6,7 @@ import learners
 import pytest
 
 import gqkva_convert
+from gqkva_convert.uptraining.run_folder import RunFolder
 
 
 @pytest.fixture(scope="session")
@@ -25,3 +26,15 @@ def lesson(tmp_path_factory: pytest.TempPathFactory) -> learners.Lesson:
 @pytest.fixture(autouse=True)
 def _cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("GQKVA_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
+
+
+@pytest.fixture
+def plots() -> None:
+    """A test that asks for it has the plots of its runs drawn."""
+
+
+@pytest.fixture(autouse=True)
+def _draw_on_request(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Drawing the losses takes longer than ten steps of training a tiny model."""
+    if "plots" not in request.fixturenames:
+        monkeypatch.setattr(RunFolder, "draw", lambda *arguments: None)

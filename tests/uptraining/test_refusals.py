@@ -158,7 +158,7 @@ def test_more_than_the_budget_is_said(gqkva: Run, base: list[object], lesson: Le
     """A step beyond it, or rows gone over again; and nothing where the budget is kept."""
     result = gqkva(*base, "--batch-size", "100")
     assert "note: a step reads 100 rows, 1,600 tokens: more than the budget" in result.stderr
-    result = gqkva(*base, "--tokens", "64k", "--batch-size", "512", "--overwrite")
+    result = gqkva(*base, "--tokens", "16k", "--batch-size", "512", "--overwrite")
     report = json.loads((tmp_path / "out" / "gqkva_report.json").read_text())["uptraining"]
     rows, passes = report["distinct_rows"], 16 * report["steps"] * 512 / 16 / report["distinct_rows"]
     assert f"gives {rows} rows to train on, fewer than the budget: they are gone over" in result.stderr
@@ -166,6 +166,7 @@ def test_more_than_the_budget_is_said(gqkva: Run, base: list[object], lesson: Le
     assert "note:" not in gqkva(*base, "--overwrite").stderr
 
 
+@pytest.mark.usefixtures("plots")
 def test_a_full_disk_is_one_line(gqkva: Run, base: list[object], lesson: Lesson, tmp_path: Path) -> None:
     """Torch's writer and safetensors' say it in errors of their own; with room, the run goes on."""
     with small_disk(tmp_path / "small", 2000) as small:
@@ -181,6 +182,7 @@ def test_a_full_disk_is_one_line(gqkva: Run, base: list[object], lesson: Lesson,
     assert again.exit_code == 0, again.stderr
 
 
+@pytest.mark.usefixtures("plots")
 def test_a_run_folder_that_went_away_costs_no_result(
     gqkva: Run, base: list[object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -37,6 +37,7 @@ class PowerCutError(Exception):
     """The machine goes down."""
 
 
+@pytest.mark.usefixtures("plots")
 def test_training_makes_the_student_answer_like_its_teacher(lesson: Lesson, tmp_path: Path) -> None:
     """The result is a stock checkpoint like the conversion, and its report says what was done."""
     result = train(lesson, tmp_path / "out", tokens=60 * 8 * 16)

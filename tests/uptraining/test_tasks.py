@@ -179,6 +179,7 @@ def test_a_picture_model_learns_from_its_teacher(
     assert closed_gap(result) > 0.5
 
 
+@pytest.mark.usefixtures("plots")
 def test_a_fresh_model_trains_from_scratch(tmp_path: Path, lesson: Lesson) -> None:
     """`init` then `pretrain`, with fewer query and key/value heads."""
     config = {
