@@ -32,7 +32,7 @@ SHAPES: dict[str, Shape] = {
 
 
 def shapes_without(*names: str, **more: Shape) -> dict[str, Shape]:
-    """A Llama's tensors without some, and with others."""
+    """Return a Llama's tensors without some, and with others."""
     return {name: shape for name, shape in {**SHAPES, **more}.items() if name not in names}
 
 

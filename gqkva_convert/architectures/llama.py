@@ -35,7 +35,7 @@ def _projections(bias: Bias, output_bias: Bias | None = None) -> tuple[Projectio
 
 
 def _norms(name: str, span: Span, **facts: Any) -> tuple[HeadNorm, ...]:
-    """The norm on queries, and the same on keys."""
+    """Return the norm on queries, and the same on keys."""
     roles: tuple[tuple[str, Role], ...] = (("q", "query"), ("k", "key"))
     return tuple(
         HeadNorm(f"layers.{{layer}}.self_attn.{short}_{name}", role, span, **facts) for short, role in roles

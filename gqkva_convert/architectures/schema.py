@@ -77,7 +77,7 @@ class Projection:
 def separate(
     block: str, query: str, key: str, value: str, output: str, bias: Bias, output_bias: Bias | None = None
 ) -> tuple[Projection, ...]:
-    """Projections of one role each, whose names all begin with ``block``."""
+    """Return projections of one role each, whose names all begin with ``block``."""
     roles: tuple[Role, ...] = ("query", "key", "value")
     inputs = zip((query, key, value), roles, strict=True)
     output_projection = Projection(f"{block}{output}", ("output",), output_bias or bias, head_axis=1)
@@ -85,7 +85,7 @@ def separate(
 
 
 def moved(projections: tuple[Projection, ...], old: str, new: str) -> tuple[Projection, ...]:
-    """The same projections in another place, ``new`` for ``old`` in their names."""
+    """Return projections with ``new`` in place of ``old`` in their names."""
     return tuple(replace(projection, name=projection.name.replace(old, new)) for projection in projections)
 
 
@@ -249,17 +249,17 @@ class Family:
 
     @property
     def architecture(self) -> str:
-        """Class that is meant where a configuration names none."""
+        """Return the class that is meant where a configuration names none."""
         return f"{self.stem}{self.usual}"
 
     @property
     def config_class(self) -> str:
-        """Name of the configuration class."""
+        """Return the name of the configuration class."""
         return f"{self.stem}Config"
 
     @property
     def auto_classes(self) -> dict[str, tuple[str, ...]]:
-        """Classes that each Auto class may give, the usual one first; Auto classes by name."""
+        """Return the classes that each Auto class may give, the usual one first; Auto classes by name."""
         rests: dict[str, tuple[str, ...]] = {"": ("Model",)}
         rests |= {f"For{task}": (f"For{task}",) for task in self.tasks}
         rests |= {f"For{task}": names for task, names in self.other_tasks.items()}
@@ -269,16 +269,16 @@ class Family:
 
     @property
     def is_native(self) -> bool:
-        """Whether stock transformers can express fewer key/value heads in every attention block."""
+        """Return whether stock transformers can express fewer key/value heads in every attention block."""
         return all(block.num_key_value_heads is not None for block in self.attention)
 
     @property
     def is_encoder(self) -> bool:
-        """Whether every position attends to every other one, in all attention blocks."""
+        """Return whether every position attends to every other one, in all attention blocks."""
         return not any(block.is_causal for block in self.attention)
 
     def part(self, architecture: str) -> Family:
-        """The family with only the attention that a class stores.
+        """Return the family with only the kinds of attention that a class stores.
 
         T5's encoder alone and CLIP's image classifier keep the configuration of the whole model.
         """

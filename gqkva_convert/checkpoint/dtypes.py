@@ -37,7 +37,7 @@ FLOAT_BY_NAME = {name: dtype for dtype, name in FLOATS.items()}
 
 
 def tensor_bytes(dtype: str, shape: tuple[int, ...]) -> int:
-    """Bytes of a tensor; sub-byte types are packed and rounded up."""
+    """Return the bytes of a tensor; sub-byte types are packed and rounded up."""
     return (math.prod(shape) * BITS[dtype] + 7) // 8
 
 

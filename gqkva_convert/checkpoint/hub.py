@@ -81,7 +81,7 @@ class Located:
 
 
 def is_hub_id(model: str) -> bool:
-    """Whether a name is no local path but could be a Hub id (``owner/name``)."""
+    """Return whether a name could be a Hub id (``owner/name``) and is no local path."""
     return not Path(model).exists() and model != BUILT_IN and _HUB_ID.fullmatch(model) is not None
 
 
@@ -128,7 +128,7 @@ def _from_hub(model: str, revision: str | None) -> Located:
 
 
 def is_fetched(model: str, revision: str | None = None) -> bool:
-    """Whether all of a Hub model's weights lie in the cache already."""
+    """Return whether all of a Hub model's weights are in the cache."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import LocalEntryNotFoundError
 
@@ -140,7 +140,7 @@ def is_fetched(model: str, revision: str | None = None) -> bool:
 
 
 def _weights_to_fetch(folder: Path, names: set[str]) -> list[str]:
-    """The weight files transformers would read, of all that a repository holds."""
+    """Return the weight files that transformers would read, of all that a repository holds."""
     for single in (SAFETENSORS, PICKLED):
         if single in names:
             return [single]
@@ -182,7 +182,7 @@ def open_remote(model: str, revision: str | None = None) -> Checkpoint:
 
 
 def peek(model: str, revision: str | None = None) -> Checkpoint | None:
-    """A Hub model's headers, where they can be had without downloading it; None for anything else."""
+    """Return a Hub model's headers if they can be read without a download; None for anything else."""
     if not is_hub_id(model):
         return None
     from huggingface_hub import constants

@@ -25,7 +25,7 @@ _UNWRITTEN = re.compile("unexpected pos|PytorchStreamWriter|Error while serializ
 
 
 def scratch_folder(target: Path) -> Path:
-    """Where a run on ``target`` works until it is complete."""
+    """Return the folder that a run on ``target`` writes to until it is complete."""
     return target.with_name(f".{target.name}.gqkva-partial")
 
 
@@ -93,7 +93,7 @@ def writing(target: Path) -> Iterator[None]:
 
 
 def _let_others_read(folder: Path) -> None:
-    """Give files the rights that new files get here: safetensors makes its own for their owner alone."""
+    """Give files the default permissions: safetensors creates its own readable by their owner alone."""
     mask = os.umask(0)
     os.umask(mask)
     for path in folder.rglob("*.safetensors"):

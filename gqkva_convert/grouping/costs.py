@@ -34,10 +34,10 @@ _GRID_ROUNDS = 6
 
 
 def mean_cost(similarity: Array) -> Cost:
-    """Squared distance of a group's heads to their mean, from their inner products ``(heads, heads)``.
+    """Return the cost of a group: the squared distance of its heads to their mean.
 
     The weight-sharing error of Joshi et al., 2024 (arXiv 2406.10247, section 3), in whatever frame the
-    inner products were taken.
+    inner products ``similarity``, ``(heads, heads)``, were taken.
     """
     own = np.diagonal(similarity)
 
@@ -50,7 +50,7 @@ def mean_cost(similarity: Array) -> Cost:
 
 
 def activation_similarity(statistics: BlockStatistics, aligned: bool) -> Array:
-    """Similarity of heads by the keys and values they put out, two cosines averaged, ``(heads, heads)``."""
+    """Return ``(heads, heads)``: cosine of heads' keys and cosine of their values, averaged."""
     if not aligned:
         keys = plain_similarity(statistics.keys, statistics.head_dim)
         return (keys + plain_similarity(statistics.values, statistics.head_dim)) / 2
@@ -59,9 +59,9 @@ def activation_similarity(statistics: BlockStatistics, aligned: bool) -> Array:
 
 
 def loss_similarity(statistics: BlockStatistics) -> Array:
-    """Inner products whose `mean_cost` follows what the closed form loses; quick to search with.
+    """Return inner products ``(heads, heads)`` whose `mean_cost` approximates the closed form's loss.
 
-    Keys count by the energy of the queries that read them, values by their output blocks.
+    Keys are weighted by the energy of the queries that read them, values by their output blocks.
     """
     keys = aligned_planes(statistics, statistics.keys, statistics.key_readers)
     values = value_overlap(statistics, weighted=True)
@@ -71,7 +71,7 @@ def loss_similarity(statistics: BlockStatistics) -> Array:
 
 
 def query_similarity(statistics: BlockStatistics) -> Array:
-    """The same for queries that will be shared, by the energy of the keys they read."""
+    """Return `loss_similarity` of queries that will be shared, by the energy of the keys they read."""
     count, head_dim = statistics.units, statistics.head_dim
     blocks = statistics.keys.reshape(count, head_dim, count, head_dim)
     found = aligned_planes(statistics, statistics.queries, np.einsum("sfsg->sfg", blocks))
@@ -80,7 +80,7 @@ def query_similarity(statistics: BlockStatistics) -> Array:
 
 
 def closed_form_loss(statistics: BlockStatistics, group: Sequence[int]) -> float:
-    """What the closed form loses of a group, relative to the block: keys' error and a share of values'."""
+    """Return the closed form's loss of a group relative to the block: keys' error and a share of values'."""
     keys, values = _residuals(statistics, group)
     return keys + VALUE_SHARE * values
 
@@ -92,14 +92,14 @@ def grid_loss(
     keys: Sequence[int],
     turning: Turning,
 ) -> float:
-    """What the closed form loses where queries are shared too, relative to the block.
+    """Return the closed form's loss relative to the block where queries are shared too.
 
     Args:
         statistics: The block, queries included.
         order: Head of each place of the result.
         queries: Shared query of each place.
         keys: Shared key and value of each place.
-        turning: What rotary positions do.
+        turning: Averages of rotary positions over distances.
     """
     members: dict[str, dict[int, list[int]]] = {"query": {}, "key": {}}
     scored = []

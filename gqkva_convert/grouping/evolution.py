@@ -40,7 +40,7 @@ class Front:
     choices: tuple[tuple[Groups, ...], ...]
 
     def within(self, budget: int) -> tuple[Groups, ...]:
-        """The point of least error that keeps at most so many heads.
+        """Return the point of least error that keeps at most ``budget`` heads.
 
         Raises:
             LayoutError: There is none.
@@ -54,7 +54,7 @@ class Front:
 
 
 def evolve(similarities: Sequence[Array], *, equal: bool, seed: int) -> Front:
-    """Both stages.
+    """Search groups within each layer, then the number of groups of each layer.
 
     Args:
         similarities: For each layer inner products of its heads, ``(heads, heads)``.
@@ -95,7 +95,7 @@ def evolve(similarities: Sequence[Array], *, equal: bool, seed: int) -> Front:
 
 
 def _layer_front(similarity: Array, equal: bool, seed: int) -> dict[int, tuple[float, Groups]]:
-    """For each number of groups of one layer, the least error found and its groups."""
+    """Return, for each number of groups of one layer, the least error found and its groups."""
     heads = len(similarity)
     cost = mean_cost(similarity)
     found: dict[int, tuple[float, Groups]] = {heads: (0.0, tuple((head,) for head in range(heads)))}
@@ -129,7 +129,7 @@ def _layer_front(similarity: Array, equal: bool, seed: int) -> dict[int, tuple[f
 
 
 def _nsga2(evaluate: Any, upper: Array, seed: int) -> tuple[Array, Array]:
-    """The last population of NSGA-II over genomes between 0 and ``upper``, and its objectives."""
+    """Run NSGA-II over genomes between 0 and ``upper``; return the last population and its objectives."""
     try:
         from pymoo.algorithms.moo.nsga2 import NSGA2
         from pymoo.core.problem import Problem

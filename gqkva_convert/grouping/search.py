@@ -21,7 +21,7 @@ _STARTS, _SHAKES = (6, 2), (12, 4)
 
 
 def neighbour_groups(units: int, count: int) -> Groups:
-    """Consecutive heads, in groups as equal as can be, the larger ones first."""
+    """Return consecutive heads in groups as equal as possible, the larger ones first."""
     size, rest = divmod(units, count)
     ends = [number * size + min(number, rest) for number in range(count + 1)]
     return tuple(tuple(range(start, end)) for start, end in pairwise(ends))
@@ -43,26 +43,26 @@ class Search:
         self._known: dict[Group, float] = {}
 
     def cost(self, group: Group) -> float:
-        """Cost of a group, computed once."""
+        """Return the cost of a group, computed once."""
         group = tuple(sorted(group))
         if group not in self._known:
             self._known[group] = self._cost(group)
         return self._known[group]
 
     def total(self, groups: Groups) -> float:
-        """Summed cost."""
+        """Return the summed cost of groups."""
         return sum(self.cost(group) for group in groups)
 
     def equal(self, count: int) -> Groups:
-        """Groups of equal size."""
+        """Return groups of equal size."""
         return self._best(neighbour_groups(self.units, count), moves=False)
 
     def unequal(self, count: int) -> Groups:
-        """Groups of any sizes."""
+        """Return groups of any sizes."""
         return self._best(neighbour_groups(self.units, count), moves=True)
 
     def improve(self, groups: Groups, *, moves: bool) -> Groups:
-        """Follow groups down to where no swap, or move, helps."""
+        """Improve groups until no swap, or move, helps."""
         return _ordered(self._descend([list(group) for group in groups], moves))
 
     def _best(self, neighbours: Groups, moves: bool) -> Groups:
@@ -95,7 +95,7 @@ class Search:
         return [[next(places) for _ in range(size)] for size in sizes]
 
     def _greedy(self, sizes: list[int]) -> list[list[int]]:
-        """Each group grows by the head that costs it least."""
+        """Fill groups one after another, each by the head that costs it least."""
         left = set(range(self.units))
         groups = []
         for size in sizes:
@@ -131,7 +131,7 @@ class Search:
     def _better_pair(
         self, one: list[int], other: list[int], moves: bool
     ) -> tuple[list[int], list[int]] | None:
-        """The best swap or move between two groups, if any helps."""
+        """Return the best swap or move between two groups, or None if none helps."""
         before = self.cost(tuple(one)) + self.cost(tuple(other))
         best, found = before - 1e-12 * abs(before), None
         for changed_one, changed_other in _changes(one, other, moves):
@@ -153,20 +153,20 @@ def _changes(one: list[int], other: list[int], moves: bool) -> Iterator[tuple[li
 
 
 def _ordered(groups: list[list[int]]) -> Groups:
-    """Groups by their first head, heads ascending."""
+    """Sort groups by their first head, and heads within a group."""
     return tuple(sorted(tuple(sorted(group)) for group in groups))
 
 
 def search_grid(
     row_cost: Cost, column_cost: Cost, rows: int, columns: int, seed: str
 ) -> tuple[tuple[int, ...], ...]:
-    """Assign heads to a grid whose rows will share a query and whose columns a key and a value.
+    """Assign heads to a grid: heads of a row share a query, heads of a column a key and a value.
 
     Args:
         row_cost: Cost of the heads of a row.
         column_cost: Cost of the heads of a column.
-        rows: Query groups.
-        columns: Key/value groups.
+        rows: Number of shared queries.
+        columns: Number of shared keys and values.
         seed: Any text.
 
     Returns:

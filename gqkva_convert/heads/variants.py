@@ -32,7 +32,7 @@ class Variant:
 
     @property
     def slug(self) -> str:
-        """The variant in a folder name: ``gqa-8``, ``mqa``, ``gkva-2``, ``mkva``, ``gqkva-2.4``."""
+        """Return the variant in a folder name: ``gqa-8``, ``mqa``, ``gkva-2``, ``mkva``, ``gqkva-2.4``."""
         if self.gq is None:
             return "mqa" if self.gkv == 1 else f"gqa-{self.gkv}"
         if self.gkv is None:
@@ -40,7 +40,7 @@ class Variant:
         return f"gqkva-{self.gq}.{self.gkv}"
 
     def layout(self, source: HeadLayout) -> HeadLayout:
-        """The layout this variant gives a block of ``source``'s shape, heads in neighbour order.
+        """Return the layout that this variant gives a block of ``source``'s shape, heads in neighbour order.
 
         Raises:
             LayoutError: The numbers do not fit; the message lists those that would.

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 
 def request_plan(model: SourceModel, request: Request) -> Plan:
-    """Return the plan that follows from the request alone; groups to be searched for are neighbours yet.
+    """Return the plan that follows from the request alone; groups to be searched for are neighbours so far.
 
     Raises:
         LayoutError: The numbers of heads do not fit the model.

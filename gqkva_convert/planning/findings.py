@@ -67,7 +67,7 @@ class Findings:
 
 
 def merged_role(block: BlockPlan) -> str:
-    """Return whose groups a picture of a grid shows: keys', or queries' where those alone are shared."""
+    """Return the role whose groups a plot of a grid shows: queries if those alone are shared, else keys."""
     return "key" if block.target.num_key_heads < block.target.num_attention_heads else "query"
 
 
@@ -109,7 +109,7 @@ class BlockSurvey:
 
         Args:
             block: The block.
-            statistics: What `statistics` gave.
+            statistics: Result of `statistics`.
             found: The groups chosen.
             by: Grouping whose similarity is shown.
         """
@@ -130,22 +130,22 @@ class BlockSurvey:
 
 
 def weighed(statistics: BlockStatistics, groups: Groups) -> BlockGroups:
-    """Return groups that were found by other measures with what the closed form loses of them."""
+    """Return groups that were found by other measures with the closed form's loss of them."""
     neighbours = neighbour_groups(statistics.units, len(groups))
     return BlockGroups(groups, total_loss(statistics, groups), total_loss(statistics, neighbours))
 
 
 def look_at(model: SourceModel, plan: Plan, calibrated: CalibratedModel | None, compare: bool) -> Findings:
-    """Return what the closed form loses of groups that no search chose.
+    """Compute the closed form's loss of groups that no search chose.
 
     Args:
         model: The source.
         plan: The plan.
         calibrated: The source with its data, where there are any.
-        compare: Look at what searched groups would lose too.
+        compare: Also search other groupings.
 
     Returns:
-        Nothing of a block that stays as it is, or whose keys and values are grouped apart.
+        Findings without blocks that are unchanged, or whose keys and values are grouped apart.
     """
     blocks = {}
     with model.checkpoint.reader() as reader:

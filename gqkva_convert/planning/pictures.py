@@ -19,15 +19,12 @@ _COLUMNS = 4
 
 
 def draw_findings(findings: Findings, grouping: str, folder: Path) -> list[Path]:
-    """Draw what planning found, one PNG a subject.
+    """Draw what planning found, one PNG per subject, and return the files written.
 
     Args:
         findings: What planning found.
         grouping: Name of the grouping, for titles.
         folder: Where to write.
-
-    Returns:
-        The files written.
     """
     for old in (*folder.glob("similarity-*.png"), folder / "losses.png", *folder.glob("front.*")):
         old.unlink(missing_ok=True)
@@ -43,7 +40,7 @@ def draw_findings(findings: Findings, grouping: str, folder: Path) -> list[Path]
 
 
 def _draw_similarities(findings: Findings, kind: str, grouping: str, file: Path) -> Path:
-    """A square a layer: similarity of every pair of heads, heads of a group side by side and outlined."""
+    """Draw a square per layer: similarity of every pair of heads, heads of a group outlined."""
     from matplotlib.patches import Rectangle
 
     layers = [layer for its_kind, layer in findings.blocks if its_kind == kind]
@@ -82,7 +79,7 @@ def _draw_similarities(findings: Findings, kind: str, grouping: str, file: Path)
 
 
 def _draw_losses(blocks: Mapping[Place, BlockFindings], grouping: str, file: Path) -> Path:
-    """A line a grouping: what the closed form loses in each layer, the chosen one on top."""
+    """Draw a line per grouping: the closed form's loss in each layer, the chosen one on top."""
     places = list(blocks)
     figure, axis = pyplot().subplots(figsize=(max(5.0, 0.28 * len(places) + 2), 3.6), layout="constrained")
     names = dict.fromkeys(name for found in blocks.values() for name in found.method_losses)

@@ -75,7 +75,7 @@ def _best_grid(laboratory: BlockLaboratory, seed: str) -> BlockPlan:
 
 
 def _grid(order: Order, target: HeadLayout) -> frozenset[frozenset[int]]:
-    """Which heads share queries and which share keys, whatever rows and columns are called."""
+    """Return which heads share queries and which share keys, regardless of the order of rows and columns."""
     groups: dict[tuple[str, int], set[int]] = {}
     for place, head in enumerate(order):
         groups.setdefault(("query", target.query[place]), set()).add(head)
@@ -84,7 +84,7 @@ def _grid(order: Order, target: HeadLayout) -> frozenset[frozenset[int]]:
 
 
 def _error(laboratory: BlockLaboratory, plan: BlockPlan, learned: BlockData, held: BlockData) -> float:
-    """Return what a short fit leaves on held-out inputs."""
+    """Return the held-out error after a short fit."""
     from gqkva_convert.refinement.layerwise import FitSettings, fit_layer
 
     network = laboratory.network.regrouped(plan)

@@ -121,11 +121,11 @@ def make_request(
     seed: int = 0,
     **wishes: Any,
 ) -> Request:
-    """Make a request of the options of a command.
+    """Make a request from the options of a command.
 
     Args:
         calibration: Name of the data to run through the model, or `DataSettings`.
-        calibration_samples: Of the data; None for 128.
+        calibration_samples: Sequences or images of it; None for 128.
         calibration_length: Tokens of each sample.
         seed: As `Request`.
         wishes: The other attributes of `Request`.
@@ -146,7 +146,7 @@ def make_request(
 
 
 def parse_refinements(text: str | None) -> tuple[str, ...]:
-    """Names separated by commas, in the order they run; ``none`` alone, or None, for none.
+    """Return the refinements of a comma-separated text in the order they run; ``none`` or None for none.
 
     Raises:
         UsageError: There is no such refinement.

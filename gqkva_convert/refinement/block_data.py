@@ -55,26 +55,26 @@ class BlockData:
         return other
 
     def parts(self) -> Iterator[list[int]]:
-        """All calls once, those of one shape together up to a few thousand positions."""
+        """Yield all calls once, those of one shape together up to `_SIDE_BY_SIDE` positions."""
         for numbers in self.alike:
             step = max(1, _SIDE_BY_SIDE // max(positions_of(self.calls[numbers[0]]), 1))
             for start in range(0, len(numbers), step):
                 yield numbers[start : start + step]
 
     def joined(self, numbers: Sequence[int]) -> dict[str, Any]:
-        """Calls of one shape as one."""
+        """Return calls of one shape as one batch."""
         call: dict[str, Any] = _side_by_side([self.calls[number] for number in numbers])
         return call
 
     def joined_answers(self, numbers: Sequence[int]) -> Tensor:
-        """What the original block gives to `joined` calls."""
+        """Return the original block's output for `joined` calls, ``(positions, hidden)``."""
         return torch.cat([self.answers[number] for number in numbers])
 
     def draws(self, positions: int, seed: int) -> Iterator[list[list[int]]]:
-        """Without end, what a step of a fit reads: lists of calls of one shape, all drawn before any again.
+        """Yield batches for a fit's steps without end: lists of calls of one shape, each call once per epoch.
 
         Args:
-            positions: Least number of positions in a step, if there are as many.
+            positions: Least number of positions in a step, if there are enough.
             seed: Seed of the order.
         """
         generator = torch.Generator().manual_seed(seed)
@@ -105,7 +105,7 @@ class BlockData:
         return parts
 
     def error(self, heads: TensorHeads) -> float:
-        """Squared error of the block's output relative to its energy."""
+        """Return the squared error of the block's output relative to its energy."""
         output = self.network.output_weight(heads)
         total = 0.0
         with torch.no_grad():
@@ -124,7 +124,7 @@ def _shape(value: Any) -> Any:
 
 
 def _side_by_side(values: Sequence[Any]) -> Any:
-    """Values of several sequences as one batch; what is the same for all, or not of one sequence, stays."""
+    """Batch the values of several sequences; values that all share, or of no sequence, are kept once."""
     first = values[0]
     if isinstance(first, Tensor):
         is_shared = len(values) > 1 and all(value.data_ptr() == first.data_ptr() for value in values)

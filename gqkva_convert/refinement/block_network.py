@@ -56,7 +56,7 @@ class BlockNetwork:
         self.read = {role: self._read(role) for role in ROLES}
 
     def _read(self, role: str) -> list[int]:
-        """For each stored head of the source, the merged head that its readers read."""
+        """Return, for each stored head of the source, the merged head that its readers read."""
         source, target = self.plan.source.stored_heads(role), self.plan.target.stored_heads(role)
         found: dict[int, int] = {}
         for head, place in enumerate(self.places):
@@ -68,11 +68,11 @@ class BlockNetwork:
         return [found[stored] for stored in sorted(found)]
 
     def attended(self, heads: TensorHeads | None, call: dict[str, Any]) -> Tensor:
-        """What the heads attend to, before the output projection, at positions that are not padding.
+        """Run the block without its output projection, at positions that are not padding.
 
         Args:
             heads: Merged heads; None for the block's own.
-            call: What the block is called with.
+            call: Arguments of the block.
 
         Returns:
             ``(positions, heads * head_dim)``, heads in the source's order.
@@ -86,11 +86,11 @@ class BlockNetwork:
         return attended if valid is None else attended[valid.flatten().bool().to(attended.device)]
 
     def output_weight(self, heads: TensorHeads) -> Tensor:
-        """The merged output projection, blocks in the source's order, ``(heads * head_dim, hidden)``."""
+        """Return the merged output projection, ``(heads * head_dim, hidden)``, in the source's order."""
         return torch.cat([heads["output", place] for place in self.places])
 
     def _expanded(self, heads: TensorHeads) -> dict[str, Tensor]:
-        """The source block's parameters with every head replaced by the one it was merged into."""
+        """Return the source block's parameters with every head replaced by the one it was merged into."""
         rows = {role: torch.cat([heads[role, stored] for stored in self.read[role]]) for role in ROLES}
         parameters: dict[str, Tensor] = {}
         for projection in self.block.projections:
@@ -111,13 +111,13 @@ class BlockNetwork:
         return parameters
 
     def _row_order(self, projection: StoredProjection) -> Tensor:
-        """For each row of a fused projection, its place when roles follow one another, heads in order."""
+        """Return the index of each row of a fused projection where roles follow one another."""
         starts = [start for role in projection.roles for start in projection.starts[role]]
         rows = torch.tensor(starts)[:, None] + torch.arange(self.plan.source.head_dim)
         return rows.flatten().argsort()
 
     def _merged_gains(self, role: str, span: str, head_dim: int) -> dict[str, Tensor]:
-        """Gains of a norm that holds one for each head, each replaced by its group's mean."""
+        """Return the gains of a norm with one per head, each replaced by its group's mean."""
         names = [name for name in self.state if name.startswith(norm_names(role))]
         groups = self.plan.groups(role)
         if span == "all_heads":
@@ -138,17 +138,17 @@ class BlockNetwork:
 
 
 def to_tensors(heads: Heads, device: torch.device) -> TensorHeads:
-    """Merged heads as float32 tensors."""
+    """Convert merged heads to float32 tensors."""
     return {name: torch.from_numpy(head).to(device, torch.float32) for name, head in heads.items()}
 
 
 def to_arrays(heads: TensorHeads) -> Heads:
-    """Tensors as float64 heads."""
+    """Convert tensors to float64 heads."""
     return {name: head.detach().double().cpu().numpy() for name, head in heads.items()}
 
 
 def _standalone(block: nn.Module, device: torch.device) -> tuple[nn.Module, dict[str, Tensor]]:
-    """A float32 copy of a block without its output projection, and its parameters, wherever they were."""
+    """Copy a block in float32 without its output projection; return it and its parameters."""
     from accelerate.hooks import remove_hook_from_module
     from accelerate.utils import align_module_device
 
@@ -180,7 +180,7 @@ def _moved(value: Any, device: torch.device) -> Any:
 
 
 def positions_of(call: dict[str, Any]) -> int:
-    """Positions of a call's sequences, padding included."""
+    """Return the positions of a call's sequences, padding included."""
     return int(_states(call).shape[1])
 
 
@@ -189,7 +189,7 @@ def _states(call: dict[str, Any]) -> Any:
 
 
 def sequences(call: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    """A call of several sequences as calls of one each."""
+    """Split a call of several sequences into calls of one each."""
     count = len(_states(call))
 
     def part(value: Any, number: int) -> Any:

@@ -68,12 +68,12 @@ class BlockLaboratory:
         )
 
     def sequences(self, numbers: list[int]) -> Iterator[dict[str, Any]]:
-        """The block's calls in some batches, one a sequence."""
+        """Yield the block's calls in some batches, one per sequence."""
         for call in self.calls.of(self.merge.block.place, numbers):
             yield from sequences(call)
 
     def data(self, numbers: list[int], most: int | None = None) -> BlockData:
-        """The block's calls in some batches, the first ``most`` of them, with the original's answers."""
+        """Return the block's first ``most`` calls in some batches, with the original's answers."""
         return BlockData(self.network, list(islice(self.sequences(numbers), most)), self.output)
 
     @cached_property
@@ -85,7 +85,7 @@ class BlockLaboratory:
         return self.data(self.held_numbers)
 
     def merged(self, rule: str | None = None, plan: BlockPlan | None = None) -> TensorHeads:
-        """Merged heads under one rule, or the plan's; and under another plan where one is given."""
+        """Merge the heads under a rule or the plan's, and under another plan where one is given."""
         merge = replace(self.merge, plan=plan or self.merge.plan)
         if rule is not None:
             merge = replace(merge, rules=GroupRules.same(rule, merge.plan.target))
@@ -94,7 +94,7 @@ class BlockLaboratory:
 
     @property
     def original_outputs(self) -> TensorHeads:
-        """The block's own output blocks by place in the result."""
+        """Return the block's own output blocks by place in the result."""
         head_dim = self.merge.plan.source.head_dim
         return {
             ("output", place): self.output[head * head_dim : (head + 1) * head_dim]
@@ -118,7 +118,7 @@ class FittedBlocks:
         self.folder = cache_folder() / "fits" / hashlib.sha256(identity.encode()).hexdigest()
 
     def fit(self, stages: Stages) -> dict[str, dict[str, float]]:
-        """Refine every block that is not done yet.
+        """Refine every block that is not refined yet.
 
         Returns:
             For each block, the held-out error before and after each refinement.
@@ -157,7 +157,7 @@ class FittedBlocks:
         return errors
 
     def heads(self, place: Place) -> Heads | None:
-        """A block's refined heads, if it has any."""
+        """Return a block's refined heads, if it has any."""
         from safetensors.torch import load_file
 
         file = self._file(place)

@@ -48,20 +48,19 @@ class FitSettings:
     epochs: float = 20.0
 
     def steps_over(self, positions: int) -> int:
-        """How many steps data of so many positions take."""
+        """Return the number of steps for data of ``positions`` positions."""
         return max(self.steps, math.ceil(self.epochs * positions / self.positions))
 
     def rate_at(self, step: int) -> float:
-        """Share of the rate at a step, counted from 0."""
+        """Return the share of the rate at a step, counted from 0."""
         warmup = min(1.0, (step + 1) / max(self.warmup_steps, 1))
         return warmup * 0.5 * (1 + math.cos(math.pi * step / self.steps))
 
 
 def fit_layer(heads: TensorHeads, learned: BlockData, held: BlockData, settings: FitSettings) -> TensorHeads:
-    """A short fit of all projections to the original block's output (LoLCATs, arXiv 2410.10254, section 3.2).
+    """Fit all projections to the original block's output (LoLCATs, arXiv 2410.10254, section 3.2).
 
-    Adam; the heads of the step whose output errs least on held-out inputs are kept, those it began with
-    included.
+    Adam; the heads with the least error on held-out inputs are kept, the initial ones included.
     """
     steps = settings.steps_over(sum(map(len, learned.answers)))
     settings = replace(settings, steps=steps, epochs=0.0)
@@ -71,7 +70,7 @@ def fit_layer(heads: TensorHeads, learned: BlockData, held: BlockData, settings:
 
 
 def _best_rate(heads: TensorHeads, learned: BlockData, held: BlockData, settings: FitSettings) -> float:
-    """The rate whose short fit errs least on held-out inputs; the smallest if all run away."""
+    """Return the rate whose short fit has the least held-out error; the smallest if all diverge."""
     steps = min(settings.trial_steps, settings.steps)
     errors = {}
     for rate in sorted(settings.rate * share for share in SHARES):
@@ -81,7 +80,7 @@ def _best_rate(heads: TensorHeads, learned: BlockData, held: BlockData, settings
 
 
 def _fit(heads: TensorHeads, learned: BlockData, held: BlockData, settings: FitSettings) -> TensorHeads:
-    """Adam at one rate."""
+    """Fit with Adam at one rate."""
     fitted = {name: head.clone().requires_grad_(True) for name, head in heads.items()}
     groups = []
     for role in ("query", "key", "value", "output"):
@@ -120,7 +119,7 @@ def _loss(
     settings: FitSettings,
     generator: torch.Generator,
 ) -> Tensor:
-    """What some sequences add to a step's loss."""
+    """Return the share of a step's loss of some sequences."""
     network, call, answer = data.network, data.joined(numbers), data.joined_answers(numbers)
     with observing() as ours:
         given = network.attended(fitted, call) @ network.output_weight(fitted)

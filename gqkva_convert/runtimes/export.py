@@ -70,7 +70,7 @@ def export(
 
 
 def require_options(runtime: str | None, dtype: str | None, max_shard_size: str | None) -> None:
-    """Refuse options that do not go together.
+    """Refuse options that contradict each other.
 
     Raises:
         UsageError: Says which.

@@ -39,12 +39,12 @@ _FIXED_VALUES: dict[str, tuple[object, ...]] = {"position_embedding_type": ("abs
 
 
 def is_grouped(config: dict[str, Any]) -> bool:
-    """Whether a configuration is one of our grouped models'."""
+    """Return whether a configuration belongs to a grouped model."""
     return str(config.get("model_type")).startswith(MODEL_TYPE_PREFIX)
 
 
 def check_config(config: dict[str, Any], family: Family, folder: Path) -> None:
-    """Refuse a configuration that changes attention in a way the table does not know."""
+    """Refuse a configuration that changes attention in a way the family's table does not know."""
     quantised = config.get("quantization_config") or config.get("compression_config")
     if quantised:
         method = quantised.get("quant_method", "unknown") if isinstance(quantised, dict) else "unknown"
@@ -77,7 +77,7 @@ def check_config(config: dict[str, Any], family: Family, folder: Path) -> None:
 
 
 def _check_class(config: dict[str, Any], family: Family, folder: Path) -> None:
-    """Refuse a grouped model of a class that there is none of."""
+    """Refuse a grouped model of an unknown class."""
     names = set(map(grouped_name, GROUPED_FAMILIES[family.model_type].stock_classes))
     wrong = set(config.get("architectures") or ()) - names
     if wrong:
@@ -88,7 +88,7 @@ def _check_class(config: dict[str, Any], family: Family, folder: Path) -> None:
 
 
 def _table_keys(family: Family) -> set[str]:
-    """Keys that the table reads, without the names of nested configurations."""
+    """Return the keys that the table reads, without the names of nested configurations."""
     keys = {name.rpartition(".")[2] for name in _number_names(family)}
     for attention in family.attention:
         keys.update(norm.key for norm in attention.norms if norm.key)
@@ -97,7 +97,7 @@ def _table_keys(family: Family) -> set[str]:
 
 
 def _number_names(family: Family) -> set[str]:
-    """Names of the configuration's numbers that decide the layouts."""
+    """Return the names of the configuration's numbers that decide the layouts."""
     names = set()
     for attention in family.attention:
         names.add(attention.num_attention_heads.name)

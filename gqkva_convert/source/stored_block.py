@@ -73,12 +73,12 @@ class StoredBlock:
 
     @property
     def has_input_bias(self) -> bool:
-        """Whether queries, keys or values have biases; all three then read a constant input at the end."""
+        """Return whether queries, keys or values have biases; all three then read a constant last input."""
         return any(one.bias is not None for one in self.projections if "output" not in one.roles)
 
     @property
     def norm(self) -> Literal["none", "plain", "centred"]:
-        """The kind of norm between projections and scores."""
+        """Return the kind of norm between projections and scores."""
         if not self.norms:
             return "none"
         return "centred" if any(norm.is_centred for norm in self.norms) else "plain"

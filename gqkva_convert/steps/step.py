@@ -54,7 +54,7 @@ class BlockMerge:
     rules: GroupRules
 
     def head_merge(self) -> HeadMerge:
-        """Return what `merge_heads` takes.
+        """Return the arguments of `merge_heads`.
 
         Raises:
             FamilyError: The closed form needs rotary frequencies, and their kind is not known.
@@ -108,7 +108,7 @@ class Step:
 
     @property
     def is_copy(self) -> bool:
-        """Whether the output is the source tensor, byte for byte."""
+        """Return whether the output is the source tensor, byte for byte."""
         return not self.heads and self.dtype == self.source.dtype
 
     @property
@@ -135,7 +135,7 @@ class Steps:
 
 
 def describe(steps: Steps) -> dict[str, Any]:
-    """Counts and bytes by operation, for reports and `--dry-run`."""
+    """Count tensors and bytes by operation, for reports and `--dry-run`."""
     table: dict[str, dict[str, int]] = {}
     for step in steps.steps:
         row = table.setdefault(step.operation, {"tensors": 0, "bytes": 0})

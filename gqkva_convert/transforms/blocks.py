@@ -84,13 +84,13 @@ class HeadMerge:
 def merge_heads(
     merge: HeadMerge, heads: SourceHeads, gains: InputMoments, measured: InputMoments | None
 ) -> Heads:
-    """Merge a block's heads by its rules, readers and what they read together.
+    """Merge a block's heads by its rules, together with the weights that read them.
 
     Args:
-        merge: Which heads become one, by which rules.
+        merge: Groups and rules.
         heads: The source's heads.
-        gains: Moments of the inputs as far as weights tell.
-        measured: Moments measured on data; None for those of ``gains``.
+        gains: Moments of the inputs as estimated from weights.
+        measured: Moments measured on data; None to use ``gains``.
 
     Returns:
         Every stored head of the result, in the dtype of ``heads``; output blocks by their place.
@@ -121,7 +121,7 @@ def _moments(rule: str, gains: InputMoments, measured: InputMoments | None) -> I
 
 
 def _diagonal_blocks(products: Array, members: int) -> list[Array]:
-    """The products of each member's features with each other, ``(head_dim, head_dim)``."""
+    """Return the products of each member's features with each other, ``(head_dim, head_dim)``."""
     head_dim = len(products) // members
     spans = [slice(member * head_dim, (member + 1) * head_dim) for member in range(members)]
     return [products[span, span] for span in spans]
@@ -149,7 +149,7 @@ def _merge_values(
     Args:
         merge: The block's merge.
         rows: The group's heads, ``(members * head_dim, inputs)``.
-        products: Inner products of the rows.
+        products: Inner products of the rows, ``(members * head_dim, members * head_dim)``.
         outputs: Output block of each attention head of the result, ``(head_dim, hidden_size)``.
         stored: Number of the group.
 
@@ -188,7 +188,7 @@ def _merge_scores(
     moments: InputMoments,
     weights: Array,
 ) -> Heads:
-    """Merge the queries and keys of attention heads that share any, directly or through others.
+    """Merge queries and keys of connected attention heads ``scored``, of weights ``(len(scored),)``.
 
     Args:
         merge: The block's merge.
@@ -228,7 +228,7 @@ def _merge_scores(
 
 
 def _mixes(merge: HeadMerge, scores: Scores, name: str) -> tuple[Mixes, Mixes]:
-    """Return how members become shared queries and keys under a rule."""
+    """Return the mix of members into shared queries and keys under a rule."""
     rule = RULES[name]
     # A norm passes half turns on, and even those not if it takes a mean away first.
     if rule.group_method == "mean" or merge.norm == "centred":
@@ -254,15 +254,10 @@ def _means(scores: Scores) -> tuple[Mixes, Mixes]:
 
 
 def _weights(merge: HeadMerge, outputs: NDArray[Any], squares: Mapping[int, Array]) -> Array:
-    """Return the weight of each head's scores: the root of the energy ``E |R' v|^2`` of its output.
+    """Return the weight of each head's scores, ``(attention heads of the result,)``.
 
-    Args:
-        merge: The block's merge.
-        outputs: The source's output blocks ``R``, ``(heads, head_dim, hidden_size)``.
-        squares: ``E v v'`` of each of the source's value heads, ``(head_dim, head_dim)``.
-
-    Returns:
-        ``(attention heads of the result,)``.
+    The root of the energy ``E |R' v|^2`` of its output, from the source's output blocks ``R``, ``(heads,
+    head_dim, hidden_size)``, and ``squares``, ``E v v'`` of each value head, ``(head_dim, head_dim)``.
     """
     energies = []
     for head in merge.order:

@@ -71,11 +71,11 @@ class Scores:
 
     @property
     def resting(self) -> list[int]:
-        """Features that do not turn."""
+        """Return the features that do not turn."""
         return sorted(set(range(self.head_dim)) - {*self.first, *self.second})
 
     def span(self, member: int) -> slice:
-        """A member's place among a shared head's features."""
+        """Return a member's slice of a shared head's features."""
         return slice(member * self.head_dim, (member + 1) * self.head_dim)
 
 
@@ -86,8 +86,8 @@ def shared_scores(scores: Scores, turning: Turning, rounds: int = MAX_ROUNDS) ->
     """Mix members into shared queries and keys.
 
     Args:
-        scores: Who reads what, and the inner products.
-        turning: What positions do.
+        scores: Layout and inner products.
+        turning: Averages of rotary positions over distances.
         rounds: Most rounds of queries and keys in turn.
 
     Returns:
@@ -110,7 +110,7 @@ def shared_scores(scores: Scores, turning: Turning, rounds: int = MAX_ROUNDS) ->
 
 
 def score_loss(scores: Scores, turning: Turning, queries: Sequence[Array], keys: Sequence[Array]) -> float:
-    """The sum that `shared_scores` minimises."""
+    """Return the sum that `shared_scores` minimises, for mixes of the shapes that it returns."""
     total = 0.0
     for head, weight in zip(scores.heads, scores.weights, strict=True):
         query_span, key_span = scores.span(head.query_member), scores.span(head.key_member)
@@ -127,7 +127,7 @@ def score_loss(scores: Scores, turning: Turning, queries: Sequence[Array], keys:
 
 
 def score_energy(scores: Scores, turning: Turning) -> float:
-    """The weighted sum of squared scores themselves, what a loss is measured by."""
+    """Return the weighted sum of squared scores, which a loss is relative to."""
     return float(
         sum(
             weight
@@ -143,7 +143,7 @@ def score_energy(scores: Scores, turning: Turning) -> float:
 
 
 def _best_queries(scores: Scores, turning: Turning, keys: Sequence[Array]) -> tuple[Mixes, float]:
-    """The best shared queries for given shared keys, and how much of the scores' energy they explain."""
+    """Solve for the shared queries given shared keys; return them and the energy of scores they explain."""
     shared = [key @ products for key, products in zip(keys, scores.keys, strict=True)]
     sizes = [turning.average(left @ key.T) for left, key in zip(shared, keys, strict=True)]
     systems = [np.zeros((scores.head_dim, scores.head_dim)) for _ in scores.queries]
@@ -162,7 +162,7 @@ def _best_queries(scores: Scores, turning: Turning, keys: Sequence[Array]) -> tu
 
 
 def _best_keys(scores: Scores, turning: Turning, queries: Sequence[Array]) -> Mixes:
-    """The best shared keys for given shared queries."""
+    """Solve for the shared keys given shared queries."""
     shared = [query @ products for query, products in zip(queries, scores.queries, strict=True)]
     sizes = [turning.average_back(left @ query.T) for left, query in zip(shared, queries, strict=True)]
     systems = [np.zeros((scores.head_dim, scores.head_dim)) for _ in scores.keys]
@@ -176,7 +176,7 @@ def _best_keys(scores: Scores, turning: Turning, queries: Sequence[Array]) -> Mi
 
 
 def _solve(system: Array, side: Array) -> Array:
-    """The ridge solution of a positive semidefinite system."""
+    """Return the ridge solution of a positive semidefinite ``system @ x = side``."""
     mean = float(np.trace(system)) / len(system)
     if mean < _NOTHING:
         return np.zeros_like(side)
@@ -186,10 +186,10 @@ def _solve(system: Array, side: Array) -> Array:
 
 
 def _balanced(scores: Scores, keys: Mixes) -> Mixes:
-    """The same keys in a basis in which all features are alike in size, as large as the members are.
+    """Return the keys in a basis in which all features have the mean energy of the members'.
 
-    The queries, solved for afterwards, take the inverse. A basis with large and small features would lose to
-    rounding what was gained.
+    The queries, solved for afterwards, take the inverse. Features of very different size would lose
+    precision to rounding.
     """
     first, second, resting = scores.first, scores.second, scores.resting
     sizes = sum(
@@ -210,14 +210,14 @@ def _balanced(scores: Scores, keys: Mixes) -> Mixes:
 
 
 def _factors(squares: Array, wanted: float) -> Array:
-    """What brings features to a size; 1 for those that are nothing but noise."""
+    """Return the factors that scale squares to ``wanted``; 1 for features that are only noise."""
     known = squares > 1e-10 * max(float(squares.max()), _NOTHING)
     result: Array = np.where(known, np.sqrt(wanted / np.where(known, squares, 1)), 1)
     return result
 
 
 def _first_key(scores: Scores, shared: int) -> Array:
-    """Where the rounds begin: the best shared key if no plane could be mixed with another."""
+    """Return the starting point: the best shared key if no plane could be mixed with another."""
     head_dim, products = scores.head_dim, scores.keys[shared]
     first, second, resting = scores.first, scores.second, scores.resting
     members = len(products) // head_dim

@@ -49,7 +49,7 @@ _CUTS: dict[tuple[str, ...], _Cut] = {
 
 
 def read_byte_pairs(data: dict[str, Any], folder: Path, size: int) -> Vocabulary:
-    """BPE of bytes, as GPT-2 has it."""
+    """Read a BPE of bytes, as GPT-2 has it."""
     notes = []
     normalizer = (data.get("normalizer") or {}).get("type")
     if normalizer == "NFC":
@@ -74,7 +74,7 @@ def read_byte_pairs(data: dict[str, Any], folder: Path, size: int) -> Vocabulary
 
 
 def _cut(pre_tokenizer: Any) -> tuple[str, ...]:
-    """A pre-tokenizer in the words of `_CUTS`."""
+    """Return a pre-tokenizer as a key of `_CUTS`."""
     if not isinstance(pre_tokenizer, dict):
         return ()
     kind = pre_tokenizer.get("type")

@@ -47,7 +47,7 @@ class Rope:
 
 
 def number(config: dict[str, Any], key: str) -> float:
-    """A positive number of the configuration.
+    """Return a positive number of the configuration.
 
     Raises:
         FamilyError: It is missing or something else.
@@ -56,7 +56,7 @@ def number(config: dict[str, Any], key: str) -> float:
 
 
 def read_rope(model: SourceModel, family: RuntimeFamily, config: dict[str, Any]) -> Rope:
-    """The rotary positions of the exported model.
+    """Read the rotary positions of the exported model.
 
     Raises:
         NotExpressibleError: llama.cpp has no such kind for the architecture.
@@ -88,7 +88,7 @@ def read_rope(model: SourceModel, family: RuntimeFamily, config: dict[str, Any])
 
 
 def _llama3(rope: Rope) -> tuple[float, ...]:
-    """By what Llama 3.1 divides each plane's frequency, as transformers computes it.
+    """Return the divisor of each plane's frequency in Llama 3.1, as transformers computes it.
 
     Written out, because transformers computes in float32 and its last bits would end up in the file.
     """
@@ -108,9 +108,9 @@ def _llama3(rope: Rope) -> tuple[float, ...]:
 
 
 def context_length(family: RuntimeFamily, config: dict[str, Any]) -> tuple[int, int | None]:
-    """Positions that the file names, and the window that limits them if one does.
+    """Return the positions that the file names, and the window that limits them if one does.
 
-    llama.cpp attends to all positions in these architectures, which is the same as long as none lies outside
+    llama.cpp attends to all positions in these architectures, which is the same as long as none is outside
     the window.
     """
     positions = min(int(number(config, "max_position_embeddings")), 2**31 - 1)
@@ -123,7 +123,7 @@ def context_length(family: RuntimeFamily, config: dict[str, Any]) -> tuple[int, 
 
 
 def check_config(family: RuntimeFamily, config: dict[str, Any]) -> None:
-    """Refuse what the architecture would compute otherwise.
+    """Refuse a configuration that the architecture would compute differently.
 
     Raises:
         NotExpressibleError: Says what differs.
@@ -144,7 +144,7 @@ def check_config(family: RuntimeFamily, config: dict[str, Any]) -> None:
 def add_hyperparameters(
     writer: Any, family: RuntimeFamily, config: dict[str, Any], plan: Plan, rope: Rope
 ) -> None:
-    """Give a `GGUFWriter` everything about the model but its tensors and its tokenizer."""
+    """Give a `GGUFWriter` all keys of the model except those of tensors and tokenizer."""
     heads = [block.target.num_attention_heads for block in plan.blocks]
     keys = [block.target.num_key_heads for block in plan.blocks]
     head_dim = plan.blocks[0].target.head_dim

@@ -18,7 +18,7 @@ _UNMERGED = -1e6
 
 
 def read_pieces(data: dict[str, Any], config: dict[str, Any], folder: Path, size: int) -> Vocabulary:
-    """SentencePiece's BPE: merges become scores, which llama.cpp merges by."""
+    """Read SentencePiece's BPE: merges become scores, which llama.cpp merges by."""
     kinds = load_gguf().TokenType
     adds_space = _adds_space(data)
     if adds_space is None:
@@ -73,13 +73,13 @@ def read_pieces(data: dict[str, Any], config: dict[str, Any], folder: Path, size
 
 
 def _spares_spaces(data: dict[str, Any], config: dict[str, Any]) -> bool:
-    """Whether texts that begin with a space get no other, as under Metaspace and in transformers' Llamas."""
+    """Return whether texts that begin with a space get no other (Metaspace, transformers' Llamas)."""
     is_metaspace = (data.get("pre_tokenizer") or {}).get("type") == "Metaspace"
     return is_metaspace or str(config.get("tokenizer_class")).startswith("LlamaTokenizer")
 
 
 def _unlisted(vocab: dict[str, int], types: list[int], pairs: set[tuple[str, str]]) -> int:
-    """Pairs of tokens that make a token though no merge says so; llama.cpp merges them."""
+    """Count pairs of tokens that make a token though no merge says so; llama.cpp merges them."""
     normal = int(load_gguf().TokenType.NORMAL)
     words = {text for text, number in vocab.items() if types[number] == normal}
     made = {left + right for left, right in pairs}
@@ -93,7 +93,7 @@ def _unlisted(vocab: dict[str, int], types: list[int], pairs: set[tuple[str, str
 
 
 def _adds_space(data: dict[str, Any]) -> bool | None:
-    """Whether texts get a space in front; None for a preparation that llama.cpp has not."""
+    """Return whether texts get a space in front; None for a preparation that llama.cpp lacks."""
     normalizer, pre_tokenizer = data.get("normalizer"), data.get("pre_tokenizer")
     if normalizer is None and isinstance(pre_tokenizer, dict):
         scheme = pre_tokenizer.get("prepend_scheme", "always")
@@ -118,7 +118,7 @@ def _adds_space(data: dict[str, Any]) -> bool | None:
 
 
 def read_sentencepiece(copy: Path, folder: Path, size: int) -> Vocabulary:
-    """A lone ``tokenizer.model``."""
+    """Read a ``tokenizer.model`` without tokenizer.json."""
     gguf = load_gguf()
     try:
         from sentencepiece import sentencepiece_model_pb2

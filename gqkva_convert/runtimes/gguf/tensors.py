@@ -73,7 +73,7 @@ class RuntimeTensor:
 
 
 def sizes(config: dict[str, Any], plan: Plan) -> list[dict[str, int]]:
-    """What the words of a `Shape` stand for, layer by layer."""
+    """Return the numbers that the names in a `Shape` mean in each layer."""
     numbers = {}
     for word, key in (("vocab", "vocab_size"), ("width", "hidden_size"), ("inner", "intermediate_size")):
         value = config.get(key)
@@ -99,14 +99,14 @@ def make_tensors(
     steps: Steps,
     dtype: str | None,
 ) -> tuple[RuntimeTensor, ...]:
-    """Every tensor of the file; each step goes into one, and each that llama.cpp expects is there.
+    """Make every tensor of the file from the export's steps; each that llama.cpp expects must be among them.
 
     Args:
         model: The source.
-        family: What llama.cpp expects.
+        family: Record of the architecture in llama.cpp.
         config: The exported model's configuration.
-        plan: What the export does to the heads.
-        steps: One for each tensor of the exported model.
+        plan: The export's layouts.
+        steps: A step for each tensor of the exported model.
         dtype: A name of `DTYPES` for matrices; None keeps each tensor's.
 
     Raises:
@@ -155,7 +155,7 @@ def _head_number(step: Step) -> int:
 
 
 def _is_outside(name: str, model: SourceModel) -> bool:
-    """Whether a tensor stands beside the base model, such as the output."""
+    """Return whether a tensor is stored beside the base model, such as the output."""
     return any(name == template for template in model.family.heads)
 
 
@@ -187,7 +187,7 @@ def _tensor(
 
 
 def _biased(family: RuntimeFamily, attention: Attention, config: dict[str, Any]) -> set[str]:
-    """Tensors that have a bias in llama.cpp."""
+    """Return the tensors that have a bias in llama.cpp."""
     on = {
         name
         for biases in family.biases
@@ -206,10 +206,10 @@ def _biased(family: RuntimeFamily, attention: Attention, config: dict[str, Any])
 def expected_shapes(
     family: RuntimeFamily, attention: Attention, config: dict[str, Any], plan: Plan
 ) -> tuple[dict[str, tuple[int, ...]], dict[str, tuple[int, ...]]]:
-    """Tensors that llama.cpp reads of a model of this configuration.
+    """Return the tensors that llama.cpp reads of a model of this configuration.
 
     Returns:
-        Shapes, in transformers' order of axes, of those that must be there and of those that may be.
+        Shapes, in transformers' order of axes, of required tensors and of optional ones.
     """
     table = dict(family.tensors)
     if config.get("use_parallel_residual"):
@@ -278,7 +278,7 @@ def _check_expected(
 def tensor_blocks(
     tensor: RuntimeTensor, plan: Plan, reader: TensorReader, merged: MergedBlocks
 ) -> Iterator[Array]:
-    """A tensor's bytes as the file holds them, in order, some rows at a time.
+    """Compute a tensor's bytes as the file holds them, in order, some rows at a time.
 
     Raises:
         WeightError: An element is NaN or infinite, or does not fit the type.
@@ -308,7 +308,7 @@ def _pieces(
 
 
 def _rows(pieces: Iterator[Bytes], step: Step, row: int, rows: int) -> Iterator[Array]:
-    """Pieces put together to blocks of whole rows, ``(rows, row)`` stored elements each but the last."""
+    """Join pieces to blocks of whole rows, ``(rows, row)`` stored elements each but the last."""
     width = row * STORED[step.dtype]().itemsize
     held: list[Bytes] = []
     size = 0
@@ -325,7 +325,7 @@ def _rows(pieces: Iterator[Bytes], step: Step, row: int, rows: int) -> Iterator[
 
 
 def interleaved(rows: Array, head_dim: int) -> Array:
-    """Rows of whole heads ``(heads * head_dim, in)`` whose rotary halves become neighbours.
+    """Reorder rows of whole heads ``(heads * head_dim, in)`` so that rotary halves become neighbours.
 
     llama.cpp turns features 2i and 2i + 1 of these architectures, transformers i and i + head_dim / 2.
     """
@@ -334,7 +334,7 @@ def interleaved(rows: Array, head_dim: int) -> Array:
 
 
 def _encode(stored: Array, step: Step, tensor: RuntimeTensor) -> Array:
-    """Stored elements in the tensor's type."""
+    """Convert stored elements to the tensor's type."""
     gguf = load_gguf()
     if not is_finite(stored, step.dtype):
         raise WeightError(
@@ -359,7 +359,7 @@ def _encode(stored: Array, step: Step, tensor: RuntimeTensor) -> Array:
 def with_rope_factors(
     tensors: tuple[RuntimeTensor, ...], factors: dict[str, tuple[float, ...]]
 ) -> tuple[RuntimeTensor, ...]:
-    """The tensors, and those by which rotary frequencies are divided."""
+    """Add tensors of the divisors of rotary frequencies."""
     more = tuple(
         RuntimeTensor(f"{name}.weight", (len(values),), "F32", (), values=values)
         for name, values in factors.items()

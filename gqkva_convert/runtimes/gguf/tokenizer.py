@@ -39,16 +39,16 @@ _GREEDY = ("lstrip", "rstrip", "single_word")
 
 
 def read_vocabulary(folder: Path, config: dict[str, Any]) -> Vocabulary:
-    """The tokenizer of a checkpoint folder.
+    """Read the tokenizer of a checkpoint folder.
 
-    Files are read where they lie in the folder; links out of it are not followed, and no code is run.
+    Links out of the folder are not followed, and no code is run.
 
     Args:
         folder: The checkpoint.
-        config: The configuration to be exported; names special tokens and how many tokens there are.
+        config: The configuration to be exported; names special tokens and the number of tokens.
 
     Raises:
-        NotExpressibleError: llama.cpp would divide texts otherwise.
+        NotExpressibleError: llama.cpp would divide texts differently.
         CheckpointError: The tokenizer's files are damaged.
     """
     carried, _ = carried_files(folder)
@@ -81,7 +81,7 @@ def read_vocabulary(folder: Path, config: dict[str, Any]) -> Vocabulary:
 
 @contextmanager
 def _copied(files: dict[str, Path], config: dict[str, Any]) -> Iterator[Path]:
-    """A folder of nothing but the tokenizer and the configuration, for classes that look around in it."""
+    """Copy the tokenizer and the configuration alone to a folder, for classes that look around in it."""
     with tempfile.TemporaryDirectory(prefix="gqkva-") as name:
         copy = Path(name) / "tokenizer"
         copy.mkdir()
@@ -91,7 +91,7 @@ def _copied(files: dict[str, Path], config: dict[str, Any]) -> Iterator[Path]:
 
 
 def _read_json(data: dict[str, Any], copy: Path, folder: Path, size: int) -> Vocabulary:
-    """A tokenizer that ``tokenizer.json`` describes."""
+    """Read a tokenizer that ``tokenizer.json`` describes."""
     model = data["model"]
     if model.get("type") != "BPE":
         raise refused(folder, f"holds a {model.get('type')} model, llama.cpp has its kind of BPE alone")
@@ -108,7 +108,7 @@ def _read_json(data: dict[str, Any], copy: Path, folder: Path, size: int) -> Voc
 
 
 def _with_special(vocabulary: Vocabulary, data: dict[str, Any], copy: Path, size: int) -> Vocabulary:
-    """The vocabulary with its special tokens, what stands around a text, and its chat template."""
+    """Add special tokens, tokens around a text, and the chat template to a vocabulary."""
     greedy = [token for token in data.get("added_tokens") or () if any(map(token.get, _GREEDY))]
     if greedy:
         note = f"{len(greedy)} added tokens take spaces beside them or whole words alone, llama.cpp's do not"
@@ -134,14 +134,14 @@ def _with_special(vocabulary: Vocabulary, data: dict[str, Any], copy: Path, size
 
 
 def _require_template(template: Any) -> None:
-    """One chat template, or several with names; anything else is damage."""
+    """Refuse a chat template that is neither one text nor several with names."""
     several = template if isinstance(template, list) else []
     if not all(isinstance(one.get("name"), str) and isinstance(one.get("template"), str) for one in several):
         raise ValueError("chat_template has parts without a name or a text")
 
 
 def _around(processor: Any) -> dict[str, int]:
-    """Numbers of the tokens that a post-processor puts before (bos) and after (eos) a single text."""
+    """Return the tokens that a post-processor puts before (bos) and after (eos) a single text."""
     found: dict[str, int] = {}
     if not isinstance(processor, dict):
         return found

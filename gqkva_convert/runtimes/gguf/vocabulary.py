@@ -38,7 +38,7 @@ class Vocabulary:
     notes: tuple[str, ...] = ()
 
     def add_to(self, writer: Any) -> None:
-        """Give it to a `GGUFWriter`."""
+        """Write it with a `GGUFWriter`."""
         writer.add_tokenizer_model(self.model)
         writer.add_tokenizer_pre(self.pre)
         writer.add_token_list(self.tokens)
@@ -51,7 +51,7 @@ class Vocabulary:
 
 
 def listed_tokens(data: dict[str, Any], folder: Path, size: int) -> tuple[list[bytes], list[int]]:
-    """Every token's text and type; ids that no token has get a placeholder."""
+    """Return every token's text and type; unused ids get a placeholder."""
     kinds = load_gguf().TokenType
     texts: dict[int, str] = {number: text for text, number in data["model"]["vocab"].items()}
     types = dict.fromkeys(texts, kinds.NORMAL)
@@ -75,5 +75,5 @@ def require_room(folder: Path, tokens: int, size: int) -> None:
 
 
 def refused(folder: Path, reason: str) -> NotExpressibleError:
-    """Why llama.cpp cannot have this tokenizer, and what to do instead."""
+    """Return the error for a tokenizer that llama.cpp cannot have, with what to do instead."""
     return NotExpressibleError(f"{folder}: tokenizer.json {reason}; {WITHOUT}")

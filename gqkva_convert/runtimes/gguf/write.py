@@ -90,16 +90,16 @@ class RuntimeExport:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of all tensors."""
+        """Return the bytes of all tensors."""
         return sum(tensor.nbytes for tensor in self.tensors)
 
     @property
     def work_bytes(self) -> int:
-        """Bytes that `write_gguf` reports to ``progress``: written, and read again for the checksum."""
+        """Return the bytes that `write_gguf` reports as progress: written, then read for the checksum."""
         return 2 * self.nbytes
 
     def to_dict(self) -> dict[str, Any]:
-        """The file in words, as JSON data."""
+        """Return a description of the file as JSON data."""
         source, plan = self.conversion.model, self.conversion.plan
         return {
             "folder": str(self.conversion.target),
@@ -184,7 +184,7 @@ def prepare_gguf(
 
 
 def _family(model_type: str, config: dict[str, Any], plan: Plan) -> RuntimeFamily:
-    """What llama.cpp expects of a model, by its family and the width of its heads together."""
+    """Return llama.cpp's record of a model, by its family and the width of its heads together."""
     family = RUNTIME_FAMILIES[model_type]
     target = plan.blocks[0].target
     query = target.num_attention_heads * target.head_dim
@@ -207,7 +207,7 @@ def _require_known(source: SourceModel) -> None:
 
 
 def _architecture(source: SourceModel, notes: list[str]) -> str | None:
-    """DeciLM where layers keep different numbers of key/value heads, which saves cache there alone."""
+    """Choose DeciLM where layers keep different numbers of key/value heads, which saves cache there alone."""
     if len(set(key_value_counts(source))) == 1:
         return None
     try:
@@ -305,10 +305,9 @@ _FILE_TYPES = {"f32": 0, "f16": 1, "q8_0": 7, "bf16": 32}
 
 
 def check_file(path: Path, export: RuntimeExport) -> None:
-    """Read a file back and compare it with what was to be written.
+    """Read a file back and compare it with the export: names, shapes, types and places of tensors, tokens.
 
-    Every tensor with its name, shape, type and place, the architecture, and the tokens. Bytes beyond the last
-    tensor, or missing, would show in a tensor's place.
+    Extra or missing bytes would show in a tensor's place.
 
     Raises:
         VerificationError: It differs.
@@ -343,7 +342,7 @@ def check_file(path: Path, export: RuntimeExport) -> None:
 
 
 def _report(export: RuntimeExport, size: int, sha256: str, seconds: float) -> dict[str, Any]:
-    """Where a file comes from and what it is."""
+    """Return the report: the file's origin and contents."""
     conversion = export.conversion
     words = export.to_dict()
     return {
