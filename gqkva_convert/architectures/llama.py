@@ -57,7 +57,7 @@ ATTENTION = Attention(
 
 _WITHOUT_QUESTIONS = ("CausalLM", "SequenceClassification", "TokenClassification")
 
-# Shared by all of these; what each has of its own stands in its table.
+# Shared by all of these; each table adds its own facts.
 _COMMON = Family(
     model_type="",
     stem="",

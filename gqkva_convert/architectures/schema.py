@@ -1,7 +1,7 @@
 """What a family table can say: facts about files and configurations, as data.
 
-Names describe tensors as stored on disk. ``{layer}`` stands for a layer's number, ``{head}`` for a
-head's, ``*`` for anything inside a module that holds no heads. Names of the base model are written
+Names describe tensors as stored on disk. ``{layer}`` means a layer's number, ``{head}`` a head's,
+``*`` anything inside a module that holds no heads. Names of the base model are written
 without its prefix, because the same tensors are stored with it (`BertForMaskedLM`) and without it
 (`BertModel`).
 """
@@ -146,7 +146,7 @@ class Attention:
     """One kind of attention block of a family.
 
     Attributes:
-        kind: What a reader calls it, unique in the family: ``self``, ``encoder``, ``decoder``, ``cross``...
+        kind: Its name, unique in the family: ``self``, ``encoder``, ``decoder``, ``cross``...
         projections: Its projections; together they hold query, key, value and output once each.
         num_layers: How many such blocks there are.
         num_attention_heads: Attention heads in each.

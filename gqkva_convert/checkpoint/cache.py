@@ -1,4 +1,4 @@
-"""The folder of what can be made again: sums of calibration, prepared rows, fitted heads."""
+"""The cache folder: sums of calibration, prepared rows, fitted heads."""
 
 from __future__ import annotations
 

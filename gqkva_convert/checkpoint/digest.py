@@ -1,4 +1,4 @@
-"""What a folder holds, as one checksum; files that have not changed are not read again."""
+"""Checksums of files; files that have not changed are not read again."""
 
 from __future__ import annotations
 

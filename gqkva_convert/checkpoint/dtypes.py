@@ -31,7 +31,7 @@ BITS = {
     "U64": 64,
 }
 
-# What a weight may be for its heads to be merged, and its name in Hugging Face configurations.
+# Dtypes whose heads can be merged, and their names in Hugging Face configurations.
 FLOATS = {"F16": "float16", "BF16": "bfloat16", "F32": "float32", "F64": "float64"}
 FLOAT_BY_NAME = {name: dtype for dtype, name in FLOATS.items()}
 

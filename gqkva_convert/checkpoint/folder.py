@@ -1,4 +1,4 @@
-"""A checkpoint folder: its configuration, its weight files, and where each tensor lies."""
+"""A checkpoint folder: its configuration, its weight files, and the place of each tensor."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class Checkpoint:
     """An opened checkpoint; no weights are held.
 
     Attributes:
-        folder: Where it lies.
+        folder: Its folder.
         config: ``config.json`` as data.
         files: Weight files in index order.
         tensors: Every tensor by name, in file order.

@@ -26,7 +26,7 @@ Answer = TypeVar("Answer")
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-# The small language model that the package brings along, by the name it has on the command line.
+# The small language model in the package, by its name on the command line.
 BUILT_IN = "built-in"
 _BUILT_IN_FOLDER = Path(__file__).parents[1] / "demo_model" / "checkpoint"
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
@@ -65,11 +65,11 @@ class NoHeadersError(HubError):
 
 @dataclass(frozen=True)
 class Located:
-    """Where a model lies.
+    """A model found on disk.
 
     Attributes:
         folder: Its folder on disk.
-        name: What the user called it.
+        name: Its name as the user gave it.
         revision: Commit of a Hub model.
         sha256: Checksums the Hub states for files, by name.
     """

@@ -10,7 +10,7 @@ from gqkva_convert.checkpoint.jsonfile import read_json, write_json
 REPORT = "gqkva_report.json"
 EVALUATION = "gqkva_evaluation.json"
 BENCH = "gqkva_bench.json"
-# What was measured of a folder's weights, and drawn of it: true of no others.
+# Measurements of a folder's weights, and plots of these: invalid for other weights.
 BENCH_PICTURE = "gqkva_bench.png"
 PAGE = "report.html"
 PICTURES = (

@@ -1,4 +1,4 @@
-"""How many key/value heads: for each layer under a budget, and how many readers for each head."""
+"""Numbers of key/value heads for each layer under a budget, and of readers for each head."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def allocate(losses: Sequence[Mapping[int, float]], budget: int) -> list[int] | 
         best = following
     if not best:
         return None
-    # Heads are not spent on what is nothing but rounding.
+    # Heads are not spent on rounding errors.
     rounding = 1e-9 * sum(max(choices.values()) for choices in losses)
     least = min(loss for loss, _ in best.values())
     enough = (chosen for loss, chosen in best.values() if loss <= least + rounding)

@@ -1,4 +1,4 @@
-"""What a group of heads costs, for searches that make the sum over groups small."""
+"""Costs of groups of heads, which searches minimise."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What searches for groups look at: inner products of a block's heads, and how they are read."""
+"""Statistics that searches for groups read: inner products of a block's heads and of their readers."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ class BlockStatistics:
         second: Second feature of each rotary plane.
         keys: Inner products of all features of all key heads, ``(units * head_dim, units * head_dim)``.
         values: The same of value heads.
-        queries: The same of query heads; empty where queries are not shared.
+        queries: The same of query heads; ``(0, 0)`` where queries are not shared.
         key_readers: For each unit the summed products of the queries that read it,
             ``(units, head_dim, head_dim)``.
-        value_readers: For each unit the summed products of the output blocks that read it.
+        value_readers: For each unit the summed products of the output blocks that read it, likewise.
     """
 
     head_dim: int

@@ -1,7 +1,7 @@
-"""Which source heads become one stored head, chosen without looking at the weights; names of all groupings.
+"""Groupings: which source heads become one stored head; those that need neither weights nor data.
 
 A grouping is an order of the attention heads: reordered by it, the heads that will share a stored
-head stand where the target layout expects them. Heads are interchangeable as long as query, key,
+head are where the target layout expects them. Heads are interchangeable as long as query, key,
 value and output projection move together, so any equal-size grouping can be stored in the order
 that stock grouped attention reads.
 """
@@ -20,7 +20,7 @@ class Grouping:
     """One way to choose which heads become one.
 
     Attributes:
-        is_searched: Whether it looks at heads.
+        is_searched: Whether it depends on weights or data.
         needs_data: Whether it needs calibration data.
         takes_grids: Whether it can assign heads to a grid whose queries are shared too.
         is_equal: Whether all groups of a block are of one size.

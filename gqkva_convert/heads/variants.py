@@ -10,7 +10,7 @@ from gqkva_convert.heads.layout import HeadLayout, divisors
 
 @dataclass(frozen=True)
 class Variant:
-    """What the two numbers ask for.
+    """The layout that ``--gq`` and ``--gkv`` ask for.
 
     For h attention heads: ``gkv`` alone is GQA (MQA when 1), ``gq`` alone is GKVA (MKVA when 1), both
     together are GQKVA and need ``gq * gkv == h`` (Javadi et al., 2023, arXiv 2311.03426).

@@ -1,4 +1,4 @@
-"""What planning found out about blocks, for tables and pictures."""
+"""Results of planning by block, for tables and plots."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ from gqkva_convert.source.stored_block import StoredBlock, stored_block
 
 @dataclass(frozen=True)
 class BlockFindings:
-    """What planning found out about one block.
+    """Results of planning for one block.
 
     Attributes:
         similarity: Inner products of its units, ``(units, units)``.
         groups: Groups chosen.
-        loss: What the closed form loses of them, relative to the block; None where that is not known.
+        loss: The closed form's loss of them, relative to the block; None if unknown.
         neighbour_loss: The same of neighbour groups of as many heads.
         method_losses: The same by grouping of all that were compared, the chosen one included.
     """
@@ -46,10 +46,10 @@ class BlockFindings:
 
 @dataclass(frozen=True)
 class Findings:
-    """What planning found out about a model.
+    """Results of planning for a model.
 
     Attributes:
-        blocks: The blocks that were looked at, by kind and layer.
+        blocks: Results by kind and layer.
         front: Trade-offs found by ``evolution``.
     """
 
@@ -73,13 +73,13 @@ def merged_role(block: BlockPlan) -> str:
 
 @dataclass(frozen=True)
 class BlockSurvey:
-    """What a search sees of the source's blocks.
+    """Statistics of the source's blocks, as a search reads them.
 
     Attributes:
         plan: Grouping and seed.
         calibrated: The source with its data, if any.
-        reader: Where the source's bytes come from.
-        compare: Whether other groupings are looked at too.
+        reader: Reader of the source.
+        compare: Whether other groupings are searched too.
     """
 
     plan: Plan

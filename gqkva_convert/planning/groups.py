@@ -29,9 +29,9 @@ from gqkva_convert.source.stored_block import StoredBlock, gain_moments, read_he
 from gqkva_convert.transforms.blocks import InputMoments
 from gqkva_convert.transforms.turning import Turning
 
-# Times heads: grids whose true loss a search may look at; one of 32 heads of 128 takes seconds.
+# Evaluations of a grid's loss in a search, times heads; one of 32 heads of 128 takes seconds.
 _GRID_LOOKS = 1200
-# Groups whose exact cost a search may look at, after it has searched with a quick one.
+# Evaluations of a group's exact cost, after a search with a quick one.
 _EXACT_LOOKS = 800
 # The same for a search that is only drawn beside the one chosen.
 _COMPARED_LOOKS = 100
@@ -43,7 +43,7 @@ class BlockGroups:
 
     Attributes:
         groups: Units (stored key/value heads of the source) of each group.
-        loss: What the closed form loses of them, relative to the block.
+        loss: The closed form's loss of them, relative to the block.
         neighbour_loss: The same of as many neighbour groups.
     """
 

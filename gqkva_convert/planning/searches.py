@@ -41,11 +41,11 @@ def search_plan(
     Args:
         model: The source.
         plan: Its plan, groups of neighbours yet.
-        chosen: Blocks that are converted.
+        chosen: Blocks to convert.
         budget: Key/value heads of all of them together; None for those of the plan.
         calibrated: The source with its data, where there are any.
         stages: Shows progress.
-        compare: Look at what other groupings would lose too.
+        compare: Also search other groupings.
     """
     plans = {block.place: block for block in plan.blocks}
     blocks = [(stored_block(model, block), plans[block.place]) for block in chosen]

@@ -1,7 +1,7 @@
-"""Grids of heads compared by what a short fit makes of them, where a long fit will follow.
+"""Grids of heads compared by their error after a short fit, where a long fit will follow.
 
-What the closed form loses of a grid is a fair guess at what a fit will leave, no more: on the built-in model
-the two rank grids alike in some layers and not at all in others.
+The closed form's loss of a grid only estimates its error after a fit: on the built-in model the two rank
+grids alike in some layers and not at all in others.
 """
 
 from __future__ import annotations

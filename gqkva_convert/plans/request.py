@@ -1,4 +1,4 @@
-"""What a conversion is asked to be, and what is meant where nothing is said."""
+"""Requests for a conversion, and the defaults of what they do not state."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from gqkva_convert.transforms.merge import RULES
 
 @dataclass(frozen=True)
 class Request:
-    """What a conversion is asked to be.
+    """A request for a conversion.
 
     Attributes:
         gq: Query heads to keep; None keeps all.

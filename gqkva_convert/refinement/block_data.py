@@ -1,4 +1,4 @@
-"""A block's recorded calls and what the original block answers, sequences of one shape side by side."""
+"""A block's recorded calls and the original block's outputs, sequences of one shape batched."""
 
 from __future__ import annotations
 
@@ -11,22 +11,22 @@ from torch import Tensor
 
 from gqkva_convert.refinement.block_network import BlockNetwork, TensorHeads, positions_of
 
-# Positions that run side by side where nothing is learned.
+# Positions in one batch where nothing is learned.
 _SIDE_BY_SIDE = 4096
 
 
 class BlockData:
-    """A block's recorded calls, and what the original block answers to them.
+    """A block's recorded calls, and the original block's outputs.
 
     Args:
         network: The block.
-        calls: One call a sequence.
+        calls: One call per sequence.
         output: Its original output projection, ``(heads * head_dim, hidden)``, heads in the source's order.
 
     Attributes:
-        answers: For each call what the original block gives, ``(positions, hidden)`` without padding.
+        answers: The original block's output for each call, ``(positions, hidden)`` without padding.
         energy: Their sum of squares.
-        alike: Numbers of the calls that can run side by side, a list for each shape.
+        alike: Numbers of the calls that can run in one batch, a list for each shape.
     """
 
     def __init__(self, network: BlockNetwork, calls: Sequence[dict[str, Any]], output: Tensor) -> None:

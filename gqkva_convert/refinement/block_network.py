@@ -1,7 +1,7 @@
 """One attention block run on its own, with the heads of a conversion in place of its own.
 
 The stock block runs with every head replaced by the head it was merged into, so that no family needs code
-here; its output projection is left out, and applied outside.
+here; its output projection is removed, and applied outside.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class BlockNetwork:
 
     Args:
         block: The block as the source stores it.
-        plan: What happens to its heads.
+        plan: Its layouts and groups.
         module: Its module in the source's network, on any device or offloaded.
         device: Where to run.
 

@@ -27,14 +27,13 @@ if TYPE_CHECKING:
     from gqkva_convert.calibration.data import Batch
     from gqkva_convert.calibration.moments import StoredMoments
 
-# Positions that blocks are refined on; their inputs are kept on disk meanwhile. So many in any case, and more
-# where they stay within some bytes.
+# Least and most positions that blocks are refined on; more than the least only within `_SPILLED_BYTES` on disk.
 _LEAST_POSITIONS, _MOST_POSITIONS = 65_536, 262_144
 _SPILLED_BYTES = 16 << 30
 
 
 class CalibratedModel:
-    """A source model and the data it is calibrated on; everything is done when first asked for.
+    """A source model and the data it is calibrated on; everything is computed on first use.
 
     Args:
         located: The source.

@@ -1,4 +1,4 @@
-"""What a conversion takes from calibration data while it is written, and what its report says of it."""
+"""Calibration data of a conversion that is being written, and its entry in the report."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 class DataMerges:
-    """Measured moments and refined heads of a conversion; nothing at all where it uses no data.
+    """Measured moments and refined heads of a conversion; empty where it uses no data.
 
     Args:
         plan: The conversion's plan.

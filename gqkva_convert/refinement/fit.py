@@ -1,7 +1,7 @@
 """Refining merged heads on calibration data, and choosing between merge rules on held-out data, by block.
 
-Every block is fitted to what the original block gave for the original inputs, so that blocks are independent
-of each other. Nothing that is worse on held-out inputs than what it began with is kept.
+Every block is fitted to the original block's output for the original inputs, so that blocks are independent
+of each other. A fit is kept only if its error on held-out inputs is no larger than before.
 """
 
 from __future__ import annotations

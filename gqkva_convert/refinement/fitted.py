@@ -1,4 +1,4 @@
-"""Merged heads that were refined on data: fitted block by block, kept on disk until they are written."""
+"""Merged heads refined on data, block by block; kept on disk until they are written."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ from gqkva_convert.steps.blocks import block_merges
 from gqkva_convert.steps.step import BlockMerge
 from gqkva_convert.transforms.blocks import Heads, merge_heads
 
-# Fits that were begun and never written are removed after a week.
+# Fits that were never written are removed after a week.
 _KEPT_SECONDS = 7 * 86400
 
 
@@ -46,9 +46,9 @@ class BlockLaboratory:
     """A block with its recorded data, where merges can be tried.
 
     Args:
-        merge: The block and what happens to its heads.
+        merge: The block and its merge.
         calibrated: The source with its data.
-        reader: Where the source's bytes come from.
+        reader: Reader of the source.
         places: All blocks that will be tried, so that one pass records them all.
     """
 

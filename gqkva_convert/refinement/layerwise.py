@@ -1,4 +1,4 @@
-"""The layer-wise fit: all projections of a block, to what the original block gave and looked at."""
+"""The layer-wise fit: all projections of a block, to the original block's output and attention scores."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from gqkva_convert.refinement.block_data import BlockData
 from gqkva_convert.refinement.block_network import TensorHeads
 from gqkva_convert.refinement.observed import observing, score_error
 
-# Shares of the rate that are tried: a block whose inputs are large in a few places runs away at the largest.
+# Shares of the rate that are tried: a block whose inputs have outliers diverges at the largest.
 SHARES = (1.0, 0.3, 0.1)
 
 
@@ -25,15 +25,15 @@ class FitSettings:
         steps: Least number of steps of Adam.
         positions: Least number of positions in a step.
         rate: Largest step size that is tried, relative to the root mean square of each projection's weights.
-        check_every: Steps between looks at the held-out inputs.
+        check_every: Steps between evaluations on held-out inputs.
         seed: Seed of the order of the data.
         scores: Weight of the attention scores' error beside the output's, each relative to its energy; 0
             matches the output alone.
-        score_rows: Positions of a sequence whose scores are compared in a step, drawn anew each time.
+        score_rows: Positions of a sequence whose scores are compared in a step, drawn at each step.
         warmup_steps: Steps in which the rate rises linearly; then it falls to 0 as a cosine.
         trial_steps: Steps of a short fit at each of `SHARES` of the rate, of which the best is taken; 0 for
             the rate itself.
-        epochs: Least number of times that the positions are gone over.
+        epochs: Least number of passes over the positions.
     """
 
     steps: int = 1000

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-# Asks for the attention function that is looked at; the block's own does the work.
+# Name of the attention function that records its calls; the block's own does the work.
 INTERFACE = "gqkva:observed"
 _OWN = "gqkva_own_attention"
 _seen: ContextVar[list[AttentionCall] | None] = ContextVar("seen", default=None)
@@ -21,12 +21,12 @@ _seen: ContextVar[list[AttentionCall] | None] = ContextVar("seen", default=None)
 
 @dataclass(frozen=True)
 class AttentionCall:
-    """What an attention function is called with, of the query positions that are kept.
+    """Arguments of an attention function, for the query positions that are kept.
 
     Attributes:
         query: ``(batch, heads, positions, head_dim)``, turned by its position.
         key: ``(batch, key heads, key positions, head_dim)``, likewise.
-        allowed: Which keys each position may attend to, ``(batch, heads, positions, key positions)``; axes of
+        allowed: Keys that each position may attend to, ``(batch, heads, positions, key positions)``; axes of
             1 where all share them.
         scaling: Factor of every score.
     """

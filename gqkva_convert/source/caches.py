@@ -1,4 +1,4 @@
-"""What a KV cache holds."""
+"""Sizes of KV caches."""
 
 from __future__ import annotations
 

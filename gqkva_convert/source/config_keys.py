@@ -12,9 +12,9 @@ from gqkva_convert.modeling.families import GROUPED_FAMILIES, MODEL_TYPE_PREFIX,
 from gqkva_convert.modeling.layouts import LAYOUTS
 from gqkva_convert.source.deci import PER_LAYER, is_deci
 
-# Keys with such words in them change attention in some model. One that the family's table does not
-# know, and that is not switched off, stops the conversion.
-_ATTENTION_WORDS = re.compile(
+# Keys that match change attention in some model. One that the family's table does not know, and that is not
+# switched off, stops the conversion.
+_ATTENTION_KEYS = re.compile(
     r"attn|attention|head|_kv|kv_|window|rope|rotary|alibi|qk_|qkv|softcap|sink|position_embedding|relative"
     r"|per_layer|block_config|layer_config|layer_types|cross|sparse|lora|compress"
 )
@@ -69,7 +69,7 @@ def check_config(config: dict[str, Any], family: Family, folder: Path) -> None:
                         f"{folder}: config.json sets {path}{key} to {value!r}; "
                         f"{family.model_type} is supported with {' or '.join(map(repr, allowed))}"
                     )
-            elif value and _ATTENTION_WORDS.search(key) and key not in known and "drop" not in key:
+            elif value and _ATTENTION_KEYS.search(key) and key not in known and "drop" not in key:
                 raise FamilyError(
                     f"{folder}: config.json sets {path}{key} to {value!r}, which the {family.model_type} "
                     "table does not know and which may change attention; remove the key if it does not"

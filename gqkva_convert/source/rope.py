@@ -1,4 +1,4 @@
-"""What a configuration says of rotary positions, under the keys of any version of transformers."""
+"""Rotary settings of a configuration, under the keys of any version of transformers."""
 
 from __future__ import annotations
 

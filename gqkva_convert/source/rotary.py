@@ -1,4 +1,4 @@
-"""How the rotary planes of a block turn: which features, how fast, over how many positions."""
+"""Rotary planes of a block: their features, frequencies and context."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What one step writes, a bounded piece at a time."""
+"""The bytes of one step, computed in bounded pieces."""
 
 from __future__ import annotations
 

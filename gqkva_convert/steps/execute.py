@@ -49,7 +49,7 @@ def write_shards(
         folder: Where to write.
         metadata: Free text for every file's header.
         progress: Called with the number of output bytes just written, from any thread.
-        make_merged: Gives the merged blocks of a joint rule.
+        make_merged: Makes the merged blocks of a joint rule.
 
     Raises:
         WeightError: Weights cannot be merged.

@@ -22,7 +22,7 @@ class MergedBlocks:
     """Merged blocks, kept while their tensors are being written; safe to use from several threads.
 
     Args:
-        reader: Where the source's bytes come from.
+        reader: Reader of the source.
         measured: Moments measured on data; by default weights alone count.
         fitted: Heads of a block that are made already; None where they are not.
         kept: How many blocks to keep; the four tensors of a block are near each other in a checkpoint.

@@ -1,4 +1,4 @@
-"""Tensors outside attention: copied, or left out for a reason."""
+"""Tensors outside attention: copied, or dropped for a reason."""
 
 from __future__ import annotations
 

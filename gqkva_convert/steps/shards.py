@@ -1,4 +1,4 @@
-"""Which output file each tensor goes to."""
+"""Division of the output over files."""
 
 from __future__ import annotations
 

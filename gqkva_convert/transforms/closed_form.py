@@ -1,4 +1,4 @@
-"""The best head to stand for several that are read linearly, in closed form.
+"""The best shared head of several that are read linearly, in closed form.
 
 A value head is read through the output projection, a key head without rotary positions through the queries.
 For weights ``W_s`` of heads ``s`` and inputs ``x`` of second moment ``C = E[x x']`` the shared head minimises
@@ -69,7 +69,7 @@ def shared_subspace(products: Array, readers: Array) -> tuple[Array, Array]:
         [basis[place * head_dim : (place + 1) * head_dim].T @ root.T for place, root in enumerate(roots)]
     )
     absorbed = (basis.T @ left).reshape(head_dim, count, head_dim).transpose(1, 0, 2)
-    # As large as the heads it stands for, rather than of unit variance.
+    # As large as its members, rather than of unit variance.
     scale = np.sqrt(max(float(np.trace(products)) / len(products), np.finfo(np.float64).tiny))
     return combination * scale, absorbed / scale
 

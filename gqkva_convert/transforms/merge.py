@@ -2,7 +2,7 @@
 
 A rule sees the heads of one group of one projection and says how much of each goes into the merged
 head. The same shares are used for the projection's bias and for norms that follow it, so that a
-merged head is one affine map. `random` starts afresh instead.
+merged head is one affine map. `random` draws a new head instead.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ class MergeRule:
         name: What the command line calls it.
         shares: From a group's heads, each ``(head_dim, in_features)``, to the share of each, summing to 1.
         reads_weights: Whether the shares depend on what the heads hold, or only on how many there are.
-        starts_afresh: Whether the merged head is drawn anew instead (`fresh_head`).
+        starts_afresh: Whether the merged head is drawn at random instead (`fresh_head`).
         is_joint: Whether keys merge together with queries and values with the output projection
             (`blocks`); the shares then serve norms on queries and keys alone.
         group_method: How a joint merge computes one group under this rule; None where it cannot.

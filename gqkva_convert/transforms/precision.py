@@ -1,4 +1,4 @@
-"""Between stored elements and the numbers that heads are merged in.
+"""Conversion between stored elements and the numbers that heads are merged in.
 
 numpy alone, so that a conversion need not wait seconds for torch to load. 16-bit weights are merged
 in float32 and float32 weights in float64, and rounded once, to nearest even: heads that are equal
@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 Array = npt.NDArray[Any]
 
-# Elements as they lie in the file; numpy has no bfloat16, so its bits travel as uint16.
+# Elements as stored in the file; numpy has no bfloat16, so its bits are read as uint16.
 STORED = {"F16": np.float16, "BF16": np.uint16, "F32": np.float32, "F64": np.float64}
 
 

@@ -38,7 +38,7 @@ _NOTHING = 1e-200
 
 @dataclass(frozen=True)
 class ScoredHead:
-    """One attention head: which shared query and key it reads, and which of their members it used to read."""
+    """One attention head: its shared query and key, and the member of each that it read in the source."""
 
     query: int
     query_member: int
@@ -55,7 +55,7 @@ class Scores:
         queries: For each shared query, the inner products of its members' features, members in order:
             ``(members * head_dim, members * head_dim)``.
         keys: The same for each shared key.
-        weights: Weight of each attention head's score error.
+        weights: Weight of each attention head's score error, ``(attention heads,)``.
         head_dim: Features per head.
         first: First feature of each rotary plane.
         second: Second feature of each rotary plane.

@@ -1,4 +1,4 @@
-"""What rotary positions do to products of features, on average over distances.
+"""Averages of rotary positions over distances, applied to products of features.
 
 Between a query and a key ``distance`` positions apart, a plane of two features turns by ``frequency *
 distance``. A score is ``q' R k`` with that turn ``R``; its square needs ``E[R X R']`` over distances. Where
@@ -25,10 +25,10 @@ class Turning:
     """Averages over distances for one attention block.
 
     Attributes:
-        cosines: ``E[c_i c_j]`` of all features, ``(head_dim, head_dim)``; c is 1 for a feature that rests.
-        mixed: ``E[c_i s_j]``; s is the sine with the sign that a turn gives the partner, or 0.
-        sines: ``E[s_i s_j]``.
-        partner: The other feature of each feature's plane, or itself.
+        cosines: ``E[c_i c_j]`` of all features, ``(head_dim, head_dim)``; c is 1 without a turn.
+        mixed: ``E[c_i s_j]``, of that shape; s is the sine with the sign that a turn gives the partner, or 0.
+        sines: ``E[s_i s_j]``, of that shape.
+        partner: The other feature of each feature's plane, or itself, ``(head_dim,)``.
     """
 
     cosines: Array

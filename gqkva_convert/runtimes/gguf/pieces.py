@@ -1,4 +1,4 @@
-"""SentencePiece's byte-pair encoding, from ``tokenizer.json`` or a lone ``tokenizer.model``."""
+"""SentencePiece's byte-pair encoding, from ``tokenizer.json``, or ``tokenizer.model`` alone."""
 
 from __future__ import annotations
 
@@ -81,12 +81,12 @@ def _spares_spaces(data: dict[str, Any], config: dict[str, Any]) -> bool:
 def _unlisted(vocab: dict[str, int], types: list[int], pairs: set[tuple[str, str]]) -> int:
     """Count pairs of tokens that make a token though no merge says so; llama.cpp merges them."""
     normal = int(load_gguf().TokenType.NORMAL)
-    words = {text for text, number in vocab.items() if types[number] == normal}
+    texts = {text for text, number in vocab.items() if types[number] == normal}
     made = {left + right for left, right in pairs}
-    reached = {text for text in words if len(text) == 1 or text in made}
+    reached = {text for text in texts if len(text) == 1 or text in made}
     return sum(
         (text[:cut], text[cut:]) not in pairs
-        for text in words
+        for text in texts
         for cut in range(1, len(text))
         if text[:cut] in reached and text[cut:] in reached
     )

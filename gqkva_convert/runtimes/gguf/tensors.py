@@ -23,9 +23,9 @@ from gqkva_convert.steps.merged_blocks import MergedBlocks
 from gqkva_convert.steps.step import Step, Steps
 from gqkva_convert.transforms.precision import STORED, Array, decode, is_finite
 
-# Names on the command line, and GGUF's.
+# Names on the command line, and in GGUF.
 DTYPES = {"f32": "F32", "f16": "F16", "bf16": "BF16", "q8_0": "Q8_0"}
-# What a tensor stays that the user has asked nothing of; GGUF has no use for float64.
+# Types of tensors without --dtype; float64 is not written.
 _KEPT = {"F32": "F32", "F16": "F16", "BF16": "BF16", "F64": "F32"}
 
 # Source bytes of the rows that are handled at once.
@@ -38,7 +38,7 @@ _PROJECTIONS = {
     ("output",): "attn_output",
     ("query", "key", "value"): "attn_qkv",
 }
-# Norms that a family keeps a tensor a head of.
+# Norms with a tensor per head.
 _OF_A_HEAD = re.compile(r"\.norms\.(\d+)(?=\.)")
 
 
@@ -50,9 +50,9 @@ class RuntimeTensor:
         name: Its name there.
         shape: Axes in transformers' order, which GGUF writes backwards.
         kind: Type there: ``F32``, ``F16``, ``BF16`` or ``Q8_0``.
-        steps: What it is made of; several lie one after the other along the first axis.
-        turned: Rows that change places from rotary halves to neighbours, as many as a head has; 0 for none.
-        offset: What is added to each element.
+        steps: Steps that it is made of, joined along the first axis.
+        turned: Features per head whose rotary halves become neighbours; 0 for none.
+        offset: Number added to each element.
         values: The numbers themselves, for a tensor that no step gives.
     """
 

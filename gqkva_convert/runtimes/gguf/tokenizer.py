@@ -34,7 +34,7 @@ _FILES = (
     "chat_template.json",
 )
 _OTHER_TOKENIZERS = ("vocab.json", "vocab.txt", "spiece.model", "merges.txt", "tekken.json")
-# What an added token of tokenizer.json may do to the text beside it.
+# Flags of an added token that change the text beside it.
 _GREEDY = ("lstrip", "rstrip", "single_word")
 
 

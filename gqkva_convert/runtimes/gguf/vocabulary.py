@@ -1,4 +1,4 @@
-"""What a GGUF file says of a tokenizer, and the tokens that ``tokenizer.json`` lists."""
+"""A tokenizer in a GGUF file, and the tokens that ``tokenizer.json`` lists."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ WITHOUT = "export without --runtime and try llama.cpp's convert_hf_to_gguf.py on
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """What a GGUF file says of a tokenizer.
+    """A tokenizer as a GGUF file describes it.
 
     Attributes:
         model: llama.cpp's kind: ``gpt2`` (BPE of bytes) or ``llama`` (SentencePiece).
@@ -25,7 +25,7 @@ class Vocabulary:
         scores: Merged first where highest; nothing where merges are listed.
         special: Merges, special tokens and chat template: a `gguf.SpecialVocab`.
         adds_space: Whether a text begins with a space; None where llama.cpp does not ask.
-        notes: What a user should know.
+        notes: Warnings for the user.
     """
 
     model: str

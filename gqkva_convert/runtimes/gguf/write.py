@@ -66,13 +66,13 @@ class RuntimeExport:
 
     Attributes:
         conversion: The export to a stock architecture, none of whose files is written.
-        family: What llama.cpp expects of that architecture.
+        family: Record of that architecture in llama.cpp.
         config: Its configuration.
         rope: Its rotary positions.
         tensors: The file's tensors, in order.
         vocabulary: Its tokenizer.
         dtype: Type of most matrices, a name of `DTYPES`.
-        notes: What a user should know.
+        notes: Warnings for the user.
     """
 
     conversion: Conversion
@@ -300,7 +300,7 @@ def _write_file(export: RuntimeExport, path: Path, progress: Progress) -> None:
         writer.close()
 
 
-# llama.cpp's ``llama_ftype``: what most matrices are.
+# llama.cpp's ``llama_ftype``: the type of most matrices.
 _FILE_TYPES = {"f32": 0, "f16": 1, "q8_0": 7, "bf16": 32}
 
 
@@ -344,14 +344,14 @@ def check_file(path: Path, export: RuntimeExport) -> None:
 def _report(export: RuntimeExport, size: int, sha256: str, seconds: float) -> dict[str, Any]:
     """Return the report: the file's origin and contents."""
     conversion = export.conversion
-    words = export.to_dict()
+    facts = export.to_dict()
     return {
         "format_version": FORMAT_VERSION,
         "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
         "versions": {**versions(), "gguf": importlib.metadata.version("gguf")},
         "source": describe_source(conversion.located, conversion.model.checkpoint).to_dict(),
         "plan": conversion.plan.to_dict(),
-        **{name: words[name] for name in words if name not in ("folder", "file")},
+        **{name: facts[name] for name in facts if name not in ("folder", "file")},
         "files": {export.file_name: {"bytes": size, "sha256": sha256}},
         "seconds": round(seconds, 3),
     }
