@@ -8,17 +8,8 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
-from gqkva_convert.grouping.statistics import (
-    BlockStatistics,
-    aligned_planes,
-    plain_similarity,
-    value_overlap,
-)
-from gqkva_convert.transforms.closed_form import (
-    plane_products,
-    planes_residual,
-    subspace_residual,
-)
+from gqkva_convert.grouping.statistics import BlockStatistics, aligned_planes, plain_similarity, value_overlap
+from gqkva_convert.transforms.closed_form import plane_products, planes_residual, subspace_residual
 from gqkva_convert.transforms.scores import ScoredHead, Scores, score_energy, score_loss, shared_scores
 from gqkva_convert.transforms.turning import Turning
 
@@ -81,8 +72,7 @@ def query_similarity(statistics: BlockStatistics) -> Array:
 
 def closed_form_loss(statistics: BlockStatistics, group: Sequence[int]) -> float:
     """Return the closed form's loss of a group relative to the block: keys' error and a share of values'."""
-    keys, values = _residuals(statistics, group)
-    return keys + VALUE_SHARE * values
+    return key_loss(statistics, group) + VALUE_SHARE * _value_loss(statistics, group)
 
 
 def grid_loss(
@@ -129,38 +119,34 @@ def grid_loss(
     alone = [replace(scores, heads=(head,), weights=np.ones(1)) for head in scored]
     own = np.array([max(score_energy(one, turning), 1e-300) for one in alone])
     lost = score_loss(replace(scores, weights=1 / own), turning, *mixes) / len(own)
-    return lost + VALUE_SHARE * sum(_residuals(statistics, group)[1] for group in members["key"].values())
+    return lost + VALUE_SHARE * sum(_value_loss(statistics, group) for group in members["key"].values())
 
 
 def _part(statistics: BlockStatistics, products: Array, group: Sequence[int]) -> Array:
-    places = _features(statistics, group)
+    head_dim = statistics.head_dim
+    places = np.concatenate([np.arange(unit * head_dim, (unit + 1) * head_dim) for unit in group])
     result: Array = products[np.ix_(places, places)]
     return result
 
 
-def key_loss(statistics: BlockStatistics, group: Sequence[int]) -> float:
-    """The keys' part of `closed_form_loss`, cheap enough to search with."""
-    return _key_residual(statistics, group)
-
-
-def _residuals(statistics: BlockStatistics, group: Sequence[int]) -> tuple[float, float]:
+def _value_loss(statistics: BlockStatistics, group: Sequence[int]) -> float:
     if len(group) == 1:
-        return 0.0, 0.0
-    places = _features(statistics, group)
-    products = statistics.values[np.ix_(places, places)]
+        return 0.0
+    products = _part(statistics, statistics.values, group)
     readers = statistics.value_readers[list(group)]
     head_dim, count = statistics.head_dim, statistics.units
     blocks = statistics.values.reshape(count, head_dim, count, head_dim)
     energy = float(np.einsum("sfsg,sgf->", blocks, statistics.value_readers))
-    return _key_residual(statistics, group), subspace_residual(products, readers) / max(energy, 1e-300)
+    return subspace_residual(products, readers) / max(energy, 1e-300)
 
 
-def _key_residual(statistics: BlockStatistics, group: Sequence[int]) -> float:
+def key_loss(statistics: BlockStatistics, group: Sequence[int]) -> float:
+    """Return the keys' part of `closed_form_loss`, cheap enough to search with."""
     if len(group) == 1:
         return 0.0
     head_dim, count = statistics.head_dim, statistics.units
     first, second = list(statistics.first), list(statistics.second)
-    products = statistics.keys[np.ix_(*[_features(statistics, group)] * 2)]
+    products = _part(statistics, statistics.keys, group)
     readers = statistics.key_readers[list(group)]
     own = np.diagonal(statistics.keys).reshape(count, head_dim)
     read = np.diagonal(statistics.key_readers, axis1=1, axis2=2)
@@ -179,11 +165,6 @@ def _key_residual(statistics: BlockStatistics, group: Sequence[int]) -> float:
         part = products[np.ix_(places, places)]
         lost += 2 * subspace_residual(part, readers[:, resting][:, :, resting])
     return lost / max(energy, 1e-300)
-
-
-def _features(statistics: BlockStatistics, group: Sequence[int]) -> NDArray[np.intp]:
-    head_dim = statistics.head_dim
-    return np.concatenate([np.arange(unit * head_dim, (unit + 1) * head_dim) for unit in group])
 
 
 def _unit(similarity: Array) -> Array:

@@ -9,13 +9,7 @@ from gqkva_convert.grouping.allocation import allocate
 from gqkva_convert.grouping.evolution import Front, evolve
 from gqkva_convert.heads import GROUPINGS, Place, divisors
 from gqkva_convert.planning.findings import BlockFindings, BlockSurvey, Findings, merged_role, weighed
-from gqkva_convert.planning.groups import (
-    BlockGroups,
-    block_plan,
-    grid_plan,
-    search_groups,
-    similarity,
-)
+from gqkva_convert.planning.groups import BlockGroups, block_plan, grid_plan, search_groups, similarity
 from gqkva_convert.plans.plan import BlockPlan, Plan
 from gqkva_convert.progress import Progress, Stages
 from gqkva_convert.refinement.calibrated import CalibratedModel

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from gqkva_convert.calibration.data import Batch
     from gqkva_convert.calibration.moments import StoredMoments
 
-# Least and most positions that blocks are refined on; more than the least only within `_SPILLED_BYTES` on disk.
+# Least and most positions that blocks are refined on; more than the least if `_SPILLED_BYTES` suffice.
 _LEAST_POSITIONS, _MOST_POSITIONS = 65_536, 262_144
 _SPILLED_BYTES = 16 << 30
 

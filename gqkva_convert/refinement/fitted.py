@@ -23,13 +23,7 @@ from gqkva_convert.heads import Place
 from gqkva_convert.plans.plan import BlockPlan, GroupRules, Plan
 from gqkva_convert.progress import Stages
 from gqkva_convert.refinement.block_data import BlockData
-from gqkva_convert.refinement.block_network import (
-    BlockNetwork,
-    TensorHeads,
-    sequences,
-    to_arrays,
-    to_tensors,
-)
+from gqkva_convert.refinement.block_network import BlockNetwork, TensorHeads, sequences, to_arrays, to_tensors
 from gqkva_convert.refinement.calibrated import CalibratedModel
 from gqkva_convert.refinement.fit import refine_block
 from gqkva_convert.refinement.layerwise import FitSettings

@@ -11,10 +11,7 @@ from gqkva_convert.architectures import Attention, Bias, Family, HeadNorm, Key, 
 from gqkva_convert.checkpoint.folder import Checkpoint, open_checkpoint
 from gqkva_convert.errors import FamilyError, LayoutError
 from gqkva_convert.heads import HeadLayout, Place, place_name
-from gqkva_convert.modeling.families import (
-    find_family,
-    stock_name,
-)
+from gqkva_convert.modeling.families import find_family, stock_name
 from gqkva_convert.modeling.layouts import LAYOUTS, layouts_from_config
 from gqkva_convert.source.config_keys import check_config, is_grouped
 from gqkva_convert.source.deci import MISTRAL, deci_layouts, is_deci

@@ -129,16 +129,11 @@ def _diagonal_blocks(products: Array, members: int) -> list[Array]:
 
 def _components(heads: Sequence[ScoredHead]) -> list[list[int]]:
     """Return the places of attention heads that share queries or keys, directly or through others."""
-    found: list[list[int]] = []
-    for place, head in enumerate(heads):
-        touching = [
-            part
-            for part in found
-            if any(head.query == heads[one].query or head.key == heads[one].key for one in part)
-        ]
-        found = [part for part in found if part not in touching]
-        found.append([one for part in touching for one in part] + [place])
-    return sorted(sorted(part) for part in found)
+    from scipy.sparse.csgraph import connected_components
+
+    queries, keys = [head.query for head in heads], [head.key for head in heads]
+    count, labels = connected_components(np.equal.outer(queries, queries) | np.equal.outer(keys, keys))
+    return [np.flatnonzero(labels == number).tolist() for number in range(count)]
 
 
 def _merge_values(

@@ -14,8 +14,9 @@ with both shared it is GQKVA. Everything is float64 and works on inner products 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -97,11 +98,11 @@ def shared_scores(scores: Scores, turning: Turning, rounds: int = MAX_ROUNDS) ->
     keys = [_first_key(scores, shared) for shared in range(len(scores.keys))]
     if all(len(products) == scores.head_dim for products in scores.keys):
         keys = [np.eye(scores.head_dim) for _ in scores.keys]
-    queries, explained = _best_queries(scores, turning, keys)
+    queries, explained = _best(scores, keys, "query", turning.average)
     energy, previous = score_energy(scores, turning), np.inf
     for _ in range(rounds):
-        keys = _balanced(scores, _best_keys(scores, turning, queries))
-        queries, explained = _best_queries(scores, turning, keys)
+        keys = _balanced(scores, _best(scores, queries, "key", turning.average_back)[0])
+        queries, explained = _best(scores, keys, "query", turning.average)
         loss = max(energy - explained, 0.0)
         if loss > previous * (1 - _ENOUGH) or loss <= _NOISE * energy:
             break
@@ -114,12 +115,9 @@ def score_loss(scores: Scores, turning: Turning, queries: Sequence[Array], keys:
     total = 0.0
     for head, weight in zip(scores.heads, scores.weights, strict=True):
         query_span, key_span = scores.span(head.query_member), scores.span(head.key_member)
-        query_products, key_products = scores.queries[head.query], scores.keys[head.key]
         query, key = queries[head.query], keys[head.key]
-        shared_query, shared_key = query @ query_products, key @ key_products
-        error = np.sum(
-            query_products[query_span, query_span] * turning.average(key_products[key_span, key_span])
-        )
+        shared_query, shared_key = query @ scores.queries[head.query], key @ scores.keys[head.key]
+        error = _head_energy(scores, turning, head)
         error -= 2 * np.sum(shared_query[:, query_span] * turning.average(shared_key[:, key_span]))
         error += np.sum((shared_query @ query.T) * turning.average(shared_key @ key.T))
         total += float(weight * error)
@@ -128,51 +126,47 @@ def score_loss(scores: Scores, turning: Turning, queries: Sequence[Array], keys:
 
 def score_energy(scores: Scores, turning: Turning) -> float:
     """Return the weighted sum of squared scores, which a loss is relative to."""
-    return float(
-        sum(
-            weight
-            * np.sum(
-                scores.queries[head.query][scores.span(head.query_member), scores.span(head.query_member)]
-                * turning.average(
-                    scores.keys[head.key][scores.span(head.key_member), scores.span(head.key_member)]
-                )
-            )
-            for head, weight in zip(scores.heads, scores.weights, strict=True)
-        )
-    )
+    pairs = zip(scores.heads, scores.weights, strict=True)
+    return float(sum(weight * _head_energy(scores, turning, head) for head, weight in pairs))
 
 
-def _best_queries(scores: Scores, turning: Turning, keys: Sequence[Array]) -> tuple[Mixes, float]:
-    """Solve for the shared queries given shared keys; return them and the energy of scores they explain."""
-    shared = [key @ products for key, products in zip(keys, scores.keys, strict=True)]
-    sizes = [turning.average(left @ key.T) for left, key in zip(shared, keys, strict=True)]
-    systems = [np.zeros((scores.head_dim, scores.head_dim)) for _ in scores.queries]
-    sides = [np.zeros((scores.head_dim, len(products))) for products in scores.queries]
+def _head_energy(scores: Scores, turning: Turning, head: ScoredHead) -> np.float64:
+    """Return ``E (q' R k)^2`` of one attention head of the source."""
+    query, key = scores.span(head.query_member), scores.span(head.key_member)
+    own = turning.average(scores.keys[head.key][key, key])
+    energy: np.float64 = np.sum(scores.queries[head.query][query, query] * own)
+    return energy
+
+
+def _best(
+    scores: Scores, given: Sequence[Array], role: Literal["query", "key"], average: Callable[[Array], Array]
+) -> tuple[Mixes, float]:
+    """Solve for the shared heads of a role given those of the other: normal equations of the module's sum.
+
+    Args:
+        scores: Layout and inner products.
+        given: Mixes of the other role, ``(head_dim, members * head_dim)`` each.
+        role: Role to solve for.
+        average: Average of rotary positions over distances, seen from that role.
+
+    Returns:
+        The mixes, and the energy of scores that they explain.
+    """
+    own, other = (scores.queries, scores.keys) if role == "query" else (scores.keys, scores.queries)
+    shared = [mix @ products for mix, products in zip(given, other, strict=True)]
+    sizes = [average(left @ mix.T) for left, mix in zip(shared, given, strict=True)]
+    systems = [np.zeros((scores.head_dim, scores.head_dim)) for _ in own]
+    sides = [np.zeros((scores.head_dim, len(products))) for products in own]
     for head, weight in zip(scores.heads, scores.weights, strict=True):
-        systems[head.query] += weight * sizes[head.key]
-        sides[head.query][:, scores.span(head.query_member)] += weight * turning.average(
-            shared[head.key][:, scores.span(head.key_member)]
-        )
-    queries = [_solve(system, side) for system, side in zip(systems, sides, strict=True)]
+        ends = (head.query, head.query_member), (head.key, head.key_member)
+        (one, member), (partner, read) = ends if role == "query" else ends[::-1]
+        systems[one] += weight * sizes[partner]
+        sides[one][:, scores.span(member)] += weight * average(shared[partner][:, scores.span(read)])
+    mixes = [_solve(system, side) for system, side in zip(systems, sides, strict=True)]
     explained = sum(
-        float(np.sum((query @ products) * side))
-        for query, products, side in zip(queries, scores.queries, sides, strict=True)
+        float(np.sum((mix @ products) * side)) for mix, products, side in zip(mixes, own, sides, strict=True)
     )
-    return queries, explained
-
-
-def _best_keys(scores: Scores, turning: Turning, queries: Sequence[Array]) -> Mixes:
-    """Solve for the shared keys given shared queries."""
-    shared = [query @ products for query, products in zip(queries, scores.queries, strict=True)]
-    sizes = [turning.average_back(left @ query.T) for left, query in zip(shared, queries, strict=True)]
-    systems = [np.zeros((scores.head_dim, scores.head_dim)) for _ in scores.keys]
-    sides = [np.zeros((scores.head_dim, len(products))) for products in scores.keys]
-    for head, weight in zip(scores.heads, scores.weights, strict=True):
-        systems[head.key] += weight * sizes[head.query]
-        sides[head.key][:, scores.span(head.key_member)] += weight * turning.average_back(
-            shared[head.query][:, scores.span(head.query_member)]
-        )
-    return [_solve(system, side) for system, side in zip(systems, sides, strict=True)]
+    return mixes, explained
 
 
 def _solve(system: Array, side: Array) -> Array:
