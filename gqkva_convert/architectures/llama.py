@@ -6,6 +6,8 @@ from typing import Any
 from gqkva_convert.architectures.gguf import NORM_BIASES, Biases, RuntimeFamily, shapes_without
 from gqkva_convert.architectures.schema import (
     ALWAYS,
+    HEADS,
+    HIDDEN_OVER_HEADS,
     NEVER,
     Attention,
     Bias,
@@ -14,7 +16,6 @@ from gqkva_convert.architectures.schema import (
     Inputs,
     Key,
     Projection,
-    Quotient,
     Role,
     Rotary,
     Span,
@@ -22,8 +23,6 @@ from gqkva_convert.architectures.schema import (
 )
 
 CONFIGURED_BIAS = Bias(False, "attention_bias")
-HEADS = Key("num_attention_heads")
-HIDDEN_OVER_HEADS = Quotient(Key("hidden_size"), HEADS)
 RECOMPUTED = {
     "layers.{layer}.self_attn.rotary_emb.inv_freq": "rotary frequencies, recomputed by transformers"
 }
@@ -45,8 +44,6 @@ def _norms(name: str, span: Span, **facts: Any) -> tuple[HeadNorm, ...]:
 ATTENTION = Attention(
     kind="self",
     projections=_projections(CONFIGURED_BIAS),
-    num_layers=Key("num_hidden_layers"),
-    num_attention_heads=HEADS,
     head_dim=Key("head_dim", HIDDEN_OVER_HEADS),
     num_key_value_heads=Key("num_key_value_heads", HEADS, null=HEADS),
     cache="self",

@@ -41,6 +41,10 @@ class Quotient:
     below: Key
 
 
+LAYERS, HEADS = Key("num_hidden_layers"), Key("num_attention_heads")
+HIDDEN_OVER_HEADS = Quotient(Key("hidden_size"), HEADS)
+
+
 @dataclass(frozen=True)
 class Bias:
     """Whether a projection has a bias: always, never, or as a configuration key says."""
@@ -82,11 +86,6 @@ def separate(
     inputs = zip((query, key, value), roles, strict=True)
     output_projection = Projection(f"{block}{output}", ("output",), output_bias or bias, head_axis=1)
     return (*(Projection(f"{block}{name}", (role,), bias) for name, role in inputs), output_projection)
-
-
-def moved(projections: tuple[Projection, ...], old: str, new: str) -> tuple[Projection, ...]:
-    """Return projections with ``new`` in place of ``old`` in their names."""
-    return tuple(replace(projection, name=projection.name.replace(old, new)) for projection in projections)
 
 
 @dataclass(frozen=True)
@@ -148,13 +147,13 @@ class Attention:
     Attributes:
         kind: Its name, unique in the family: ``self``, ``encoder``, ``decoder``, ``cross``...
         projections: Its projections; together they hold query, key, value and output once each.
-        num_layers: How many such blocks there are.
-        num_attention_heads: Attention heads in each.
-        head_dim: Features per head.
-        num_key_value_heads: Where stock transformers reads fewer key/value heads; None if it cannot.
-        cache: What generation keeps: ``self`` grows with every token, ``cross`` holds the encoder's
+        cache: KV cache in generation: ``self`` grows with every token, ``cross`` holds the encoder's
             positions, ``none`` for encoders.
         is_causal: Whether a position attends to itself and earlier positions only.
+        num_layers: Number of such blocks.
+        num_attention_heads: Attention heads in each.
+        head_dim: Features per head.
+        num_key_value_heads: Key of fewer key/value heads; None if stock transformers cannot read fewer.
         rotary: Rotary positions, if any.
         norms: Norms on queries and keys.
         head_bias: Position bias bound to a head's index: such heads keep their order.
@@ -167,12 +166,12 @@ class Attention:
 
     kind: str
     projections: tuple[Projection, ...]
-    num_layers: Key
-    num_attention_heads: Key
-    head_dim: Key | Quotient
-    num_key_value_heads: Key | None
     cache: Literal["self", "cross", "none"]
     is_causal: bool
+    num_layers: Key = LAYERS
+    num_attention_heads: Key = HEADS
+    head_dim: Key | Quotient = HIDDEN_OVER_HEADS
+    num_key_value_heads: Key | None = None
     rotary: Rotary | None = None
     norms: tuple[HeadNorm, ...] = ()
     head_bias: HeadBias | None = None
