@@ -52,6 +52,14 @@ ATTENTION = Attention(
     input_gain="layers.{layer}.input_layernorm.weight",
 )
 
+
+def _attention(key_value_heads: int | None = None, **facts: Any) -> tuple[Attention, ...]:
+    """Return Llama's attention block with other facts, and a default of its key/value heads."""
+    if key_value_heads is not None:
+        facts["num_key_value_heads"] = Key("num_key_value_heads", key_value_heads, null=HEADS)
+    return (replace(ATTENTION, **facts),)
+
+
 _WITHOUT_QUESTIONS = ("CausalLM", "SequenceClassification", "TokenClassification")
 
 # Shared by all of these; each table adds its own facts.
@@ -106,13 +114,7 @@ MISTRAL = replace(
     stem="Mistral",
     tasks=(*_WITHOUT_QUESTIONS, "QuestionAnswering"),
     inputs=Inputs("TokenizersBackend"),
-    attention=(
-        replace(
-            ATTENTION,
-            projections=_projections(NEVER),
-            num_key_value_heads=Key("num_key_value_heads", 8, null=HEADS),
-        ),
-    ),
+    attention=_attention(8, projections=_projections(NEVER)),
     config_keys=_WINDOW_KEYS,
     gguf=replace(_LLAMA_GGUF, biases=(), windows="always", default_window=4096),
     compared_in=_COMPARED_IN,
@@ -124,13 +126,7 @@ QWEN2 = replace(
     stem="Qwen2",
     tasks=(*_WITHOUT_QUESTIONS, "QuestionAnswering"),
     inputs=Inputs("Qwen2Tokenizer"),
-    attention=(
-        replace(
-            ATTENTION,
-            projections=_projections(ALWAYS, NEVER),
-            num_key_value_heads=Key("num_key_value_heads", 32, null=HEADS),
-        ),
-    ),
+    attention=_attention(32, projections=_projections(ALWAYS, NEVER)),
     config_keys=_WINDOW_KEYS,
     gguf=RuntimeFamily(
         "qwen2",
@@ -148,14 +144,11 @@ QWEN3 = replace(
     stem="Qwen3",
     tasks=(*_WITHOUT_QUESTIONS, "QuestionAnswering"),
     inputs=Inputs("Qwen2Tokenizer"),
-    attention=(
-        replace(
-            ATTENTION,
-            # Qwen3's default head_dim is 128, whatever its hidden size.
-            head_dim=Key("head_dim", 128),
-            num_key_value_heads=Key("num_key_value_heads", 32, null=HEADS),
-            norms=_norms("norm.weight", "shared"),
-        ),
+    attention=_attention(
+        32,
+        # Qwen3's default head_dim is 128, whatever its hidden size.
+        head_dim=Key("head_dim", 128),
+        norms=_norms("norm.weight", "shared"),
     ),
     config_keys=_WINDOW_KEYS,
     gguf=RuntimeFamily(
@@ -169,13 +162,10 @@ GEMMA = replace(
     stem="Gemma",
     inputs=Inputs("GemmaTokenizer"),
     # Gemma's default head_dim is 256, whatever its hidden size.
-    attention=(
-        replace(
-            ATTENTION,
-            head_dim=Key("head_dim", 256),
-            num_key_value_heads=Key("num_key_value_heads", 16, null=HEADS),
-            gain_offset=1.0,  # its norms multiply by 1 + the stored gain
-        ),
+    attention=_attention(
+        16,
+        head_dim=Key("head_dim", 256),
+        gain_offset=1.0,  # its norms multiply by 1 + the stored gain
     ),
     config_keys=frozenset({"use_bidirectional_attention"}),
     gguf=RuntimeFamily(
@@ -210,12 +200,9 @@ OLMO2 = replace(
     stem="Olmo2",
     tasks=("CausalLM", "SequenceClassification"),
     inputs=Inputs("TokenizersBackend"),
-    attention=(
-        replace(
-            ATTENTION,
-            # The norm runs over all heads at once; equal groups keep its statistic when heads agree.
-            norms=_norms("norm.weight", "all_heads"),
-        ),
+    attention=_attention(
+        # The norm runs over all heads at once; equal groups keep its statistic when heads agree.
+        norms=_norms("norm.weight", "all_heads"),
     ),
     others=(
         "embed_tokens.weight",
@@ -244,15 +231,12 @@ STABLELM = replace(
     model_type="stablelm",
     stem="StableLm",
     inputs=Inputs("TokenizersBackend"),
-    attention=(
-        replace(
-            ATTENTION,
-            projections=_projections(_STABLELM_BIAS, NEVER),
-            head_dim=HIDDEN_OVER_HEADS,
-            num_key_value_heads=Key("num_key_value_heads", 32, null=HEADS),
-            rotary=Rotary("half", 0.25),
-            norms=_norms("layernorm.norms.{head}.weight", "per_head", key="qk_layernorm", is_centred=True),
-        ),
+    attention=_attention(
+        32,
+        projections=_projections(_STABLELM_BIAS, NEVER),
+        head_dim=HIDDEN_OVER_HEADS,
+        rotary=Rotary("half", 0.25),
+        norms=_norms("layernorm.norms.{head}.weight", "per_head", key="qk_layernorm", is_centred=True),
     ),
     others=(
         "embed_tokens.weight",
@@ -279,13 +263,10 @@ STARCODER2 = replace(
     model_type="starcoder2",
     stem="Starcoder2",
     inputs=Inputs("GPT2Tokenizer"),
-    attention=(
-        replace(
-            ATTENTION,
-            projections=_projections(_STARCODER2_BIAS),
-            head_dim=Key("head_dim", HIDDEN_OVER_HEADS),
-            num_key_value_heads=Key("num_key_value_heads", 2, null=HEADS),
-        ),
+    attention=_attention(
+        2,
+        projections=_projections(_STARCODER2_BIAS),
+        head_dim=Key("head_dim", HIDDEN_OVER_HEADS),
     ),
     config_keys=_WINDOW_KEYS,
     config_values={
@@ -315,15 +296,12 @@ PHI = replace(
     model_type="phi",
     stem="Phi",
     inputs=Inputs("GPT2Tokenizer"),
-    attention=(
-        replace(
-            ATTENTION,
-            projections=separate("layers.{layer}.self_attn.", "q_proj", "k_proj", "v_proj", "dense", ALWAYS),
-            rotary=Rotary("half", 0.5),
-            norms=(
-                *_norms("layernorm.weight", "shared", **_PHI_NORM),
-                *_norms("layernorm.bias", "shared", **_PHI_NORM),
-            ),
+    attention=_attention(
+        projections=separate("layers.{layer}.self_attn.", "q_proj", "k_proj", "v_proj", "dense", ALWAYS),
+        rotary=Rotary("half", 0.5),
+        norms=(
+            *_norms("layernorm.weight", "shared", **_PHI_NORM),
+            *_norms("layernorm.bias", "shared", **_PHI_NORM),
         ),
     ),
     others=(
@@ -351,15 +329,12 @@ PHI3 = replace(
     model_type="phi3",
     stem="Phi3",
     inputs=Inputs("TokenizersBackend"),
-    attention=(
-        replace(
-            ATTENTION,
-            projections=(
-                Projection(
-                    "layers.{layer}.self_attn.qkv_proj", ("query", "key", "value"), NEVER, packing="stacked"
-                ),
-                Projection("layers.{layer}.self_attn.o_proj", ("output",), NEVER, head_axis=1),
+    attention=_attention(
+        projections=(
+            Projection(
+                "layers.{layer}.self_attn.qkv_proj", ("query", "key", "value"), NEVER, packing="stacked"
             ),
+            Projection("layers.{layer}.self_attn.o_proj", ("output",), NEVER, head_axis=1),
         ),
     ),
     config_keys=frozenset({"sliding_window"}),

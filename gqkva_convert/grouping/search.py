@@ -8,7 +8,7 @@ helps, then shaken, as the paper's accepted setbacks and returns to the best do.
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import combinations, pairwise
 
 from gqkva_convert.grouping.costs import Cost, Group
@@ -42,14 +42,14 @@ class Search:
         self._cost = cost
         self._known: dict[Group, float] = {}
 
-    def cost(self, group: Group) -> float:
+    def cost(self, group: Sequence[int]) -> float:
         """Return the cost of a group, computed once."""
-        group = tuple(sorted(group))
-        if group not in self._known:
-            self._known[group] = self._cost(group)
-        return self._known[group]
+        known = tuple(sorted(group))
+        if known not in self._known:
+            self._known[known] = self._cost(known)
+        return self._known[known]
 
-    def total(self, groups: Groups) -> float:
+    def total(self, groups: Sequence[Sequence[int]]) -> float:
         """Return the summed cost of groups."""
         return sum(self.cost(group) for group in groups)
 
@@ -70,23 +70,20 @@ class Search:
         if len(best) in (1, self.units):
             return _ordered(best)
         best = self._descend(best, moves)
-        best_total = self._sum(best)
+        best_total = self.total(best)
         sizes = [len(group) for group in neighbours]
         starts, shakes = (effort[self.units > _FEW_HEADS] for effort in (_STARTS, _SHAKES))
         for start in range(starts):
             current = self._greedy(sizes) if start == 0 else self._random(sizes)
             current = self._descend(current, moves)
-            total = self._sum(current)
+            total = self.total(current)
             for _ in range(shakes):
                 shaken = self._descend(self._shaken(current), moves)
-                if self._sum(shaken) <= total:
-                    current, total = shaken, self._sum(shaken)
+                if self.total(shaken) <= total:
+                    current, total = shaken, self.total(shaken)
             if total < best_total - 1e-12 * abs(best_total):
                 best, best_total = current, total
         return _ordered(best)
-
-    def _sum(self, groups: list[list[int]]) -> float:
-        return sum(self.cost(tuple(group)) for group in groups)
 
     def _random(self, sizes: list[int]) -> list[list[int]]:
         heads = list(range(self.units))
@@ -132,10 +129,10 @@ class Search:
         self, one: list[int], other: list[int], moves: bool
     ) -> tuple[list[int], list[int]] | None:
         """Return the best swap or move between two groups, or None if none helps."""
-        before = self.cost(tuple(one)) + self.cost(tuple(other))
+        before = self.cost(one) + self.cost(other)
         best, found = before - 1e-12 * abs(before), None
         for changed_one, changed_other in _changes(one, other, moves):
-            total = self.cost(tuple(changed_one)) + self.cost(tuple(changed_other))
+            total = self.cost(changed_one) + self.cost(changed_other)
             if total < best:
                 best, found = total, (changed_one, changed_other)
         return found
@@ -177,9 +174,8 @@ def search_grid(
     shuffle = random.Random(seed)
 
     def total(grid: list[int]) -> float:
-        return sum(
-            across.cost(tuple(grid[row * columns : (row + 1) * columns])) for row in range(rows)
-        ) + sum(down.cost(tuple(grid[column::columns])) for column in range(columns))
+        by_row = [grid[row * columns : (row + 1) * columns] for row in range(rows)]
+        return across.total(by_row) + down.total([grid[column::columns] for column in range(columns)])
 
     def descend(grid: list[int]) -> tuple[list[int], float]:
         best = total(grid)

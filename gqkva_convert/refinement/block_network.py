@@ -77,13 +77,18 @@ class BlockNetwork:
         Returns:
             ``(positions, heads * head_dim)``, heads in the source's order.
         """
+        from accelerate.utils import recursively_apply
+
         state = self.state if heads is None else self.state | self._expanded(heads)
-        args, kwargs = _moved(call["args"], self.device), _moved(call["kwargs"], self.device)
-        found: Any = torch.func.functional_call(self.module, state, tuple(args), kwargs)
+        args, kwargs = recursively_apply(self._moved, (tuple(call["args"]), call["kwargs"]))
+        found: Any = torch.func.functional_call(self.module, state, args, kwargs)
         attended: Tensor = found[0] if isinstance(found, tuple) else found
         attended = attended.flatten(0, -2)
         valid = call["valid"]
         return attended if valid is None else attended[valid.flatten().bool().to(attended.device)]
+
+    def _moved(self, value: Tensor) -> Tensor:
+        return value.to(self.device, torch.float32 if value.is_floating_point() else None)
 
     def output_weight(self, heads: TensorHeads) -> Tensor:
         """Return the merged output projection, ``(heads * head_dim, hidden)``, in the source's order."""
@@ -169,16 +174,6 @@ def _standalone(block: nn.Module, device: torch.device) -> tuple[nn.Module, dict
     return module.eval().requires_grad_(False), state
 
 
-def _moved(value: Any, device: torch.device) -> Any:
-    if isinstance(value, Tensor):
-        return value.to(device, torch.float32 if value.is_floating_point() else None)
-    if isinstance(value, dict):
-        return {name: _moved(part, device) for name, part in value.items()}
-    if isinstance(value, (tuple, list)):
-        return tuple(_moved(part, device) for part in value)
-    return value
-
-
 def positions_of(call: dict[str, Any]) -> int:
     """Return the positions of a call's sequences, padding included."""
     return int(_states(call).shape[1])
@@ -190,18 +185,12 @@ def _states(call: dict[str, Any]) -> Any:
 
 def sequences(call: dict[str, Any]) -> Iterator[dict[str, Any]]:
     """Split a call of several sequences into calls of one each."""
+    from accelerate.utils import recursively_apply
+
     count = len(_states(call))
 
-    def part(value: Any, number: int) -> Any:
-        if isinstance(value, Tensor) and value.ndim and len(value) == count:
-            return value[number : number + 1]
-        if isinstance(value, dict):
-            return {name: part(one, number) for name, one in value.items()}
-        return tuple(part(one, number) for one in value) if isinstance(value, (tuple, list)) else value
+    def part(value: Tensor, number: int) -> Tensor:
+        return value[number : number + 1] if value.ndim and len(value) == count else value
 
     for number in range(count):
-        yield {
-            "args": part(tuple(call["args"]), number),
-            "kwargs": part(call["kwargs"], number),
-            "valid": part(call["valid"], number),
-        }
+        yield recursively_apply(part, call, number)
