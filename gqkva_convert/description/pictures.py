@@ -8,6 +8,7 @@ from typing import Any
 
 from gqkva_convert.checkpoint.sidecars import BENCH_PICTURE, PICTURES
 from gqkva_convert.plans.plan import BlockPlan
+from gqkva_convert.plots import pyplot, save_plot
 from gqkva_convert.records.evaluation import Evaluation, Score
 
 HEADS, SIZES, ERRORS, QUALITY, LOSS = PICTURES
