@@ -75,7 +75,6 @@ def read_rope(model: SourceModel, family: RuntimeFamily, config: dict[str, Any])
             f"config.json: partial_rotary_factor must be above 0 and at most 1, found {fraction}"
         )
     dimensions = 2 * len(rotary_planes(model, model.blocks[0]).first)
-    rope = Rope(float(settings["rope_theta"]), dimensions, kind, settings)
     if kind in ("linear", "yarn", "llama3"):
         positive_number(settings.get("factor"), f"factor of {kind} rotary positions")
     if kind == "yarn":
@@ -84,19 +83,20 @@ def read_rope(model: SourceModel, family: RuntimeFamily, config: dict[str, Any])
             raise NotExpressibleError(
                 f"config.json: {', '.join(sorted(lost))} of yarn rotary positions has no key in GGUF"
             )
-    return Rope(rope.theta, dimensions, kind, settings, _llama3(rope)) if kind == "llama3" else rope
+    factors = _llama3(settings, dimensions) if kind == "llama3" else ()
+    return Rope(float(settings["rope_theta"]), dimensions, kind, settings, factors)
 
 
-def _llama3(rope: Rope) -> tuple[float, ...]:
+def _llama3(settings: dict[str, Any], dimensions: int) -> tuple[float, ...]:
     """Return the divisor of each plane's frequency in Llama 3.1, as transformers computes it.
 
     Written out, because transformers computes in float32 and its last bits would end up in the file.
     """
     names = ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings")
-    factor, low, high, old = (positive_number(rope.settings.get(name), f"{name} of llama3") for name in names)
+    factor, low, high, old = (positive_number(settings.get(name), f"{name} of llama3") for name in names)
     found = []
-    for plane in range(rope.dimensions // 2):
-        wavelength = 2 * math.pi * rope.theta ** (2 * plane / rope.dimensions)
+    for plane in range(dimensions // 2):
+        wavelength = 2 * math.pi * float(settings["rope_theta"]) ** (2 * plane / dimensions)
         if wavelength < old / high:
             found.append(1.0)
         elif wavelength > old / low:

@@ -120,9 +120,9 @@ def make_tensors(
     names = gguf.get_tensor_name_map(architecture, layers)
     made: dict[str, list[Step]] = {}
     for step in steps.steps:
-        name = model.family.prefixes[0] + step.name.removeprefix(model.prefix)
-        if _is_outside(step.name, model):
-            name = step.name
+        name = step.name
+        if name not in model.family.heads:
+            name = model.family.prefixes[0] + name.removeprefix(model.prefix)
         found = names.get_name(_OF_A_HEAD.sub("", name), try_suffixes=(".weight", ".bias"))
         if found is None:
             raise NotExpressibleError(
@@ -152,11 +152,6 @@ def make_tensors(
 def _head_number(step: Step) -> int:
     found = _OF_A_HEAD.search(step.name)
     return int(found[1]) if found else 0
-
-
-def _is_outside(name: str, model: SourceModel) -> bool:
-    """Return whether a tensor is stored beside the base model, such as the output."""
-    return any(name == template for template in model.family.heads)
 
 
 def _is_tied(config: dict[str, Any], family: RuntimeFamily) -> bool:
@@ -354,14 +349,3 @@ def _encode(stored: Array, step: Step, tensor: RuntimeTensor) -> Array:
             f"{step.source.name!r} does not fit {tensor.kind.lower()}: a value overflows; use bf16"
         )
     return encoded
-
-
-def with_rope_factors(
-    tensors: tuple[RuntimeTensor, ...], factors: dict[str, tuple[float, ...]]
-) -> tuple[RuntimeTensor, ...]:
-    """Add tensors of the divisors of rotary frequencies."""
-    more = tuple(
-        RuntimeTensor(f"{name}.weight", (len(values),), "F32", (), values=values)
-        for name, values in factors.items()
-    )
-    return (*tensors, *more)

@@ -36,13 +36,7 @@ from gqkva_convert.runtimes.gguf.hyperparameters import (
     read_rope,
 )
 from gqkva_convert.runtimes.gguf.package import load_gguf
-from gqkva_convert.runtimes.gguf.tensors import (
-    DTYPES,
-    RuntimeTensor,
-    make_tensors,
-    tensor_blocks,
-    with_rope_factors,
-)
+from gqkva_convert.runtimes.gguf.tensors import DTYPES, RuntimeTensor, make_tensors, tensor_blocks
 from gqkva_convert.runtimes.gguf.tokenizer import read_vocabulary
 from gqkva_convert.runtimes.gguf.vocabulary import Vocabulary
 from gqkva_convert.source.deci import DECI, require_deci_form
@@ -166,7 +160,8 @@ def prepare_gguf(
     rope = read_rope(source, family, config)
     tensors = make_tensors(source, family, config, plan, conversion.steps, dtype)
     if rope.factors:
-        tensors = with_rope_factors(tensors, {"rope_freqs": rope.factors})
+        divisors = RuntimeTensor("rope_freqs.weight", (len(rope.factors),), "F32", (), values=rope.factors)
+        tensors = (*tensors, divisors)
     vocabulary = read_vocabulary(conversion.located.folder, config)
     _, window = context_length(family, config)
     if window is not None:
