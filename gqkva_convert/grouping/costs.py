@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 
 from gqkva_convert.grouping.statistics import BlockStatistics, aligned_planes, plain_similarity, value_overlap
 from gqkva_convert.transforms.closed_form import plane_products, planes_residual, subspace_residual
+from gqkva_convert.transforms.rotary_averages import Turning
 from gqkva_convert.transforms.scores import ScoredHead, Scores, score_energy, score_loss, shared_scores
-from gqkva_convert.transforms.turning import Turning
 
 Array = NDArray[np.float64]
 Group = tuple[int, ...]

@@ -91,6 +91,7 @@ def subspace_overlap(blocks: Array) -> Array:
     Returns:
         Scaled so that the diagonal is each head's energy.
     """
+    # ||A B'||_F of heads A and B, which the principal angles between their row spaces decide.
     norms = np.sqrt(np.square(blocks).sum(axis=(1, 3)))
     energy = np.sqrt(np.maximum(np.einsum("sfsf->s", blocks), 0))
     return _cosine(norms) * np.outer(energy, energy)

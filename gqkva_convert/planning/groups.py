@@ -27,7 +27,7 @@ from gqkva_convert.heads import GROUPINGS, HeadLayout, without_reordering
 from gqkva_convert.plans.plan import BlockPlan
 from gqkva_convert.source.stored_block import StoredBlock, gain_moments, read_heads
 from gqkva_convert.transforms.blocks import InputMoments
-from gqkva_convert.transforms.turning import Turning
+from gqkva_convert.transforms.rotary_averages import Turning
 
 # Evaluations of a grid's loss in a search, times heads; one of 32 heads of 128 takes seconds.
 _GRID_LOOKS = 1200

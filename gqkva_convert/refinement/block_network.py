@@ -17,7 +17,7 @@ from gqkva_convert.errors import NotExpressibleError
 from gqkva_convert.heads import ROLES
 from gqkva_convert.modeling.resize import find_output, find_projection, is_fused, norm_names
 from gqkva_convert.plans.plan import BlockPlan
-from gqkva_convert.refinement.observed import watch
+from gqkva_convert.refinement.attention_calls import watch
 from gqkva_convert.source.stored_block import StoredBlock, StoredProjection
 from gqkva_convert.transforms.blocks import Heads
 

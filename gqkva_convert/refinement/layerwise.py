@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from gqkva_convert.refinement.attention_calls import observing, score_error
 from gqkva_convert.refinement.block_data import BlockData
 from gqkva_convert.refinement.block_network import TensorHeads
-from gqkva_convert.refinement.observed import observing, score_error
 
 # Shares of the rate that are tried: a block whose inputs have outliers diverges at the largest.
 SHARES = (1.0, 0.3, 0.1)

@@ -13,7 +13,7 @@ from gqkva_convert.errors import FamilyError
 from gqkva_convert.modeling.families import stock_type
 from gqkva_convert.source.model import Block, SourceModel
 from gqkva_convert.source.rope import rope_settings
-from gqkva_convert.transforms.turning import Turning, make_turning, still
+from gqkva_convert.transforms.rotary_averages import Turning, make_turning, still
 
 # Longer contexts are averaged over as if they ended here: distant pairs are most of them and matter least.
 MAX_CONTEXT = 8192

@@ -69,6 +69,7 @@ def _turns(scores: Scores, signs_only: bool) -> list[Array]:
     """Return, for each shared key, the turn of each of its members, ``(members, head_dim, head_dim)``."""
     head_dim = scores.head_dim
     turns = [np.stack([np.eye(head_dim)] * (len(products) // head_dim)) for products in scores.keys]
+    # Generalised Procrustes: each member turns towards the sum of the others, in turn (Jin et al., 2024).
     for _ in range(ROUNDS):
         for shared, products in enumerate(scores.keys):
             for member in range(len(turns[shared])):

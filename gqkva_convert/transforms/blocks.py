@@ -18,8 +18,8 @@ from gqkva_convert.heads import HeadLayout, merged_groups
 from gqkva_convert.transforms.aligned import aligned_scores, aligned_values, restored
 from gqkva_convert.transforms.closed_form import inner_products, shared_subspace
 from gqkva_convert.transforms.merge import RULES
+from gqkva_convert.transforms.rotary_averages import Turning
 from gqkva_convert.transforms.scores import Mixes, ScoredHead, Scores, shared_scores
-from gqkva_convert.transforms.turning import Turning
 
 Array = NDArray[np.float64]
 # Stored heads of the source by role, ``(heads, head_dim, inputs)``; a bias is the last input of q, k and v.

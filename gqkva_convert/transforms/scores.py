@@ -2,7 +2,7 @@
 
 Attention head p scores with query ``q_p`` and key ``k_p``, each linear in its input; in the result it reads
 the shared query ``a(p)`` and the shared key ``b(p)``. They minimise, for independent inputs x and y and over
-distances (`turning`),
+distances (`rotary_averages`),
 
     sum_p weight_p E ( q_p(x)' R k_p(y)  -  q_a(p)(x)' R k_b(p)(y) )^2 .
 
@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gqkva_convert.transforms.closed_form import plane_products, shared_planes, shared_subspace
-from gqkva_convert.transforms.turning import Turning
+from gqkva_convert.transforms.rotary_averages import Turning
 
 Array = NDArray[np.float64]
 
@@ -192,6 +192,7 @@ def _balanced(scores: Scores, keys: Mixes) -> Mixes:
     wanted = sum(float(np.trace(products)) / len(products) for products in scores.keys) / len(keys)
     if wanted < _NOTHING:
         return keys
+    # The basis B with B S B' = wanted I, for the mean second moment S of the keys; a plane only scales.
     basis = np.zeros((scores.head_dim, scores.head_dim))
     if first:
         squares = (sizes[first, first] + sizes[second, second]) / 2
@@ -220,6 +221,7 @@ def _first_key(scores: Scores, shared: int) -> Array:
         if head.key == shared:
             span = scores.span(head.query_member)
             readers[head.key_member] += weight * scores.queries[head.query][span, span]
+    # Closed forms of Eckart and Young (1936; `closed_form`): rank 1 in each plane, rank head_dim elsewhere.
     mix = np.zeros((members, head_dim, head_dim))
     if first:
         diagonal = np.diagonal(readers, axis1=1, axis2=2)
