@@ -63,12 +63,12 @@ class Search:
 
     def improve(self, groups: Groups, *, moves: bool) -> Groups:
         """Improve groups until no swap, or move, helps."""
-        return _ordered(self._descend([list(group) for group in groups], moves))
+        return _sort_groups(self._descend([list(group) for group in groups], moves))
 
     def _best(self, neighbours: Groups, moves: bool) -> Groups:
         best: list[list[int]] = [list(group) for group in neighbours]
         if len(best) in (1, self.units):
-            return _ordered(best)
+            return _sort_groups(best)
         best = self._descend(best, moves)
         best_total = self.total(best)
         sizes = [len(group) for group in neighbours]
@@ -78,12 +78,12 @@ class Search:
             current = self._descend(current, moves)
             total = self.total(current)
             for _ in range(shakes):
-                shaken = self._descend(self._shaken(current), moves)
+                shaken = self._descend(self._shake(current), moves)
                 if self.total(shaken) <= total:
                     current, total = shaken, self.total(shaken)
             if total < best_total - 1e-12 * abs(best_total):
                 best, best_total = current, total
-        return _ordered(best)
+        return _sort_groups(best)
 
     def _random(self, sizes: list[int]) -> list[list[int]]:
         heads = list(range(self.units))
@@ -105,7 +105,7 @@ class Search:
             groups.append(group)
         return groups
 
-    def _shaken(self, groups: list[list[int]]) -> list[list[int]]:
+    def _shake(self, groups: list[list[int]]) -> list[list[int]]:
         groups = [list(group) for group in groups]
         for _ in range(2):
             one, other = self.random.sample(range(len(groups)), 2)
@@ -149,7 +149,7 @@ def _changes(one: list[int], other: list[int], moves: bool) -> Iterator[tuple[li
             yield [*one, b], [head for head in other if head != b]
 
 
-def _ordered(groups: list[list[int]]) -> Groups:
+def _sort_groups(groups: list[list[int]]) -> Groups:
     """Sort groups by their first head, and heads within a group."""
     return tuple(sorted(tuple(sorted(group)) for group in groups))
 

@@ -129,7 +129,7 @@ class BlockSurvey:
         return BlockFindings(shown, found.groups, found.loss, found.neighbour_loss)
 
 
-def weighed(statistics: BlockStatistics, groups: Groups) -> BlockGroups:
+def weigh_groups(statistics: BlockStatistics, groups: Groups) -> BlockGroups:
     """Return groups that were found by other measures with the closed form's loss of them."""
     neighbours = neighbour_groups(statistics.units, len(groups))
     return BlockGroups(groups, total_loss(statistics, groups), total_loss(statistics, neighbours))
@@ -160,6 +160,6 @@ def look_at(model: SourceModel, plan: Plan, calibrated: CalibratedModel | None, 
                 found = weigh_grid(statistics, planned, merged_role(planned), stored.planes.turning())
                 blocks[block.place] = survey.grid_findings(planned, statistics, found, by="activations")
             else:
-                found = weighed(statistics, planned.groups("key"))
+                found = weigh_groups(statistics, planned.groups("key"))
                 blocks[block.place] = survey.findings(stored, statistics, found, by="activations")
     return Findings(blocks)

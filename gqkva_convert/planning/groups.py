@@ -108,21 +108,21 @@ def search_groups(
         seed: Seed of the search.
         looks: Groups whose exact cost ``loss`` may compute, which takes most of its time.
     """
-    groups = _searched(statistics, grouping, count, seed)
+    groups = _search_quickly(statistics, grouping, count, seed)
     neighbours = neighbour_groups(statistics.units, count)
     neighbour_loss = total_loss(statistics, neighbours)
     if grouping == "loss" and count not in (1, statistics.units):
-        groups = _polished(statistics, groups, seed, looks)
+        groups = _improve_by_keys(statistics, groups, seed, looks)
     loss = neighbour_loss if groups == neighbours else total_loss(statistics, groups)
     if grouping == "loss" and neighbour_loss < loss:
         groups, loss = neighbours, neighbour_loss
     return BlockGroups(groups, loss, neighbour_loss)
 
 
-def _searched(statistics: BlockStatistics, grouping: str, count: int, seed: str) -> Groups:
+def _search_quickly(statistics: BlockStatistics, grouping: str, count: int, seed: str) -> Groups:
     """Search groups by the quick cost of a grouping."""
     if grouping == "key-norm":
-        return _by_key_norm(statistics, count)
+        return _group_by_key_norm(statistics, count)
     search = Search(mean_cost(similarity(statistics, grouping)), statistics.units, seed)
     return search.equal(count) if GROUPINGS[grouping].is_equal else search.unequal(count)
 
@@ -156,13 +156,13 @@ def compare_groupings(
     for grouping in ("weights",) if weights is None else ("weights", "activations", "asym"):
         if grouping != chosen:
             seen = weights if weights is not None and grouping == "weights" else statistics
-            losses[grouping] = total_loss(statistics, _searched(seen, grouping, count, seed))
+            losses[grouping] = total_loss(statistics, _search_quickly(seen, grouping, count, seed))
     if chosen != "loss":
         losses["loss"] = search_groups(statistics, "loss", count, seed, _COMPARED_LOOKS).loss
     return losses | {chosen: found.loss}
 
 
-def _polished(statistics: BlockStatistics, groups: Groups, seed: str, allowed: int) -> Groups:
+def _improve_by_keys(statistics: BlockStatistics, groups: Groups, seed: str, allowed: int) -> Groups:
     """Improve groups by swaps that lower the keys' own residual, computed at most ``allowed`` times."""
     looks = 0
 
@@ -174,7 +174,7 @@ def _polished(statistics: BlockStatistics, groups: Groups, seed: str, allowed: i
     return Search(cost, statistics.units, seed).improve(groups, moves=False)
 
 
-def _by_key_norm(statistics: BlockStatistics, count: int) -> Groups:
+def _group_by_key_norm(statistics: BlockStatistics, count: int) -> Groups:
     """Group neighbours, sizes in proportion to the norms of the keys they would have (KDGQA, frozen)."""
     units, head_dim = statistics.units, statistics.head_dim
     energies = np.diagonal(statistics.keys).reshape(units, head_dim).sum(axis=1)
@@ -230,7 +230,7 @@ def grid_plan(
     neighbour_loss = loss(in_place)
     if grouping == "loss":
         looks = _GRID_LOOKS // statistics.units
-        order = _swapped(min((in_place, proposal), key=loss), loss, looks, seed)
+        order = _improve_by_swaps(min((in_place, proposal), key=loss), loss, looks, seed)
     found = loss(order)
     if block.keeps_order:
         target, order = without_reordering(order, target), in_place
@@ -253,7 +253,7 @@ def weigh_grid(statistics: BlockStatistics, plan: BlockPlan, role: str, turning:
     return BlockGroups(plan.groups(role), *losses)
 
 
-def _swapped(
+def _improve_by_swaps(
     order: tuple[int, ...], loss: Callable[[tuple[int, ...]], float], looks: int, seed: str
 ) -> tuple[int, ...]:
     """Swap pairs of heads in random order while that lowers the loss, with at most ``looks`` evaluations."""

@@ -8,7 +8,7 @@ from dataclasses import replace
 from gqkva_convert.grouping.allocation import allocate
 from gqkva_convert.grouping.evolution import Front, evolve
 from gqkva_convert.heads import GROUPINGS, Place, divisors
-from gqkva_convert.planning.findings import BlockFindings, BlockSurvey, Findings, merged_role, weighed
+from gqkva_convert.planning.findings import BlockFindings, BlockSurvey, Findings, merged_role, weigh_groups
 from gqkva_convert.planning.groups import BlockGroups, block_plan, grid_plan, search_groups, similarity
 from gqkva_convert.plans.plan import BlockPlan, Plan
 from gqkva_convert.progress import Progress, Stages
@@ -111,7 +111,7 @@ def _over_layers(
     front = evolve(similarities, equal=GROUPINGS[grouping].is_equal, seed=survey.plan.seed)
     chosen: Chosen = {}
     for (block, _), shown, groups in zip(blocks, similarities, front.within(heads), strict=True):
-        found = weighed(survey.statistics(block), groups)
+        found = weigh_groups(survey.statistics(block), groups)
         findings = BlockFindings(shown, groups, found.loss, found.neighbour_loss)
         chosen[block.place] = block_plan(block, groups), findings
     return chosen, front

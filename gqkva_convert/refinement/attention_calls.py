@@ -90,7 +90,7 @@ def observing() -> Iterator[list[AttentionCall]]:
         _seen.reset(token)
 
 
-def _observed(
+def _record_call(
     module: Any, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **options: Any
 ) -> tuple[Tensor, Any]:
     """Run the block's own attention function, and record the call if it is being observed."""
@@ -119,4 +119,4 @@ def _allowed(module: Any, query: Tensor, key: Tensor, mask: Tensor | None, is_ca
     return everything.tril() if causal and positions > 1 else everything
 
 
-ALL_ATTENTION_FUNCTIONS.register(INTERFACE, _observed)
+ALL_ATTENTION_FUNCTIONS.register(INTERFACE, _record_call)

@@ -63,7 +63,7 @@ class BlockData:
 
     def joined(self, numbers: Sequence[int]) -> dict[str, Any]:
         """Return calls of one shape as one batch."""
-        call: dict[str, Any] = _side_by_side([self.calls[number] for number in numbers])
+        call: dict[str, Any] = _batch([self.calls[number] for number in numbers])
         return call
 
     def joined_answers(self, numbers: Sequence[int]) -> Tensor:
@@ -123,14 +123,14 @@ def _shape(value: Any) -> Any:
     return tuple(_shape(part) for part in value) if isinstance(value, (tuple, list)) else value
 
 
-def _side_by_side(values: Sequence[Any]) -> Any:
+def _batch(values: Sequence[Any]) -> Any:
     """Batch the values of several sequences; values that all share, or of no sequence, are kept once."""
     first = values[0]
     if isinstance(first, Tensor):
         is_shared = len(values) > 1 and all(value.data_ptr() == first.data_ptr() for value in values)
         return first if is_shared or first.ndim == 0 or len(first) != 1 else torch.cat(list(values))
     if isinstance(first, dict):
-        return {name: _side_by_side([value[name] for value in values]) for name in first}
+        return {name: _batch([value[name] for value in values]) for name in first}
     if isinstance(first, (tuple, list)):
-        return tuple(_side_by_side(part) for part in zip(*values, strict=True))
+        return tuple(_batch(part) for part in zip(*values, strict=True))
     return first

@@ -79,22 +79,22 @@ class BlockNetwork:
         """
         from accelerate.utils import recursively_apply
 
-        state = self.state if heads is None else self.state | self._expanded(heads)
-        args, kwargs = recursively_apply(self._moved, (tuple(call["args"]), call["kwargs"]))
+        state = self.state if heads is None else self.state | self._expand(heads)
+        args, kwargs = recursively_apply(self._move, (tuple(call["args"]), call["kwargs"]))
         found: Any = torch.func.functional_call(self.module, state, args, kwargs)
         attended: Tensor = found[0] if isinstance(found, tuple) else found
         attended = attended.flatten(0, -2)
         valid = call["valid"]
         return attended if valid is None else attended[valid.flatten().bool().to(attended.device)]
 
-    def _moved(self, value: Tensor) -> Tensor:
+    def _move(self, value: Tensor) -> Tensor:
         return value.to(self.device, torch.float32 if value.is_floating_point() else None)
 
     def output_weight(self, heads: TensorHeads) -> Tensor:
         """Return the merged output projection, ``(heads * head_dim, hidden)``, in the source's order."""
         return torch.cat([heads["output", place] for place in self.places])
 
-    def _expanded(self, heads: TensorHeads) -> dict[str, Tensor]:
+    def _expand(self, heads: TensorHeads) -> dict[str, Tensor]:
         """Return the source block's parameters with every head replaced by the one it was merged into."""
         rows = {role: torch.cat([heads[role, stored] for stored in self.read[role]]) for role in ROLES}
         parameters: dict[str, Tensor] = {}
@@ -112,7 +112,7 @@ class BlockNetwork:
                 parameters[f"{name}.bias"] = joined[:, -1]
         for norm in self.block.norms:
             if norm.span != "shared":
-                parameters |= self._merged_gains(norm.role, norm.span, self.plan.source.head_dim)
+                parameters |= self._merge_gains(norm.role, norm.span, self.plan.source.head_dim)
         return parameters
 
     def _row_order(self, projection: StoredProjection) -> Tensor:
@@ -121,7 +121,7 @@ class BlockNetwork:
         rows = torch.tensor(starts)[:, None] + torch.arange(self.plan.source.head_dim)
         return rows.flatten().argsort()
 
-    def _merged_gains(self, role: str, span: str, head_dim: int) -> dict[str, Tensor]:
+    def _merge_gains(self, role: str, span: str, head_dim: int) -> dict[str, Tensor]:
         """Return the gains of a norm with one per head, each replaced by its group's mean."""
         names = [name for name in self.state if name.startswith(norm_names(role))]
         groups = self.plan.groups(role)

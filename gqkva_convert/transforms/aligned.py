@@ -53,7 +53,7 @@ def aligned_scores(scores: Scores, *, signs_only: bool = False) -> tuple[Mixes, 
     return queries, keys
 
 
-def restored(mix: Array, products: Array) -> Array:
+def rescale(mix: Array, products: Array) -> Array:
     """Scale a mean to the size of its members, which cancellation has reduced.
 
     Args:

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gqkva_convert.heads import HeadLayout, merged_groups
-from gqkva_convert.transforms.aligned import aligned_scores, aligned_values, restored
+from gqkva_convert.transforms.aligned import aligned_scores, aligned_values, rescale
 from gqkva_convert.transforms.closed_form import inner_products, shared_subspace
 from gqkva_convert.transforms.merge import RULES
 from gqkva_convert.transforms.rotary_averages import Turning
@@ -169,7 +169,7 @@ def _merge_values(
             absorbed = aligned_values(products, head_dim)
         mix = absorbed.transpose(1, 0, 2).reshape(head_dim, -1) / count
         if rule.rescales:
-            mix = restored(mix, products)
+            mix = rescale(mix, products)
     for place, member in readers_of:
         outputs[place] = absorbed[member] @ outputs[place]
     shared: Array = mix @ rows
@@ -235,8 +235,8 @@ def _mixes(merge: HeadMerge, scores: Scores, name: str) -> tuple[Mixes, Mixes]:
         return shared_scores(scores, merge.turning)
     queries, keys = aligned_scores(scores)
     if rule.rescales:
-        queries = [restored(mix, found) for mix, found in zip(queries, scores.queries, strict=True)]
-        keys = [restored(mix, found) for mix, found in zip(keys, scores.keys, strict=True)]
+        queries = [rescale(mix, found) for mix, found in zip(queries, scores.queries, strict=True)]
+        keys = [rescale(mix, found) for mix, found in zip(keys, scores.keys, strict=True)]
     return queries, keys
 
 

@@ -101,7 +101,7 @@ def shared_scores(scores: Scores, turning: Turning, rounds: int = MAX_ROUNDS) ->
     queries, explained = _best(scores, keys, "query", turning.average)
     energy, previous = score_energy(scores, turning), np.inf
     for _ in range(rounds):
-        keys = _balanced(scores, _best(scores, queries, "key", turning.average_back)[0])
+        keys = _balance(scores, _best(scores, queries, "key", turning.average_back)[0])
         queries, explained = _best(scores, keys, "query", turning.average)
         loss = max(energy - explained, 0.0)
         if loss > previous * (1 - _ENOUGH) or loss <= _NOISE * energy:
@@ -179,7 +179,7 @@ def _solve(system: Array, side: Array) -> Array:
     return result
 
 
-def _balanced(scores: Scores, keys: Mixes) -> Mixes:
+def _balance(scores: Scores, keys: Mixes) -> Mixes:
     """Return the keys in a basis in which all features have the mean energy of the members'.
 
     The queries, solved for afterwards, take the inverse. Features of very different size would lose

@@ -47,7 +47,7 @@ def read_pieces(data: dict[str, Any], config: dict[str, Any], folder: Path, size
             in_order = False
         last = made
     notes = []
-    missing = _unlisted(vocab, types, {(left, right) for left, right in pairs})
+    missing = _count_unlisted(vocab, types, {(left, right) for left, right in pairs})
     if missing or not in_order:
         what = (
             f"{missing} pairs that make a token are no merges" if missing else "merges of a token stand apart"
@@ -78,7 +78,7 @@ def _spares_spaces(data: dict[str, Any], config: dict[str, Any]) -> bool:
     return is_metaspace or str(config.get("tokenizer_class")).startswith("LlamaTokenizer")
 
 
-def _unlisted(vocab: dict[str, int], types: list[int], pairs: set[tuple[str, str]]) -> int:
+def _count_unlisted(vocab: dict[str, int], types: list[int], pairs: set[tuple[str, str]]) -> int:
     """Count pairs of tokens that make a token though no merge says so; llama.cpp merges them."""
     normal = int(load_gguf().TokenType.NORMAL)
     texts = {text for text, number in vocab.items() if types[number] == normal}

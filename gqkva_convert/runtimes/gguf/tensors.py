@@ -181,7 +181,7 @@ def _tensor(
     return RuntimeTensor(name, shape, kind, steps, turned, offset)
 
 
-def _biased(family: RuntimeFamily, attention: Attention, config: dict[str, Any]) -> set[str]:
+def _find_biases(family: RuntimeFamily, attention: Attention, config: dict[str, Any]) -> set[str]:
     """Return the tensors that have a bias in llama.cpp."""
     on = {
         name
@@ -209,7 +209,7 @@ def expected_shapes(
     table = dict(family.tensors)
     if config.get("use_parallel_residual"):
         table.pop("ffn_norm", None)
-    biased = _biased(family, attention, config)
+    biased = _find_biases(family, attention, config)
     has_norms_by_head = any(norm.span == "per_head" for norm in active_norms(config, attention))
     needed: dict[str, tuple[int, ...]] = {}
     for layer, numbers in enumerate(sizes(config, plan)):

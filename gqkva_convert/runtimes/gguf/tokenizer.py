@@ -68,7 +68,7 @@ def read_vocabulary(folder: Path, config: dict[str, Any]) -> Vocabulary:
             f"{folder} has no tokenizer, which a GGUF file contains; put tokenizer.json there"
         )
     try:
-        with _copied(files, config) as copy, quiet("gguf", logging.CRITICAL):
+        with _copy_tokenizer(files, config) as copy, quiet("gguf", logging.CRITICAL):
             if "tokenizer.json" not in files:
                 return _with_special(read_sentencepiece(copy, folder, size), {}, copy, size)
             data = read_json(copy / "tokenizer.json")
@@ -80,7 +80,7 @@ def read_vocabulary(folder: Path, config: dict[str, Any]) -> Vocabulary:
 
 
 @contextmanager
-def _copied(files: dict[str, Path], config: dict[str, Any]) -> Iterator[Path]:
+def _copy_tokenizer(files: dict[str, Path], config: dict[str, Any]) -> Iterator[Path]:
     """Copy the tokenizer and the configuration alone to a folder, for classes that look around in it."""
     with tempfile.TemporaryDirectory(prefix="gqkva-") as name:
         copy = Path(name) / "tokenizer"
@@ -115,7 +115,7 @@ def _with_special(vocabulary: Vocabulary, data: dict[str, Any], copy: Path, size
         vocabulary = replace(vocabulary, notes=(*vocabulary.notes, note))
     special = load_gguf().SpecialVocab(copy, load_merges=vocabulary.model == "gpt2", n_vocab=size)
     if data:
-        around = _around(data.get("post_processor"))
+        around = _tokens_around(data.get("post_processor"))
         for place in ("bos", "eos"):
             number = special.special_token_ids.get(place)
             special.add_special_token[place] = number is not None and around.get(place) == number
@@ -140,14 +140,14 @@ def _require_template(template: Any) -> None:
         raise ValueError("chat_template has parts without a name or a text")
 
 
-def _around(processor: Any) -> dict[str, int]:
+def _tokens_around(processor: Any) -> dict[str, int]:
     """Return the tokens that a post-processor puts before (bos) and after (eos) a single text."""
     found: dict[str, int] = {}
     if not isinstance(processor, dict):
         return found
     if processor.get("type") == "Sequence":
         for part in processor["processors"]:
-            found |= _around(part)
+            found |= _tokens_around(part)
     elif processor.get("type") == "TemplateProcessing":
         single = processor["single"]
         for place, item in (("bos", single[0]), ("eos", single[-1])):
