@@ -1,13 +1,6 @@
 """GPT-NeoX and Pythia: query, key and value of each head side by side in one projection."""
 
-from gqkva_convert.architectures.schema import (
-    Attention,
-    Bias,
-    Family,
-    Inputs,
-    Projection,
-    Rotary,
-)
+from gqkva_convert.architectures.schema import Attention, Bias, Family, Inputs, Projection, Rotary
 
 _BIAS = Bias(True, "attention_bias")
 

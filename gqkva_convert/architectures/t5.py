@@ -4,6 +4,7 @@ from typing import Literal
 
 from gqkva_convert.architectures.schema import NEVER, Attention, Family, HeadBias, Inputs, Key, separate
 
+_STACKS = ("encoder", "decoder")
 _LAYERS = Key("num_layers", 6)
 _DECODER_LAYERS = Key("num_decoder_layers", _LAYERS, null=_LAYERS)
 
@@ -45,15 +46,9 @@ T5 = Family(
     ),
     others=(
         "shared.weight",
-        "encoder.embed_tokens.weight",
-        "decoder.embed_tokens.weight",
-        "encoder.final_layer_norm.weight",
-        "decoder.final_layer_norm.weight",
-        "encoder.block.{layer}.layer.0.layer_norm.weight",
-        "encoder.block.{layer}.layer.1.layer_norm.weight",
+        *(f"{stack}.{name}.weight" for stack in _STACKS for name in ("embed_tokens", "final_layer_norm")),
+        *(f"{stack}.block.{{layer}}.layer.{part}.layer_norm.weight" for stack in _STACKS for part in (0, 1)),
         "encoder.block.{layer}.layer.1.DenseReluDense.*",
-        "decoder.block.{layer}.layer.0.layer_norm.weight",
-        "decoder.block.{layer}.layer.1.layer_norm.weight",
         "decoder.block.{layer}.layer.2.layer_norm.weight",
         "decoder.block.{layer}.layer.2.DenseReluDense.*",
     ),
@@ -65,8 +60,7 @@ T5 = Family(
         )
     },
     tied=(
-        ("encoder.embed_tokens.weight", "shared.weight"),
-        ("decoder.embed_tokens.weight", "shared.weight"),
+        *((f"{stack}.embed_tokens.weight", "shared.weight") for stack in _STACKS),
         ("lm_head.weight", "shared.weight"),
     ),
     config_keys=frozenset({"relative_attention_num_buckets", "relative_attention_max_distance"}),
