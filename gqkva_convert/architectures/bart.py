@@ -1,6 +1,7 @@
 """BART and Whisper: encoder, decoder and cross-attention with learned or fixed positions."""
 
 from dataclasses import replace
+from typing import Any
 
 from gqkva_convert.architectures.schema import (
     ALWAYS,
@@ -10,42 +11,30 @@ from gqkva_convert.architectures.schema import (
     Inputs,
     Key,
     Quotient,
-    moved,
     separate,
 )
 
-ENCODER = Attention(
-    kind="encoder",
-    projections=separate(
-        "encoder.layers.{layer}.self_attn.", "q_proj", "k_proj", "v_proj", "out_proj", ALWAYS
-    ),
-    num_layers=Key("encoder_layers"),
-    num_attention_heads=Key("encoder_attention_heads"),
-    head_dim=Quotient(Key("d_model"), Key("encoder_attention_heads")),
-    num_key_value_heads=None,
-    cache="none",
-    is_causal=False,
-)
+
+def _attention(stack: str, module: str = "self_attn", **facts: Any) -> Attention:
+    """Return an attention block of the encoder's or the decoder's layers."""
+    names = ("q_proj", "k_proj", "v_proj", "out_proj")
+    heads = Key(f"{stack}_attention_heads")
+    return Attention(
+        projections=separate(f"{stack}.layers.{{layer}}.{module}.", *names, ALWAYS),
+        num_layers=Key(f"{stack}_layers"),
+        num_attention_heads=heads,
+        head_dim=Quotient(Key("d_model"), heads),
+        **facts,
+    )
 
 
-DECODER = replace(
-    ENCODER,
-    kind="decoder",
-    projections=moved(ENCODER.projections, "encoder.", "decoder."),
-    num_layers=Key("decoder_layers"),
-    num_attention_heads=Key("decoder_attention_heads"),
-    head_dim=Quotient(Key("d_model"), Key("decoder_attention_heads")),
-    cache="self",
-    is_causal=True,
+_ATTENTION = (
+    _attention("encoder", kind="encoder", cache="none", is_causal=False),
+    _attention("decoder", kind="decoder", cache="self", is_causal=True),
+    _attention("decoder", "encoder_attn", kind="cross", cache="cross", is_causal=False),
 )
-
-CROSS = replace(
-    DECODER,
-    kind="cross",
-    projections=moved(DECODER.projections, "self_attn", "encoder_attn"),
-    cache="cross",
-    is_causal=False,
-)
+_STACKS = ("encoder", "decoder")
+_IN_LAYER = ("self_attn_layer_norm", "final_layer_norm", "fc1", "fc2")
 
 BART = Family(
     model_type="bart",
@@ -58,34 +47,19 @@ BART = Family(
     first_position=0,
     decoder_start="eos",
     prefixes=("model.", ""),
-    attention=(ENCODER, DECODER, CROSS),
+    attention=_ATTENTION,
     others=(
         "shared.weight",
-        "encoder.embed_tokens.weight",
-        "decoder.embed_tokens.weight",
-        "encoder.embed_positions.weight",
-        "decoder.embed_positions.weight",
-        "encoder.layernorm_embedding.*",
-        "decoder.layernorm_embedding.*",
-        "encoder.layers.{layer}.self_attn_layer_norm.*",
-        "encoder.layers.{layer}.final_layer_norm.*",
-        "encoder.layers.{layer}.fc1.*",
-        "encoder.layers.{layer}.fc2.*",
-        "decoder.layers.{layer}.self_attn_layer_norm.*",
+        *(f"{stack}.{name}.weight" for stack in _STACKS for name in ("embed_tokens", "embed_positions")),
+        *(f"{stack}.layernorm_embedding.*" for stack in _STACKS),
+        *(f"{stack}.layers.{{layer}}.{name}.*" for stack in _STACKS for name in _IN_LAYER),
         "decoder.layers.{layer}.encoder_attn_layer_norm.*",
-        "decoder.layers.{layer}.final_layer_norm.*",
-        "decoder.layers.{layer}.fc1.*",
-        "decoder.layers.{layer}.fc2.*",
     ),
     heads=("final_logits_bias", "lm_head.weight", "classification_head.*", "qa_outputs.*"),
     parts={"BartForCausalLM": ("decoder", "cross")},
-    dropped={
-        "encoder.version": "a version mark of the first checkpoints",
-        "decoder.version": "a version mark of the first checkpoints",
-    },
+    dropped={f"{stack}.version": "a version mark of the first checkpoints" for stack in _STACKS},
     tied=(
-        ("encoder.embed_tokens.weight", "shared.weight"),
-        ("decoder.embed_tokens.weight", "shared.weight"),
+        *((f"{stack}.embed_tokens.weight", "shared.weight") for stack in _STACKS),
         ("lm_head.weight", "shared.weight"),
     ),
     gguf=None,
@@ -108,7 +82,7 @@ WHISPER = replace(
     inputs=Inputs(
         "WhisperTokenizer", feature_extractor="WhisperFeatureExtractor", processor="WhisperProcessor"
     ),
-    attention=tuple(_without_key_bias(block) for block in (ENCODER, DECODER, CROSS)),
+    attention=tuple(_without_key_bias(block) for block in _ATTENTION),
     others=(
         *(name for name in BART.others if "layernorm_embedding" not in name and "shared" not in name),
         "encoder.conv1.*",

@@ -9,10 +9,6 @@ ATTENTION = Attention(
     projections=separate(
         "encoder.layer.{layer}.attention.", "self.query", "self.key", "self.value", "output.dense", ALWAYS
     ),
-    num_layers=Key("num_hidden_layers"),
-    num_attention_heads=Key("num_attention_heads"),
-    head_dim=Quotient(Key("hidden_size"), Key("num_attention_heads")),
-    num_key_value_heads=None,
     cache="none",
     is_causal=False,
 )
@@ -121,7 +117,6 @@ DISTILBERT = replace(
             num_layers=Key("n_layers", 6),
             num_attention_heads=Key("n_heads", 12),
             head_dim=Quotient(Key("dim", 768), Key("n_heads", 12)),
-            num_key_value_heads=None,
             cache="none",
             is_causal=False,
         ),

@@ -2,39 +2,27 @@
 
 from dataclasses import replace
 
-from gqkva_convert.architectures.schema import (
-    ALWAYS,
-    Attention,
-    Family,
-    Inputs,
-    Key,
-    Quotient,
-    moved,
-    separate,
-)
+from gqkva_convert.architectures.schema import ALWAYS, Attention, Family, Inputs, Key, Quotient, separate
 
-TEXT = Attention(
-    kind="text",
-    projections=separate(
-        "text_model.encoder.layers.{layer}.self_attn.", "q_proj", "k_proj", "v_proj", "out_proj", ALWAYS
-    ),
-    num_layers=Key("text_config.num_hidden_layers", 12),
-    num_attention_heads=Key("text_config.num_attention_heads", 8),
-    head_dim=Quotient(Key("text_config.hidden_size", 512), Key("text_config.num_attention_heads", 8)),
-    num_key_value_heads=None,
-    cache="none",
-    is_causal=True,
-)
 
-VISION = replace(
-    TEXT,
-    kind="vision",
-    projections=moved(TEXT.projections, "text_model", "vision_model"),
-    is_causal=False,
-    num_layers=Key("vision_config.num_hidden_layers", 12),
-    num_attention_heads=Key("vision_config.num_attention_heads", 12),
-    head_dim=Quotient(Key("vision_config.hidden_size", 768), Key("vision_config.num_attention_heads", 12)),
-)
+def _attention(tower: str, heads: int, width: int, *, is_causal: bool = False) -> Attention:
+    """Return the attention block of a tower, by the defaults of its configuration."""
+    names = ("q_proj", "k_proj", "v_proj", "out_proj")
+    number = Key(f"{tower}_config.num_attention_heads", heads)
+    return Attention(
+        kind=tower,
+        projections=separate(f"{tower}_model.encoder.layers.{{layer}}.self_attn.", *names, ALWAYS),
+        num_layers=Key(f"{tower}_config.num_hidden_layers", 12),
+        num_attention_heads=number,
+        head_dim=Quotient(Key(f"{tower}_config.hidden_size", width), number),
+        cache="none",
+        is_causal=is_causal,
+    )
+
+
+_VISION = _attention("vision", 12, 768)
+_TOWERS = ("text", "vision")
+_IN_LAYER = ("layer_norm1", "layer_norm2", "mlp")
 
 CLIP = Family(
     model_type="clip",
@@ -46,28 +34,23 @@ CLIP = Family(
     first_position=0,
     decoder_start=None,
     prefixes=("",),
-    attention=(TEXT, VISION),
+    attention=(_attention("text", 8, 512, is_causal=True), _VISION),
     others=(
         "text_model.embeddings.token_embedding.weight",
         "text_model.embeddings.position_embedding.weight",
-        "text_model.encoder.layers.{layer}.layer_norm1.*",
-        "text_model.encoder.layers.{layer}.layer_norm2.*",
-        "text_model.encoder.layers.{layer}.mlp.*",
+        *(f"{tower}_model.encoder.layers.{{layer}}.{name}.*" for tower in _TOWERS for name in _IN_LAYER),
         "text_model.final_layer_norm.*",
         "vision_model.embeddings.class_embedding",
         "vision_model.embeddings.patch_embedding.*",
         "vision_model.embeddings.position_embedding.weight",
-        "vision_model.encoder.layers.{layer}.layer_norm1.*",
-        "vision_model.encoder.layers.{layer}.layer_norm2.*",
-        "vision_model.encoder.layers.{layer}.mlp.*",
         "vision_model.pre_layrnorm.*",
         "vision_model.post_layernorm.*",
     ),
     heads=("text_projection.weight", "visual_projection.weight", "logit_scale", "classifier.*"),
     parts={"CLIPForImageClassification": ("vision",)},
     dropped={
-        "text_model.embeddings.position_ids": "position numbers, recomputed by transformers",
-        "vision_model.embeddings.position_ids": "position numbers, recomputed by transformers",
+        f"{tower}_model.embeddings.position_ids": "position numbers, recomputed by transformers"
+        for tower in _TOWERS
     },
     gguf=None,
 )
@@ -77,17 +60,7 @@ SIGLIP = replace(
     model_type="siglip",
     stem="Siglip",
     inputs=Inputs("SiglipTokenizer", image_processor="SiglipImageProcessor", processor="SiglipProcessor"),
-    attention=(
-        replace(
-            TEXT,
-            is_causal=False,
-            num_attention_heads=Key("text_config.num_attention_heads", 12),
-            head_dim=Quotient(
-                Key("text_config.hidden_size", 768), Key("text_config.num_attention_heads", 12)
-            ),
-        ),
-        VISION,
-    ),
+    attention=(_attention("text", 12, 768), _VISION),
     others=(
         *(name for name in CLIP.others if "pre_layrnorm" not in name and "class_embedding" not in name),
         "text_model.head.*",

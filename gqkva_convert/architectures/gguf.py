@@ -1,4 +1,4 @@
-"""What a family table can say of llama.cpp: architecture, tensors, shapes, and the keys it reads.
+"""Facts of a family in llama.cpp: architecture, tensors, shapes, and the keys it reads.
 
 Every family with such a part is run in llama.cpp by ``tests/runtimes/test_llama_cpp.py``; one that has not
 been run there does not get one.
@@ -32,7 +32,7 @@ SHAPES: dict[str, Shape] = {
 
 
 def shapes_without(*names: str, **more: Shape) -> dict[str, Shape]:
-    """A Llama's tensors without some, and with others."""
+    """Return a Llama's tensors without some, and with others."""
     return {name: shape for name, shape in {**SHAPES, **more}.items() if name not in names}
 
 
@@ -43,7 +43,7 @@ class Biases:
     Attributes:
         tensors: Tensors that have one.
         key: Configuration key that turns them on; None where they are always there.
-        default: Where the key is absent.
+        default: Value where the key is absent.
     """
 
     tensors: tuple[str, ...]
@@ -78,7 +78,7 @@ class RuntimeFamily:
         windows: When ``sliding_window`` counts: ``always``, ``asked`` (``use_sliding_window``) or ``never``.
         default_window: ``sliding_window`` where the configuration does not say.
         has_own_width: Whether heads together may be wider or narrower than the hidden states.
-        instead: What else holds the model where they are and the architecture does not allow it.
+        instead: Another architecture that holds the model where they are and this one does not allow it.
     """
 
     architecture: str

@@ -29,7 +29,6 @@ GPT2 = Family(
             num_layers=Key("n_layer", 12),
             num_attention_heads=Key("n_head", 12),
             head_dim=Quotient(Key("n_embd", 768), Key("n_head", 12)),
-            num_key_value_heads=None,
             cache="self",
             is_causal=True,
         ),

@@ -1,15 +1,6 @@
 """GPT-NeoX and Pythia: query, key and value of each head side by side in one projection."""
 
-from gqkva_convert.architectures.schema import (
-    Attention,
-    Bias,
-    Family,
-    Inputs,
-    Key,
-    Projection,
-    Quotient,
-    Rotary,
-)
+from gqkva_convert.architectures.schema import Attention, Bias, Family, Inputs, Projection, Rotary
 
 _BIAS = Bias(True, "attention_bias")
 
@@ -34,10 +25,6 @@ GPT_NEOX = Family(
                 ),
                 Projection("layers.{layer}.attention.dense", ("output",), _BIAS, head_axis=1),
             ),
-            num_layers=Key("num_hidden_layers"),
-            num_attention_heads=Key("num_attention_heads"),
-            head_dim=Quotient(Key("hidden_size"), Key("num_attention_heads")),
-            num_key_value_heads=None,
             cache="self",
             is_causal=True,
             rotary=Rotary("half", 0.25),

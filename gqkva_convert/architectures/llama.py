@@ -6,6 +6,8 @@ from typing import Any
 from gqkva_convert.architectures.gguf import NORM_BIASES, Biases, RuntimeFamily, shapes_without
 from gqkva_convert.architectures.schema import (
     ALWAYS,
+    HEADS,
+    HIDDEN_OVER_HEADS,
     NEVER,
     Attention,
     Bias,
@@ -14,7 +16,6 @@ from gqkva_convert.architectures.schema import (
     Inputs,
     Key,
     Projection,
-    Quotient,
     Role,
     Rotary,
     Span,
@@ -22,8 +23,6 @@ from gqkva_convert.architectures.schema import (
 )
 
 CONFIGURED_BIAS = Bias(False, "attention_bias")
-HEADS = Key("num_attention_heads")
-HIDDEN_OVER_HEADS = Quotient(Key("hidden_size"), HEADS)
 RECOMPUTED = {
     "layers.{layer}.self_attn.rotary_emb.inv_freq": "rotary frequencies, recomputed by transformers"
 }
@@ -35,7 +34,7 @@ def _projections(bias: Bias, output_bias: Bias | None = None) -> tuple[Projectio
 
 
 def _norms(name: str, span: Span, **facts: Any) -> tuple[HeadNorm, ...]:
-    """The norm on queries, and the same on keys."""
+    """Return the norm on queries, and the same on keys."""
     roles: tuple[tuple[str, Role], ...] = (("q", "query"), ("k", "key"))
     return tuple(
         HeadNorm(f"layers.{{layer}}.self_attn.{short}_{name}", role, span, **facts) for short, role in roles
@@ -45,8 +44,6 @@ def _norms(name: str, span: Span, **facts: Any) -> tuple[HeadNorm, ...]:
 ATTENTION = Attention(
     kind="self",
     projections=_projections(CONFIGURED_BIAS),
-    num_layers=Key("num_hidden_layers"),
-    num_attention_heads=HEADS,
     head_dim=Key("head_dim", HIDDEN_OVER_HEADS),
     num_key_value_heads=Key("num_key_value_heads", HEADS, null=HEADS),
     cache="self",
@@ -55,9 +52,17 @@ ATTENTION = Attention(
     input_gain="layers.{layer}.input_layernorm.weight",
 )
 
+
+def _attention(key_value_heads: int | None = None, **facts: Any) -> tuple[Attention, ...]:
+    """Return Llama's attention block with other facts, and a default of its key/value heads."""
+    if key_value_heads is not None:
+        facts["num_key_value_heads"] = Key("num_key_value_heads", key_value_heads, null=HEADS)
+    return (replace(ATTENTION, **facts),)
+
+
 _WITHOUT_QUESTIONS = ("CausalLM", "SequenceClassification", "TokenClassification")
 
-# Shared by all of these; what each has of its own stands in its table.
+# Shared by all of these; each table adds its own facts.
 _COMMON = Family(
     model_type="",
     stem="",
@@ -109,13 +114,7 @@ MISTRAL = replace(
     stem="Mistral",
     tasks=(*_WITHOUT_QUESTIONS, "QuestionAnswering"),
     inputs=Inputs("TokenizersBackend"),
-    attention=(
-        replace(
-            ATTENTION,
-            projections=_projections(NEVER),
-            num_key_value_heads=Key("num_key_value_heads", 8, null=HEADS),
-        ),
-    ),
+    attention=_attention(8, projections=_projections(NEVER)),
     config_keys=_WINDOW_KEYS,
     gguf=replace(_LLAMA_GGUF, biases=(), windows="always", default_window=4096),
     compared_in=_COMPARED_IN,
@@ -127,13 +126,7 @@ QWEN2 = replace(
     stem="Qwen2",
     tasks=(*_WITHOUT_QUESTIONS, "QuestionAnswering"),
     inputs=Inputs("Qwen2Tokenizer"),
-    attention=(
-        replace(
-            ATTENTION,
-            projections=_projections(ALWAYS, NEVER),
-            num_key_value_heads=Key("num_key_value_heads", 32, null=HEADS),
-        ),
-    ),
+    attention=_attention(32, projections=_projections(ALWAYS, NEVER)),
     config_keys=_WINDOW_KEYS,
     gguf=RuntimeFamily(
         "qwen2",
@@ -151,14 +144,11 @@ QWEN3 = replace(
     stem="Qwen3",
     tasks=(*_WITHOUT_QUESTIONS, "QuestionAnswering"),
     inputs=Inputs("Qwen2Tokenizer"),
-    attention=(
-        replace(
-            ATTENTION,
-            # Qwen3's default head_dim is 128, whatever its hidden size.
-            head_dim=Key("head_dim", 128),
-            num_key_value_heads=Key("num_key_value_heads", 32, null=HEADS),
-            norms=_norms("norm.weight", "shared"),
-        ),
+    attention=_attention(
+        32,
+        # Qwen3's default head_dim is 128, whatever its hidden size.
+        head_dim=Key("head_dim", 128),
+        norms=_norms("norm.weight", "shared"),
     ),
     config_keys=_WINDOW_KEYS,
     gguf=RuntimeFamily(
@@ -172,13 +162,10 @@ GEMMA = replace(
     stem="Gemma",
     inputs=Inputs("GemmaTokenizer"),
     # Gemma's default head_dim is 256, whatever its hidden size.
-    attention=(
-        replace(
-            ATTENTION,
-            head_dim=Key("head_dim", 256),
-            num_key_value_heads=Key("num_key_value_heads", 16, null=HEADS),
-            gain_offset=1.0,  # its norms multiply by 1 + the stored gain
-        ),
+    attention=_attention(
+        16,
+        head_dim=Key("head_dim", 256),
+        gain_offset=1.0,  # its norms multiply by 1 + the stored gain
     ),
     config_keys=frozenset({"use_bidirectional_attention"}),
     gguf=RuntimeFamily(
@@ -213,12 +200,9 @@ OLMO2 = replace(
     stem="Olmo2",
     tasks=("CausalLM", "SequenceClassification"),
     inputs=Inputs("TokenizersBackend"),
-    attention=(
-        replace(
-            ATTENTION,
-            # The norm runs over all heads at once; equal groups keep its statistic when heads agree.
-            norms=_norms("norm.weight", "all_heads"),
-        ),
+    attention=_attention(
+        # The norm runs over all heads at once; equal groups keep its statistic when heads agree.
+        norms=_norms("norm.weight", "all_heads"),
     ),
     others=(
         "embed_tokens.weight",
@@ -247,15 +231,12 @@ STABLELM = replace(
     model_type="stablelm",
     stem="StableLm",
     inputs=Inputs("TokenizersBackend"),
-    attention=(
-        replace(
-            ATTENTION,
-            projections=_projections(_STABLELM_BIAS, NEVER),
-            head_dim=HIDDEN_OVER_HEADS,
-            num_key_value_heads=Key("num_key_value_heads", 32, null=HEADS),
-            rotary=Rotary("half", 0.25),
-            norms=_norms("layernorm.norms.{head}.weight", "per_head", key="qk_layernorm", is_centred=True),
-        ),
+    attention=_attention(
+        32,
+        projections=_projections(_STABLELM_BIAS, NEVER),
+        head_dim=HIDDEN_OVER_HEADS,
+        rotary=Rotary("half", 0.25),
+        norms=_norms("layernorm.norms.{head}.weight", "per_head", key="qk_layernorm", is_centred=True),
     ),
     others=(
         "embed_tokens.weight",
@@ -282,13 +263,10 @@ STARCODER2 = replace(
     model_type="starcoder2",
     stem="Starcoder2",
     inputs=Inputs("GPT2Tokenizer"),
-    attention=(
-        replace(
-            ATTENTION,
-            projections=_projections(_STARCODER2_BIAS),
-            head_dim=Key("head_dim", HIDDEN_OVER_HEADS),
-            num_key_value_heads=Key("num_key_value_heads", 2, null=HEADS),
-        ),
+    attention=_attention(
+        2,
+        projections=_projections(_STARCODER2_BIAS),
+        head_dim=Key("head_dim", HIDDEN_OVER_HEADS),
     ),
     config_keys=_WINDOW_KEYS,
     config_values={
@@ -318,15 +296,12 @@ PHI = replace(
     model_type="phi",
     stem="Phi",
     inputs=Inputs("GPT2Tokenizer"),
-    attention=(
-        replace(
-            ATTENTION,
-            projections=separate("layers.{layer}.self_attn.", "q_proj", "k_proj", "v_proj", "dense", ALWAYS),
-            rotary=Rotary("half", 0.5),
-            norms=(
-                *_norms("layernorm.weight", "shared", **_PHI_NORM),
-                *_norms("layernorm.bias", "shared", **_PHI_NORM),
-            ),
+    attention=_attention(
+        projections=separate("layers.{layer}.self_attn.", "q_proj", "k_proj", "v_proj", "dense", ALWAYS),
+        rotary=Rotary("half", 0.5),
+        norms=(
+            *_norms("layernorm.weight", "shared", **_PHI_NORM),
+            *_norms("layernorm.bias", "shared", **_PHI_NORM),
         ),
     ),
     others=(
@@ -354,15 +329,12 @@ PHI3 = replace(
     model_type="phi3",
     stem="Phi3",
     inputs=Inputs("TokenizersBackend"),
-    attention=(
-        replace(
-            ATTENTION,
-            projections=(
-                Projection(
-                    "layers.{layer}.self_attn.qkv_proj", ("query", "key", "value"), NEVER, packing="stacked"
-                ),
-                Projection("layers.{layer}.self_attn.o_proj", ("output",), NEVER, head_axis=1),
+    attention=_attention(
+        projections=(
+            Projection(
+                "layers.{layer}.self_attn.qkv_proj", ("query", "key", "value"), NEVER, packing="stacked"
             ),
+            Projection("layers.{layer}.self_attn.o_proj", ("output",), NEVER, head_axis=1),
         ),
     ),
     config_keys=frozenset({"sliding_window"}),

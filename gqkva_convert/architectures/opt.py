@@ -1,6 +1,6 @@
 """OPT."""
 
-from gqkva_convert.architectures.schema import Attention, Bias, Family, Inputs, Key, Quotient, separate
+from gqkva_convert.architectures.schema import Attention, Bias, Family, Inputs, separate
 
 _BIAS = Bias(True, "enable_bias")
 
@@ -21,10 +21,6 @@ OPT = Family(
             projections=separate(
                 "layers.{layer}.self_attn.", "q_proj", "k_proj", "v_proj", "out_proj", _BIAS
             ),
-            num_layers=Key("num_hidden_layers"),
-            num_attention_heads=Key("num_attention_heads"),
-            head_dim=Quotient(Key("hidden_size"), Key("num_attention_heads")),
-            num_key_value_heads=None,
             cache="self",
             is_causal=True,
         ),

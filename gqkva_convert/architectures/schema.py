@@ -1,7 +1,7 @@
 """What a family table can say: facts about files and configurations, as data.
 
-Names describe tensors as stored on disk. ``{layer}`` stands for a layer's number, ``{head}`` for a
-head's, ``*`` for anything inside a module that holds no heads. Names of the base model are written
+Names describe tensors as stored on disk. ``{layer}`` means a layer's number, ``{head}`` a head's,
+``*`` anything inside a module that holds no heads. Names of the base model are written
 without its prefix, because the same tensors are stored with it (`BertForMaskedLM`) and without it
 (`BertModel`).
 """
@@ -41,6 +41,10 @@ class Quotient:
     below: Key
 
 
+LAYERS, HEADS = Key("num_hidden_layers"), Key("num_attention_heads")
+HIDDEN_OVER_HEADS = Quotient(Key("hidden_size"), HEADS)
+
+
 @dataclass(frozen=True)
 class Bias:
     """Whether a projection has a bias: always, never, or as a configuration key says."""
@@ -77,16 +81,11 @@ class Projection:
 def separate(
     block: str, query: str, key: str, value: str, output: str, bias: Bias, output_bias: Bias | None = None
 ) -> tuple[Projection, ...]:
-    """Projections of one role each, whose names all begin with ``block``."""
+    """Return projections of one role each, whose names all begin with ``block``."""
     roles: tuple[Role, ...] = ("query", "key", "value")
     inputs = zip((query, key, value), roles, strict=True)
     output_projection = Projection(f"{block}{output}", ("output",), output_bias or bias, head_axis=1)
     return (*(Projection(f"{block}{name}", (role,), bias) for name, role in inputs), output_projection)
-
-
-def moved(projections: tuple[Projection, ...], old: str, new: str) -> tuple[Projection, ...]:
-    """The same projections in another place, ``new`` for ``old`` in their names."""
-    return tuple(replace(projection, name=projection.name.replace(old, new)) for projection in projections)
 
 
 @dataclass(frozen=True)
@@ -146,15 +145,15 @@ class Attention:
     """One kind of attention block of a family.
 
     Attributes:
-        kind: What a reader calls it, unique in the family: ``self``, ``encoder``, ``decoder``, ``cross``...
+        kind: Its name, unique in the family: ``self``, ``encoder``, ``decoder``, ``cross``...
         projections: Its projections; together they hold query, key, value and output once each.
-        num_layers: How many such blocks there are.
-        num_attention_heads: Attention heads in each.
-        head_dim: Features per head.
-        num_key_value_heads: Where stock transformers reads fewer key/value heads; None if it cannot.
-        cache: What generation keeps: ``self`` grows with every token, ``cross`` holds the encoder's
+        cache: KV cache in generation: ``self`` grows with every token, ``cross`` holds the encoder's
             positions, ``none`` for encoders.
         is_causal: Whether a position attends to itself and earlier positions only.
+        num_layers: Number of such blocks.
+        num_attention_heads: Attention heads in each.
+        head_dim: Features per head.
+        num_key_value_heads: Key of fewer key/value heads; None if stock transformers cannot read fewer.
         rotary: Rotary positions, if any.
         norms: Norms on queries and keys.
         head_bias: Position bias bound to a head's index: such heads keep their order.
@@ -167,12 +166,12 @@ class Attention:
 
     kind: str
     projections: tuple[Projection, ...]
-    num_layers: Key
-    num_attention_heads: Key
-    head_dim: Key | Quotient
-    num_key_value_heads: Key | None
     cache: Literal["self", "cross", "none"]
     is_causal: bool
+    num_layers: Key = LAYERS
+    num_attention_heads: Key = HEADS
+    head_dim: Key | Quotient = HIDDEN_OVER_HEADS
+    num_key_value_heads: Key | None = None
     rotary: Rotary | None = None
     norms: tuple[HeadNorm, ...] = ()
     head_bias: HeadBias | None = None
@@ -249,17 +248,17 @@ class Family:
 
     @property
     def architecture(self) -> str:
-        """Class that is meant where a configuration names none."""
+        """Return the class that is meant where a configuration names none."""
         return f"{self.stem}{self.usual}"
 
     @property
     def config_class(self) -> str:
-        """Name of the configuration class."""
+        """Return the name of the configuration class."""
         return f"{self.stem}Config"
 
     @property
     def auto_classes(self) -> dict[str, tuple[str, ...]]:
-        """Classes that each Auto class may give, the usual one first; Auto classes by name."""
+        """Return the classes that each Auto class may give, the usual one first; Auto classes by name."""
         rests: dict[str, tuple[str, ...]] = {"": ("Model",)}
         rests |= {f"For{task}": (f"For{task}",) for task in self.tasks}
         rests |= {f"For{task}": names for task, names in self.other_tasks.items()}
@@ -269,16 +268,16 @@ class Family:
 
     @property
     def is_native(self) -> bool:
-        """Whether stock transformers can express fewer key/value heads in every attention block."""
+        """Return whether stock transformers can express fewer key/value heads in every attention block."""
         return all(block.num_key_value_heads is not None for block in self.attention)
 
     @property
     def is_encoder(self) -> bool:
-        """Whether every position attends to every other one, in all attention blocks."""
+        """Return whether every position attends to every other one, in all attention blocks."""
         return not any(block.is_causal for block in self.attention)
 
     def part(self, architecture: str) -> Family:
-        """The family with only the attention that a class stores.
+        """Return the family with only the kinds of attention that a class stores.
 
         T5's encoder alone and CLIP's image classifier keep the configuration of the whole model.
         """

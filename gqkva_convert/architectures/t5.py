@@ -1,51 +1,29 @@
 """T5: encoder, decoder and cross-attention, with a relative position bias for each head."""
 
-from dataclasses import replace
+from typing import Literal
 
-from gqkva_convert.architectures.schema import (
-    NEVER,
-    Attention,
-    Family,
-    HeadBias,
-    Inputs,
-    Key,
-    moved,
-    separate,
-)
+from gqkva_convert.architectures.schema import NEVER, Attention, Family, HeadBias, Inputs, Key, separate
 
-ENCODER = Attention(
-    kind="encoder",
-    projections=separate("encoder.block.{layer}.layer.0.SelfAttention.", "q", "k", "v", "o", NEVER),
-    num_layers=Key("num_layers", 6),
-    num_attention_heads=Key("num_heads", 8),
-    # heads * d_kv need not be d_model: T5-3B has 32 heads of 128 for a width of 1024.
-    head_dim=Key("d_kv", 64),
-    num_key_value_heads=None,
-    cache="none",
-    is_causal=False,
-    # Only the first layer stores the table; every layer adds it.
-    head_bias=HeadBias("encoder.block.{layer}.layer.0.SelfAttention.relative_attention_bias.weight", (0,)),
-)
+_STACKS = ("encoder", "decoder")
+_LAYERS = Key("num_layers", 6)
+_DECODER_LAYERS = Key("num_decoder_layers", _LAYERS, null=_LAYERS)
 
 
-DECODER = replace(
-    ENCODER,
-    kind="decoder",
-    projections=moved(ENCODER.projections, "encoder.block", "decoder.block"),
-    num_layers=Key("num_decoder_layers", Key("num_layers", 6), null=Key("num_layers", 6)),
-    cache="self",
-    is_causal=True,
-    head_bias=HeadBias("decoder.block.{layer}.layer.0.SelfAttention.relative_attention_bias.weight", (0,)),
-)
+def _attention(kind: str, module: str, layers: Key, cache: Literal["self", "cross", "none"]) -> Attention:
+    """Return an attention block; self-attention adds a relative position bias."""
+    return Attention(
+        kind=kind,
+        projections=separate(f"{module}.", "q", "k", "v", "o", NEVER),
+        num_layers=layers,
+        num_attention_heads=Key("num_heads", 8),
+        # heads * d_kv need not be d_model: T5-3B has 32 heads of 128 for a width of 1024.
+        head_dim=Key("d_kv", 64),
+        cache=cache,
+        is_causal=cache == "self",
+        # Only the first layer stores the table; every layer adds it.
+        head_bias=None if cache == "cross" else HeadBias(f"{module}.relative_attention_bias.weight", (0,)),
+    )
 
-CROSS = replace(
-    DECODER,
-    kind="cross",
-    projections=moved(DECODER.projections, "layer.0.SelfAttention", "layer.1.EncDecAttention"),
-    cache="cross",
-    is_causal=False,
-    head_bias=None,
-)
 
 T5 = Family(
     model_type="t5",
@@ -61,18 +39,16 @@ T5 = Family(
     decoder_start="pad",
     # Sequence and token classification store the base model as "transformer.".
     prefixes=("", "transformer."),
-    attention=(ENCODER, DECODER, CROSS),
+    attention=(
+        _attention("encoder", "encoder.block.{layer}.layer.0.SelfAttention", _LAYERS, "none"),
+        _attention("decoder", "decoder.block.{layer}.layer.0.SelfAttention", _DECODER_LAYERS, "self"),
+        _attention("cross", "decoder.block.{layer}.layer.1.EncDecAttention", _DECODER_LAYERS, "cross"),
+    ),
     others=(
         "shared.weight",
-        "encoder.embed_tokens.weight",
-        "decoder.embed_tokens.weight",
-        "encoder.final_layer_norm.weight",
-        "decoder.final_layer_norm.weight",
-        "encoder.block.{layer}.layer.0.layer_norm.weight",
-        "encoder.block.{layer}.layer.1.layer_norm.weight",
+        *(f"{stack}.{name}.weight" for stack in _STACKS for name in ("embed_tokens", "final_layer_norm")),
+        *(f"{stack}.block.{{layer}}.layer.{part}.layer_norm.weight" for stack in _STACKS for part in (0, 1)),
         "encoder.block.{layer}.layer.1.DenseReluDense.*",
-        "decoder.block.{layer}.layer.0.layer_norm.weight",
-        "decoder.block.{layer}.layer.1.layer_norm.weight",
         "decoder.block.{layer}.layer.2.layer_norm.weight",
         "decoder.block.{layer}.layer.2.DenseReluDense.*",
     ),
@@ -84,8 +60,7 @@ T5 = Family(
         )
     },
     tied=(
-        ("encoder.embed_tokens.weight", "shared.weight"),
-        ("decoder.embed_tokens.weight", "shared.weight"),
+        *((f"{stack}.embed_tokens.weight", "shared.weight") for stack in _STACKS),
         ("lm_head.weight", "shared.weight"),
     ),
     config_keys=frozenset({"relative_attention_num_buckets", "relative_attention_max_distance"}),

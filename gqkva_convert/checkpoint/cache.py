@@ -1,4 +1,4 @@
-"""The folder of what can be made again: sums of calibration, prepared rows, fitted heads."""
+"""The cache folder: sums of calibration, prepared rows, fitted heads."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from gqkva_convert.errors import OutputError
 
 
 def cache_folder() -> Path:
-    """The folder of all caches: ``GQKVA_CACHE``, else ``gqkva`` in the user's cache folder."""
+    """Return the folder of all caches: ``GQKVA_CACHE``, else ``gqkva`` in the user's cache folder."""
     if "GQKVA_CACHE" in os.environ:
         return Path(os.environ["GQKVA_CACHE"])
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "gqkva"
 
 
 def make_cache(name: str) -> Path:
-    """A folder of the cache.
+    """Return a folder of the cache, created if missing.
 
     Raises:
         OutputError: It cannot be made.

@@ -1,4 +1,4 @@
-"""What a folder holds, as one checksum; files that have not changed are not read again."""
+"""Checksums of files; files that have not changed are not read again."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ _known: dict[tuple[str, int, int, int], str] = {}
 
 
 def file_sha256(path: Path, progress: Callable[[int], None] = lambda _: None) -> str:
-    """SHA-256 of a whole file."""
+    """Return the SHA-256 of a file."""
     digest = hashlib.sha256()
     with path.open("rb") as file:
         while chunk := file.read(4 << 20):
@@ -20,7 +20,7 @@ def file_sha256(path: Path, progress: Callable[[int], None] = lambda _: None) ->
 
 
 def known_sha256(path: Path) -> str:
-    """SHA-256 of a whole file, remembered by its size and time of change while the process runs."""
+    """Return the SHA-256 of a file; it is read again only if its size or modification time changes."""
     found = path.stat()
     key = (str(path.resolve()), found.st_size, found.st_mtime_ns, found.st_ino)
     if key not in _known:
@@ -29,7 +29,7 @@ def known_sha256(path: Path) -> str:
 
 
 def files_sha256(files: dict[str, Path]) -> str:
-    """One SHA-256 over the names and contents of files, in order of their names."""
+    """Return one SHA-256 over the names and contents of files, in order of their names."""
     digest = hashlib.sha256()
     for name in sorted(files):
         digest.update(f"{known_sha256(files[name])}  {name}\n".encode())

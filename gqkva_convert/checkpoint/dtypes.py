@@ -31,13 +31,13 @@ BITS = {
     "U64": 64,
 }
 
-# What a weight may be for its heads to be merged, and its name in Hugging Face configurations.
+# Dtypes whose heads can be merged, and their names in Hugging Face configurations.
 FLOATS = {"F16": "float16", "BF16": "bfloat16", "F32": "float32", "F64": "float64"}
 FLOAT_BY_NAME = {name: dtype for dtype, name in FLOATS.items()}
 
 
 def tensor_bytes(dtype: str, shape: tuple[int, ...]) -> int:
-    """Bytes of a tensor; sub-byte types are packed and rounded up."""
+    """Return the bytes of a tensor; sub-byte types are packed and rounded up."""
     return (math.prod(shape) * BITS[dtype] + 7) // 8
 
 

@@ -1,4 +1,4 @@
-"""A checkpoint folder: its configuration, its weight files, and where each tensor lies."""
+"""A checkpoint folder: its configuration, its weight files, and the place of each tensor."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class Checkpoint:
     """An opened checkpoint; no weights are held.
 
     Attributes:
-        folder: Where it lies.
+        folder: Its folder.
         config: ``config.json`` as data.
         files: Weight files in index order.
         tensors: Every tensor by name, in file order.
@@ -35,7 +35,7 @@ class Checkpoint:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of all tensors."""
+        """Return the bytes of all tensors."""
         return sum(tensor.nbytes for tensor in self.tensors.values())
 
     def reader(self) -> TensorReader:
@@ -44,7 +44,7 @@ class Checkpoint:
 
 
 def read_config(folder: Path) -> dict[str, Any]:
-    """``config.json`` of a checkpoint folder.
+    """Read ``config.json`` of a checkpoint folder.
 
     Raises:
         CheckpointError: The folder or the file is missing, or the file does not name a ``model_type``.
@@ -96,7 +96,7 @@ def weight_files(folder: Path) -> tuple[tuple[Path, ...], dict[str, str] | None,
 
 
 def read_index(path: Path) -> dict[str, str]:
-    """The ``weight_map`` of a shard index: tensor name to file name."""
+    """Read the ``weight_map`` of a shard index: tensor name to file name."""
     index = read_json(path)
     weight_map = index.get("weight_map") if isinstance(index, dict) else None
     if (

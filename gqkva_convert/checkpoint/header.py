@@ -75,7 +75,7 @@ def read_header(path: Path) -> Header:
     return parse_header(raw, path, data_start=8 + length, data_bytes=size - 8 - length)
 
 
-# By hand: safetensors.safe_open gives no offsets, and its errors do not say what is wrong where.
+# By hand: safetensors.safe_open gives no offsets, and its errors name neither tensor nor fault.
 def parse_header(raw: bytes, path: Path, data_start: int, data_bytes: int) -> Header:
     """Check the JSON part of a header against the ``data_bytes`` that follow it."""
     entries = parse_json(raw, f"the header of {path}")

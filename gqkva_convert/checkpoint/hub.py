@@ -26,7 +26,7 @@ Answer = TypeVar("Answer")
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-# The small language model that the package brings along, by the name it has on the command line.
+# The small language model in the package, by its name on the command line.
 BUILT_IN = "built-in"
 _BUILT_IN_FOLDER = Path(__file__).parents[1] / "demo_model" / "checkpoint"
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
@@ -65,11 +65,11 @@ class NoHeadersError(HubError):
 
 @dataclass(frozen=True)
 class Located:
-    """Where a model lies.
+    """A model found on disk.
 
     Attributes:
         folder: Its folder on disk.
-        name: What the user called it.
+        name: Its name as the user gave it.
         revision: Commit of a Hub model.
         sha256: Checksums the Hub states for files, by name.
     """
@@ -81,7 +81,7 @@ class Located:
 
 
 def is_hub_id(model: str) -> bool:
-    """Whether a name is no local path but could be a Hub id (``owner/name``)."""
+    """Return whether a name could be a Hub id (``owner/name``) and is no local path."""
     return not Path(model).exists() and model != BUILT_IN and _HUB_ID.fullmatch(model) is not None
 
 
@@ -128,7 +128,7 @@ def _from_hub(model: str, revision: str | None) -> Located:
 
 
 def is_fetched(model: str, revision: str | None = None) -> bool:
-    """Whether all of a Hub model's weights lie in the cache already."""
+    """Return whether all of a Hub model's weights are in the cache."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import LocalEntryNotFoundError
 
@@ -140,7 +140,7 @@ def is_fetched(model: str, revision: str | None = None) -> bool:
 
 
 def _weights_to_fetch(folder: Path, names: set[str]) -> list[str]:
-    """The weight files transformers would read, of all that a repository holds."""
+    """Return the weight files that transformers would read, of all that a repository holds."""
     for single in (SAFETENSORS, PICKLED):
         if single in names:
             return [single]
@@ -182,7 +182,7 @@ def open_remote(model: str, revision: str | None = None) -> Checkpoint:
 
 
 def peek(model: str, revision: str | None = None) -> Checkpoint | None:
-    """A Hub model's headers, where they can be had without downloading it; None for anything else."""
+    """Return a Hub model's headers if they can be read without a download; None for anything else."""
     if not is_hub_id(model):
         return None
     from huggingface_hub import constants

@@ -1,4 +1,4 @@
-"""JSON from files nobody vouches for: repeated keys and damage are named, never guessed at."""
+"""JSON from untrusted files: repeated keys and damage are errors."""
 
 from __future__ import annotations
 

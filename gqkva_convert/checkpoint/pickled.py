@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def load_pickled(path: Path) -> dict[str, Tensor]:
-    """The tensors of one file, memory-mapped where the format allows.
+    """Load the tensors of one file, memory-mapped where the format allows.
 
     Raises:
         CheckpointError: The file is damaged, or holds anything but named tensors.
@@ -61,7 +61,7 @@ def _load(path: Path) -> Any:
 
 
 def list_tensors(path: Path) -> tuple[StoredTensor, ...]:
-    """Names, dtypes and shapes of a file's tensors."""
+    """List names, dtypes and shapes of a file's tensors."""
     import torch
 
     names = {

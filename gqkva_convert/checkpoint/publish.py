@@ -1,8 +1,8 @@
 """A folder that appears under its name only when it is complete.
 
 Work happens in a scratch folder beside the target, held by a lock that dies with its process. A
-killed run leaves its scratch folder behind; the next run on the same target takes it over, so that
-complete shards need not be written again, or clears it away.
+killed run leaves its scratch folder behind; the next run on the same target resumes from its complete
+shards, or removes it.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ from safetensors import SafetensorError
 from gqkva_convert.checkpoint.sidecars import GGUF_REPORT
 from gqkva_convert.errors import OutputError, first_line
 
-# What torch and safetensors say where they cannot write, in errors that are no `OSError`.
+# Messages of torch and safetensors for failed writes, in errors that are no `OSError`.
 _UNWRITTEN = re.compile("unexpected pos|PytorchStreamWriter|Error while serializing")
 
 
 def scratch_folder(target: Path) -> Path:
-    """Where a run on ``target`` works until it is complete."""
+    """Return the folder that a run on ``target`` writes to until it is complete."""
     return target.with_name(f".{target.name}.gqkva-partial")
 
 
@@ -38,8 +38,8 @@ def published_folder(target: Path, *, overwrite: bool) -> Iterator[Path]:
     """Yield a scratch folder that becomes ``target`` if the block succeeds.
 
     An error inside removes the scratch folder. An interrupt keeps it, so that the same command can
-    go on from the last complete shard; nothing stands under the target's name either way. With
-    ``overwrite``, an existing checkpoint stays in place until the new one is complete.
+    resume from the last complete shard. With ``overwrite``, an existing checkpoint stays in place until
+    the new one is complete.
 
     Args:
         target: Folder to create; its parent is created if missing.
@@ -93,7 +93,7 @@ def writing(target: Path) -> Iterator[None]:
 
 
 def _let_others_read(folder: Path) -> None:
-    """Give files the rights that new files get here: safetensors makes its own for their owner alone."""
+    """Give files the default permissions: safetensors creates its own readable by their owner alone."""
     mask = os.umask(0)
     os.umask(mask)
     for path in folder.rglob("*.safetensors"):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import numpy as np
@@ -41,9 +40,7 @@ class TensorReader:
     def __enter__(self) -> TensorReader:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self.close()
 
     def close(self) -> None:
@@ -53,11 +50,11 @@ class TensorReader:
         self._pickled.clear()
 
     def descriptor(self, tensor: StoredTensor) -> int | None:
-        """A file descriptor the kernel can copy the tensor from, or None for a pickle."""
+        """Return a file descriptor that the kernel can copy the tensor from, or None for a pickle."""
         return self._descriptors.get(tensor.file)
 
     def read(self, tensor: StoredTensor, start: int = 0, count: int | None = None) -> Bytes:
-        """Bytes ``start`` to ``start + count`` of a tensor, as a new ``(count,)`` array.
+        """Read bytes ``start`` to ``start + count`` of a tensor into a new ``(count,)`` array.
 
         Raises:
             CheckpointError: The file ends early; it changed since its header was read.

@@ -10,7 +10,7 @@ from gqkva_convert.checkpoint.jsonfile import read_json, write_json
 REPORT = "gqkva_report.json"
 EVALUATION = "gqkva_evaluation.json"
 BENCH = "gqkva_bench.json"
-# What was measured of a folder's weights, and drawn of it: true of no others.
+# Measurements of a folder's weights, and plots of these: invalid for other weights.
 BENCH_PICTURE = "gqkva_bench.png"
 PAGE = "report.html"
 PICTURES = (
@@ -65,7 +65,7 @@ FOLDERS = ("additional_chat_templates", "[0-9]_*")
 
 
 def carried_files(folder: Path) -> tuple[dict[str, Path], dict[str, str]]:
-    """Which of a checkpoint's other files go with a conversion.
+    """Divide a checkpoint's other files into those that go with a conversion and those that do not.
 
     Returns:
         Relative name to file for those carried, and relative name to reason for those left behind.
@@ -101,7 +101,7 @@ def _left_behind(path: Path, folder: Path) -> str | None:
 
 
 def is_inside(path: Path, folder: Path) -> bool:
-    """Whether a file lies in the folder, or among the blobs of the Hub cache it is a snapshot of."""
+    """Return whether a file is in the folder, or among the blobs of the Hub cache behind a snapshot."""
     resolved = path.resolve()
     allowed = [folder]
     if folder.parent.name == "snapshots":
@@ -110,9 +110,9 @@ def is_inside(path: Path, folder: Path) -> bool:
 
 
 def copy_files(files: dict[str, Path], target: Path) -> None:
-    """Copy files to a folder, links as what they lead to.
+    """Copy files to a folder; a link becomes a copy of the file it points to.
 
-    Configurations of tokenizers and processors lose ``auto_map``, which names code that stays behind.
+    Configurations of tokenizers and processors lose ``auto_map``, which names code that is not copied.
     """
     for name, path in files.items():
         (target / name).parent.mkdir(exist_ok=True)

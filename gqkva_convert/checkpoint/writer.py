@@ -6,7 +6,6 @@ import errno
 import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from types import TracebackType
 
 import numpy as np
 
@@ -45,9 +44,7 @@ class ShardWriter:
     def __enter__(self) -> ShardWriter:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self.discard()
 
     def discard(self) -> None:

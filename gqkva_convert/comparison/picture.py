@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gqkva_convert.comparison.reading import SIZES
-from gqkva_convert.pictures import pyplot, save_picture
+from gqkva_convert.plots import pyplot, save_plot
 
 if TYPE_CHECKING:
     from gqkva_convert.comparison.rows import Comparison, Row
@@ -47,7 +47,7 @@ def draw(comparison: Comparison, key: str, file: Path) -> Path:
     if joined:
         # Beside the points, where many methods would cover them.
         axis.legend(fontsize=8, frameon=False, loc="upper left", bbox_to_anchor=(1.0, 1.0))
-    return save_picture(figure, file)
+    return save_plot(figure, file)
 
 
 def _draw_series(

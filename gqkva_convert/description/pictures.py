@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from gqkva_convert.checkpoint.sidecars import BENCH_PICTURE, PICTURES
-from gqkva_convert.pictures import pyplot, save_picture
 from gqkva_convert.plans.plan import BlockPlan
+from gqkva_convert.plots import pyplot, save_plot
 from gqkva_convert.records.evaluation import Evaluation, Score
 
 HEADS, SIZES, ERRORS, QUALITY, LOSS = PICTURES
@@ -54,7 +54,7 @@ def draw_heads(blocks: tuple[BlockPlan, ...], file: Path) -> Path:
     )
     for kind, axis in zip(kinds, axes[:, 0], strict=True):
         _draw_kind(by_kind[kind], kind, axis)
-    return save_picture(figure, file)
+    return save_plot(figure, file)
 
 
 def _draw_kind(blocks: list[BlockPlan], kind: str, axis: Any) -> None:
@@ -98,7 +98,7 @@ def draw_sizes(sizes: Sequence[tuple[str, float, float]], file: Path) -> Path:
     axis.set_xlim(0, max(1.12, *shares))
     axis.xaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
     axis.spines[["top", "right"]].set_visible(False)
-    return save_picture(figure, file)
+    return save_plot(figure, file)
 
 
 def draw_errors(errors: dict[str, dict[int, dict[str, float]]], file: Path) -> Path | None:
@@ -124,7 +124,7 @@ def draw_errors(errors: dict[str, dict[int, dict[str, float]]], file: Path) -> P
         axis.xaxis.get_major_locator().set_params(integer=True)
         axis.spines[["top", "right"]].set_visible(False)
         axis.legend(fontsize=8, frameon=False)
-    return save_picture(figure, file)
+    return save_plot(figure, file)
 
 
 def draw_quality(evaluation: Evaluation, other: str, file: Path) -> Path | None:
@@ -162,4 +162,4 @@ def draw_quality(evaluation: Evaluation, other: str, file: Path) -> Path | None:
         better = f", {metric.better} is better" if metric.better else ""
         axis.set_title(f"{metric.metric} on {Path(data).name}{better}", fontsize=9, loc="left")
         axis.tick_params(labelsize=8)
-    return save_picture(figure, file)
+    return save_plot(figure, file)

@@ -1,4 +1,4 @@
-"""How many key/value heads: for each layer under a budget, and how many readers for each head."""
+"""Numbers of key/value heads for each layer under a budget, and of readers for each head."""
 
 from __future__ import annotations
 
@@ -9,15 +9,14 @@ from numpy.typing import NDArray
 
 
 def allocate(losses: Sequence[Mapping[int, float]], budget: int) -> list[int] | None:
-    """Numbers of heads that lose least together.
+    """Return the numbers of heads with the least total loss, by dynamic programming over the budget.
 
     Args:
         losses: For each layer, the loss of each number of heads that it may keep.
         budget: Most heads of all layers together.
 
     Returns:
-        A number for each layer, the best there is (dynamic programming over the budget), or None where even
-        the smallest numbers do not fit.
+        A number for each layer, or None if even the smallest numbers exceed the budget.
     """
     best: dict[int, tuple[float, tuple[int, ...]]] = {0: (0.0, ())}
     for choices in losses:
@@ -30,7 +29,7 @@ def allocate(losses: Sequence[Mapping[int, float]], budget: int) -> list[int] | 
         best = following
     if not best:
         return None
-    # Heads are not spent on what is nothing but rounding.
+    # Heads are not spent on rounding errors.
     rounding = 1e-9 * sum(max(choices.values()) for choices in losses)
     least = min(loss for loss, _ in best.values())
     enough = (chosen for loss, chosen in best.values() if loss <= least + rounding)
@@ -38,10 +37,10 @@ def allocate(losses: Sequence[Mapping[int, float]], budget: int) -> list[int] | 
 
 
 def sizes_by_norm(norms: NDArray[np.float64], heads: int) -> list[int]:
-    """Readers of each key head in proportion to its norm (Khan et al., 2024, arXiv 2408.08454, section 3.2).
+    """Size groups in proportion to their keys' norms (Khan et al., 2024, arXiv 2408.08454, section 3.2).
 
     Args:
-        norms: Norm of each shared key head.
+        norms: Norm of each shared key head, ``(groups,)``.
         heads: Heads to divide, at least one each.
 
     Returns:

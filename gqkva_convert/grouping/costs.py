@@ -1,4 +1,4 @@
-"""What a group of heads costs, for searches that make the sum over groups small."""
+"""Costs of groups of heads, which searches minimise."""
 
 from __future__ import annotations
 
@@ -8,19 +8,10 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
-from gqkva_convert.grouping.statistics import (
-    BlockStatistics,
-    aligned_planes,
-    plain_similarity,
-    value_overlap,
-)
-from gqkva_convert.transforms.closed_form import (
-    plane_products,
-    planes_residual,
-    subspace_residual,
-)
+from gqkva_convert.grouping.statistics import BlockStatistics, aligned_planes, plain_similarity, value_overlap
+from gqkva_convert.transforms.closed_form import plane_products, planes_residual, subspace_residual
+from gqkva_convert.transforms.rotary_averages import Turning
 from gqkva_convert.transforms.scores import ScoredHead, Scores, score_energy, score_loss, shared_scores
-from gqkva_convert.transforms.turning import Turning
 
 Array = NDArray[np.float64]
 Group = tuple[int, ...]
@@ -34,10 +25,10 @@ _GRID_ROUNDS = 6
 
 
 def mean_cost(similarity: Array) -> Cost:
-    """Squared distance of a group's heads to their mean, from their inner products ``(heads, heads)``.
+    """Return the cost of a group: the squared distance of its heads to their mean.
 
     The weight-sharing error of Joshi et al., 2024 (arXiv 2406.10247, section 3), in whatever frame the
-    inner products were taken.
+    inner products ``similarity``, ``(heads, heads)``, were taken.
     """
     own = np.diagonal(similarity)
 
@@ -50,7 +41,7 @@ def mean_cost(similarity: Array) -> Cost:
 
 
 def activation_similarity(statistics: BlockStatistics, aligned: bool) -> Array:
-    """Similarity of heads by the keys and values they put out, two cosines averaged, ``(heads, heads)``."""
+    """Return ``(heads, heads)``: cosine of heads' keys and cosine of their values, averaged."""
     if not aligned:
         keys = plain_similarity(statistics.keys, statistics.head_dim)
         return (keys + plain_similarity(statistics.values, statistics.head_dim)) / 2
@@ -59,9 +50,9 @@ def activation_similarity(statistics: BlockStatistics, aligned: bool) -> Array:
 
 
 def loss_similarity(statistics: BlockStatistics) -> Array:
-    """Inner products whose `mean_cost` follows what the closed form loses; quick to search with.
+    """Return inner products ``(heads, heads)`` whose `mean_cost` approximates the closed form's loss.
 
-    Keys count by the energy of the queries that read them, values by their output blocks.
+    Keys are weighted by the energy of the queries that read them, values by their output blocks.
     """
     keys = aligned_planes(statistics, statistics.keys, statistics.key_readers)
     values = value_overlap(statistics, weighted=True)
@@ -71,7 +62,7 @@ def loss_similarity(statistics: BlockStatistics) -> Array:
 
 
 def query_similarity(statistics: BlockStatistics) -> Array:
-    """The same for queries that will be shared, by the energy of the keys they read."""
+    """Return `loss_similarity` of queries that will be shared, by the energy of the keys they read."""
     count, head_dim = statistics.units, statistics.head_dim
     blocks = statistics.keys.reshape(count, head_dim, count, head_dim)
     found = aligned_planes(statistics, statistics.queries, np.einsum("sfsg->sfg", blocks))
@@ -80,9 +71,8 @@ def query_similarity(statistics: BlockStatistics) -> Array:
 
 
 def closed_form_loss(statistics: BlockStatistics, group: Sequence[int]) -> float:
-    """What the closed form loses of a group, relative to the block: keys' error and a share of values'."""
-    keys, values = _residuals(statistics, group)
-    return keys + VALUE_SHARE * values
+    """Return the closed form's loss of a group relative to the block: keys' error and a share of values'."""
+    return key_loss(statistics, group) + VALUE_SHARE * _value_loss(statistics, group)
 
 
 def grid_loss(
@@ -92,14 +82,14 @@ def grid_loss(
     keys: Sequence[int],
     turning: Turning,
 ) -> float:
-    """What the closed form loses where queries are shared too, relative to the block.
+    """Return the closed form's loss relative to the block where queries are shared too.
 
     Args:
         statistics: The block, queries included.
         order: Head of each place of the result.
         queries: Shared query of each place.
         keys: Shared key and value of each place.
-        turning: What rotary positions do.
+        turning: Averages of rotary positions over distances.
     """
     members: dict[str, dict[int, list[int]]] = {"query": {}, "key": {}}
     scored = []
@@ -129,38 +119,34 @@ def grid_loss(
     alone = [replace(scores, heads=(head,), weights=np.ones(1)) for head in scored]
     own = np.array([max(score_energy(one, turning), 1e-300) for one in alone])
     lost = score_loss(replace(scores, weights=1 / own), turning, *mixes) / len(own)
-    return lost + VALUE_SHARE * sum(_residuals(statistics, group)[1] for group in members["key"].values())
+    return lost + VALUE_SHARE * sum(_value_loss(statistics, group) for group in members["key"].values())
 
 
 def _part(statistics: BlockStatistics, products: Array, group: Sequence[int]) -> Array:
-    places = _features(statistics, group)
+    head_dim = statistics.head_dim
+    places = np.concatenate([np.arange(unit * head_dim, (unit + 1) * head_dim) for unit in group])
     result: Array = products[np.ix_(places, places)]
     return result
 
 
-def key_loss(statistics: BlockStatistics, group: Sequence[int]) -> float:
-    """The keys' part of `closed_form_loss`, cheap enough to search with."""
-    return _key_residual(statistics, group)
-
-
-def _residuals(statistics: BlockStatistics, group: Sequence[int]) -> tuple[float, float]:
+def _value_loss(statistics: BlockStatistics, group: Sequence[int]) -> float:
     if len(group) == 1:
-        return 0.0, 0.0
-    places = _features(statistics, group)
-    products = statistics.values[np.ix_(places, places)]
+        return 0.0
+    products = _part(statistics, statistics.values, group)
     readers = statistics.value_readers[list(group)]
     head_dim, count = statistics.head_dim, statistics.units
     blocks = statistics.values.reshape(count, head_dim, count, head_dim)
     energy = float(np.einsum("sfsg,sgf->", blocks, statistics.value_readers))
-    return _key_residual(statistics, group), subspace_residual(products, readers) / max(energy, 1e-300)
+    return subspace_residual(products, readers) / max(energy, 1e-300)
 
 
-def _key_residual(statistics: BlockStatistics, group: Sequence[int]) -> float:
+def key_loss(statistics: BlockStatistics, group: Sequence[int]) -> float:
+    """Return the keys' part of `closed_form_loss`, cheap enough to search with."""
     if len(group) == 1:
         return 0.0
     head_dim, count = statistics.head_dim, statistics.units
     first, second = list(statistics.first), list(statistics.second)
-    products = statistics.keys[np.ix_(*[_features(statistics, group)] * 2)]
+    products = _part(statistics, statistics.keys, group)
     readers = statistics.key_readers[list(group)]
     own = np.diagonal(statistics.keys).reshape(count, head_dim)
     read = np.diagonal(statistics.key_readers, axis1=1, axis2=2)
@@ -179,11 +165,6 @@ def _key_residual(statistics: BlockStatistics, group: Sequence[int]) -> float:
         part = products[np.ix_(places, places)]
         lost += 2 * subspace_residual(part, readers[:, resting][:, :, resting])
     return lost / max(energy, 1e-300)
-
-
-def _features(statistics: BlockStatistics, group: Sequence[int]) -> NDArray[np.intp]:
-    head_dim = statistics.head_dim
-    return np.concatenate([np.arange(unit * head_dim, (unit + 1) * head_dim) for unit in group])
 
 
 def _unit(similarity: Array) -> Array:

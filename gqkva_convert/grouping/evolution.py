@@ -40,7 +40,7 @@ class Front:
     choices: tuple[tuple[Groups, ...], ...]
 
     def within(self, budget: int) -> tuple[Groups, ...]:
-        """The point of least error that keeps at most so many heads.
+        """Return the point of least error that keeps at most ``budget`` heads.
 
         Raises:
             LayoutError: There is none.
@@ -54,7 +54,7 @@ class Front:
 
 
 def evolve(similarities: Sequence[Array], *, equal: bool, seed: int) -> Front:
-    """Both stages.
+    """Search groups within each layer, then the number of groups of each layer.
 
     Args:
         similarities: For each layer inner products of its heads, ``(heads, heads)``.
@@ -63,31 +63,29 @@ def evolve(similarities: Sequence[Array], *, equal: bool, seed: int) -> Front:
     """
     options = [_layer_front(similarity, equal, seed + layer) for layer, similarity in enumerate(similarities)]
     counts = [sorted(option) for option in options]
+    points: dict[int, tuple[float, tuple[Groups, ...]]] = {}
+
+    def chosen(genome: Array) -> list[tuple[float, Groups]]:
+        numbers = [count[min(int(gene), len(count) - 1)] for gene, count in zip(genome, counts, strict=True)]
+        return [option[number] for option, number in zip(options, numbers, strict=True)]
+
+    def point(layers: list[tuple[float, Groups]]) -> tuple[float, int]:
+        return sum(error for error, _ in layers), sum(len(groups) for _, groups in layers)
 
     def evaluate(genomes: Array) -> Array:
-        rows = []
-        for genome in genomes:
-            chosen = [
-                count[min(int(gene), len(count) - 1)] for gene, count in zip(genome, counts, strict=True)
-            ]
-            error = sum(option[count][0] for option, count in zip(options, chosen, strict=True))
-            rows.append((error, sum(chosen)))
-        return np.array(rows, dtype=float)
+        return np.array([point(chosen(genome)) for genome in genomes], dtype=float)
+
+    def offer(layers: list[tuple[float, Groups]]) -> None:
+        error, heads = point(layers)
+        if heads not in points or error < points[heads][0]:
+            points[heads] = error, tuple(groups for _, groups in layers)
 
     upper = np.array([len(count) for count in counts], dtype=float) - 1e-9
-    genomes, values = _nsga2(evaluate, upper, seed)
-    points: dict[int, tuple[float, tuple[Groups, ...]]] = {}
-    for genome, (error, heads) in zip(genomes, values, strict=True):
-        chosen = [count[min(int(gene), len(count) - 1)] for gene, count in zip(genome, counts, strict=True)]
-        groups = tuple(option[count][1] for option, count in zip(options, chosen, strict=True))
-        if int(heads) not in points or error < points[int(heads)][0]:
-            points[int(heads)] = float(error), groups
+    for genome in _nsga2(evaluate, upper, seed):
+        offer(chosen(genome))
     # A number of heads that every layer can keep is always on offer.
     for count in set.intersection(*(set(option) for option in options)):
-        error = sum(option[count][0] for option in options)
-        total = count * len(options)
-        if total not in points or error < points[total][0]:
-            points[total] = error, tuple(option[count][1] for option in options)
+        offer([option[count] for option in options])
     order = sorted(points, key=lambda heads: points[heads][0])
     return Front(
         tuple(points[heads][0] for heads in order), tuple(order), tuple(points[heads][1] for heads in order)
@@ -95,7 +93,7 @@ def evolve(similarities: Sequence[Array], *, equal: bool, seed: int) -> Front:
 
 
 def _layer_front(similarity: Array, equal: bool, seed: int) -> dict[int, tuple[float, Groups]]:
-    """For each number of groups of one layer, the least error found and its groups."""
+    """Return, for each number of groups of one layer, the least error found and its groups."""
     heads = len(similarity)
     cost = mean_cost(similarity)
     found: dict[int, tuple[float, Groups]] = {heads: (0.0, tuple((head,) for head in range(heads)))}
@@ -128,8 +126,8 @@ def _layer_front(similarity: Array, equal: bool, seed: int) -> dict[int, tuple[f
     return found
 
 
-def _nsga2(evaluate: Any, upper: Array, seed: int) -> tuple[Array, Array]:
-    """The last population of NSGA-II over genomes between 0 and ``upper``, and its objectives."""
+def _nsga2(evaluate: Any, upper: Array, seed: int) -> Array:
+    """Run NSGA-II over genomes between 0 and ``upper``, ``(genes,)``; return the last population."""
     try:
         from pymoo.algorithms.moo.nsga2 import NSGA2
         from pymoo.core.problem import Problem
@@ -147,5 +145,4 @@ def _nsga2(evaluate: Any, upper: Array, seed: int) -> tuple[Array, Array]:
     result = minimize(
         Objectives(), NSGA2(pop_size=POPULATION), ("n_gen", GENERATIONS), seed=seed, verbose=False
     )
-    population = result.pop
-    return np.asarray(population.get("X")), np.asarray(population.get("F"))
+    return np.asarray(result.pop.get("X"))

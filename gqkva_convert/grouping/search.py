@@ -8,7 +8,7 @@ helps, then shaken, as the paper's accepted setbacks and returns to the best do.
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import combinations, pairwise
 
 from gqkva_convert.grouping.costs import Cost, Group
@@ -21,7 +21,7 @@ _STARTS, _SHAKES = (6, 2), (12, 4)
 
 
 def neighbour_groups(units: int, count: int) -> Groups:
-    """Consecutive heads, in groups as equal as can be, the larger ones first."""
+    """Return consecutive heads in groups as equal as possible, the larger ones first."""
     size, rest = divmod(units, count)
     ends = [number * size + min(number, rest) for number in range(count + 1)]
     return tuple(tuple(range(start, end)) for start, end in pairwise(ends))
@@ -42,51 +42,48 @@ class Search:
         self._cost = cost
         self._known: dict[Group, float] = {}
 
-    def cost(self, group: Group) -> float:
-        """Cost of a group, computed once."""
-        group = tuple(sorted(group))
-        if group not in self._known:
-            self._known[group] = self._cost(group)
-        return self._known[group]
+    def cost(self, group: Sequence[int]) -> float:
+        """Return the cost of a group, computed once."""
+        known = tuple(sorted(group))
+        if known not in self._known:
+            self._known[known] = self._cost(known)
+        return self._known[known]
 
-    def total(self, groups: Groups) -> float:
-        """Summed cost."""
+    def total(self, groups: Sequence[Sequence[int]]) -> float:
+        """Return the summed cost of groups."""
         return sum(self.cost(group) for group in groups)
 
     def equal(self, count: int) -> Groups:
-        """Groups of equal size."""
+        """Return groups of equal size."""
         return self._best(neighbour_groups(self.units, count), moves=False)
 
     def unequal(self, count: int) -> Groups:
-        """Groups of any sizes."""
+        """Return groups of any sizes."""
         return self._best(neighbour_groups(self.units, count), moves=True)
 
     def improve(self, groups: Groups, *, moves: bool) -> Groups:
-        """Follow groups down to where no swap, or move, helps."""
-        return _ordered(self._descend([list(group) for group in groups], moves))
+        """Improve groups until no swap, or move, helps."""
+        return _sort_groups(self._descend([list(group) for group in groups], moves))
 
     def _best(self, neighbours: Groups, moves: bool) -> Groups:
         best: list[list[int]] = [list(group) for group in neighbours]
         if len(best) in (1, self.units):
-            return _ordered(best)
+            return _sort_groups(best)
         best = self._descend(best, moves)
-        best_total = self._sum(best)
+        best_total = self.total(best)
         sizes = [len(group) for group in neighbours]
         starts, shakes = (effort[self.units > _FEW_HEADS] for effort in (_STARTS, _SHAKES))
         for start in range(starts):
             current = self._greedy(sizes) if start == 0 else self._random(sizes)
             current = self._descend(current, moves)
-            total = self._sum(current)
+            total = self.total(current)
             for _ in range(shakes):
-                shaken = self._descend(self._shaken(current), moves)
-                if self._sum(shaken) <= total:
-                    current, total = shaken, self._sum(shaken)
+                shaken = self._descend(self._shake(current), moves)
+                if self.total(shaken) <= total:
+                    current, total = shaken, self.total(shaken)
             if total < best_total - 1e-12 * abs(best_total):
                 best, best_total = current, total
-        return _ordered(best)
-
-    def _sum(self, groups: list[list[int]]) -> float:
-        return sum(self.cost(tuple(group)) for group in groups)
+        return _sort_groups(best)
 
     def _random(self, sizes: list[int]) -> list[list[int]]:
         heads = list(range(self.units))
@@ -95,7 +92,7 @@ class Search:
         return [[next(places) for _ in range(size)] for size in sizes]
 
     def _greedy(self, sizes: list[int]) -> list[list[int]]:
-        """Each group grows by the head that costs it least."""
+        """Fill groups one after another, each by the head that costs it least."""
         left = set(range(self.units))
         groups = []
         for size in sizes:
@@ -108,7 +105,7 @@ class Search:
             groups.append(group)
         return groups
 
-    def _shaken(self, groups: list[list[int]]) -> list[list[int]]:
+    def _shake(self, groups: list[list[int]]) -> list[list[int]]:
         groups = [list(group) for group in groups]
         for _ in range(2):
             one, other = self.random.sample(range(len(groups)), 2)
@@ -131,11 +128,11 @@ class Search:
     def _better_pair(
         self, one: list[int], other: list[int], moves: bool
     ) -> tuple[list[int], list[int]] | None:
-        """The best swap or move between two groups, if any helps."""
-        before = self.cost(tuple(one)) + self.cost(tuple(other))
+        """Return the best swap or move between two groups, or None if none helps."""
+        before = self.cost(one) + self.cost(other)
         best, found = before - 1e-12 * abs(before), None
         for changed_one, changed_other in _changes(one, other, moves):
-            total = self.cost(tuple(changed_one)) + self.cost(tuple(changed_other))
+            total = self.cost(changed_one) + self.cost(changed_other)
             if total < best:
                 best, found = total, (changed_one, changed_other)
         return found
@@ -152,21 +149,21 @@ def _changes(one: list[int], other: list[int], moves: bool) -> Iterator[tuple[li
             yield [*one, b], [head for head in other if head != b]
 
 
-def _ordered(groups: list[list[int]]) -> Groups:
-    """Groups by their first head, heads ascending."""
+def _sort_groups(groups: list[list[int]]) -> Groups:
+    """Sort groups by their first head, and heads within a group."""
     return tuple(sorted(tuple(sorted(group)) for group in groups))
 
 
 def search_grid(
     row_cost: Cost, column_cost: Cost, rows: int, columns: int, seed: str
 ) -> tuple[tuple[int, ...], ...]:
-    """Assign heads to a grid whose rows will share a query and whose columns a key and a value.
+    """Assign heads to a grid: heads of a row share a query, heads of a column a key and a value.
 
     Args:
         row_cost: Cost of the heads of a row.
         column_cost: Cost of the heads of a column.
-        rows: Query groups.
-        columns: Key/value groups.
+        rows: Number of shared queries.
+        columns: Number of shared keys and values.
         seed: Any text.
 
     Returns:
@@ -177,9 +174,8 @@ def search_grid(
     shuffle = random.Random(seed)
 
     def total(grid: list[int]) -> float:
-        return sum(
-            across.cost(tuple(grid[row * columns : (row + 1) * columns])) for row in range(rows)
-        ) + sum(down.cost(tuple(grid[column::columns])) for column in range(columns))
+        by_row = [grid[row * columns : (row + 1) * columns] for row in range(rows)]
+        return across.total(by_row) + down.total([grid[column::columns] for column in range(columns)])
 
     def descend(grid: list[int]) -> tuple[list[int], float]:
         best = total(grid)

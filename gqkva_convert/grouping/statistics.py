@@ -1,4 +1,4 @@
-"""What searches for groups look at: inner products of a block's heads, and how they are read."""
+"""Statistics that searches for groups read: inner products of a block's heads and of their readers."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ class BlockStatistics:
         second: Second feature of each rotary plane.
         keys: Inner products of all features of all key heads, ``(units * head_dim, units * head_dim)``.
         values: The same of value heads.
-        queries: The same of query heads; empty where queries are not shared.
+        queries: The same of query heads; ``(0, 0)`` where queries are not shared.
         key_readers: For each unit the summed products of the queries that read it,
             ``(units, head_dim, head_dim)``.
-        value_readers: For each unit the summed products of the output blocks that read it.
+        value_readers: For each unit the summed products of the output blocks that read it, likewise.
     """
 
     head_dim: int
@@ -43,23 +43,23 @@ class BlockStatistics:
 
 
 def head_products(heads: Array, moment: Array | None) -> Array:
-    """Inner products of all features of heads ``(heads, head_dim, inputs)``."""
+    """Return inner products of all features of heads ``(heads, head_dim, inputs)``."""
     return inner_products(heads.reshape(-1, heads.shape[2]), moment)
 
 
 def plain_similarity(products: Array, head_dim: int) -> Array:
-    """Cosine of heads' outputs as they are, ``(heads, heads)`` (Chen et al., 2024, arXiv 2406.14963)."""
+    """Return cosines of heads' outputs, ``(heads, heads)`` (Chen et al., 2024, arXiv 2406.14963)."""
     count = len(products) // head_dim
     blocks = products.reshape(count, head_dim, count, head_dim)
     return _cosine(np.einsum("sftf->st", blocks))
 
 
 def aligned_planes(statistics: BlockStatistics, products: Array, readers: Array | None = None) -> Array:
-    """How alike keys (or queries) are once each rotary plane is turned to fit, ``(heads, heads)``.
+    """Return products of keys (or queries), ``(heads, heads)``, each rotary plane in the best common frame.
 
     Args:
-        statistics: Which features turn.
-        products: Inner products of the heads.
+        statistics: Rotary planes of the block.
+        products: Inner products of the heads' features, ``(heads * head_dim, heads * head_dim)``.
         readers: Products of what reads each head, ``(heads, head_dim, head_dim)``; None for the identity.
     """
     head_dim = statistics.head_dim
@@ -83,7 +83,7 @@ def aligned_planes(statistics: BlockStatistics, products: Array, readers: Array 
 
 
 def subspace_overlap(blocks: Array) -> Array:
-    """How much of two heads one subspace can hold, ``(heads, heads)``: Frobenius norms of their products.
+    """Return Frobenius norms of heads' products, ``(heads, heads)``: the overlap of their subspaces.
 
     Args:
         blocks: Products ``(heads, features, heads, features)``.
@@ -91,20 +91,21 @@ def subspace_overlap(blocks: Array) -> Array:
     Returns:
         Scaled so that the diagonal is each head's energy.
     """
+    # ||A B'||_F of heads A and B, which the principal angles between their row spaces decide.
     norms = np.sqrt(np.square(blocks).sum(axis=(1, 3)))
     energy = np.sqrt(np.maximum(np.einsum("sfsf->s", blocks), 0))
     return _cosine(norms) * np.outer(energy, energy)
 
 
 def value_overlap(statistics: BlockStatistics, weighted: bool) -> Array:
-    """`subspace_overlap` of value heads, as their output blocks read them if ``weighted``."""
+    """Return `subspace_overlap` of value heads, as their output blocks read them if ``weighted``."""
     count, head_dim = statistics.units, statistics.head_dim
     blocks = statistics.values.reshape(count, head_dim, count, head_dim)
     return subspace_overlap(_read(blocks, statistics.value_readers) if weighted else blocks)
 
 
 def _read(blocks: Array, readers: Array) -> Array:
-    """Products ``(heads, features, heads, features)`` of heads as they are read."""
+    """Multiply products ``(heads, features, heads, features)`` by the roots of the heads' readers."""
     roots = np.stack([square_root(reader) for reader in readers])
     left = np.matmul(roots.transpose(0, 2, 1), blocks.reshape(*blocks.shape[:2], -1)).reshape(blocks.shape)
     both: Array = np.matmul(left.transpose(2, 0, 1, 3), roots[:, None]).transpose(1, 2, 0, 3)

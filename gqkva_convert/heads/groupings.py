@@ -1,7 +1,7 @@
-"""Which source heads become one stored head, chosen without looking at the weights; names of all groupings.
+"""Groupings: which source heads become one stored head; those that need neither weights nor data.
 
 A grouping is an order of the attention heads: reordered by it, the heads that will share a stored
-head stand where the target layout expects them. Heads are interchangeable as long as query, key,
+head are where the target layout expects them. Heads are interchangeable as long as query, key,
 value and output projection move together, so any equal-size grouping can be stored in the order
 that stock grouped attention reads.
 """
@@ -20,7 +20,7 @@ class Grouping:
     """One way to choose which heads become one.
 
     Attributes:
-        is_searched: Whether it looks at heads.
+        is_searched: Whether it depends on weights or data.
         needs_data: Whether it needs calibration data.
         takes_grids: Whether it can assign heads to a grid whose queries are shared too.
         is_equal: Whether all groups of a block are of one size.
@@ -58,12 +58,12 @@ def merged_groups(
     """Return, for each stored head of the result, the source's stored heads that it is merged from.
 
     Args:
-        order: Source attention head that each attention head of the result was; None for an added one.
+        order: Source attention head of each attention head of the result; None for an added one.
         source: Stored head of each attention head of the source, for one role.
         target: Stored head of each attention head of the result, for the same role.
 
     Returns:
-        A group for each stored head; one that only added heads read repeats the source's first.
+        A group for each stored head; if only added heads read it, the source's first head.
     """
     groups: list[dict[int, None]] = [{} for _ in set(target)]
     for head, stored in zip(order, target, strict=True):
@@ -73,12 +73,12 @@ def merged_groups(
 
 
 def neighbour_order(source: HeadLayout) -> tuple[int, ...]:
-    """Heads stay where they are: neighbours merge (Ainslie et al., 2023, arXiv 2305.13245, section 2)."""
+    """Return the heads in order: neighbours merge (Ainslie et al., 2023, arXiv 2305.13245, section 2)."""
     return tuple(range(source.num_attention_heads))
 
 
 def random_order(source: HeadLayout, target: HeadLayout, seed: str) -> tuple[int, ...]:
-    """Heads are dealt to the target's places at random.
+    """Assign heads to the target's places at random.
 
     Attention heads that share a stored key/value head in the source stay together and in order, so
     that a grouped source can be grouped further.
@@ -101,7 +101,7 @@ def random_order(source: HeadLayout, target: HeadLayout, seed: str) -> tuple[int
 
 
 def without_reordering(order: tuple[int, ...], target: HeadLayout) -> HeadLayout:
-    """The layout that gives each head the same partners as ``order`` does, but leaves it in its place.
+    """Return the layout in which each head shares with the same heads as in ``order`` but keeps its index.
 
     For families whose heads are bound to their index (ALiBi slopes, relative position biases).
     """

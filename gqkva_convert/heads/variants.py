@@ -10,7 +10,7 @@ from gqkva_convert.heads.layout import HeadLayout, divisors
 
 @dataclass(frozen=True)
 class Variant:
-    """What the two numbers ask for.
+    """The layout that ``--gq`` and ``--gkv`` ask for.
 
     For h attention heads: ``gkv`` alone is GQA (MQA when 1), ``gq`` alone is GKVA (MKVA when 1), both
     together are GQKVA and need ``gq * gkv == h`` (Javadi et al., 2023, arXiv 2311.03426).
@@ -32,7 +32,7 @@ class Variant:
 
     @property
     def slug(self) -> str:
-        """The variant in a folder name: ``gqa-8``, ``mqa``, ``gkva-2``, ``mkva``, ``gqkva-2.4``."""
+        """Return the variant in a folder name: ``gqa-8``, ``mqa``, ``gkva-2``, ``mkva``, ``gqkva-2.4``."""
         if self.gq is None:
             return "mqa" if self.gkv == 1 else f"gqa-{self.gkv}"
         if self.gkv is None:
@@ -40,7 +40,7 @@ class Variant:
         return f"gqkva-{self.gq}.{self.gkv}"
 
     def layout(self, source: HeadLayout) -> HeadLayout:
-        """The layout this variant gives a block of ``source``'s shape, heads in neighbour order.
+        """Return the layout that this variant gives a block of ``source``'s shape, heads in neighbour order.
 
         Raises:
             LayoutError: The numbers do not fit; the message lists those that would.

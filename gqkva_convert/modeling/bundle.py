@@ -67,7 +67,7 @@ class _Module:
 
 
 def modeling_text(family: GroupedFamily) -> str:
-    """The modelling file of a family: what its classes need of this package, without an import of it.
+    """Return the modelling file of a family: all that its classes need of this package, without importing it.
 
     Args:
         family: The family.
@@ -93,7 +93,7 @@ def modeling_text(family: GroupedFamily) -> str:
 def _collect(
     module: str, name: str, needed: dict[str, set[int]], order: list[str], imports: set[str]
 ) -> None:
-    """Note a definition and all that it uses, what is used first."""
+    """Record a definition and everything that it uses, dependencies first."""
     parsed = _module(module)
     places = needed.setdefault(module, set())
     wanted = [parsed.names[name]]

@@ -15,11 +15,11 @@ _models: dict[str, dict[str, type]] = {}
 
 
 def class_named(name: str, fallback: str) -> Any:
-    """The stock or grouped class of a name.
+    """Return the stock or grouped class of a name.
 
     Args:
         name: As a configuration names it.
-        fallback: Stock class in place of one that there is none of.
+        fallback: Stock class to return where transformers has none of that name.
     """
     import transformers
 
@@ -28,7 +28,7 @@ def class_named(name: str, fallback: str) -> Any:
 
 
 def config_class(family: GroupedFamily) -> type:
-    """The grouped configuration class of a family; loads no model."""
+    """Return the grouped configuration class of a family; loads no model."""
     from gqkva_convert.modeling.models import define_config
 
     name = grouped_name(family.config)
@@ -39,7 +39,7 @@ def config_class(family: GroupedFamily) -> type:
 
 
 def model_classes(family: GroupedFamily) -> dict[str, type]:
-    """The grouped model classes of a family by name."""
+    """Return the grouped model classes of a family by name."""
     if family.model_type not in _models:
         from gqkva_convert.modeling.models import define_models
 

@@ -106,7 +106,7 @@ def grouped_family(family: Family) -> GroupedFamily:
 
 
 def _block_pattern(attention: Attention, family: Family) -> str:
-    """The module that holds a block's projections; from its list of layers on where no other is like it."""
+    """Return the pattern of the modules that hold a kind's projections, from the layer list on if unique."""
     if attention.modules is not None:
         return attention.modules
     module = attention.projections[0].name.rpartition(".")[0]
@@ -120,22 +120,22 @@ GROUPED_FAMILIES = {name: grouped_family(family) for name, family in FAMILIES.it
 
 
 def stock_name(name: str) -> str:
-    """Name of the stock class of a grouped class; a stock class's name as it is."""
+    """Return the name of the stock class of a grouped class; a stock class's name is unchanged."""
     return name.removeprefix(grouped_name(""))
 
 
 def stock_type(model_type: str) -> str:
-    """Stock model type of a grouped one; a stock one as it is."""
+    """Return the stock model type of a grouped one; a stock one is unchanged."""
     return model_type.removeprefix(MODEL_TYPE_PREFIX)
 
 
 def grouped_type(model_type: str) -> str:
-    """Grouped model type of a stock one."""
+    """Return the grouped model type of a stock one."""
     return f"{MODEL_TYPE_PREFIX}{model_type}"
 
 
 def find_family(model_type: str, where: object) -> Family:
-    """The record of a model type, stock or grouped.
+    """Return the record of a model type, stock or grouped.
 
     Args:
         model_type: As a configuration names it.

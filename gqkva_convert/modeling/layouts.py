@@ -13,7 +13,7 @@ LAYOUTS = "attention_layouts"
 
 
 def layouts_to_config(layouts: Mapping[tuple[str, int], HeadLayout]) -> dict[str, list[dict[str, Any]]]:
-    """Layouts by kind of attention and layer as configuration data, layers with equal layouts together.
+    """Return layouts by kind of attention and layer as configuration data; equal layouts share an entry.
 
     Returns:
         For each kind a list such as ``[{"layers": [0, 1], "variant": "GQKVA-2.4", "query": [...], ...}]``.

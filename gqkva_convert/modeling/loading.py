@@ -60,10 +60,7 @@ def load_model(
 
 
 def text_positions(config: Any) -> int | None:
-    """Tokens of the longest text that a model reads; None where its table of positions has no end.
-
-    Args:
-        config: The model's configuration.
+    """Return the most tokens that a model reads at once; None if its table of positions has no end.
 
     Raises:
         FamilyError: The model has no record.
@@ -77,7 +74,7 @@ def text_positions(config: Any) -> int | None:
 
 
 def example_inputs(model: Any, seed: int = 0) -> dict[str, Any]:
-    """Random inputs of the kinds that a model takes: one text, image or recording.
+    """Make random inputs of the kinds that a model takes: one text, image or recording.
 
     Args:
         model: A model of any family.
@@ -112,7 +109,7 @@ def example_inputs(model: Any, seed: int = 0) -> dict[str, Any]:
 
 
 def main_output(output: Any) -> Any:
-    """The tensor of a model's output that says most: logits, else what it predicts, else hidden states."""
+    """Return the main tensor of a model's output: logits, else what it predicts, else hidden states."""
     for name in _MAIN_OUTPUTS:
         if getattr(output, name, None) is not None:
             return getattr(output, name)

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 
 
 def quiet_transformers() -> None:
-    """Leave out transformers' notes and its bars for weights that are read."""
+    """Silence transformers' notes and its progress bars for weights."""
     import transformers
 
     transformers.logging.set_verbosity_error()

@@ -40,7 +40,7 @@ def _register(tables: ModuleType) -> None:
 
 
 class _LazyClasses(dict[str, Any]):
-    """Configuration classes by model type; a grouped family stands for its class until that is asked for."""
+    """Configuration classes by model type; a grouped family is replaced by its class on first use."""
 
     def __getitem__(self, model_type: str) -> Any:
         from gqkva_convert.modeling.families import GroupedFamily

@@ -48,12 +48,12 @@ def find_projection(block: Any, role: str) -> str:
 
 
 def find_output(block: Any) -> str | None:
-    """Name of the attribute of a block that holds its output projection; None where its parent holds it."""
+    """Return the attribute of a block that holds its output projection; None if its parent holds it."""
     return next((name for name in _OUTPUTS if isinstance(getattr(block, name, None), nn.Module)), None)
 
 
 def norm_names(role: str) -> tuple[str, ...]:
-    """Names that the norm on queries or on keys has in the families' blocks."""
+    """Return the names that the norm on queries or on keys has in the families' blocks."""
     return _NORMS[role]
 
 

@@ -1,1 +1,1 @@
-"""`gqkva plan`: every choice that looks at weights or data, made before anything is written."""
+"""`gqkva plan`: every choice that depends on weights or data, made before anything is written."""

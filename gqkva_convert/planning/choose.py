@@ -1,4 +1,4 @@
-"""Every choice of a conversion that looks at weights or data: groups, numbers of heads, merge rules."""
+"""Every choice of a conversion that depends on weights or data: groups, numbers of heads, merge rules."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 
 def request_plan(model: SourceModel, request: Request) -> Plan:
-    """Return the plan that follows from the request alone; groups to be searched for are neighbours yet.
+    """Return the plan that follows from the request alone; groups to be searched for are neighbours so far.
 
     Raises:
         LayoutError: The numbers of heads do not fit the model.
@@ -75,7 +75,7 @@ def complete_plan(
         plan: What `request_plan` made of the request, or a plan read from a file.
         request: What is asked; None for a plan from a file, whose groups are chosen already.
         stages: Shows progress.
-        compare: Look at what other groupings would lose too, for pictures.
+        compare: Also search other groupings, for plots.
 
     Returns:
         The plan, the source with its data where there are any, and what a search for groups found.

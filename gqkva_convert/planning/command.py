@@ -1,4 +1,4 @@
-"""`gqkva plan`: choose, write the plan file, draw the pictures."""
+"""`gqkva plan`: choose, write the plan file, draw the plots."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from gqkva_convert.checkpoint.jsonfile import write_json
 from gqkva_convert.errors import OutputError, UsageError
 from gqkva_convert.planning.choose import complete_plan, request_plan
 from gqkva_convert.planning.findings import Findings, look_at
-from gqkva_convert.planning.pictures import draw_findings
+from gqkva_convert.planning.plots import draw_findings
 from gqkva_convert.plans.file import write_plan
 from gqkva_convert.plans.plan import Plan
 from gqkva_convert.plans.request import Request, given_wishes, make_request
@@ -48,7 +48,7 @@ def plan(
 
     Args:
         model: Checkpoint folder or Hub id.
-        out: Plan file (JSON). Pictures go into the folder of its name without ending.
+        out: Plan file (JSON). Plots go into the folder of its name without ending.
         request: The options that follow as one object, instead of them.
         gkv: Key/value heads to keep; None keeps all.
         gq: Query heads to keep; None keeps all.
@@ -58,19 +58,19 @@ def plan(
         grouping: Which heads become one.
         refine: Refinements on calibration data.
         calibration: Data to run through the model: a file, a folder, a Hub id, or `DataSettings`.
-        calibration_samples: Sequences or images of them; None for 128.
+        calibration_samples: Sequences or images of it; None for 128.
         calibration_length: Tokens a sequence; None for 2,048 or as many as the model reads.
         seed: Seed of everything drawn at random; None for 0.
         dtype: Dtype wanted; None keeps each tensor's.
         revision: Branch, tag or commit of a Hub id.
-        pictures: Draw head similarities with the groups, what each cheap grouping loses by layer, and the
-            front of ``evolution``.
+        pictures: Plot head similarities with the groups, the loss of each cheap grouping by layer, and
+            the front of ``evolution``.
         overwrite: Replace files that are there.
         stages: Shows progress.
 
     Returns:
-        JSON data: the plan, a row a block with what the closed form loses, the front of ``evolution``
-        (errors, numbers of heads and groups of its points), and the files written.
+        JSON data: the plan, a row per block with the closed form's loss, the front of ``evolution`` (errors,
+        numbers of heads and groups of its points), and the files written.
 
     Raises:
         GqkvaError: It cannot be planned or written.

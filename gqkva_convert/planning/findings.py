@@ -1,4 +1,4 @@
-"""What planning found out about blocks, for tables and pictures."""
+"""Results of planning by block, for tables and plots."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ from gqkva_convert.source.stored_block import StoredBlock, stored_block
 
 @dataclass(frozen=True)
 class BlockFindings:
-    """What planning found out about one block.
+    """Results of planning for one block.
 
     Attributes:
         similarity: Inner products of its units, ``(units, units)``.
         groups: Groups chosen.
-        loss: What the closed form loses of them, relative to the block; None where that is not known.
+        loss: The closed form's loss of them, relative to the block; None if unknown.
         neighbour_loss: The same of neighbour groups of as many heads.
         method_losses: The same by grouping of all that were compared, the chosen one included.
     """
@@ -46,10 +46,10 @@ class BlockFindings:
 
 @dataclass(frozen=True)
 class Findings:
-    """What planning found out about a model.
+    """Results of planning for a model.
 
     Attributes:
-        blocks: The blocks that were looked at, by kind and layer.
+        blocks: Results by kind and layer.
         front: Trade-offs found by ``evolution``.
     """
 
@@ -67,19 +67,19 @@ class Findings:
 
 
 def merged_role(block: BlockPlan) -> str:
-    """Return whose groups a picture of a grid shows: keys', or queries' where those alone are shared."""
+    """Return the role whose groups a plot of a grid shows: queries if those alone are shared, else keys."""
     return "key" if block.target.num_key_heads < block.target.num_attention_heads else "query"
 
 
 @dataclass(frozen=True)
 class BlockSurvey:
-    """What a search sees of the source's blocks.
+    """Statistics of the source's blocks, as a search reads them.
 
     Attributes:
         plan: Grouping and seed.
         calibrated: The source with its data, if any.
-        reader: Where the source's bytes come from.
-        compare: Whether other groupings are looked at too.
+        reader: Reader of the source.
+        compare: Whether other groupings are searched too.
     """
 
     plan: Plan
@@ -109,7 +109,7 @@ class BlockSurvey:
 
         Args:
             block: The block.
-            statistics: What `statistics` gave.
+            statistics: Result of `statistics`.
             found: The groups chosen.
             by: Grouping whose similarity is shown.
         """
@@ -129,23 +129,23 @@ class BlockSurvey:
         return BlockFindings(shown, found.groups, found.loss, found.neighbour_loss)
 
 
-def weighed(statistics: BlockStatistics, groups: Groups) -> BlockGroups:
-    """Return groups that were found by other measures with what the closed form loses of them."""
+def weigh_groups(statistics: BlockStatistics, groups: Groups) -> BlockGroups:
+    """Return groups that were found by other measures with the closed form's loss of them."""
     neighbours = neighbour_groups(statistics.units, len(groups))
     return BlockGroups(groups, total_loss(statistics, groups), total_loss(statistics, neighbours))
 
 
 def look_at(model: SourceModel, plan: Plan, calibrated: CalibratedModel | None, compare: bool) -> Findings:
-    """Return what the closed form loses of groups that no search chose.
+    """Compute the closed form's loss of groups that no search chose.
 
     Args:
         model: The source.
         plan: The plan.
         calibrated: The source with its data, where there are any.
-        compare: Look at what searched groups would lose too.
+        compare: Also search other groupings.
 
     Returns:
-        Nothing of a block that stays as it is, or whose keys and values are grouped apart.
+        Findings without blocks that are unchanged, or whose keys and values are grouped apart.
     """
     blocks = {}
     with model.checkpoint.reader() as reader:
@@ -160,6 +160,6 @@ def look_at(model: SourceModel, plan: Plan, calibrated: CalibratedModel | None, 
                 found = weigh_grid(statistics, planned, merged_role(planned), stored.planes.turning())
                 blocks[block.place] = survey.grid_findings(planned, statistics, found, by="activations")
             else:
-                found = weighed(statistics, planned.groups("key"))
+                found = weigh_groups(statistics, planned.groups("key"))
                 blocks[block.place] = survey.findings(stored, statistics, found, by="activations")
     return Findings(blocks)

@@ -27,11 +27,11 @@ from gqkva_convert.heads import GROUPINGS, HeadLayout, without_reordering
 from gqkva_convert.plans.plan import BlockPlan
 from gqkva_convert.source.stored_block import StoredBlock, gain_moments, read_heads
 from gqkva_convert.transforms.blocks import InputMoments
-from gqkva_convert.transforms.turning import Turning
+from gqkva_convert.transforms.rotary_averages import Turning
 
-# Times heads: grids whose true loss a search may look at; one of 32 heads of 128 takes seconds.
+# Evaluations of a grid's loss in a search, times heads; one of 32 heads of 128 takes seconds.
 _GRID_LOOKS = 1200
-# Groups whose exact cost a search may look at, after it has searched with a quick one.
+# Evaluations of a group's exact cost, after a search with a quick one.
 _EXACT_LOOKS = 800
 # The same for a search that is only drawn beside the one chosen.
 _COMPARED_LOOKS = 100
@@ -43,7 +43,7 @@ class BlockGroups:
 
     Attributes:
         groups: Units (stored key/value heads of the source) of each group.
-        loss: What the closed form loses of them, relative to the block.
+        loss: The closed form's loss of them, relative to the block.
         neighbour_loss: The same of as many neighbour groups.
     """
 
@@ -58,7 +58,7 @@ def block_statistics(
     measured: InputMoments | None,
     queries: bool = False,
 ) -> BlockStatistics:
-    """Inner products of a block's heads, from weights and, where there are any, measured moments.
+    """Compute inner products of a block's heads, from weights and, where there are any, measured moments.
 
     Raises:
         LayoutError: Its key and value heads are not shared alike.
@@ -90,7 +90,7 @@ def block_statistics(
 
 
 def similarity(statistics: BlockStatistics, grouping: str) -> Array:
-    """The inner products that a grouping searches by, ``(units, units)``."""
+    """Return the inner products that a grouping searches by, ``(units, units)``."""
     if grouping == "loss":
         return loss_similarity(statistics)
     return activation_similarity(statistics, aligned=GROUPINGS[grouping].is_aligned)
@@ -99,36 +99,36 @@ def similarity(statistics: BlockStatistics, grouping: str) -> Array:
 def search_groups(
     statistics: BlockStatistics, grouping: str, count: int, seed: str, looks: int = _EXACT_LOOKS
 ) -> BlockGroups:
-    """Groups of one block; evolution, which looks at all layers together, is not of these.
+    """Search the groups of one block; ``evolution``, which spans all layers, is not among the groupings.
 
     Args:
-        statistics: Of the block.
+        statistics: Statistics of the block.
         grouping: Name of a grouping that searches each block alone.
         count: Number of groups.
         seed: Seed of the search.
-        looks: Groups whose exact cost ``loss`` may look at, which takes most of its time.
+        looks: Groups whose exact cost ``loss`` may compute, which takes most of its time.
     """
-    groups = _searched(statistics, grouping, count, seed)
+    groups = _search_quickly(statistics, grouping, count, seed)
     neighbours = neighbour_groups(statistics.units, count)
     neighbour_loss = total_loss(statistics, neighbours)
     if grouping == "loss" and count not in (1, statistics.units):
-        groups = _polished(statistics, groups, seed, looks)
+        groups = _improve_by_keys(statistics, groups, seed, looks)
     loss = neighbour_loss if groups == neighbours else total_loss(statistics, groups)
     if grouping == "loss" and neighbour_loss < loss:
         groups, loss = neighbours, neighbour_loss
     return BlockGroups(groups, loss, neighbour_loss)
 
 
-def _searched(statistics: BlockStatistics, grouping: str, count: int, seed: str) -> Groups:
-    """Groups by the quick cost of a grouping."""
+def _search_quickly(statistics: BlockStatistics, grouping: str, count: int, seed: str) -> Groups:
+    """Search groups by the quick cost of a grouping."""
     if grouping == "key-norm":
-        return _by_key_norm(statistics, count)
+        return _group_by_key_norm(statistics, count)
     search = Search(mean_cost(similarity(statistics, grouping)), statistics.units, seed)
     return search.equal(count) if GROUPINGS[grouping].is_equal else search.unequal(count)
 
 
 def total_loss(statistics: BlockStatistics, groups: Groups) -> float:
-    """What the closed form loses of all groups of a block, relative to the block."""
+    """Return the closed form's loss of all groups of a block, relative to the block."""
     return sum(closed_form_loss(statistics, group) for group in groups)
 
 
@@ -139,13 +139,13 @@ def compare_groupings(
     found: BlockGroups,
     seed: str,
 ) -> dict[str, float]:
-    """What the closed form loses of the groups that other groupings would give, relative to the block.
+    """Return the closed form's loss of the groups that other groupings would give, relative to the block.
 
     Args:
-        statistics: Of the block, as the chosen grouping saw it.
-        weights: The same from weights alone where ``statistics`` are measured; None where they are not.
+        statistics: Statistics of the block for the chosen grouping.
+        weights: The same from weights alone where ``statistics`` are measured; else None.
         chosen: The grouping chosen.
-        found: What it found.
+        found: Its groups.
         seed: Seed of the searches.
 
     Returns:
@@ -156,14 +156,14 @@ def compare_groupings(
     for grouping in ("weights",) if weights is None else ("weights", "activations", "asym"):
         if grouping != chosen:
             seen = weights if weights is not None and grouping == "weights" else statistics
-            losses[grouping] = total_loss(statistics, _searched(seen, grouping, count, seed))
+            losses[grouping] = total_loss(statistics, _search_quickly(seen, grouping, count, seed))
     if chosen != "loss":
         losses["loss"] = search_groups(statistics, "loss", count, seed, _COMPARED_LOOKS).loss
     return losses | {chosen: found.loss}
 
 
-def _polished(statistics: BlockStatistics, groups: Groups, seed: str, allowed: int) -> Groups:
-    """Swaps by the keys' own residual, as long as they fit the time."""
+def _improve_by_keys(statistics: BlockStatistics, groups: Groups, seed: str, allowed: int) -> Groups:
+    """Improve groups by swaps that lower the keys' own residual, computed at most ``allowed`` times."""
     looks = 0
 
     def cost(group: tuple[int, ...]) -> float:
@@ -174,8 +174,8 @@ def _polished(statistics: BlockStatistics, groups: Groups, seed: str, allowed: i
     return Search(cost, statistics.units, seed).improve(groups, moves=False)
 
 
-def _by_key_norm(statistics: BlockStatistics, count: int) -> Groups:
-    """Neighbours, in groups whose sizes follow the norms of the keys they would have (KDGQA, frozen)."""
+def _group_by_key_norm(statistics: BlockStatistics, count: int) -> Groups:
+    """Group neighbours, sizes in proportion to the norms of the keys they would have (KDGQA, frozen)."""
     units, head_dim = statistics.units, statistics.head_dim
     energies = np.diagonal(statistics.keys).reshape(units, head_dim).sum(axis=1)
     norms = np.array([np.sqrt(energies[list(group)]).mean() for group in neighbour_groups(units, count)])
@@ -184,7 +184,7 @@ def _by_key_norm(statistics: BlockStatistics, count: int) -> Groups:
 
 
 def block_plan(block: StoredBlock, groups: Groups) -> BlockPlan:
-    """A block whose units merge by groups; stock order where they are of equal size."""
+    """Return the plan of a block whose units merge by groups; in stock order if they are of equal size."""
     layout = block.layout
     readers = {
         unit: [head for head, stored in enumerate(layout.key) if stored == unit]
@@ -205,13 +205,13 @@ def grid_plan(
     target: HeadLayout,
     seed: str,
 ) -> tuple[BlockPlan, float, float]:
-    """A block whose queries are shared too: heads assigned to a grid (GQKVA) or to rows (GKVA).
+    """Plan a block whose queries are shared too: heads assigned to a grid (GQKVA) or to rows (GKVA).
 
-    A quick search proposes; under ``loss``, what the closed form loses decides between the proposal and the
-    heads as they stand, and over swaps from the better of them, as far as `_GRID_LOOKS` reach.
+    A quick search proposes. Under ``loss``, the closed form's loss chooses the better of the proposal and the
+    heads in order, then improves it by swaps, with at most `_GRID_LOOKS` evaluations.
 
     Returns:
-        The block, what the closed form loses of it, and what it loses of the heads as they stand.
+        The plan of the block, its closed-form loss, and that of the heads in order.
     """
     rows, turning = target.num_query_heads, block.planes.turning()
     across = mean_cost(query_similarity(statistics))
@@ -230,7 +230,7 @@ def grid_plan(
     neighbour_loss = loss(in_place)
     if grouping == "loss":
         looks = _GRID_LOOKS // statistics.units
-        order = _swapped(min((in_place, proposal), key=loss), loss, looks, seed)
+        order = _improve_by_swaps(min((in_place, proposal), key=loss), loss, looks, seed)
     found = loss(order)
     if block.keeps_order:
         target, order = without_reordering(order, target), in_place
@@ -239,13 +239,13 @@ def grid_plan(
 
 
 def weigh_grid(statistics: BlockStatistics, plan: BlockPlan, role: str, turning: Turning) -> BlockGroups:
-    """What the closed form loses of a grid, and of the heads as they stand.
+    """Compute the closed form's loss of a grid, and of the heads in order.
 
     Args:
-        statistics: Of the block, those of its queries included.
-        plan: What happens to its heads.
-        role: Whose groups to name.
-        turning: How positions turn its heads.
+        statistics: Statistics of the block, its queries included.
+        plan: Layouts and order of its heads.
+        role: Role whose groups are returned.
+        turning: Averages of rotary positions over distances.
     """
     in_place, target = tuple(range(statistics.units)), plan.target
     order = tuple(head for head in plan.order if head is not None)
@@ -253,10 +253,10 @@ def weigh_grid(statistics: BlockStatistics, plan: BlockPlan, role: str, turning:
     return BlockGroups(plan.groups(role), *losses)
 
 
-def _swapped(
+def _improve_by_swaps(
     order: tuple[int, ...], loss: Callable[[tuple[int, ...]], float], looks: int, seed: str
 ) -> tuple[int, ...]:
-    """Swaps of two places that lose less, in random order, until all are tried or so many looks are taken."""
+    """Swap pairs of heads in random order while that lowers the loss, with at most ``looks`` evaluations."""
     pairs = list(combinations(range(len(order)), 2))
     shuffle = random.Random(seed)
     best, improved = loss(order), True

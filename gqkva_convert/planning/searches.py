@@ -8,14 +8,8 @@ from dataclasses import replace
 from gqkva_convert.grouping.allocation import allocate
 from gqkva_convert.grouping.evolution import Front, evolve
 from gqkva_convert.heads import GROUPINGS, Place, divisors
-from gqkva_convert.planning.findings import BlockFindings, BlockSurvey, Findings, merged_role, weighed
-from gqkva_convert.planning.groups import (
-    BlockGroups,
-    block_plan,
-    grid_plan,
-    search_groups,
-    similarity,
-)
+from gqkva_convert.planning.findings import BlockFindings, BlockSurvey, Findings, merged_role, weigh_groups
+from gqkva_convert.planning.groups import BlockGroups, block_plan, grid_plan, search_groups, similarity
 from gqkva_convert.plans.plan import BlockPlan, Plan
 from gqkva_convert.progress import Progress, Stages
 from gqkva_convert.refinement.calibrated import CalibratedModel
@@ -41,11 +35,11 @@ def search_plan(
     Args:
         model: The source.
         plan: Its plan, groups of neighbours yet.
-        chosen: Blocks that are converted.
+        chosen: Blocks to convert.
         budget: Key/value heads of all of them together; None for those of the plan.
         calibrated: The source with its data, where there are any.
         stages: Shows progress.
-        compare: Look at what other groupings would lose too.
+        compare: Also search other groupings.
     """
     plans = {block.place: block for block in plan.blocks}
     blocks = [(stored_block(model, block), plans[block.place]) for block in chosen]
@@ -117,7 +111,7 @@ def _over_layers(
     front = evolve(similarities, equal=GROUPINGS[grouping].is_equal, seed=survey.plan.seed)
     chosen: Chosen = {}
     for (block, _), shown, groups in zip(blocks, similarities, front.within(heads), strict=True):
-        found = weighed(survey.statistics(block), groups)
+        found = weigh_groups(survey.statistics(block), groups)
         findings = BlockFindings(shown, groups, found.loss, found.neighbour_loss)
         chosen[block.place] = block_plan(block, groups), findings
     return chosen, front

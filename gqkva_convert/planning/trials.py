@@ -1,7 +1,7 @@
-"""Grids of heads compared by what a short fit makes of them, where a long fit will follow.
+"""Grids of heads compared by their error after a short fit, where a long fit will follow.
 
-What the closed form loses of a grid is a fair guess at what a fit will leave, no more: on the built-in model
-the two rank grids alike in some layers and not at all in others.
+The closed form's loss of a grid only estimates its error after a fit: on the built-in model the two rank
+grids alike in some layers and not at all in others.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ def _best_grid(laboratory: BlockLaboratory, seed: str) -> BlockPlan:
 
 
 def _grid(order: Order, target: HeadLayout) -> frozenset[frozenset[int]]:
-    """Which heads share queries and which share keys, whatever rows and columns are called."""
+    """Return which heads share queries and which share keys, regardless of the order of rows and columns."""
     groups: dict[tuple[str, int], set[int]] = {}
     for place, head in enumerate(order):
         groups.setdefault(("query", target.query[place]), set()).add(head)
@@ -84,7 +84,7 @@ def _grid(order: Order, target: HeadLayout) -> frozenset[frozenset[int]]:
 
 
 def _error(laboratory: BlockLaboratory, plan: BlockPlan, learned: BlockData, held: BlockData) -> float:
-    """Return what a short fit leaves on held-out inputs."""
+    """Return the held-out error after a short fit."""
     from gqkva_convert.refinement.layerwise import FitSettings, fit_layer
 
     network = laboratory.network.regrouped(plan)

@@ -40,7 +40,7 @@ def write_config(model: SourceModel, plan: Plan, config: dict[str, Any], folder:
 
 
 def converted_config(model: SourceModel, plan: Plan) -> dict[str, Any]:
-    """The source's configuration with the new head counts; everything else as it was.
+    """Return the source's configuration with the new head counts; everything else is unchanged.
 
     A plan that the family's stock architecture can hold gives a stock configuration; any other names its
     layouts and the classes that read them.
@@ -59,7 +59,7 @@ def converted_config(model: SourceModel, plan: Plan) -> dict[str, Any]:
 def config_for(
     config: dict[str, Any], family: Family, layouts: Layouts, *, is_native: bool
 ) -> dict[str, Any]:
-    """A configuration with the given layouts in place of its own.
+    """Return a configuration with other layouts.
 
     Args:
         config: A stock or grouped configuration, or a DeciLM's; not changed.

@@ -1,4 +1,4 @@
-"""What a conversion is asked to be, and what is meant where nothing is said."""
+"""Requests for a conversion, and the defaults of what they do not state."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from gqkva_convert.transforms.merge import RULES
 
 @dataclass(frozen=True)
 class Request:
-    """What a conversion is asked to be.
+    """A request for a conversion.
 
     Attributes:
         gq: Query heads to keep; None keeps all.
@@ -121,11 +121,11 @@ def make_request(
     seed: int = 0,
     **wishes: Any,
 ) -> Request:
-    """Make a request of the options of a command.
+    """Make a request from the options of a command.
 
     Args:
         calibration: Name of the data to run through the model, or `DataSettings`.
-        calibration_samples: Of the data; None for 128.
+        calibration_samples: Sequences or images of it; None for 128.
         calibration_length: Tokens of each sample.
         seed: As `Request`.
         wishes: The other attributes of `Request`.
@@ -146,7 +146,7 @@ def make_request(
 
 
 def parse_refinements(text: str | None) -> tuple[str, ...]:
-    """Names separated by commas, in the order they run; ``none`` alone, or None, for none.
+    """Return the refinements of a comma-separated text in the order they run; ``none`` or None for none.
 
     Raises:
         UsageError: There is no such refinement.

@@ -12,7 +12,7 @@ _TOKENIZER_FILES = ("tokenizer.json", "vocab.json", "vocab.txt", "spiece.model",
 
 
 def name_classes(folder: Path, classes: Inputs) -> None:
-    """Write into a folder's tokenizer and processor configurations the classes they leave to ``model_type``.
+    """Write into tokenizer and processor configurations the classes that they leave to ``model_type``.
 
     Args:
         folder: A grouped checkpoint being written.

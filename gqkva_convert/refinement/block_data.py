@@ -1,4 +1,4 @@
-"""A block's recorded calls and what the original block answers, sequences of one shape side by side."""
+"""A block's recorded calls and the original block's outputs, sequences of one shape batched."""
 
 from __future__ import annotations
 
@@ -11,22 +11,22 @@ from torch import Tensor
 
 from gqkva_convert.refinement.block_network import BlockNetwork, TensorHeads, positions_of
 
-# Positions that run side by side where nothing is learned.
+# Positions in one batch where nothing is learned.
 _SIDE_BY_SIDE = 4096
 
 
 class BlockData:
-    """A block's recorded calls, and what the original block answers to them.
+    """A block's recorded calls, and the original block's outputs.
 
     Args:
         network: The block.
-        calls: One call a sequence.
+        calls: One call per sequence.
         output: Its original output projection, ``(heads * head_dim, hidden)``, heads in the source's order.
 
     Attributes:
-        answers: For each call what the original block gives, ``(positions, hidden)`` without padding.
+        answers: The original block's output for each call, ``(positions, hidden)`` without padding.
         energy: Their sum of squares.
-        alike: Numbers of the calls that can run side by side, a list for each shape.
+        alike: Numbers of the calls that can run in one batch, a list for each shape.
     """
 
     def __init__(self, network: BlockNetwork, calls: Sequence[dict[str, Any]], output: Tensor) -> None:
@@ -55,26 +55,26 @@ class BlockData:
         return other
 
     def parts(self) -> Iterator[list[int]]:
-        """All calls once, those of one shape together up to a few thousand positions."""
+        """Yield all calls once, those of one shape together up to `_SIDE_BY_SIDE` positions."""
         for numbers in self.alike:
             step = max(1, _SIDE_BY_SIDE // max(positions_of(self.calls[numbers[0]]), 1))
             for start in range(0, len(numbers), step):
                 yield numbers[start : start + step]
 
     def joined(self, numbers: Sequence[int]) -> dict[str, Any]:
-        """Calls of one shape as one."""
-        call: dict[str, Any] = _side_by_side([self.calls[number] for number in numbers])
+        """Return calls of one shape as one batch."""
+        call: dict[str, Any] = _batch([self.calls[number] for number in numbers])
         return call
 
     def joined_answers(self, numbers: Sequence[int]) -> Tensor:
-        """What the original block gives to `joined` calls."""
+        """Return the original block's output for `joined` calls, ``(positions, hidden)``."""
         return torch.cat([self.answers[number] for number in numbers])
 
     def draws(self, positions: int, seed: int) -> Iterator[list[list[int]]]:
-        """Without end, what a step of a fit reads: lists of calls of one shape, all drawn before any again.
+        """Yield batches for a fit's steps without end: lists of calls of one shape, each call once per epoch.
 
         Args:
-            positions: Least number of positions in a step, if there are as many.
+            positions: Least number of positions in a step, if there are enough.
             seed: Seed of the order.
         """
         generator = torch.Generator().manual_seed(seed)
@@ -105,7 +105,7 @@ class BlockData:
         return parts
 
     def error(self, heads: TensorHeads) -> float:
-        """Squared error of the block's output relative to its energy."""
+        """Return the squared error of the block's output relative to its energy."""
         output = self.network.output_weight(heads)
         total = 0.0
         with torch.no_grad():
@@ -123,14 +123,14 @@ def _shape(value: Any) -> Any:
     return tuple(_shape(part) for part in value) if isinstance(value, (tuple, list)) else value
 
 
-def _side_by_side(values: Sequence[Any]) -> Any:
-    """Values of several sequences as one batch; what is the same for all, or not of one sequence, stays."""
+def _batch(values: Sequence[Any]) -> Any:
+    """Batch the values of several sequences; values that all share, or of no sequence, are kept once."""
     first = values[0]
     if isinstance(first, Tensor):
         is_shared = len(values) > 1 and all(value.data_ptr() == first.data_ptr() for value in values)
         return first if is_shared or first.ndim == 0 or len(first) != 1 else torch.cat(list(values))
     if isinstance(first, dict):
-        return {name: _side_by_side([value[name] for value in values]) for name in first}
+        return {name: _batch([value[name] for value in values]) for name in first}
     if isinstance(first, (tuple, list)):
-        return tuple(_side_by_side(part) for part in zip(*values, strict=True))
+        return tuple(_batch(part) for part in zip(*values, strict=True))
     return first

@@ -1,7 +1,7 @@
 """One attention block run on its own, with the heads of a conversion in place of its own.
 
 The stock block runs with every head replaced by the head it was merged into, so that no family needs code
-here; its output projection is left out, and applied outside.
+here; its output projection is removed, and applied outside.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from gqkva_convert.errors import NotExpressibleError
 from gqkva_convert.heads import ROLES
 from gqkva_convert.modeling.resize import find_output, find_projection, is_fused, norm_names
 from gqkva_convert.plans.plan import BlockPlan
-from gqkva_convert.refinement.observed import watch
+from gqkva_convert.refinement.attention_calls import watch
 from gqkva_convert.source.stored_block import StoredBlock, StoredProjection
 from gqkva_convert.transforms.blocks import Heads
 
@@ -30,7 +30,7 @@ class BlockNetwork:
 
     Args:
         block: The block as the source stores it.
-        plan: What happens to its heads.
+        plan: Its layouts and groups.
         module: Its module in the source's network, on any device or offloaded.
         device: Where to run.
 
@@ -56,7 +56,7 @@ class BlockNetwork:
         self.read = {role: self._read(role) for role in ROLES}
 
     def _read(self, role: str) -> list[int]:
-        """For each stored head of the source, the merged head that its readers read."""
+        """Return, for each stored head of the source, the merged head that its readers read."""
         source, target = self.plan.source.stored_heads(role), self.plan.target.stored_heads(role)
         found: dict[int, int] = {}
         for head, place in enumerate(self.places):
@@ -68,29 +68,34 @@ class BlockNetwork:
         return [found[stored] for stored in sorted(found)]
 
     def attended(self, heads: TensorHeads | None, call: dict[str, Any]) -> Tensor:
-        """What the heads attend to, before the output projection, at positions that are not padding.
+        """Run the block without its output projection, at positions that are not padding.
 
         Args:
             heads: Merged heads; None for the block's own.
-            call: What the block is called with.
+            call: Arguments of the block.
 
         Returns:
             ``(positions, heads * head_dim)``, heads in the source's order.
         """
-        state = self.state if heads is None else self.state | self._expanded(heads)
-        args, kwargs = _moved(call["args"], self.device), _moved(call["kwargs"], self.device)
-        found: Any = torch.func.functional_call(self.module, state, tuple(args), kwargs)
+        from accelerate.utils import recursively_apply
+
+        state = self.state if heads is None else self.state | self._expand(heads)
+        args, kwargs = recursively_apply(self._move, (tuple(call["args"]), call["kwargs"]))
+        found: Any = torch.func.functional_call(self.module, state, args, kwargs)
         attended: Tensor = found[0] if isinstance(found, tuple) else found
         attended = attended.flatten(0, -2)
         valid = call["valid"]
         return attended if valid is None else attended[valid.flatten().bool().to(attended.device)]
 
+    def _move(self, value: Tensor) -> Tensor:
+        return value.to(self.device, torch.float32 if value.is_floating_point() else None)
+
     def output_weight(self, heads: TensorHeads) -> Tensor:
-        """The merged output projection, blocks in the source's order, ``(heads * head_dim, hidden)``."""
+        """Return the merged output projection, ``(heads * head_dim, hidden)``, in the source's order."""
         return torch.cat([heads["output", place] for place in self.places])
 
-    def _expanded(self, heads: TensorHeads) -> dict[str, Tensor]:
-        """The source block's parameters with every head replaced by the one it was merged into."""
+    def _expand(self, heads: TensorHeads) -> dict[str, Tensor]:
+        """Return the source block's parameters with every head replaced by the one it was merged into."""
         rows = {role: torch.cat([heads[role, stored] for stored in self.read[role]]) for role in ROLES}
         parameters: dict[str, Tensor] = {}
         for projection in self.block.projections:
@@ -107,17 +112,17 @@ class BlockNetwork:
                 parameters[f"{name}.bias"] = joined[:, -1]
         for norm in self.block.norms:
             if norm.span != "shared":
-                parameters |= self._merged_gains(norm.role, norm.span, self.plan.source.head_dim)
+                parameters |= self._merge_gains(norm.role, norm.span, self.plan.source.head_dim)
         return parameters
 
     def _row_order(self, projection: StoredProjection) -> Tensor:
-        """For each row of a fused projection, its place when roles follow one another, heads in order."""
+        """Return the index of each row of a fused projection where roles follow one another."""
         starts = [start for role in projection.roles for start in projection.starts[role]]
         rows = torch.tensor(starts)[:, None] + torch.arange(self.plan.source.head_dim)
         return rows.flatten().argsort()
 
-    def _merged_gains(self, role: str, span: str, head_dim: int) -> dict[str, Tensor]:
-        """Gains of a norm that holds one for each head, each replaced by its group's mean."""
+    def _merge_gains(self, role: str, span: str, head_dim: int) -> dict[str, Tensor]:
+        """Return the gains of a norm with one per head, each replaced by its group's mean."""
         names = [name for name in self.state if name.startswith(norm_names(role))]
         groups = self.plan.groups(role)
         if span == "all_heads":
@@ -138,17 +143,17 @@ class BlockNetwork:
 
 
 def to_tensors(heads: Heads, device: torch.device) -> TensorHeads:
-    """Merged heads as float32 tensors."""
+    """Convert merged heads to float32 tensors."""
     return {name: torch.from_numpy(head).to(device, torch.float32) for name, head in heads.items()}
 
 
 def to_arrays(heads: TensorHeads) -> Heads:
-    """Tensors as float64 heads."""
+    """Convert tensors to float64 heads."""
     return {name: head.detach().double().cpu().numpy() for name, head in heads.items()}
 
 
 def _standalone(block: nn.Module, device: torch.device) -> tuple[nn.Module, dict[str, Tensor]]:
-    """A float32 copy of a block without its output projection, and its parameters, wherever they were."""
+    """Copy a block in float32 without its output projection; return it and its parameters."""
     from accelerate.hooks import remove_hook_from_module
     from accelerate.utils import align_module_device
 
@@ -169,18 +174,8 @@ def _standalone(block: nn.Module, device: torch.device) -> tuple[nn.Module, dict
     return module.eval().requires_grad_(False), state
 
 
-def _moved(value: Any, device: torch.device) -> Any:
-    if isinstance(value, Tensor):
-        return value.to(device, torch.float32 if value.is_floating_point() else None)
-    if isinstance(value, dict):
-        return {name: _moved(part, device) for name, part in value.items()}
-    if isinstance(value, (tuple, list)):
-        return tuple(_moved(part, device) for part in value)
-    return value
-
-
 def positions_of(call: dict[str, Any]) -> int:
-    """Positions of a call's sequences, padding included."""
+    """Return the positions of a call's sequences, padding included."""
     return int(_states(call).shape[1])
 
 
@@ -189,19 +184,13 @@ def _states(call: dict[str, Any]) -> Any:
 
 
 def sequences(call: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    """A call of several sequences as calls of one each."""
+    """Split a call of several sequences into calls of one each."""
+    from accelerate.utils import recursively_apply
+
     count = len(_states(call))
 
-    def part(value: Any, number: int) -> Any:
-        if isinstance(value, Tensor) and value.ndim and len(value) == count:
-            return value[number : number + 1]
-        if isinstance(value, dict):
-            return {name: part(one, number) for name, one in value.items()}
-        return tuple(part(one, number) for one in value) if isinstance(value, (tuple, list)) else value
+    def part(value: Tensor, number: int) -> Tensor:
+        return value[number : number + 1] if value.ndim and len(value) == count else value
 
     for number in range(count):
-        yield {
-            "args": part(tuple(call["args"]), number),
-            "kwargs": part(call["kwargs"], number),
-            "valid": part(call["valid"], number),
-        }
+        yield recursively_apply(part, call, number)

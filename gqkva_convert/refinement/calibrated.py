@@ -27,14 +27,13 @@ if TYPE_CHECKING:
     from gqkva_convert.calibration.data import Batch
     from gqkva_convert.calibration.moments import StoredMoments
 
-# Positions that blocks are refined on; their inputs are kept on disk meanwhile. So many in any case, and more
-# where they stay within some bytes.
+# Least and most positions that blocks are refined on; more than the least if `_SPILLED_BYTES` suffice.
 _LEAST_POSITIONS, _MOST_POSITIONS = 65_536, 262_144
 _SPILLED_BYTES = 16 << 30
 
 
 class CalibratedModel:
-    """A source model and the data it is calibrated on; everything is done when first asked for.
+    """A source model and the data it is calibrated on; everything is computed on first use.
 
     Args:
         located: The source.
@@ -55,7 +54,7 @@ class CalibratedModel:
 
     @cached_property
     def network(self) -> Any:
-        """The model itself, in transformers."""
+        """Load the model in transformers."""
         from gqkva_convert.calibration.network import RESIDENT_BYTES, load_network
 
         nbytes = self.model.checkpoint.nbytes
@@ -68,7 +67,7 @@ class CalibratedModel:
 
     @cached_property
     def batches(self) -> tuple[list[Batch], list[Batch]]:
-        """Inputs to learn from, and inputs held out to compare on."""
+        """Prepare inputs to learn from, and inputs held out to compare on."""
         from gqkva_convert.calibration.cache import split_held_out
         from gqkva_convert.calibration.data import make_batches
 
@@ -76,7 +75,7 @@ class CalibratedModel:
 
     @cached_property
     def key(self) -> str:
-        """SHA-256 of model, data and settings."""
+        """Return the SHA-256 of model, data and settings."""
         from gqkva_convert.calibration.cache import calibration_key
 
         checkpoint = self.model.checkpoint
@@ -88,7 +87,7 @@ class CalibratedModel:
 
     @cached_property
     def moments(self) -> StoredMoments:
-        """Second moments of what every attention block reads."""
+        """Measure second moments of the inputs of every attention block."""
         from gqkva_convert.calibration.cache import calibrated_moments
 
         learned = self.batches[0]
@@ -97,7 +96,7 @@ class CalibratedModel:
         )
 
     def measured(self, place: Place) -> InputMoments | None:
-        """A block's moments as merges take them, with a constant input where it has biases."""
+        """Return a block's measured moments, with a constant input where it has biases."""
         if place not in self.moments:
             return None
         block = next(b for b in self.model.blocks if b.place == place)
@@ -106,7 +105,7 @@ class CalibratedModel:
         return InputMoments(query[:end, :end], key[:end, :end])
 
     def recorded(self, places: set[Place]) -> tuple[Calls, list[int], list[int]]:
-        """The calls of some blocks, spilled to disk when first asked for and removed with this object.
+        """Record the calls of blocks, spilled to disk on first use and removed with this object.
 
         Args:
             places: Blocks by kind and layer.
@@ -135,13 +134,13 @@ class CalibratedModel:
         return calls, list(range(count)), list(range(count, len(calls.files)))
 
     def close(self) -> None:
-        """Remove what was spilled to disk; it also goes when the process ends, unless that is killed."""
+        """Remove what was spilled to disk; that also happens when the process ends, unless it is killed."""
         self._recorded = None
         self._remove()
 
 
 def _sweep(cache: Path) -> None:
-    """Remove what killed processes have left."""
+    """Remove the folders of killed processes."""
     for folder in cache.iterdir():
         number = folder.name.partition("-")[0]
         if number.isdigit() and not Path(f"/proc/{number}").exists() and Path("/proc/self").exists():
@@ -149,10 +148,10 @@ def _sweep(cache: Path) -> None:
 
 
 def _check_room(cache: Path, moments: StoredMoments, places: set[Place], batches: list[Batch]) -> None:
-    """Refuse to spill what does not fit.
+    """Refuse to spill more than fits on the disk.
 
     Raises:
-        OutputError: It does not.
+        OutputError: It does not fit.
     """
     positions = sum(_positions(batch) for batch in batches)
     needed = 4 * positions * sum(moments.size(place) for place in places)
@@ -170,7 +169,7 @@ def _positions(batch: Batch) -> int:
 
 
 def _within(batches: list[Batch], positions: int) -> list[Batch]:
-    """The first batches, up to a number of positions; at least one."""
+    """Return the first batches, up to a number of positions; at least one."""
     kept: list[Batch] = []
     count = 0
     for batch in batches:

@@ -1,4 +1,4 @@
-"""What a conversion takes from calibration data while it is written, and what its report says of it."""
+"""Calibration data of a conversion that is being written, and its entry in the report."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 class DataMerges:
-    """Measured moments and refined heads of a conversion; nothing at all where it uses no data.
+    """Measured moments and refined heads of a conversion; empty where it uses no data.
 
     Args:
         plan: The conversion's plan.
@@ -32,7 +32,7 @@ class DataMerges:
         self.errors: dict[str, dict[str, float]] = {}
 
     def prepare(self, stages: Stages) -> None:
-        """Refine, where the plan asks for it."""
+        """Refine the merged heads if the plan asks for it."""
         if self.calibrated is None or not self.plan.refine:
             return
         from gqkva_convert.refinement.fitted import FittedBlocks
@@ -42,7 +42,7 @@ class DataMerges:
         self.errors = self.fits.fit(stages)
 
     def merged(self, reader: TensorReader) -> MergedBlocks:
-        """Merged blocks for writing."""
+        """Return the merged blocks for writing."""
         if self.calibrated is None:
             return MergedBlocks(reader)
         if self.fits is None:
@@ -50,7 +50,7 @@ class DataMerges:
         return MergedBlocks(reader, self.calibrated.measured, self.fits.heads)
 
     def noted(self, report: Report, output: Checkpoint) -> Report:
-        """Add the calibration data and the checksums of tensors that the weights alone do not give."""
+        """Return the report with the calibration data and checksums of tensors that depend on it."""
         if self.calibrated is None:
             return report
         learned, held = self.calibrated.batches

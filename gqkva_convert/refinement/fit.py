@@ -1,7 +1,7 @@
 """Refining merged heads on calibration data, and choosing between merge rules on held-out data, by block.
 
-Every block is fitted to what the original block gave for the original inputs, so that blocks are independent
-of each other. Nothing that is worse on held-out inputs than what it began with is kept.
+Every block is fitted to the original block's output for the original inputs, so that blocks are independent
+of each other. A fit is kept only if its error on held-out inputs is no larger than before.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def refine_block(
         learned: Data to fit.
         held: Data to compare on.
         steps: Names of `REFINEMENTS`.
-        settings: Of the layer-wise fit.
+        settings: Settings of the layer-wise fit.
 
     Returns:
         The heads, and the held-out error before and after each step.
@@ -53,9 +53,9 @@ def refine_block(
 
 
 def fit_output(heads: TensorHeads, learned: BlockData, held: BlockData) -> TensorHeads:
-    """The output projection that brings merged heads closest to the original output: ridge least squares.
+    """Fit the output projection to the original block's output: ridge least squares in float64.
 
-    The ridge draws towards the projection it began with, in float64.
+    The ridge draws towards the projection that the fit starts with.
     """
     import torch
 
@@ -93,7 +93,7 @@ def _with_output(heads: TensorHeads, output: Tensor, network: BlockNetwork) -> T
 
 
 def group_errors(heads: TensorHeads, original: TensorHeads, held: BlockData) -> list[float]:
-    """Held-out error of each shared key head's attention heads, in what they add to the output.
+    """Return the held-out error of each shared key head's attention heads, in their part of the output.
 
     Args:
         heads: Merged heads.
@@ -123,7 +123,7 @@ def group_errors(heads: TensorHeads, original: TensorHeads, held: BlockData) -> 
 def choose_rules(
     candidates: dict[str, TensorHeads], original: TensorHeads, held: BlockData, apart: bool
 ) -> tuple[str, ...]:
-    """For each shared key head, the rule whose heads err least on held-out data.
+    """Return, for each shared key head, the rule with the least error on held-out data.
 
     Args:
         candidates: Merged heads by rule.

@@ -1,4 +1,4 @@
-"""Merged heads that were refined on data: fitted block by block, kept on disk until they are written."""
+"""Merged heads refined on data, block by block; kept on disk until they are written."""
 
 from __future__ import annotations
 
@@ -23,13 +23,7 @@ from gqkva_convert.heads import Place
 from gqkva_convert.plans.plan import BlockPlan, GroupRules, Plan
 from gqkva_convert.progress import Stages
 from gqkva_convert.refinement.block_data import BlockData
-from gqkva_convert.refinement.block_network import (
-    BlockNetwork,
-    TensorHeads,
-    sequences,
-    to_arrays,
-    to_tensors,
-)
+from gqkva_convert.refinement.block_network import BlockNetwork, TensorHeads, sequences, to_arrays, to_tensors
 from gqkva_convert.refinement.calibrated import CalibratedModel
 from gqkva_convert.refinement.fit import refine_block
 from gqkva_convert.refinement.layerwise import FitSettings
@@ -38,7 +32,7 @@ from gqkva_convert.steps.blocks import block_merges
 from gqkva_convert.steps.step import BlockMerge
 from gqkva_convert.transforms.blocks import Heads, merge_heads
 
-# Fits that were begun and never written are removed after a week.
+# Fits that were never written are removed after a week.
 _KEPT_SECONDS = 7 * 86400
 
 
@@ -46,9 +40,9 @@ class BlockLaboratory:
     """A block with its recorded data, where merges can be tried.
 
     Args:
-        merge: The block and what happens to its heads.
+        merge: The block and its merge.
         calibrated: The source with its data.
-        reader: Where the source's bytes come from.
+        reader: Reader of the source.
         places: All blocks that will be tried, so that one pass records them all.
     """
 
@@ -68,12 +62,12 @@ class BlockLaboratory:
         )
 
     def sequences(self, numbers: list[int]) -> Iterator[dict[str, Any]]:
-        """The block's calls in some batches, one a sequence."""
+        """Yield the block's calls in some batches, one per sequence."""
         for call in self.calls.of(self.merge.block.place, numbers):
             yield from sequences(call)
 
     def data(self, numbers: list[int], most: int | None = None) -> BlockData:
-        """The block's calls in some batches, the first ``most`` of them, with the original's answers."""
+        """Return the block's first ``most`` calls in some batches, with the original's answers."""
         return BlockData(self.network, list(islice(self.sequences(numbers), most)), self.output)
 
     @cached_property
@@ -85,7 +79,7 @@ class BlockLaboratory:
         return self.data(self.held_numbers)
 
     def merged(self, rule: str | None = None, plan: BlockPlan | None = None) -> TensorHeads:
-        """Merged heads under one rule, or the plan's; and under another plan where one is given."""
+        """Merge the heads under a rule or the plan's, and under another plan where one is given."""
         merge = replace(self.merge, plan=plan or self.merge.plan)
         if rule is not None:
             merge = replace(merge, rules=GroupRules.same(rule, merge.plan.target))
@@ -94,7 +88,7 @@ class BlockLaboratory:
 
     @property
     def original_outputs(self) -> TensorHeads:
-        """The block's own output blocks by place in the result."""
+        """Return the block's own output blocks by place in the result."""
         head_dim = self.merge.plan.source.head_dim
         return {
             ("output", place): self.output[head * head_dim : (head + 1) * head_dim]
@@ -118,7 +112,7 @@ class FittedBlocks:
         self.folder = cache_folder() / "fits" / hashlib.sha256(identity.encode()).hexdigest()
 
     def fit(self, stages: Stages) -> dict[str, dict[str, float]]:
-        """Refine every block that is not done yet.
+        """Refine every block that is not refined yet.
 
         Returns:
             For each block, the held-out error before and after each refinement.
@@ -157,7 +151,7 @@ class FittedBlocks:
         return errors
 
     def heads(self, place: Place) -> Heads | None:
-        """A block's refined heads, if it has any."""
+        """Return a block's refined heads, if it has any."""
         from safetensors.torch import load_file
 
         file = self._file(place)

@@ -1,4 +1,4 @@
-"""The layer-wise fit: all projections of a block, to what the original block gave and looked at."""
+"""The layer-wise fit: all projections of a block, to the original block's output and attention scores."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from gqkva_convert.refinement.attention_calls import observing, score_error
 from gqkva_convert.refinement.block_data import BlockData
 from gqkva_convert.refinement.block_network import TensorHeads
-from gqkva_convert.refinement.observed import observing, score_error
 
-# Shares of the rate that are tried: a block whose inputs are large in a few places runs away at the largest.
+# Shares of the rate that are tried: a block whose inputs have outliers diverges at the largest.
 SHARES = (1.0, 0.3, 0.1)
 
 
@@ -25,15 +25,15 @@ class FitSettings:
         steps: Least number of steps of Adam.
         positions: Least number of positions in a step.
         rate: Largest step size that is tried, relative to the root mean square of each projection's weights.
-        check_every: Steps between looks at the held-out inputs.
+        check_every: Steps between evaluations on held-out inputs.
         seed: Seed of the order of the data.
         scores: Weight of the attention scores' error beside the output's, each relative to its energy; 0
             matches the output alone.
-        score_rows: Positions of a sequence whose scores are compared in a step, drawn anew each time.
+        score_rows: Positions of a sequence whose scores are compared in a step, drawn at each step.
         warmup_steps: Steps in which the rate rises linearly; then it falls to 0 as a cosine.
         trial_steps: Steps of a short fit at each of `SHARES` of the rate, of which the best is taken; 0 for
             the rate itself.
-        epochs: Least number of times that the positions are gone over.
+        epochs: Least number of passes over the positions.
     """
 
     steps: int = 1000
@@ -48,20 +48,19 @@ class FitSettings:
     epochs: float = 20.0
 
     def steps_over(self, positions: int) -> int:
-        """How many steps data of so many positions take."""
+        """Return the number of steps for data of ``positions`` positions."""
         return max(self.steps, math.ceil(self.epochs * positions / self.positions))
 
     def rate_at(self, step: int) -> float:
-        """Share of the rate at a step, counted from 0."""
+        """Return the share of the rate at a step, counted from 0."""
         warmup = min(1.0, (step + 1) / max(self.warmup_steps, 1))
         return warmup * 0.5 * (1 + math.cos(math.pi * step / self.steps))
 
 
 def fit_layer(heads: TensorHeads, learned: BlockData, held: BlockData, settings: FitSettings) -> TensorHeads:
-    """A short fit of all projections to the original block's output (LoLCATs, arXiv 2410.10254, section 3.2).
+    """Fit all projections to the original block's output (LoLCATs, arXiv 2410.10254, section 3.2).
 
-    Adam; the heads of the step whose output errs least on held-out inputs are kept, those it began with
-    included.
+    Adam; the heads with the least error on held-out inputs are kept, the initial ones included.
     """
     steps = settings.steps_over(sum(map(len, learned.answers)))
     settings = replace(settings, steps=steps, epochs=0.0)
@@ -71,7 +70,7 @@ def fit_layer(heads: TensorHeads, learned: BlockData, held: BlockData, settings:
 
 
 def _best_rate(heads: TensorHeads, learned: BlockData, held: BlockData, settings: FitSettings) -> float:
-    """The rate whose short fit errs least on held-out inputs; the smallest if all run away."""
+    """Return the rate whose short fit has the least held-out error; the smallest if all diverge."""
     steps = min(settings.trial_steps, settings.steps)
     errors = {}
     for rate in sorted(settings.rate * share for share in SHARES):
@@ -81,7 +80,7 @@ def _best_rate(heads: TensorHeads, learned: BlockData, held: BlockData, settings
 
 
 def _fit(heads: TensorHeads, learned: BlockData, held: BlockData, settings: FitSettings) -> TensorHeads:
-    """Adam at one rate."""
+    """Fit with Adam at one rate."""
     fitted = {name: head.clone().requires_grad_(True) for name, head in heads.items()}
     groups = []
     for role in ("query", "key", "value", "output"):
@@ -120,7 +119,7 @@ def _loss(
     settings: FitSettings,
     generator: torch.Generator,
 ) -> Tensor:
-    """What some sequences add to a step's loss."""
+    """Return the share of a step's loss of some sequences."""
     network, call, answer = data.network, data.joined(numbers), data.joined_answers(numbers)
     with observing() as ours:
         given = network.attended(fitted, call) @ network.output_weight(fitted)

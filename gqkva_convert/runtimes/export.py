@@ -28,7 +28,7 @@ def export(
     """Rewrite a grouped checkpoint as one that computes the same without gqkva: stock, or for a runtime.
 
     Query heads that attention heads share are repeated. Where the family reads ``num_key_value_heads``, keys
-    and values keep their number: heads that share them stand together, and groups of unequal size are filled
+    and values keep their number: heads that share them are neighbours, and groups of unequal size are filled
     up with query heads whose output counts for nothing. Layers with fewer key/value heads than others
     get copies, except under ``architecture="deci"``. Other families hold one head for each attention head, so
     that theirs are repeated.
@@ -57,7 +57,7 @@ def export(
 
     Raises:
         NotExpressibleError: No stock architecture of the family, or not the runtime, can hold the function.
-        GqkvaError: With a message for the user; nothing stands under ``out`` then.
+        GqkvaError: With a message for the user; ``out`` is unchanged then.
     """
     require_options(runtime, dtype, max_shard_size)
     if runtime is not None:
@@ -70,7 +70,7 @@ def export(
 
 
 def require_options(runtime: str | None, dtype: str | None, max_shard_size: str | None) -> None:
-    """Refuse options that do not go together.
+    """Refuse options that contradict each other.
 
     Raises:
         UsageError: Says which.

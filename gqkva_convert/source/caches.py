@@ -1,4 +1,4 @@
-"""What a KV cache holds."""
+"""Sizes of KV caches."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from gqkva_convert.source.stored_block import stored_block
 
 
 def cache_bytes(model: SourceModel, layouts: list[HeadLayout], cache: str) -> int:
-    """Bytes of keys and values that generation keeps for each position, in the dtype of the key projections.
+    """Return the bytes of keys and values per position of a cache, in the dtype of the key projections.
 
     Args:
         model: The source.
         layouts: A layout for each of its blocks.
-        cache: ``self`` for positions generated, ``cross`` for positions of the encoder.
+        cache: ``self`` for generated positions, ``cross`` for positions of the encoder.
     """
     return sum(
         (layout.num_key_heads + layout.num_value_heads) * layout.head_dim * _key_bytes(model, block)

@@ -12,9 +12,9 @@ from gqkva_convert.modeling.families import GROUPED_FAMILIES, MODEL_TYPE_PREFIX,
 from gqkva_convert.modeling.layouts import LAYOUTS
 from gqkva_convert.source.deci import PER_LAYER, is_deci
 
-# Keys with such words in them change attention in some model. One that the family's table does not
-# know, and that is not switched off, stops the conversion.
-_ATTENTION_WORDS = re.compile(
+# Keys that match change attention in some model. One that the family's table does not know, and that is not
+# switched off, stops the conversion.
+_ATTENTION_KEYS = re.compile(
     r"attn|attention|head|_kv|kv_|window|rope|rotary|alibi|qk_|qkv|softcap|sink|position_embedding|relative"
     r"|per_layer|block_config|layer_config|layer_types|cross|sparse|lora|compress"
 )
@@ -39,12 +39,12 @@ _FIXED_VALUES: dict[str, tuple[object, ...]] = {"position_embedding_type": ("abs
 
 
 def is_grouped(config: dict[str, Any]) -> bool:
-    """Whether a configuration is one of our grouped models'."""
+    """Return whether a configuration belongs to a grouped model."""
     return str(config.get("model_type")).startswith(MODEL_TYPE_PREFIX)
 
 
 def check_config(config: dict[str, Any], family: Family, folder: Path) -> None:
-    """Refuse a configuration that changes attention in a way the table does not know."""
+    """Refuse a configuration that changes attention in a way the family's table does not know."""
     quantised = config.get("quantization_config") or config.get("compression_config")
     if quantised:
         method = quantised.get("quant_method", "unknown") if isinstance(quantised, dict) else "unknown"
@@ -69,7 +69,7 @@ def check_config(config: dict[str, Any], family: Family, folder: Path) -> None:
                         f"{folder}: config.json sets {path}{key} to {value!r}; "
                         f"{family.model_type} is supported with {' or '.join(map(repr, allowed))}"
                     )
-            elif value and _ATTENTION_WORDS.search(key) and key not in known and "drop" not in key:
+            elif value and _ATTENTION_KEYS.search(key) and key not in known and "drop" not in key:
                 raise FamilyError(
                     f"{folder}: config.json sets {path}{key} to {value!r}, which the {family.model_type} "
                     "table does not know and which may change attention; remove the key if it does not"
@@ -77,7 +77,7 @@ def check_config(config: dict[str, Any], family: Family, folder: Path) -> None:
 
 
 def _check_class(config: dict[str, Any], family: Family, folder: Path) -> None:
-    """Refuse a grouped model of a class that there is none of."""
+    """Refuse a grouped model of an unknown class."""
     names = set(map(grouped_name, GROUPED_FAMILIES[family.model_type].stock_classes))
     wrong = set(config.get("architectures") or ()) - names
     if wrong:
@@ -88,7 +88,7 @@ def _check_class(config: dict[str, Any], family: Family, folder: Path) -> None:
 
 
 def _table_keys(family: Family) -> set[str]:
-    """Keys that the table reads, without the names of nested configurations."""
+    """Return the keys that the table reads, without the names of nested configurations."""
     keys = {name.rpartition(".")[2] for name in _number_names(family)}
     for attention in family.attention:
         keys.update(norm.key for norm in attention.norms if norm.key)
@@ -97,7 +97,7 @@ def _table_keys(family: Family) -> set[str]:
 
 
 def _number_names(family: Family) -> set[str]:
-    """Names of the configuration's numbers that decide the layouts."""
+    """Return the names of the configuration's numbers that decide the layouts."""
     names = set()
     for attention in family.attention:
         names.add(attention.num_attention_heads.name)

@@ -28,16 +28,12 @@ _ROPE_TYPES = ("default", "linear", "llama3")
 
 
 def is_deci(config: dict[str, Any]) -> bool:
-    """Whether a configuration is of this form."""
+    """Return whether a configuration is of this form."""
     return config.get("model_type") == DECI
 
 
 def require_deci_form(config: dict[str, Any], model_type: str) -> None:
-    """Refuse a model that is not a Llama in all but the number of its heads.
-
-    Args:
-        config: Its configuration.
-        model_type: Its stock model type.
+    """Refuse a model that differs from a Llama in more than the number of its heads.
 
     Raises:
         NotExpressibleError: Says what DeciLM lacks.
@@ -70,7 +66,7 @@ def _refused(reason: str) -> NotExpressibleError:
 
 
 def deci_config(config: dict[str, Any], layouts: Mapping[Place, HeadLayout]) -> dict[str, Any]:
-    """A Llama's configuration in this form.
+    """Return a Llama's configuration in this form.
 
     Args:
         config: A stock or grouped configuration of Llama or Mistral; not changed.
@@ -92,7 +88,7 @@ def deci_config(config: dict[str, Any], layouts: Mapping[Place, HeadLayout]) -> 
 
 
 def mistral_config(config: dict[str, Any]) -> dict[str, Any]:
-    """The same model as a Mistral without a window, with the most key/value heads of any layer.
+    """Return the same model as a Mistral without a window, with the most key/value heads of any layer.
 
     That is a Llama whose number of heads need not divide its width, as DeciLM's need not.
     """
@@ -107,16 +103,16 @@ def mistral_config(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def deci_layouts(config: dict[str, Any], heads: int, head_dim: int, layers: int) -> dict[Place, HeadLayout]:
-    """The layouts that a configuration of this form gives, by kind of attention and layer.
+    """Return the layouts that a configuration of this form gives, by kind of attention and layer.
 
     Args:
         config: The configuration.
         heads: Attention heads of every layer.
         head_dim: Features per head.
-        layers: How many layers there are.
+        layers: Number of layers.
 
     Raises:
-        FamilyError: It does not give each layer a number of heads that divides the attention heads.
+        FamilyError: A layer has no number of heads that divides the attention heads.
     """
     counts = config.get(PER_LAYER)
     if (

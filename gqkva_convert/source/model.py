@@ -11,10 +11,7 @@ from gqkva_convert.architectures import Attention, Bias, Family, HeadNorm, Key, 
 from gqkva_convert.checkpoint.folder import Checkpoint, open_checkpoint
 from gqkva_convert.errors import FamilyError, LayoutError
 from gqkva_convert.heads import HeadLayout, Place, place_name
-from gqkva_convert.modeling.families import (
-    find_family,
-    stock_name,
-)
+from gqkva_convert.modeling.families import find_family, stock_name
 from gqkva_convert.modeling.layouts import LAYOUTS, layouts_from_config
 from gqkva_convert.source.config_keys import check_config, is_grouped
 from gqkva_convert.source.deci import MISTRAL, deci_layouts, is_deci
@@ -45,7 +42,7 @@ class Block:
         return place_name(self.place)
 
     def tensor_name(self, template: str, head: int = 0) -> str:
-        """A template of the family table as a tensor of this block."""
+        """Return the name of a tensor of this block from a template of the family table."""
         return self.prefix + template.replace("{layer}", str(self.layer)).replace("{head}", str(head))
 
 
@@ -101,7 +98,7 @@ def read_model(checkpoint: Checkpoint) -> SourceModel:
 
 
 def _layers(checkpoint: Checkpoint, attention: Attention) -> int:
-    """How many layers there are of a kind of attention; each stores tensors of its own."""
+    """Return the number of layers with a kind of attention; each stores tensors of its own."""
     layers = config_number(checkpoint.config, attention.num_layers)
     if layers > len(checkpoint.tensors):
         raise FamilyError(
@@ -111,7 +108,7 @@ def _layers(checkpoint: Checkpoint, attention: Attention) -> int:
 
 
 def _named_layouts(config: dict[str, Any], family: Family) -> dict[Place, HeadLayout]:
-    """The layouts that a configuration names one by one, by kind of attention and layer.
+    """Return the layouts that a configuration names block by block, by kind of attention and layer.
 
     Raises:
         FamilyError: They are not readable, of blocks that the model lacks, or of other heads than it has.
@@ -144,7 +141,7 @@ def _named_layouts(config: dict[str, Any], family: Family) -> dict[Place, HeadLa
 
 
 def family_of(config: dict[str, Any], folder: Path) -> Family:
-    """The record of a configuration's family; a DeciLM is described by Mistral's.
+    """Return the record of a configuration's family; for a DeciLM that is Mistral's.
 
     Raises:
         FamilyError: There is none.
@@ -153,13 +150,13 @@ def family_of(config: dict[str, Any], folder: Path) -> Family:
 
 
 def stored_part(family: Family, config: dict[str, Any]) -> Family:
-    """A family without the kinds of attention that the configuration's class does not store."""
+    """Return a family without the kinds of attention that the configuration's class does not store."""
     named = config.get("architectures")
     return family.part(stock_name(named[0])) if named else family
 
 
 def config_number(config: dict[str, Any], key: Key | Quotient) -> int:
-    """A whole number of the configuration, or what transformers assumes in its place.
+    """Return a whole number of the configuration, or transformers' default.
 
     Raises:
         FamilyError: It is missing, no whole number of at least 1, or does not divide.
@@ -187,7 +184,7 @@ def config_number(config: dict[str, Any], key: Key | Quotient) -> int:
 
 
 def block_layout(config: dict[str, Any], attention: Attention) -> HeadLayout:
-    """The layout of one kind of block, as stock transformers builds it from the configuration."""
+    """Return the layout of one kind of block, as stock transformers builds it from the configuration."""
     heads = config_number(config, attention.num_attention_heads)
     head_dim = config_number(config, attention.head_dim)
     if attention.num_key_value_heads is None:
@@ -196,12 +193,12 @@ def block_layout(config: dict[str, Any], attention: Attention) -> HeadLayout:
 
 
 def has_bias(config: dict[str, Any], bias: Bias) -> bool:
-    """Whether a projection has a bias under this configuration."""
+    """Return whether a projection has a bias under this configuration."""
     return bias.present if bias.key is None else bool(config.get(bias.key, bias.present))
 
 
 def active_norms(config: dict[str, Any], attention: Attention) -> list[HeadNorm]:
-    """The norms on queries and keys that this configuration turns on."""
+    """Return the norms on queries and keys that this configuration turns on."""
     return [norm for norm in attention.norms if norm.key is None or config.get(norm.key)]
 
 
@@ -217,5 +214,5 @@ def _find_prefix(checkpoint: Checkpoint, family: Family) -> str:
 
 
 def stored_count(layout: HeadLayout, role: str) -> int:
-    """Stored heads of a role; an output projection has one input block per attention head."""
+    """Return the stored heads of a role; an output projection has one input block per attention head."""
     return layout.num_attention_heads if role == "output" else len(set(layout.stored_heads(role)))

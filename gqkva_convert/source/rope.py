@@ -1,4 +1,4 @@
-"""What a configuration says of rotary positions, under the keys of any version of transformers."""
+"""Rotary settings of a configuration, under the keys of any version of transformers."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _LARGEST = 3e38
 
 
 def rope_settings(config: dict[str, Any]) -> dict[str, Any]:
-    """The settings of rotary positions as `rope_parameters` holds them, ``rope_type`` and ``rope_theta`` too.
+    """Return the rotary settings as `rope_parameters` holds them, with ``rope_type`` and ``rope_theta``.
 
     Args:
         config: A configuration with ``rope_parameters``, or the older ``rope_scaling`` and ``rope_theta``.
@@ -30,7 +30,7 @@ def rope_settings(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def positive_number(value: object, key: str) -> float:
-    """A number above 0 that a configuration must hold.
+    """Return a number above 0 of a configuration.
 
     Raises:
         FamilyError: It is something else.

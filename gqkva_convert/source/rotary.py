@@ -1,4 +1,4 @@
-"""How the rotary planes of a block turn: which features, how fast, over how many positions."""
+"""Rotary planes of a block: their features, frequencies and context."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from gqkva_convert.errors import FamilyError
 from gqkva_convert.modeling.families import stock_type
 from gqkva_convert.source.model import Block, SourceModel
 from gqkva_convert.source.rope import rope_settings
-from gqkva_convert.transforms.turning import Turning, make_turning, still
+from gqkva_convert.transforms.rotary_averages import Turning, make_turning, still
 
 # Longer contexts are averaged over as if they ended here: distant pairs are most of them and matter least.
 MAX_CONTEXT = 8192
@@ -23,7 +23,7 @@ def rotary_fraction(model: SourceModel, default: float) -> float:
     """Return the share of ``head_dim`` that turns, as the configuration or the family says.
 
     Raises:
-        FamilyError: The configuration says that more than all of it, or less than nothing, turns.
+        FamilyError: The configured share is not from 0 to 1.
     """
     config = model.config
     nested = rope_settings(config).get("partial_rotary_factor")
@@ -100,7 +100,7 @@ def rotary_frequencies(config: dict[str, Any], planes: int) -> tuple[float, ...]
 
 
 def _scaled_frequencies(config: dict[str, Any], kind: str, planes: int) -> tuple[float, ...]:
-    """Those of a context made longer, as transformers computes them."""
+    """Return the frequencies of an extended context, as transformers computes them."""
     from transformers import AutoConfig
     from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 

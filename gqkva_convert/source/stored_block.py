@@ -73,12 +73,12 @@ class StoredBlock:
 
     @property
     def has_input_bias(self) -> bool:
-        """Whether queries, keys or values have biases; all three then read a constant input at the end."""
+        """Return whether queries, keys or values have biases; all three then read a constant last input."""
         return any(one.bias is not None for one in self.projections if "output" not in one.roles)
 
     @property
     def norm(self) -> Literal["none", "plain", "centred"]:
-        """The kind of norm between projections and scores."""
+        """Return the kind of norm between projections and scores."""
         if not self.norms:
             return "none"
         return "centred" if any(norm.is_centred for norm in self.norms) else "plain"
@@ -112,10 +112,10 @@ def _stored_projection(model: SourceModel, block: Block, projection: Projection)
     layout, axis = block.layout, projection.head_axis
     counts = {role: stored_count(layout, role) for role in projection.roles}
     size = sum(counts.values()) * layout.head_dim
-    weight, bias = _checked(model, block, f"{projection.name}.weight", axis, size, 2), None
+    weight, bias = _check_tensor(model, block, f"{projection.name}.weight", axis, size, 2), None
     if has_bias(model.config, projection.bias):
         size = 0 if projection.roles == ("output",) else size
-        bias = _checked(model, block, f"{projection.name}.bias", 0, size, 1)
+        bias = _check_tensor(model, block, f"{projection.name}.bias", 0, size, 1)
     starts = {}
     for place, (role, count) in enumerate(counts.items()):
         if is_side_by_side(projection.packing, projection.roles, layout):
@@ -127,7 +127,7 @@ def _stored_projection(model: SourceModel, block: Block, projection: Projection)
     return StoredProjection(weight, bias, axis, projection.packing, starts)
 
 
-def _checked(
+def _check_tensor(
     model: SourceModel, block: Block, template: str, axis: int, size: int, axes: int
 ) -> StoredTensor:
     """Return a tensor of a block, checked against its layout unless ``size`` along the axis is 0."""
@@ -168,12 +168,12 @@ def read_heads(block: StoredBlock, reader: TensorReader) -> dict[str, NDArray[An
 
 def _role_heads(block: StoredBlock, role: str, reader: TensorReader) -> NDArray[Any]:
     projection = block.projection(role)
-    weight = _decoded(projection.weight, reader)
+    weight = _decode_tensor(projection.weight, reader)
     weight = weight if projection.head_axis == 0 else weight.T
     if role != "output" and block.has_input_bias:
         bias = np.zeros(len(weight), weight.dtype)
         if projection.bias is not None:
-            bias = _decoded(projection.bias, reader)
+            bias = _decode_tensor(projection.bias, reader)
         weight = np.concatenate([weight, bias[:, None]], axis=1)
     return np.stack([weight[start : start + block.layout.head_dim] for start in projection.starts[role]])
 
@@ -182,15 +182,15 @@ def gain_moments(block: StoredBlock, reader: TensorReader) -> InputMoments:
     """Return second moments of a block's inputs from weights alone: squared gains of the norm before it."""
     if block.gain is None:
         return InputMoments(None, None)
-    gain = _elements(block.gain, reader).astype(np.float64)
+    gain = _read_elements(block.gain, reader).astype(np.float64)
     squares = np.square(gain + block.gain_offset)
     if block.has_input_bias:
         squares = np.concatenate([squares, [1.0]])  # a constant input carries the bias
     return InputMoments(squares, squares)
 
 
-def _decoded(tensor: StoredTensor, reader: TensorReader) -> NDArray[Any]:
-    values = _elements(tensor, reader).reshape(tensor.shape)
+def _decode_tensor(tensor: StoredTensor, reader: TensorReader) -> NDArray[Any]:
+    values = _read_elements(tensor, reader).reshape(tensor.shape)
     if not np.isfinite(values).all():
         raise WeightError(
             f"{tensor.file}: {tensor.name!r} holds NaN or infinity, so it cannot be merged; "
@@ -199,5 +199,5 @@ def _decoded(tensor: StoredTensor, reader: TensorReader) -> NDArray[Any]:
     return values
 
 
-def _elements(tensor: StoredTensor, reader: TensorReader) -> NDArray[Any]:
+def _read_elements(tensor: StoredTensor, reader: TensorReader) -> NDArray[Any]:
     return decode(reader.read(tensor).view(STORED[tensor.dtype]), tensor.dtype)

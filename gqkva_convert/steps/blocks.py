@@ -79,7 +79,7 @@ def _step(
 
 
 def _whole_if_unchanged(step: Step) -> Step:
-    """A step that puts every piece back where it was is a copy."""
+    """Make a step a copy where it puts every piece back where it was."""
     unchanged = step.shape == step.source.shape and all(
         len(head.pieces) == 1
         and head.pieces[0].tensor is step.source
@@ -152,7 +152,7 @@ def _norm_tensor(model: SourceModel, block: Block, template: str, head: int = 0)
 
 
 def _head_bias_steps(model: SourceModel, block: Block, plan: Plan, block_plan: BlockPlan) -> list[Step]:
-    """A bias table bound to head indices is copied: such blocks keep their heads in place."""
+    """Return the step that copies a bias table bound to head indices; such blocks keep their heads' order."""
     bias = block.attention.head_bias
     if bias is None:
         return []
@@ -164,7 +164,7 @@ def _head_bias_steps(model: SourceModel, block: Block, plan: Plan, block_plan: B
 
 
 def out_dtype(tensor: StoredTensor, plan: Plan) -> str:
-    """The dtype that a tensor is written in: floats as the plan says, others as they are."""
+    """Return the dtype that a tensor is written in: floats as the plan says, others unchanged."""
     if plan.dtype is None or tensor.dtype not in FLOATS:
         return tensor.dtype
     return FLOAT_BY_NAME[plan.dtype]

@@ -1,4 +1,4 @@
-"""What one step writes, a bounded piece at a time."""
+"""The bytes of one step, computed in bounded pieces."""
 
 from __future__ import annotations
 
@@ -24,17 +24,17 @@ PIECE_BYTES = 256 << 10
 def step_bytes(
     step: Step, rule: str, seed: int, reader: TensorReader, merged: MergedBlocks
 ) -> Iterator[tuple[int, Bytes]]:
-    """The bytes of a step's output as ``(first byte, bytes)``, in order and without gaps.
+    """Compute a step's output as ``(first byte, bytes)``, in order and without gaps.
 
     Args:
         step: A step that is not a plain copy.
         rule: Name of the merge rule.
         seed: Seed of the ``random`` rule.
-        reader: Where the source's bytes come from.
+        reader: Reader of the source.
         merged: Blocks that a joint rule merges.
 
     Raises:
-        WeightError: What is merged or cast holds NaN or infinity, or does not fit the new dtype.
+        WeightError: A weight is NaN or infinity, or does not fit the new dtype.
     """
     if not step.heads:
         yield from _cast(step, reader)
@@ -47,7 +47,7 @@ def step_bytes(
 
 
 def _block_bytes(step: Step, merged: Heads) -> Bytes:
-    """A tensor of a block that was merged as a whole."""
+    """Return the bytes of a tensor of a block that was merged as a whole."""
     heads = [merged[head.role, head.stored] for head in step.heads]
     if step.content == "bias":
         values = np.concatenate([head[:, -1] for head in heads])
@@ -72,7 +72,7 @@ def _cast(step: Step, reader: TensorReader) -> Iterator[tuple[int, Bytes]]:
 
 
 def _heads_along_rows(step: Step, rule: str, seed: int, reader: TensorReader) -> Iterator[tuple[int, Bytes]]:
-    """Heads are runs of rows (or of a vector's entries): each piece is one run of bytes."""
+    """Compute heads that are runs of rows (or of a vector's entries): each piece is one run of bytes."""
     source = step.source
     rows = PIECE_BYTES * source.shape[0] // max(1, source.nbytes)
     if RULES[rule].reads_weights or RULES[rule].starts_afresh:
@@ -91,7 +91,7 @@ def _heads_along_rows(step: Step, rule: str, seed: int, reader: TensorReader) ->
 
 
 def _row_piece(piece: Piece, first: int, count: int, reader: TensorReader) -> Array:
-    """Rows ``first`` to ``first + count`` of one head."""
+    """Read rows ``first`` to ``first + count`` of one head."""
     row = piece.tensor.nbytes // piece.tensor.shape[0]
     return _stored(reader.read(piece.tensor, (piece.start + first) * row, count * row), piece.tensor.dtype)
 
@@ -99,7 +99,7 @@ def _row_piece(piece: Piece, first: int, count: int, reader: TensorReader) -> Ar
 def _heads_along_columns(
     step: Step, rule: str, seed: int, reader: TensorReader
 ) -> Iterator[tuple[int, Bytes]]:
-    """Heads are runs of columns: whole rows are read, a few at a time, and their columns put together."""
+    """Compute heads that are runs of columns: whole rows are read, a few at a time."""
     source = step.source
     rows, columns = source.shape
     row_bytes = source.nbytes // rows
@@ -131,7 +131,7 @@ def _heads_along_columns(
 def _one_head(
     step: Step, head: OutputHead, stored: list[Array], rule: str, seed: str, reader: TensorReader
 ) -> Array:
-    """One stored head of the result, as stored elements of the step's dtype."""
+    """Return one stored head of the result, as stored elements of the step's dtype."""
     dtype = step.source.dtype
     if len(stored) == 1 and dtype == step.dtype:
         return stored[0]
@@ -156,7 +156,7 @@ def _one_head(
 
 
 def _weight_heads(head: OutputHead, step: Step, reader: TensorReader) -> list[Array]:
-    """The weights of the heads that a bias or a norm belongs to."""
+    """Read the weights of the heads that a bias or a norm belongs to."""
     size = step.size
     if head.weights_axis == 0:
         return [decode(_row_piece(piece, 0, size, reader), piece.tensor.dtype) for piece in head.weights]

@@ -49,7 +49,7 @@ def write_shards(
         folder: Where to write.
         metadata: Free text for every file's header.
         progress: Called with the number of output bytes just written, from any thread.
-        make_merged: Gives the merged blocks of a joint rule.
+        make_merged: Makes the merged blocks of a joint rule.
 
     Raises:
         WeightError: Weights cannot be merged.
@@ -100,7 +100,7 @@ def write_shards(
 
 
 def _raise_first(futures: list[Future[None]]) -> None:
-    """Raise what went wrong, if anything, rather than that the others were stopped for it."""
+    """Raise the first error that stopped a shard, if any, rather than the stops that it caused."""
     wait(futures)
     errors = [error for future in futures if not future.cancelled() and (error := future.exception())]
     for error in errors:
@@ -143,7 +143,7 @@ class _Writing:
                 self.progress(size)
 
     def _continues(self, last: Step, step: Step) -> bool:
-        """Whether a tensor follows another one directly, in the source and in the output."""
+        """Return whether a tensor follows another one directly, in the source and in the output."""
         return (
             step.source.file == last.source.file
             and step.source.offset == last.source.offset + last.nbytes

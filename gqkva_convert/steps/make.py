@@ -11,12 +11,12 @@ from gqkva_convert.steps.step import Step, Steps
 
 
 def make_steps(model: SourceModel, plan: Plan, tied: dict[str, str] | None = None) -> Steps:
-    """Account for every tensor of the source.
+    """Make a step for every tensor of the source, or record why it has none.
 
     Args:
         model: The source.
-        plan: What to do with its heads.
-        tied: Tensors to leave out because another holds the same bytes, each with the reason.
+        plan: Layouts, rules and dtype.
+        tied: Tensors to drop because another holds the same bytes, each with the reason.
 
     Raises:
         FamilyError: A tensor is missing, has the wrong shape, or is not known to the family's table.

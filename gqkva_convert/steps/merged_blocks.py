@@ -22,7 +22,7 @@ class MergedBlocks:
     """Merged blocks, kept while their tensors are being written; safe to use from several threads.
 
     Args:
-        reader: Where the source's bytes come from.
+        reader: Reader of the source.
         measured: Moments measured on data; by default weights alone count.
         fitted: Heads of a block that are made already; None where they are not.
         kept: How many blocks to keep; the four tensors of a block are near each other in a checkpoint.
@@ -43,7 +43,7 @@ class MergedBlocks:
         self.lock = threading.Lock()
 
     def heads(self, merge: BlockMerge) -> Heads:
-        """The merged heads of a block."""
+        """Return the merged heads of a block."""
         place = merge.block.place
         with self.lock:
             if place not in self.done:
@@ -58,12 +58,12 @@ class MergedBlocks:
 
 
 def merge_block(merge: BlockMerge, reader: TensorReader, measured: InputMoments | None = None) -> Heads:
-    """Merge a block's heads by its rules, readers and what they read together.
+    """Read a block's heads and merge them by its rules (`merge_heads`).
 
     Args:
         merge: The block, its plan and its rules.
-        reader: Where the source's bytes come from.
-        measured: Second moments of its inputs; None for what weights alone tell (`gain_moments`).
+        reader: Reader of the source.
+        measured: Second moments of its inputs; None to estimate them from weights (`gain_moments`).
 
     Raises:
         WeightError: Its weights hold NaN or infinity.

@@ -1,4 +1,4 @@
-"""Tensors outside attention: copied, or left out for a reason."""
+"""Tensors outside attention: copied, or dropped for a reason."""
 
 from __future__ import annotations
 
@@ -11,10 +11,9 @@ from gqkva_convert.source.model import SourceModel
 
 
 def tied_copies(model: SourceModel) -> dict[str, str]:
-    """Tensors that repeat, byte for byte, the tensor that transformers ties them to.
+    """Return tensors that repeat the bytes of the tensor that transformers ties them to, with the reason.
 
-    Only where the configuration says that embeddings are tied; an equal copy is then a waste, and some
-    loaders untie what is stored twice.
+    Only where the configuration says that embeddings are tied: some loaders untie what is stored twice.
     """
     if not model.config.get("tie_word_embeddings"):
         return {}
@@ -37,7 +36,7 @@ def _same_bytes(one: StoredTensor, other: StoredTensor, reader: TensorReader) ->
 
 
 def drop_reason(model: SourceModel, name: str) -> str | None:
-    """Why the family leaves the tensor out, if it does."""
+    """Return why the family drops a tensor, or None if it does not."""
     for template, reason in model.family.dropped.items():
         if any(_matches(prefix + template, name, model) for prefix in {model.prefix, ""}):
             return reason
@@ -45,7 +44,7 @@ def drop_reason(model: SourceModel, name: str) -> str | None:
 
 
 def is_other(model: SourceModel, name: str) -> bool:
-    """Whether the family knows the tensor as one outside attention."""
+    """Return whether the family knows a tensor as one outside attention."""
     templates = [model.prefix + template for template in model.family.others]
     return any(_matches(template, name, model) for template in (*templates, *model.family.heads))
 

@@ -1,4 +1,4 @@
-"""Which output file each tensor goes to."""
+"""Division of the output over files."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Shard:
 
 # By hand: huggingface_hub's is private, accelerate's refuses plain bytes and accepts 0GB.
 def parse_size(text: str) -> int:
-    """Bytes of a size such as ``2GB`` (powers of ten) or ``512MiB`` (powers of two).
+    """Return the bytes of a size such as ``2GB`` (powers of ten) or ``512MiB`` (powers of two).
 
     Raises:
         UsageError: It is not a size.

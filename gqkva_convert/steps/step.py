@@ -1,4 +1,4 @@
-"""How one output tensor comes about, and all of them together."""
+"""Steps of a conversion: how each output tensor is made."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ class OutputHead:
     """One stored head of the result.
 
     Attributes:
-        pieces: What it is merged from; one piece is taken as it is, none is zeros.
+        pieces: Heads that it is merged from; a single one is copied, none gives zeros.
         weights: The same heads in the projection's weight, which decides their shares, and the axis there.
-        role: What it is: query, key, value or output.
+        role: Query, key, value or output.
         stored: Its number among the stored heads of that role.
     """
 
@@ -45,7 +45,7 @@ class BlockMerge:
 
     Attributes:
         block: The block as the source stores it.
-        plan: What happens to its heads.
+        plan: Its layouts and groups.
         rules: The rule of each of its groups.
     """
 
@@ -54,7 +54,7 @@ class BlockMerge:
     rules: GroupRules
 
     def head_merge(self) -> HeadMerge:
-        """Return what `merge_heads` takes.
+        """Return the arguments of `merge_heads`.
 
         Raises:
             FamilyError: The closed form needs rotary frequencies, and their kind is not known.
@@ -78,7 +78,7 @@ class BlockMerge:
 
 @dataclass(frozen=True)
 class Step:
-    """How one output tensor comes about.
+    """How one output tensor is made.
 
     Attributes:
         name: Its name.
@@ -87,7 +87,7 @@ class Step:
         source: The source tensor whose place in the files it takes.
         content: What it holds; ``random`` merging treats biases and norms differently from weights.
         axis: Axis of the heads; meaningless without ``heads``.
-        size: Entries a head along the axis.
+        size: Entries per head along the axis.
         heads: Its heads in order, or nothing for a tensor that is copied whole.
         merge: The block it is merged with, where the rule merges a block's projections together.
     """
@@ -108,7 +108,7 @@ class Step:
 
     @property
     def is_copy(self) -> bool:
-        """Whether the output is the source tensor, byte for byte."""
+        """Return whether the output is the source tensor, byte for byte."""
         return not self.heads and self.dtype == self.source.dtype
 
     @property
@@ -124,7 +124,7 @@ class Step:
 
 @dataclass(frozen=True)
 class Steps:
-    """All steps of a conversion, in source order, and the source tensors left out, each with its reason."""
+    """All steps of a conversion, in source order, and the source tensors dropped, each with its reason."""
 
     steps: tuple[Step, ...]
     dropped: dict[str, str]
@@ -135,7 +135,7 @@ class Steps:
 
 
 def describe(steps: Steps) -> dict[str, Any]:
-    """Counts and bytes by operation, for reports and `--dry-run`."""
+    """Count tensors and bytes by operation, for reports and `--dry-run`."""
     table: dict[str, dict[str, int]] = {}
     for step in steps.steps:
         row = table.setdefault(step.operation, {"tensors": 0, "bytes": 0})

@@ -20,7 +20,7 @@ ROUNDS = 12
 
 
 def aligned_values(products: Array, head_dim: int) -> Array:
-    """Orthogonal turns that bring value heads together.
+    """Return the orthogonal turns that align value heads.
 
     Args:
         products: Inner products of all features of all heads, ``(heads * head_dim, heads * head_dim)``.
@@ -37,11 +37,11 @@ def aligned_values(products: Array, head_dim: int) -> Array:
 
 
 def aligned_scores(scores: Scores, *, signs_only: bool = False) -> tuple[Mixes, Mixes]:
-    """Shared queries and keys as means of aligned ones; arguments and result as `scores.shared_scores`.
+    """Return mixes of shared queries and keys as means of aligned heads; shapes as `scores.shared_scores`.
 
     Args:
-        scores: Who reads what, and the inner products.
-        signs_only: Turn planes by half turns alone, all that passes through a norm on queries and keys.
+        scores: Layout and inner products.
+        signs_only: Turn planes by half turns alone, all that a norm on queries and keys allows.
     """
     turns = _turns(scores, signs_only)
     keys = [found.transpose(1, 0, 2).reshape(scores.head_dim, -1) / len(found) for found in turns]
@@ -53,12 +53,12 @@ def aligned_scores(scores: Scores, *, signs_only: bool = False) -> tuple[Mixes, 
     return queries, keys
 
 
-def restored(mix: Array, products: Array) -> Array:
-    """A mean made as large as the heads it stands for, which cancellation has shortened.
+def rescale(mix: Array, products: Array) -> Array:
+    """Scale a mean to the size of its members, which cancellation has reduced.
 
     Args:
         mix: ``(head_dim, members * head_dim)``.
-        products: Inner products of the members' features.
+        products: Inner products of the members' features, ``(members * head_dim, members * head_dim)``.
     """
     size = float(np.sum((mix @ products) * mix)) / len(mix)
     wanted = float(np.trace(products)) / len(products)
@@ -66,9 +66,10 @@ def restored(mix: Array, products: Array) -> Array:
 
 
 def _turns(scores: Scores, signs_only: bool) -> list[Array]:
-    """For each shared key the turn of each of its members, ``(members, head_dim, head_dim)``."""
+    """Return, for each shared key, the turn of each of its members, ``(members, head_dim, head_dim)``."""
     head_dim = scores.head_dim
     turns = [np.stack([np.eye(head_dim)] * (len(products) // head_dim)) for products in scores.keys]
+    # Generalised Procrustes: each member turns towards the sum of the others, in turn (Jin et al., 2024).
     for _ in range(ROUNDS):
         for shared, products in enumerate(scores.keys):
             for member in range(len(turns[shared])):
@@ -84,7 +85,7 @@ def _turns(scores: Scores, signs_only: bool) -> list[Array]:
 
 
 def _queries_beside(scores: Scores, head: ScoredHead, turns: list[Array]) -> Array:
-    """How the turned queries that share with a head's query lie to it."""
+    """Sum the products of a head's query with the turned queries that share its stored query."""
     products = scores.queries[head.query]
     total = np.zeros((scores.head_dim, scores.head_dim))
     for other in scores.heads:
@@ -95,7 +96,7 @@ def _queries_beside(scores: Scores, head: ScoredHead, turns: list[Array]) -> Arr
 
 
 def _best_turn(target: Array, scores: Scores, signs_only: bool) -> Array:
-    """The allowed turn ``T`` of largest ``trace(T' target)``."""
+    """Return the allowed turn ``T`` that maximises ``trace(T' target)`` (orthogonal Procrustes problem)."""
     first, second, resting = scores.first, scores.second, scores.resting
     turn = np.zeros_like(target)
     if first:

@@ -15,11 +15,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gqkva_convert.heads import HeadLayout, merged_groups
-from gqkva_convert.transforms.aligned import aligned_scores, aligned_values, restored
+from gqkva_convert.transforms.aligned import aligned_scores, aligned_values, rescale
 from gqkva_convert.transforms.closed_form import inner_products, shared_subspace
 from gqkva_convert.transforms.merge import RULES
+from gqkva_convert.transforms.rotary_averages import Turning
 from gqkva_convert.transforms.scores import Mixes, ScoredHead, Scores, shared_scores
-from gqkva_convert.transforms.turning import Turning
 
 Array = NDArray[np.float64]
 # Stored heads of the source by role, ``(heads, head_dim, inputs)``; a bias is the last input of q, k and v.
@@ -84,13 +84,13 @@ class HeadMerge:
 def merge_heads(
     merge: HeadMerge, heads: SourceHeads, gains: InputMoments, measured: InputMoments | None
 ) -> Heads:
-    """Merge a block's heads by its rules, readers and what they read together.
+    """Merge a block's heads by its rules, together with the weights that read them.
 
     Args:
-        merge: Which heads become one, by which rules.
+        merge: Groups and rules.
         heads: The source's heads.
-        gains: Moments of the inputs as far as weights tell.
-        measured: Moments measured on data; None for those of ``gains``.
+        gains: Moments of the inputs as estimated from weights.
+        measured: Moments measured on data; None to use ``gains``.
 
     Returns:
         Every stored head of the result, in the dtype of ``heads``; output blocks by their place.
@@ -121,7 +121,7 @@ def _moments(rule: str, gains: InputMoments, measured: InputMoments | None) -> I
 
 
 def _diagonal_blocks(products: Array, members: int) -> list[Array]:
-    """The products of each member's features with each other, ``(head_dim, head_dim)``."""
+    """Return the products of each member's features with each other, ``(head_dim, head_dim)``."""
     head_dim = len(products) // members
     spans = [slice(member * head_dim, (member + 1) * head_dim) for member in range(members)]
     return [products[span, span] for span in spans]
@@ -129,16 +129,11 @@ def _diagonal_blocks(products: Array, members: int) -> list[Array]:
 
 def _components(heads: Sequence[ScoredHead]) -> list[list[int]]:
     """Return the places of attention heads that share queries or keys, directly or through others."""
-    found: list[list[int]] = []
-    for place, head in enumerate(heads):
-        touching = [
-            part
-            for part in found
-            if any(head.query == heads[one].query or head.key == heads[one].key for one in part)
-        ]
-        found = [part for part in found if part not in touching]
-        found.append([one for part in touching for one in part] + [place])
-    return sorted(sorted(part) for part in found)
+    from scipy.sparse.csgraph import connected_components
+
+    queries, keys = [head.query for head in heads], [head.key for head in heads]
+    count, labels = connected_components(np.equal.outer(queries, queries) | np.equal.outer(keys, keys))
+    return [np.flatnonzero(labels == number).tolist() for number in range(count)]
 
 
 def _merge_values(
@@ -149,7 +144,7 @@ def _merge_values(
     Args:
         merge: The block's merge.
         rows: The group's heads, ``(members * head_dim, inputs)``.
-        products: Inner products of the rows.
+        products: Inner products of the rows, ``(members * head_dim, members * head_dim)``.
         outputs: Output block of each attention head of the result, ``(head_dim, hidden_size)``.
         stored: Number of the group.
 
@@ -174,7 +169,7 @@ def _merge_values(
             absorbed = aligned_values(products, head_dim)
         mix = absorbed.transpose(1, 0, 2).reshape(head_dim, -1) / count
         if rule.rescales:
-            mix = restored(mix, products)
+            mix = rescale(mix, products)
     for place, member in readers_of:
         outputs[place] = absorbed[member] @ outputs[place]
     shared: Array = mix @ rows
@@ -188,7 +183,7 @@ def _merge_scores(
     moments: InputMoments,
     weights: Array,
 ) -> Heads:
-    """Merge the queries and keys of attention heads that share any, directly or through others.
+    """Merge queries and keys of connected attention heads ``scored``, of weights ``(len(scored),)``.
 
     Args:
         merge: The block's merge.
@@ -228,7 +223,7 @@ def _merge_scores(
 
 
 def _mixes(merge: HeadMerge, scores: Scores, name: str) -> tuple[Mixes, Mixes]:
-    """Return how members become shared queries and keys under a rule."""
+    """Return the mix of members into shared queries and keys under a rule."""
     rule = RULES[name]
     # A norm passes half turns on, and even those not if it takes a mean away first.
     if rule.group_method == "mean" or merge.norm == "centred":
@@ -240,8 +235,8 @@ def _mixes(merge: HeadMerge, scores: Scores, name: str) -> tuple[Mixes, Mixes]:
         return shared_scores(scores, merge.turning)
     queries, keys = aligned_scores(scores)
     if rule.rescales:
-        queries = [restored(mix, found) for mix, found in zip(queries, scores.queries, strict=True)]
-        keys = [restored(mix, found) for mix, found in zip(keys, scores.keys, strict=True)]
+        queries = [rescale(mix, found) for mix, found in zip(queries, scores.queries, strict=True)]
+        keys = [rescale(mix, found) for mix, found in zip(keys, scores.keys, strict=True)]
     return queries, keys
 
 
@@ -254,15 +249,10 @@ def _means(scores: Scores) -> tuple[Mixes, Mixes]:
 
 
 def _weights(merge: HeadMerge, outputs: NDArray[Any], squares: Mapping[int, Array]) -> Array:
-    """Return the weight of each head's scores: the root of the energy ``E |R' v|^2`` of its output.
+    """Return the weight of each head's scores, ``(attention heads of the result,)``.
 
-    Args:
-        merge: The block's merge.
-        outputs: The source's output blocks ``R``, ``(heads, head_dim, hidden_size)``.
-        squares: ``E v v'`` of each of the source's value heads, ``(head_dim, head_dim)``.
-
-    Returns:
-        ``(attention heads of the result,)``.
+    The root of the energy ``E |R' v|^2`` of its output, from the source's output blocks ``R``, ``(heads,
+    head_dim, hidden_size)``, and ``squares``, ``E v v'`` of each value head, ``(head_dim, head_dim)``.
     """
     energies = []
     for head in merge.order:

@@ -1,4 +1,4 @@
-"""The best head to stand for several that are read linearly, in closed form.
+"""The best shared head of several that are read linearly, in closed form.
 
 A value head is read through the output projection, a key head without rotary positions through the queries.
 For weights ``W_s`` of heads ``s`` and inputs ``x`` of second moment ``C = E[x x']`` the shared head minimises
@@ -27,7 +27,7 @@ RELATIVE_TOLERANCE = 1e-12
 
 
 def inner_products(rows: Array, moment: Array | None) -> Array:
-    """``E (w_i' x)(w_j' x)`` of all rows of weights.
+    """Return ``E (w_i' x)(w_j' x)`` of all rows of weights.
 
     Args:
         rows: ``(rows, inputs)``.
@@ -46,7 +46,7 @@ def inner_products(rows: Array, moment: Array | None) -> Array:
 
 
 def shared_subspace(products: Array, readers: Array) -> tuple[Array, Array]:
-    """The best head to stand for several (values; keys without rotary positions).
+    """Return the best shared head of several value heads, or key heads without rotary positions.
 
     Args:
         products: Inner products of all features of all heads, ``(heads * head_dim, heads * head_dim)``.
@@ -69,13 +69,13 @@ def shared_subspace(products: Array, readers: Array) -> tuple[Array, Array]:
         [basis[place * head_dim : (place + 1) * head_dim].T @ root.T for place, root in enumerate(roots)]
     )
     absorbed = (basis.T @ left).reshape(head_dim, count, head_dim).transpose(1, 0, 2)
-    # As large as the heads it stands for, rather than of unit variance.
+    # As large as its members, rather than of unit variance.
     scale = np.sqrt(max(float(np.trace(products)) / len(products), np.finfo(np.float64).tiny))
     return combination * scale, absorbed / scale
 
 
 def subspace_residual(products: Array, readers: Array) -> float:
-    """What `shared_subspace` loses: the eigenvalues that rank head_dim cannot hold."""
+    """Return the loss of `shared_subspace`: the sum of the eigenvalues beyond the first head_dim."""
     head_dim = readers.shape[1]
     roots = np.stack([square_root(reader) for reader in readers])
     gram = _read(_read(products, roots).T, roots)
@@ -84,7 +84,7 @@ def subspace_residual(products: Array, readers: Array) -> float:
 
 
 def _read(matrix: Array, roots: Array) -> Array:
-    """``diag(L_s)' matrix`` for the roots of every head."""
+    """Return ``diag(L_s)' matrix`` for the roots ``L_s`` of every head, ``(heads, head_dim, head_dim)``."""
     count, head_dim, _ = roots.shape
     blocks = matrix.reshape(count, head_dim, -1)
     result: Array = np.matmul(roots.transpose(0, 2, 1), blocks).reshape(matrix.shape)
@@ -92,16 +92,13 @@ def _read(matrix: Array, roots: Array) -> Array:
 
 
 def plane_products(products: Array, first: list[int], second: list[int], head_dim: int) -> ComplexArray:
-    """``E conj(k_s) k_t`` of every rotary plane, a feature pair as one complex number.
+    """Return ``E conj(k_s) k_t`` of rotary planes as complex numbers, ``(planes, heads, heads)``.
 
     Args:
-        products: As `shared_subspace` takes them.
+        products: Inner products as for `shared_subspace`.
         first: First feature of each plane.
         second: Second feature of each plane.
         head_dim: Features per head.
-
-    Returns:
-        ``(planes, heads, heads)``.
     """
     count = len(products) // head_dim
     blocks = products.reshape(count, head_dim, count, head_dim)
@@ -113,10 +110,10 @@ def plane_products(products: Array, first: list[int], second: list[int], head_di
 
 
 def shared_planes(products: ComplexArray, energies: Array) -> tuple[ComplexArray, ComplexArray]:
-    """The best rotary planes to stand for those of several key heads: rank 1 for each plane.
+    """Return the best shared key head of several with rotary positions: rank 1 in each plane.
 
     Args:
-        products: ``(planes, heads, heads)``, as `plane_products` gives them.
+        products: ``(planes, heads, heads)``, from `plane_products`.
         energies: ``sum_p E |q_p|^2`` over each head's readers, ``(heads, planes)``.
 
     Returns:
@@ -141,13 +138,13 @@ def shared_planes(products: ComplexArray, energies: Array) -> tuple[ComplexArray
 
 
 def planes_residual(products: ComplexArray, energies: Array) -> float:
-    """What `shared_planes` loses, summed over planes."""
+    """Return the loss of `shared_planes`, summed over planes; arguments as there."""
     values = np.linalg.eigvalsh(_weighted(products, _shares(energies)))
     return float(np.maximum(values[:, :-1], 0).sum())
 
 
 def _shares(energies: Array) -> Array:
-    """Roots of the energies by plane, ``(planes, heads)``; never zero."""
+    """Return roots of the energies by plane, ``(planes, heads)``; never zero."""
     floor = RELATIVE_TOLERANCE * np.maximum(energies.max(axis=0), np.finfo(np.float64).tiny)
     shares: Array = np.sqrt(np.maximum(energies, floor)).T
     return shares
@@ -160,7 +157,7 @@ def _weighted(products: ComplexArray, shares: Array) -> ComplexArray:
 
 
 def square_root(matrix: Any) -> Array:
-    """``L`` with ``L L' = matrix`` for a positive semidefinite matrix, singular or not."""
+    """Return ``L`` with ``L L' = matrix`` for a positive semidefinite ``(size, size)``, singular or not."""
     values, vectors = np.linalg.eigh((matrix + matrix.T) / 2)
     root: Array = vectors * np.sqrt(np.maximum(values, 0))
     return root

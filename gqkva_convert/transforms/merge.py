@@ -2,7 +2,7 @@
 
 A rule sees the heads of one group of one projection and says how much of each goes into the merged
 head. The same shares are used for the projection's bias and for norms that follow it, so that a
-merged head is one affine map. `random` starts afresh instead.
+merged head is one affine map. `random` draws a new head instead.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ class MergeRule:
         name: What the command line calls it.
         shares: From a group's heads, each ``(head_dim, in_features)``, to the share of each, summing to 1.
         reads_weights: Whether the shares depend on what the heads hold, or only on how many there are.
-        starts_afresh: Whether the merged head is drawn anew instead (`fresh_head`).
+        starts_afresh: Whether the merged head is drawn at random instead (`fresh_head`).
         is_joint: Whether keys merge together with queries and values with the output projection
             (`blocks`); the shares then serve norms on queries and keys alone.
         group_method: How a joint merge computes one group under this rule; None where it cannot.
@@ -46,18 +46,18 @@ class MergeRule:
 
 
 def _mean(heads: Sequence[Array]) -> Array:
-    """Every head alike (Ainslie et al., 2023, arXiv 2305.13245, section 2.1)."""
+    """Weight every head equally (Ainslie et al., 2023, arXiv 2305.13245, section 2.1)."""
     return np.full(len(heads), 1 / len(heads))
 
 
 def _first(heads: Sequence[Array]) -> Array:
-    """The group's first head alone (Ainslie et al., 2023, arXiv 2305.13245, section 3.3)."""
+    """Take the group's first head alone (Ainslie et al., 2023, arXiv 2305.13245, section 3.3)."""
     shares: Array = np.eye(1, len(heads))[0]
     return shares
 
 
 def _norm_weighted(heads: Sequence[Array]) -> Array:
-    """Each head in proportion to the Frobenius norm of its weights; alike where there is no proportion."""
+    """Weight heads in proportion to the Frobenius norm of their weights; equally if all are zero."""
     norms = np.array([np.sqrt(np.square(head, dtype=np.float64).sum()) for head in heads])
     total = norms.sum()
     return norms / total if 0 < total < np.inf else _mean(heads)
@@ -99,9 +99,9 @@ def merge(heads: Sequence[Array], shares: Array) -> Array:
         shares: ``(len(heads),)``, summing to 1.
 
     Returns:
-        One array of that shape and dtype. Heads that are equal come out as they are, to the last bit. Equal
-        shares are summed and divided once: the sum of a few narrower numbers is exact, so that nothing
-        but the final rounding to the stored dtype is lost.
+        One array of that shape and dtype. Equal heads are unchanged, to the last bit. Equal shares are
+        summed and divided once: the sum of a few narrower numbers is exact, so that only the final
+        rounding to the stored dtype loses anything.
     """
     with np.errstate(over="ignore", invalid="ignore"):
         if np.any(shares != shares[0]) or len(heads) == 1:
@@ -119,7 +119,7 @@ def merge(heads: Sequence[Array], shares: Array) -> Array:
 
 
 def _from_first(heads: Sequence[Array], shares: Array) -> Array:
-    """The first head moved by its share-weighted distance to each of the others."""
+    """Move the first head by its share-weighted distance to each of the others."""
     total = heads[0]
     for head, share in zip(heads[1:], shares[1:], strict=True):
         if share:
@@ -131,10 +131,10 @@ def _from_first(heads: Sequence[Array], shares: Array) -> Array:
 
 
 def fresh_head(heads: Sequence[Array], seed: str) -> Array:
-    """A head initialised anew at the scale of those it replaces (arXiv 2305.13245, section 3.3, "random").
+    """Draw a head at the scale of those it replaces (arXiv 2305.13245, section 3.3, "random").
 
     Args:
-        heads: The group's heads, for their shape, dtype and root mean square.
+        heads: The group's heads, each ``(head_dim, in_features)``, for shape, dtype and root mean square.
         seed: Any text; the same text gives the same head on every machine.
 
     Returns:

@@ -1,4 +1,4 @@
-"""Between stored elements and the numbers that heads are merged in.
+"""Conversion between stored elements and the numbers that heads are merged in.
 
 numpy alone, so that a conversion need not wait seconds for torch to load. 16-bit weights are merged
 in float32 and float32 weights in float64, and rounded once, to nearest even: heads that are equal
@@ -14,12 +14,12 @@ import numpy.typing as npt
 
 Array = npt.NDArray[Any]
 
-# Elements as they lie in the file; numpy has no bfloat16, so its bits travel as uint16.
+# Elements as stored in the file; numpy has no bfloat16, so its bits are read as uint16.
 STORED = {"F16": np.float16, "BF16": np.uint16, "F32": np.float32, "F64": np.float64}
 
 
 def decode(stored: Array, dtype: str) -> Array:
-    """Stored elements as float32 (16-bit types) or float64 (float32 and float64)."""
+    """Convert stored elements to float32 (16-bit types) or float64 (float32 and float64)."""
     if dtype == "BF16":
         bits = stored.astype(np.uint32)
         bits <<= 16
@@ -29,7 +29,7 @@ def decode(stored: Array, dtype: str) -> Array:
 
 
 def encode(values: Array, dtype: str) -> Array:
-    """Numbers as stored elements of ``dtype``, rounded to nearest even; too large ones become infinite."""
+    """Convert numbers to stored elements, rounded to nearest even; too large ones become infinite."""
     if dtype == "BF16":
         bits = _round_to_odd_float32(values).view(np.uint32)
         # Add half a unit of the last kept place, a little less where it is even.
@@ -48,7 +48,7 @@ def encode(values: Array, dtype: str) -> Array:
 
 
 def _round_to_odd_float32(values: Array) -> Array:
-    """float32 of float64 values such that rounding again to bfloat16 rounds as if only once."""
+    """Round float64 to float32 such that rounding again to bfloat16 rounds as if only once."""
     if values.dtype == np.float32:
         return np.ascontiguousarray(values)
     with np.errstate(over="ignore"):
@@ -66,7 +66,7 @@ def _round_to_odd_float32(values: Array) -> Array:
 
 
 def is_finite(stored: Array, dtype: str) -> bool:
-    """Whether no stored element is infinite or NaN."""
+    """Return whether no stored element is infinite or NaN."""
     if dtype == "BF16":
         return stored.size == 0 or int((stored & 0x7F80).max()) < 0x7F80
     return bool(np.isfinite(stored).all())

@@ -2,7 +2,7 @@
 
 Attention head p scores with query ``q_p`` and key ``k_p``, each linear in its input; in the result it reads
 the shared query ``a(p)`` and the shared key ``b(p)``. They minimise, for independent inputs x and y and over
-distances (`turning`),
+distances (`rotary_averages`),
 
     sum_p weight_p E ( q_p(x)' R k_p(y)  -  q_a(p)(x)' R k_b(p)(y) )^2 .
 
@@ -14,14 +14,15 @@ with both shared it is GQKVA. Everything is float64 and works on inner products 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from gqkva_convert.transforms.closed_form import plane_products, shared_planes, shared_subspace
-from gqkva_convert.transforms.turning import Turning
+from gqkva_convert.transforms.rotary_averages import Turning
 
 Array = NDArray[np.float64]
 
@@ -38,7 +39,7 @@ _NOTHING = 1e-200
 
 @dataclass(frozen=True)
 class ScoredHead:
-    """One attention head: which shared query and key it reads, and which of their members it used to read."""
+    """One attention head: its shared query and key, and the member of each that it read in the source."""
 
     query: int
     query_member: int
@@ -55,7 +56,7 @@ class Scores:
         queries: For each shared query, the inner products of its members' features, members in order:
             ``(members * head_dim, members * head_dim)``.
         keys: The same for each shared key.
-        weights: Weight of each attention head's score error.
+        weights: Weight of each attention head's score error, ``(attention heads,)``.
         head_dim: Features per head.
         first: First feature of each rotary plane.
         second: Second feature of each rotary plane.
@@ -71,11 +72,11 @@ class Scores:
 
     @property
     def resting(self) -> list[int]:
-        """Features that do not turn."""
+        """Return the features that do not turn."""
         return sorted(set(range(self.head_dim)) - {*self.first, *self.second})
 
     def span(self, member: int) -> slice:
-        """A member's place among a shared head's features."""
+        """Return a member's slice of a shared head's features."""
         return slice(member * self.head_dim, (member + 1) * self.head_dim)
 
 
@@ -86,8 +87,8 @@ def shared_scores(scores: Scores, turning: Turning, rounds: int = MAX_ROUNDS) ->
     """Mix members into shared queries and keys.
 
     Args:
-        scores: Who reads what, and the inner products.
-        turning: What positions do.
+        scores: Layout and inner products.
+        turning: Averages of rotary positions over distances.
         rounds: Most rounds of queries and keys in turn.
 
     Returns:
@@ -97,11 +98,11 @@ def shared_scores(scores: Scores, turning: Turning, rounds: int = MAX_ROUNDS) ->
     keys = [_first_key(scores, shared) for shared in range(len(scores.keys))]
     if all(len(products) == scores.head_dim for products in scores.keys):
         keys = [np.eye(scores.head_dim) for _ in scores.keys]
-    queries, explained = _best_queries(scores, turning, keys)
+    queries, explained = _best(scores, keys, "query", turning.average)
     energy, previous = score_energy(scores, turning), np.inf
     for _ in range(rounds):
-        keys = _balanced(scores, _best_keys(scores, turning, queries))
-        queries, explained = _best_queries(scores, turning, keys)
+        keys = _balance(scores, _best(scores, queries, "key", turning.average_back)[0])
+        queries, explained = _best(scores, keys, "query", turning.average)
         loss = max(energy - explained, 0.0)
         if loss > previous * (1 - _ENOUGH) or loss <= _NOISE * energy:
             break
@@ -110,16 +111,13 @@ def shared_scores(scores: Scores, turning: Turning, rounds: int = MAX_ROUNDS) ->
 
 
 def score_loss(scores: Scores, turning: Turning, queries: Sequence[Array], keys: Sequence[Array]) -> float:
-    """The sum that `shared_scores` minimises."""
+    """Return the sum that `shared_scores` minimises, for mixes of the shapes that it returns."""
     total = 0.0
     for head, weight in zip(scores.heads, scores.weights, strict=True):
         query_span, key_span = scores.span(head.query_member), scores.span(head.key_member)
-        query_products, key_products = scores.queries[head.query], scores.keys[head.key]
         query, key = queries[head.query], keys[head.key]
-        shared_query, shared_key = query @ query_products, key @ key_products
-        error = np.sum(
-            query_products[query_span, query_span] * turning.average(key_products[key_span, key_span])
-        )
+        shared_query, shared_key = query @ scores.queries[head.query], key @ scores.keys[head.key]
+        error = _head_energy(scores, turning, head)
         error -= 2 * np.sum(shared_query[:, query_span] * turning.average(shared_key[:, key_span]))
         error += np.sum((shared_query @ query.T) * turning.average(shared_key @ key.T))
         total += float(weight * error)
@@ -127,56 +125,52 @@ def score_loss(scores: Scores, turning: Turning, queries: Sequence[Array], keys:
 
 
 def score_energy(scores: Scores, turning: Turning) -> float:
-    """The weighted sum of squared scores themselves, what a loss is measured by."""
-    return float(
-        sum(
-            weight
-            * np.sum(
-                scores.queries[head.query][scores.span(head.query_member), scores.span(head.query_member)]
-                * turning.average(
-                    scores.keys[head.key][scores.span(head.key_member), scores.span(head.key_member)]
-                )
-            )
-            for head, weight in zip(scores.heads, scores.weights, strict=True)
-        )
-    )
+    """Return the weighted sum of squared scores, which a loss is relative to."""
+    pairs = zip(scores.heads, scores.weights, strict=True)
+    return float(sum(weight * _head_energy(scores, turning, head) for head, weight in pairs))
 
 
-def _best_queries(scores: Scores, turning: Turning, keys: Sequence[Array]) -> tuple[Mixes, float]:
-    """The best shared queries for given shared keys, and how much of the scores' energy they explain."""
-    shared = [key @ products for key, products in zip(keys, scores.keys, strict=True)]
-    sizes = [turning.average(left @ key.T) for left, key in zip(shared, keys, strict=True)]
-    systems = [np.zeros((scores.head_dim, scores.head_dim)) for _ in scores.queries]
-    sides = [np.zeros((scores.head_dim, len(products))) for products in scores.queries]
+def _head_energy(scores: Scores, turning: Turning, head: ScoredHead) -> np.float64:
+    """Return ``E (q' R k)^2`` of one attention head of the source."""
+    query, key = scores.span(head.query_member), scores.span(head.key_member)
+    own = turning.average(scores.keys[head.key][key, key])
+    energy: np.float64 = np.sum(scores.queries[head.query][query, query] * own)
+    return energy
+
+
+def _best(
+    scores: Scores, given: Sequence[Array], role: Literal["query", "key"], average: Callable[[Array], Array]
+) -> tuple[Mixes, float]:
+    """Solve for the shared heads of a role given those of the other: normal equations of the module's sum.
+
+    Args:
+        scores: Layout and inner products.
+        given: Mixes of the other role, ``(head_dim, members * head_dim)`` each.
+        role: Role to solve for.
+        average: Average of rotary positions over distances, seen from that role.
+
+    Returns:
+        The mixes, and the energy of scores that they explain.
+    """
+    own, other = (scores.queries, scores.keys) if role == "query" else (scores.keys, scores.queries)
+    shared = [mix @ products for mix, products in zip(given, other, strict=True)]
+    sizes = [average(left @ mix.T) for left, mix in zip(shared, given, strict=True)]
+    systems = [np.zeros((scores.head_dim, scores.head_dim)) for _ in own]
+    sides = [np.zeros((scores.head_dim, len(products))) for products in own]
     for head, weight in zip(scores.heads, scores.weights, strict=True):
-        systems[head.query] += weight * sizes[head.key]
-        sides[head.query][:, scores.span(head.query_member)] += weight * turning.average(
-            shared[head.key][:, scores.span(head.key_member)]
-        )
-    queries = [_solve(system, side) for system, side in zip(systems, sides, strict=True)]
+        ends = (head.query, head.query_member), (head.key, head.key_member)
+        (one, member), (partner, read) = ends if role == "query" else ends[::-1]
+        systems[one] += weight * sizes[partner]
+        sides[one][:, scores.span(member)] += weight * average(shared[partner][:, scores.span(read)])
+    mixes = [_solve(system, side) for system, side in zip(systems, sides, strict=True)]
     explained = sum(
-        float(np.sum((query @ products) * side))
-        for query, products, side in zip(queries, scores.queries, sides, strict=True)
+        float(np.sum((mix @ products) * side)) for mix, products, side in zip(mixes, own, sides, strict=True)
     )
-    return queries, explained
-
-
-def _best_keys(scores: Scores, turning: Turning, queries: Sequence[Array]) -> Mixes:
-    """The best shared keys for given shared queries."""
-    shared = [query @ products for query, products in zip(queries, scores.queries, strict=True)]
-    sizes = [turning.average_back(left @ query.T) for left, query in zip(shared, queries, strict=True)]
-    systems = [np.zeros((scores.head_dim, scores.head_dim)) for _ in scores.keys]
-    sides = [np.zeros((scores.head_dim, len(products))) for products in scores.keys]
-    for head, weight in zip(scores.heads, scores.weights, strict=True):
-        systems[head.key] += weight * sizes[head.query]
-        sides[head.key][:, scores.span(head.key_member)] += weight * turning.average_back(
-            shared[head.query][:, scores.span(head.query_member)]
-        )
-    return [_solve(system, side) for system, side in zip(systems, sides, strict=True)]
+    return mixes, explained
 
 
 def _solve(system: Array, side: Array) -> Array:
-    """The ridge solution of a positive semidefinite system."""
+    """Return the ridge solution of a positive semidefinite ``system @ x = side``."""
     mean = float(np.trace(system)) / len(system)
     if mean < _NOTHING:
         return np.zeros_like(side)
@@ -185,11 +179,11 @@ def _solve(system: Array, side: Array) -> Array:
     return result
 
 
-def _balanced(scores: Scores, keys: Mixes) -> Mixes:
-    """The same keys in a basis in which all features are alike in size, as large as the members are.
+def _balance(scores: Scores, keys: Mixes) -> Mixes:
+    """Return the keys in a basis in which all features have the mean energy of the members'.
 
-    The queries, solved for afterwards, take the inverse. A basis with large and small features would lose to
-    rounding what was gained.
+    The queries, solved for afterwards, take the inverse. Features of very different size would lose
+    precision to rounding.
     """
     first, second, resting = scores.first, scores.second, scores.resting
     sizes = sum(
@@ -198,6 +192,7 @@ def _balanced(scores: Scores, keys: Mixes) -> Mixes:
     wanted = sum(float(np.trace(products)) / len(products) for products in scores.keys) / len(keys)
     if wanted < _NOTHING:
         return keys
+    # The basis B with B S B' = wanted I, for the mean second moment S of the keys; a plane only scales.
     basis = np.zeros((scores.head_dim, scores.head_dim))
     if first:
         squares = (sizes[first, first] + sizes[second, second]) / 2
@@ -210,14 +205,14 @@ def _balanced(scores: Scores, keys: Mixes) -> Mixes:
 
 
 def _factors(squares: Array, wanted: float) -> Array:
-    """What brings features to a size; 1 for those that are nothing but noise."""
+    """Return the factors that scale squares to ``wanted``; 1 for features that are only noise."""
     known = squares > 1e-10 * max(float(squares.max()), _NOTHING)
     result: Array = np.where(known, np.sqrt(wanted / np.where(known, squares, 1)), 1)
     return result
 
 
 def _first_key(scores: Scores, shared: int) -> Array:
-    """Where the rounds begin: the best shared key if no plane could be mixed with another."""
+    """Return the starting point: the best shared key if no plane could be mixed with another."""
     head_dim, products = scores.head_dim, scores.keys[shared]
     first, second, resting = scores.first, scores.second, scores.resting
     members = len(products) // head_dim
@@ -226,6 +221,7 @@ def _first_key(scores: Scores, shared: int) -> Array:
         if head.key == shared:
             span = scores.span(head.query_member)
             readers[head.key_member] += weight * scores.queries[head.query][span, span]
+    # Closed forms of Eckart and Young (1936; `closed_form`): rank 1 in each plane, rank head_dim elsewhere.
     mix = np.zeros((members, head_dim, head_dim))
     if first:
         diagonal = np.diagonal(readers, axis1=1, axis2=2)

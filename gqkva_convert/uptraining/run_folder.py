@@ -14,7 +14,7 @@ from typing import Any
 from gqkva_convert.checkpoint.jsonfile import read_json, replace_json, write_json
 from gqkva_convert.checkpoint.publish import locked, writing
 from gqkva_convert.errors import CheckpointError, OutputError, TrainingError
-from gqkva_convert.pictures import pyplot, save_picture
+from gqkva_convert.plots import pyplot, save_plot
 
 SETTINGS, METRICS, CURVE = "settings.json", "metrics.jsonl", "loss.png"
 _STEP = re.compile(r"step-(\d+)$")
@@ -178,7 +178,7 @@ class RunFolder:
         if teacher_loss is not None:
             axes[1].axhline(teacher_loss, linestyle="--", color="gray", label="original")
             axes[1].legend()
-        save_picture(figure, self.path / CURVE)
+        save_plot(figure, self.path / CURVE)
 
 
 def _flush(file: Path) -> None:

@@ -24,11 +24,11 @@ from gqkva_convert.evaluation.perplexity import language_loss, load_causal_lm
 from gqkva_convert.heads import Variant
 from gqkva_convert.plans.plan import make_plan
 from gqkva_convert.refinement import layerwise
+from gqkva_convert.refinement.attention_calls import observing, score_error
 from gqkva_convert.refinement.calibrated import CalibratedModel
 from gqkva_convert.refinement.fit import fit_output, group_errors, refine_block
 from gqkva_convert.refinement.fitted import BlockLaboratory
 from gqkva_convert.refinement.layerwise import FitSettings, fit_layer
-from gqkva_convert.refinement.observed import observing, score_error
 from gqkva_convert.source.model import open_model
 from gqkva_convert.steps.blocks import block_merges
 

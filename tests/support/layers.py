@@ -4,7 +4,7 @@ from __future__ import annotations
 
 # Each entry imports itself and earlier entries; packages of one entry do not import each other.
 ORDER = (
-    ("_version", "errors", "options", "pictures", "progress", "units"),
+    ("_version", "errors", "options", "plots", "progress", "units"),
     ("heads",),
     ("architectures", "transforms", "checkpoint"),
     ("modeling",),

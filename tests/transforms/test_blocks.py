@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from gqkva_convert.heads import HeadLayout
 from gqkva_convert.transforms.blocks import HeadMerge, Heads, InputMoments, merge_heads
 from gqkva_convert.transforms.merge import GROUP_RULES
-from gqkva_convert.transforms.turning import make_turning, still
+from gqkva_convert.transforms.rotary_averages import make_turning, still
 
 # Sizes all differ; two key/value heads are left of four.
 HEADS, HEAD_DIM, INPUTS, HIDDEN = 8, 6, 29, 31

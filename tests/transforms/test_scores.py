@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 
 from gqkva_convert.transforms.aligned import aligned_scores
 from gqkva_convert.transforms.closed_form import inner_products
+from gqkva_convert.transforms.rotary_averages import Turning, make_turning, still
 from gqkva_convert.transforms.scores import ScoredHead, Scores, score_energy, score_loss, shared_scores
-from gqkva_convert.transforms.turning import Turning, make_turning, still
 
 Array = NDArray[np.float64]
 HEAD_DIM, INPUTS, CONTEXT = 6, 11, 40

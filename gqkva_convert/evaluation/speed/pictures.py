@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from gqkva_convert.evaluation.speed.rows import CONVERTED, ORIGINAL, shown_names
-from gqkva_convert.pictures import pyplot, save_picture
+from gqkva_convert.plots import pyplot, save_plot
 from gqkva_convert.records.bench import Bench
 
 # Value, what the axis says, and what it is divided by.
@@ -44,7 +44,7 @@ def draw(result: Bench, file: Path) -> None:
         axes.flat[0].legend(fontsize=8)
     name = Path(result.model or "").name
     figure.suptitle(f"{name}: {result.device}, {result.dtype}, {result.date}", fontsize=11)
-    save_picture(figure, file)
+    save_plot(figure, file)
 
 
 def _draw_bars(axis: Any, rows: list[dict[str, Any]], value: str, unit: float) -> None:

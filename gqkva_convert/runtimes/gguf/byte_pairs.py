@@ -26,18 +26,18 @@ _QWEN2 = _CONTRACTIONS + r"\p{N}" + _ENDING
 
 @dataclass(frozen=True)
 class _Cut:
-    """llama.cpp's names for one way to cut texts before merging.
+    """llama.cpp's names for one way to pre-tokenize.
 
     Attributes:
-        merging: Where words are always merged from bytes; None where it has no such name.
-        whole: Where words that are tokens are taken as they are (``ignore_merges``).
+        merging: Without ``ignore_merges``; None if llama.cpp has no such name.
+        whole: With ``ignore_merges``: pre-tokens that are in the vocabulary are not merged from bytes.
     """
 
     merging: str | None
     whole: str | None = None
 
 
-# As tokenizer.json says it.
+# By the parts of tokenizer.json's pre-tokenizer.
 _CUTS: dict[tuple[str, ...], _Cut] = {
     ("gpt-2",): _Cut("gpt-2"),
     ("digits", "gpt-2"): _Cut("starcoder"),
@@ -49,7 +49,7 @@ _CUTS: dict[tuple[str, ...], _Cut] = {
 
 
 def read_byte_pairs(data: dict[str, Any], folder: Path, size: int) -> Vocabulary:
-    """BPE of bytes, as GPT-2 has it."""
+    """Read a BPE of bytes, as GPT-2 has it."""
     notes = []
     normalizer = (data.get("normalizer") or {}).get("type")
     if normalizer == "NFC":
@@ -74,12 +74,12 @@ def read_byte_pairs(data: dict[str, Any], folder: Path, size: int) -> Vocabulary
 
 
 def _cut(pre_tokenizer: Any) -> tuple[str, ...]:
-    """A pre-tokenizer in the words of `_CUTS`."""
+    """Return a pre-tokenizer as a key of `_CUTS`."""
     if not isinstance(pre_tokenizer, dict):
         return ()
     kind = pre_tokenizer.get("type")
     if kind == "Sequence":
-        return tuple(word for part in pre_tokenizer["pretokenizers"] for word in _cut(part))
+        return tuple(name for part in pre_tokenizer["pretokenizers"] for name in _cut(part))
     if kind == "ByteLevel" and not pre_tokenizer.get("add_prefix_space"):
         return ("gpt-2" if pre_tokenizer.get("use_regex", True) else "bytes",)
     if kind == "Digits" and pre_tokenizer.get("individual_digits"):

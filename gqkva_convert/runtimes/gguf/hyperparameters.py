@@ -47,7 +47,7 @@ class Rope:
 
 
 def number(config: dict[str, Any], key: str) -> float:
-    """A positive number of the configuration.
+    """Return a positive number of the configuration.
 
     Raises:
         FamilyError: It is missing or something else.
@@ -56,7 +56,7 @@ def number(config: dict[str, Any], key: str) -> float:
 
 
 def read_rope(model: SourceModel, family: RuntimeFamily, config: dict[str, Any]) -> Rope:
-    """The rotary positions of the exported model.
+    """Read the rotary positions of the exported model.
 
     Raises:
         NotExpressibleError: llama.cpp has no such kind for the architecture.
@@ -75,7 +75,6 @@ def read_rope(model: SourceModel, family: RuntimeFamily, config: dict[str, Any])
             f"config.json: partial_rotary_factor must be above 0 and at most 1, found {fraction}"
         )
     dimensions = 2 * len(rotary_planes(model, model.blocks[0]).first)
-    rope = Rope(float(settings["rope_theta"]), dimensions, kind, settings)
     if kind in ("linear", "yarn", "llama3"):
         positive_number(settings.get("factor"), f"factor of {kind} rotary positions")
     if kind == "yarn":
@@ -84,19 +83,20 @@ def read_rope(model: SourceModel, family: RuntimeFamily, config: dict[str, Any])
             raise NotExpressibleError(
                 f"config.json: {', '.join(sorted(lost))} of yarn rotary positions has no key in GGUF"
             )
-    return Rope(rope.theta, dimensions, kind, settings, _llama3(rope)) if kind == "llama3" else rope
+    factors = _llama3(settings, dimensions) if kind == "llama3" else ()
+    return Rope(float(settings["rope_theta"]), dimensions, kind, settings, factors)
 
 
-def _llama3(rope: Rope) -> tuple[float, ...]:
-    """By what Llama 3.1 divides each plane's frequency, as transformers computes it.
+def _llama3(settings: dict[str, Any], dimensions: int) -> tuple[float, ...]:
+    """Return the divisor of each plane's frequency in Llama 3.1, as transformers computes it.
 
     Written out, because transformers computes in float32 and its last bits would end up in the file.
     """
     names = ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings")
-    factor, low, high, old = (positive_number(rope.settings.get(name), f"{name} of llama3") for name in names)
+    factor, low, high, old = (positive_number(settings.get(name), f"{name} of llama3") for name in names)
     found = []
-    for plane in range(rope.dimensions // 2):
-        wavelength = 2 * math.pi * rope.theta ** (2 * plane / rope.dimensions)
+    for plane in range(dimensions // 2):
+        wavelength = 2 * math.pi * float(settings["rope_theta"]) ** (2 * plane / dimensions)
         if wavelength < old / high:
             found.append(1.0)
         elif wavelength > old / low:
@@ -108,9 +108,9 @@ def _llama3(rope: Rope) -> tuple[float, ...]:
 
 
 def context_length(family: RuntimeFamily, config: dict[str, Any]) -> tuple[int, int | None]:
-    """Positions that the file names, and the window that limits them if one does.
+    """Return the positions that the file names, and the window that limits them if one does.
 
-    llama.cpp attends to all positions in these architectures, which is the same as long as none lies outside
+    llama.cpp attends to all positions in these architectures, which is the same as long as none is outside
     the window.
     """
     positions = min(int(number(config, "max_position_embeddings")), 2**31 - 1)
@@ -123,7 +123,7 @@ def context_length(family: RuntimeFamily, config: dict[str, Any]) -> tuple[int, 
 
 
 def check_config(family: RuntimeFamily, config: dict[str, Any]) -> None:
-    """Refuse what the architecture would compute otherwise.
+    """Refuse a configuration that the architecture would compute differently.
 
     Raises:
         NotExpressibleError: Says what differs.
@@ -144,7 +144,7 @@ def check_config(family: RuntimeFamily, config: dict[str, Any]) -> None:
 def add_hyperparameters(
     writer: Any, family: RuntimeFamily, config: dict[str, Any], plan: Plan, rope: Rope
 ) -> None:
-    """Give a `GGUFWriter` everything about the model but its tensors and its tokenizer."""
+    """Give a `GGUFWriter` all keys of the model except those of tensors and tokenizer."""
     heads = [block.target.num_attention_heads for block in plan.blocks]
     keys = [block.target.num_key_heads for block in plan.blocks]
     head_dim = plan.blocks[0].target.head_dim

@@ -1,4 +1,4 @@
-"""SentencePiece's byte-pair encoding, from ``tokenizer.json`` or a lone ``tokenizer.model``."""
+"""SentencePiece's byte-pair encoding, from ``tokenizer.json``, or ``tokenizer.model`` alone."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _UNMERGED = -1e6
 
 
 def read_pieces(data: dict[str, Any], config: dict[str, Any], folder: Path, size: int) -> Vocabulary:
-    """SentencePiece's BPE: merges become scores, which llama.cpp merges by."""
+    """Read SentencePiece's BPE: merges become scores, which llama.cpp merges by."""
     kinds = load_gguf().TokenType
     adds_space = _adds_space(data)
     if adds_space is None:
@@ -47,7 +47,7 @@ def read_pieces(data: dict[str, Any], config: dict[str, Any], folder: Path, size
             in_order = False
         last = made
     notes = []
-    missing = _unlisted(vocab, types, {(left, right) for left, right in pairs})
+    missing = _count_unlisted(vocab, types, {(left, right) for left, right in pairs})
     if missing or not in_order:
         what = (
             f"{missing} pairs that make a token are no merges" if missing else "merges of a token stand apart"
@@ -73,27 +73,27 @@ def read_pieces(data: dict[str, Any], config: dict[str, Any], folder: Path, size
 
 
 def _spares_spaces(data: dict[str, Any], config: dict[str, Any]) -> bool:
-    """Whether texts that begin with a space get no other, as under Metaspace and in transformers' Llamas."""
+    """Return whether texts that begin with a space get no other (Metaspace, transformers' Llamas)."""
     is_metaspace = (data.get("pre_tokenizer") or {}).get("type") == "Metaspace"
     return is_metaspace or str(config.get("tokenizer_class")).startswith("LlamaTokenizer")
 
 
-def _unlisted(vocab: dict[str, int], types: list[int], pairs: set[tuple[str, str]]) -> int:
-    """Pairs of tokens that make a token though no merge says so; llama.cpp merges them."""
+def _count_unlisted(vocab: dict[str, int], types: list[int], pairs: set[tuple[str, str]]) -> int:
+    """Count pairs of tokens that make a token though no merge says so; llama.cpp merges them."""
     normal = int(load_gguf().TokenType.NORMAL)
-    words = {text for text, number in vocab.items() if types[number] == normal}
+    texts = {text for text, number in vocab.items() if types[number] == normal}
     made = {left + right for left, right in pairs}
-    reached = {text for text in words if len(text) == 1 or text in made}
+    reached = {text for text in texts if len(text) == 1 or text in made}
     return sum(
         (text[:cut], text[cut:]) not in pairs
-        for text in words
+        for text in texts
         for cut in range(1, len(text))
         if text[:cut] in reached and text[cut:] in reached
     )
 
 
 def _adds_space(data: dict[str, Any]) -> bool | None:
-    """Whether texts get a space in front; None for a preparation that llama.cpp has not."""
+    """Return whether texts get a space in front; None for a preparation that llama.cpp lacks."""
     normalizer, pre_tokenizer = data.get("normalizer"), data.get("pre_tokenizer")
     if normalizer is None and isinstance(pre_tokenizer, dict):
         scheme = pre_tokenizer.get("prepend_scheme", "always")
@@ -118,7 +118,7 @@ def _adds_space(data: dict[str, Any]) -> bool | None:
 
 
 def read_sentencepiece(copy: Path, folder: Path, size: int) -> Vocabulary:
-    """A lone ``tokenizer.model``."""
+    """Read a ``tokenizer.model`` without tokenizer.json."""
     gguf = load_gguf()
     try:
         from sentencepiece import sentencepiece_model_pb2

@@ -23,9 +23,9 @@ from gqkva_convert.steps.merged_blocks import MergedBlocks
 from gqkva_convert.steps.step import Step, Steps
 from gqkva_convert.transforms.precision import STORED, Array, decode, is_finite
 
-# Names on the command line, and GGUF's.
+# Names on the command line, and in GGUF.
 DTYPES = {"f32": "F32", "f16": "F16", "bf16": "BF16", "q8_0": "Q8_0"}
-# What a tensor stays that the user has asked nothing of; GGUF has no use for float64.
+# Types of tensors without --dtype; float64 is not written.
 _KEPT = {"F32": "F32", "F16": "F16", "BF16": "BF16", "F64": "F32"}
 
 # Source bytes of the rows that are handled at once.
@@ -38,7 +38,7 @@ _PROJECTIONS = {
     ("output",): "attn_output",
     ("query", "key", "value"): "attn_qkv",
 }
-# Norms that a family keeps a tensor a head of.
+# Norms with a tensor per head.
 _OF_A_HEAD = re.compile(r"\.norms\.(\d+)(?=\.)")
 
 
@@ -50,9 +50,9 @@ class RuntimeTensor:
         name: Its name there.
         shape: Axes in transformers' order, which GGUF writes backwards.
         kind: Type there: ``F32``, ``F16``, ``BF16`` or ``Q8_0``.
-        steps: What it is made of; several lie one after the other along the first axis.
-        turned: Rows that change places from rotary halves to neighbours, as many as a head has; 0 for none.
-        offset: What is added to each element.
+        steps: Steps that it is made of, joined along the first axis.
+        turned: Features per head whose rotary halves become neighbours; 0 for none.
+        offset: Number added to each element.
         values: The numbers themselves, for a tensor that no step gives.
     """
 
@@ -73,7 +73,7 @@ class RuntimeTensor:
 
 
 def sizes(config: dict[str, Any], plan: Plan) -> list[dict[str, int]]:
-    """What the words of a `Shape` stand for, layer by layer."""
+    """Return the numbers that the names in a `Shape` mean in each layer."""
     numbers = {}
     for word, key in (("vocab", "vocab_size"), ("width", "hidden_size"), ("inner", "intermediate_size")):
         value = config.get(key)
@@ -99,14 +99,14 @@ def make_tensors(
     steps: Steps,
     dtype: str | None,
 ) -> tuple[RuntimeTensor, ...]:
-    """Every tensor of the file; each step goes into one, and each that llama.cpp expects is there.
+    """Make every tensor of the file from the export's steps; each that llama.cpp expects must be among them.
 
     Args:
         model: The source.
-        family: What llama.cpp expects.
+        family: Record of the architecture in llama.cpp.
         config: The exported model's configuration.
-        plan: What the export does to the heads.
-        steps: One for each tensor of the exported model.
+        plan: The export's layouts.
+        steps: A step for each tensor of the exported model.
         dtype: A name of `DTYPES` for matrices; None keeps each tensor's.
 
     Raises:
@@ -120,9 +120,9 @@ def make_tensors(
     names = gguf.get_tensor_name_map(architecture, layers)
     made: dict[str, list[Step]] = {}
     for step in steps.steps:
-        name = model.family.prefixes[0] + step.name.removeprefix(model.prefix)
-        if _is_outside(step.name, model):
-            name = step.name
+        name = step.name
+        if name not in model.family.heads:
+            name = model.family.prefixes[0] + name.removeprefix(model.prefix)
         found = names.get_name(_OF_A_HEAD.sub("", name), try_suffixes=(".weight", ".bias"))
         if found is None:
             raise NotExpressibleError(
@@ -154,11 +154,6 @@ def _head_number(step: Step) -> int:
     return int(found[1]) if found else 0
 
 
-def _is_outside(name: str, model: SourceModel) -> bool:
-    """Whether a tensor stands beside the base model, such as the output."""
-    return any(name == template for template in model.family.heads)
-
-
 def _is_tied(config: dict[str, Any], family: RuntimeFamily) -> bool:
     return bool(config.get("tie_word_embeddings", family.is_tied))
 
@@ -186,8 +181,8 @@ def _tensor(
     return RuntimeTensor(name, shape, kind, steps, turned, offset)
 
 
-def _biased(family: RuntimeFamily, attention: Attention, config: dict[str, Any]) -> set[str]:
-    """Tensors that have a bias in llama.cpp."""
+def _find_biases(family: RuntimeFamily, attention: Attention, config: dict[str, Any]) -> set[str]:
+    """Return the tensors that have a bias in llama.cpp."""
     on = {
         name
         for biases in family.biases
@@ -206,15 +201,15 @@ def _biased(family: RuntimeFamily, attention: Attention, config: dict[str, Any])
 def expected_shapes(
     family: RuntimeFamily, attention: Attention, config: dict[str, Any], plan: Plan
 ) -> tuple[dict[str, tuple[int, ...]], dict[str, tuple[int, ...]]]:
-    """Tensors that llama.cpp reads of a model of this configuration.
+    """Return the tensors that llama.cpp reads of a model of this configuration.
 
     Returns:
-        Shapes, in transformers' order of axes, of those that must be there and of those that may be.
+        Shapes, in transformers' order of axes, of required tensors and of optional ones.
     """
     table = dict(family.tensors)
     if config.get("use_parallel_residual"):
         table.pop("ffn_norm", None)
-    biased = _biased(family, attention, config)
+    biased = _find_biases(family, attention, config)
     has_norms_by_head = any(norm.span == "per_head" for norm in active_norms(config, attention))
     needed: dict[str, tuple[int, ...]] = {}
     for layer, numbers in enumerate(sizes(config, plan)):
@@ -278,7 +273,7 @@ def _check_expected(
 def tensor_blocks(
     tensor: RuntimeTensor, plan: Plan, reader: TensorReader, merged: MergedBlocks
 ) -> Iterator[Array]:
-    """A tensor's bytes as the file holds them, in order, some rows at a time.
+    """Compute a tensor's bytes as the file holds them, in order, some rows at a time.
 
     Raises:
         WeightError: An element is NaN or infinite, or does not fit the type.
@@ -308,7 +303,7 @@ def _pieces(
 
 
 def _rows(pieces: Iterator[Bytes], step: Step, row: int, rows: int) -> Iterator[Array]:
-    """Pieces put together to blocks of whole rows, ``(rows, row)`` stored elements each but the last."""
+    """Join pieces to blocks of whole rows, ``(rows, row)`` stored elements each but the last."""
     width = row * STORED[step.dtype]().itemsize
     held: list[Bytes] = []
     size = 0
@@ -325,7 +320,7 @@ def _rows(pieces: Iterator[Bytes], step: Step, row: int, rows: int) -> Iterator[
 
 
 def interleaved(rows: Array, head_dim: int) -> Array:
-    """Rows of whole heads ``(heads * head_dim, in)`` whose rotary halves become neighbours.
+    """Reorder rows of whole heads ``(heads * head_dim, in)`` so that rotary halves become neighbours.
 
     llama.cpp turns features 2i and 2i + 1 of these architectures, transformers i and i + head_dim / 2.
     """
@@ -334,7 +329,7 @@ def interleaved(rows: Array, head_dim: int) -> Array:
 
 
 def _encode(stored: Array, step: Step, tensor: RuntimeTensor) -> Array:
-    """Stored elements in the tensor's type."""
+    """Convert stored elements to the tensor's type."""
     gguf = load_gguf()
     if not is_finite(stored, step.dtype):
         raise WeightError(
@@ -354,14 +349,3 @@ def _encode(stored: Array, step: Step, tensor: RuntimeTensor) -> Array:
             f"{step.source.name!r} does not fit {tensor.kind.lower()}: a value overflows; use bf16"
         )
     return encoded
-
-
-def with_rope_factors(
-    tensors: tuple[RuntimeTensor, ...], factors: dict[str, tuple[float, ...]]
-) -> tuple[RuntimeTensor, ...]:
-    """The tensors, and those by which rotary frequencies are divided."""
-    more = tuple(
-        RuntimeTensor(f"{name}.weight", (len(values),), "F32", (), values=values)
-        for name, values in factors.items()
-    )
-    return (*tensors, *more)

@@ -34,21 +34,21 @@ _FILES = (
     "chat_template.json",
 )
 _OTHER_TOKENIZERS = ("vocab.json", "vocab.txt", "spiece.model", "merges.txt", "tekken.json")
-# What an added token of tokenizer.json may do to the text beside it.
+# Flags of an added token that change the text beside it.
 _GREEDY = ("lstrip", "rstrip", "single_word")
 
 
 def read_vocabulary(folder: Path, config: dict[str, Any]) -> Vocabulary:
-    """The tokenizer of a checkpoint folder.
+    """Read the tokenizer of a checkpoint folder.
 
-    Files are read where they lie in the folder; links out of it are not followed, and no code is run.
+    Links out of the folder are not followed, and no code is run.
 
     Args:
         folder: The checkpoint.
-        config: The configuration to be exported; names special tokens and how many tokens there are.
+        config: The configuration to be exported; names special tokens and the number of tokens.
 
     Raises:
-        NotExpressibleError: llama.cpp would divide texts otherwise.
+        NotExpressibleError: llama.cpp would divide texts differently.
         CheckpointError: The tokenizer's files are damaged.
     """
     carried, _ = carried_files(folder)
@@ -68,7 +68,7 @@ def read_vocabulary(folder: Path, config: dict[str, Any]) -> Vocabulary:
             f"{folder} has no tokenizer, which a GGUF file contains; put tokenizer.json there"
         )
     try:
-        with _copied(files, config) as copy, quiet("gguf", logging.CRITICAL):
+        with _copy_tokenizer(files, config) as copy, quiet("gguf", logging.CRITICAL):
             if "tokenizer.json" not in files:
                 return _with_special(read_sentencepiece(copy, folder, size), {}, copy, size)
             data = read_json(copy / "tokenizer.json")
@@ -80,8 +80,8 @@ def read_vocabulary(folder: Path, config: dict[str, Any]) -> Vocabulary:
 
 
 @contextmanager
-def _copied(files: dict[str, Path], config: dict[str, Any]) -> Iterator[Path]:
-    """A folder of nothing but the tokenizer and the configuration, for classes that look around in it."""
+def _copy_tokenizer(files: dict[str, Path], config: dict[str, Any]) -> Iterator[Path]:
+    """Copy the tokenizer and the configuration alone to a folder, for classes that look around in it."""
     with tempfile.TemporaryDirectory(prefix="gqkva-") as name:
         copy = Path(name) / "tokenizer"
         copy.mkdir()
@@ -91,7 +91,7 @@ def _copied(files: dict[str, Path], config: dict[str, Any]) -> Iterator[Path]:
 
 
 def _read_json(data: dict[str, Any], copy: Path, folder: Path, size: int) -> Vocabulary:
-    """A tokenizer that ``tokenizer.json`` describes."""
+    """Read a tokenizer that ``tokenizer.json`` describes."""
     model = data["model"]
     if model.get("type") != "BPE":
         raise refused(folder, f"holds a {model.get('type')} model, llama.cpp has its kind of BPE alone")
@@ -108,14 +108,14 @@ def _read_json(data: dict[str, Any], copy: Path, folder: Path, size: int) -> Voc
 
 
 def _with_special(vocabulary: Vocabulary, data: dict[str, Any], copy: Path, size: int) -> Vocabulary:
-    """The vocabulary with its special tokens, what stands around a text, and its chat template."""
+    """Add special tokens, tokens around a text, and the chat template to a vocabulary."""
     greedy = [token for token in data.get("added_tokens") or () if any(map(token.get, _GREEDY))]
     if greedy:
         note = f"{len(greedy)} added tokens take spaces beside them or whole words alone, llama.cpp's do not"
         vocabulary = replace(vocabulary, notes=(*vocabulary.notes, note))
     special = load_gguf().SpecialVocab(copy, load_merges=vocabulary.model == "gpt2", n_vocab=size)
     if data:
-        around = _around(data.get("post_processor"))
+        around = _tokens_around(data.get("post_processor"))
         for place in ("bos", "eos"):
             number = special.special_token_ids.get(place)
             special.add_special_token[place] = number is not None and around.get(place) == number
@@ -134,20 +134,20 @@ def _with_special(vocabulary: Vocabulary, data: dict[str, Any], copy: Path, size
 
 
 def _require_template(template: Any) -> None:
-    """One chat template, or several with names; anything else is damage."""
+    """Refuse a chat template that is neither one text nor several with names."""
     several = template if isinstance(template, list) else []
     if not all(isinstance(one.get("name"), str) and isinstance(one.get("template"), str) for one in several):
         raise ValueError("chat_template has parts without a name or a text")
 
 
-def _around(processor: Any) -> dict[str, int]:
-    """Numbers of the tokens that a post-processor puts before (bos) and after (eos) a single text."""
+def _tokens_around(processor: Any) -> dict[str, int]:
+    """Return the tokens that a post-processor puts before (bos) and after (eos) a single text."""
     found: dict[str, int] = {}
     if not isinstance(processor, dict):
         return found
     if processor.get("type") == "Sequence":
         for part in processor["processors"]:
-            found |= _around(part)
+            found |= _tokens_around(part)
     elif processor.get("type") == "TemplateProcessing":
         single = processor["single"]
         for place, item in (("bos", single[0]), ("eos", single[-1])):

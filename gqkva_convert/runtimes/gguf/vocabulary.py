@@ -1,4 +1,4 @@
-"""What a GGUF file says of a tokenizer, and the tokens that ``tokenizer.json`` lists."""
+"""A tokenizer in a GGUF file, and the tokens that ``tokenizer.json`` lists."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ WITHOUT = "export without --runtime and try llama.cpp's convert_hf_to_gguf.py on
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """What a GGUF file says of a tokenizer.
+    """A tokenizer as a GGUF file describes it.
 
     Attributes:
         model: llama.cpp's kind: ``gpt2`` (BPE of bytes) or ``llama`` (SentencePiece).
@@ -25,7 +25,7 @@ class Vocabulary:
         scores: Merged first where highest; nothing where merges are listed.
         special: Merges, special tokens and chat template: a `gguf.SpecialVocab`.
         adds_space: Whether a text begins with a space; None where llama.cpp does not ask.
-        notes: What a user should know.
+        notes: Warnings for the user.
     """
 
     model: str
@@ -38,7 +38,7 @@ class Vocabulary:
     notes: tuple[str, ...] = ()
 
     def add_to(self, writer: Any) -> None:
-        """Give it to a `GGUFWriter`."""
+        """Write it with a `GGUFWriter`."""
         writer.add_tokenizer_model(self.model)
         writer.add_tokenizer_pre(self.pre)
         writer.add_token_list(self.tokens)
@@ -51,7 +51,7 @@ class Vocabulary:
 
 
 def listed_tokens(data: dict[str, Any], folder: Path, size: int) -> tuple[list[bytes], list[int]]:
-    """Every token's text and type; ids that no token has get a placeholder."""
+    """Return every token's text and type; unused ids get a placeholder."""
     kinds = load_gguf().TokenType
     texts: dict[int, str] = {number: text for text, number in data["model"]["vocab"].items()}
     types = dict.fromkeys(texts, kinds.NORMAL)
@@ -75,5 +75,5 @@ def require_room(folder: Path, tokens: int, size: int) -> None:
 
 
 def refused(folder: Path, reason: str) -> NotExpressibleError:
-    """Why llama.cpp cannot have this tokenizer, and what to do instead."""
+    """Return the error for a tokenizer that llama.cpp cannot have, with what to do instead."""
     return NotExpressibleError(f"{folder}: tokenizer.json {reason}; {WITHOUT}")

@@ -36,13 +36,7 @@ from gqkva_convert.runtimes.gguf.hyperparameters import (
     read_rope,
 )
 from gqkva_convert.runtimes.gguf.package import load_gguf
-from gqkva_convert.runtimes.gguf.tensors import (
-    DTYPES,
-    RuntimeTensor,
-    make_tensors,
-    tensor_blocks,
-    with_rope_factors,
-)
+from gqkva_convert.runtimes.gguf.tensors import DTYPES, RuntimeTensor, make_tensors, tensor_blocks
 from gqkva_convert.runtimes.gguf.tokenizer import read_vocabulary
 from gqkva_convert.runtimes.gguf.vocabulary import Vocabulary
 from gqkva_convert.source.deci import DECI, require_deci_form
@@ -66,13 +60,13 @@ class RuntimeExport:
 
     Attributes:
         conversion: The export to a stock architecture, none of whose files is written.
-        family: What llama.cpp expects of that architecture.
+        family: Record of that architecture in llama.cpp.
         config: Its configuration.
         rope: Its rotary positions.
         tensors: The file's tensors, in order.
         vocabulary: Its tokenizer.
         dtype: Type of most matrices, a name of `DTYPES`.
-        notes: What a user should know.
+        notes: Warnings for the user.
     """
 
     conversion: Conversion
@@ -90,16 +84,16 @@ class RuntimeExport:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of all tensors."""
+        """Return the bytes of all tensors."""
         return sum(tensor.nbytes for tensor in self.tensors)
 
     @property
     def work_bytes(self) -> int:
-        """Bytes that `write_gguf` reports to ``progress``: written, and read again for the checksum."""
+        """Return the bytes that `write_gguf` reports as progress: written, then read for the checksum."""
         return 2 * self.nbytes
 
     def to_dict(self) -> dict[str, Any]:
-        """The file in words, as JSON data."""
+        """Return a description of the file as JSON data."""
         source, plan = self.conversion.model, self.conversion.plan
         return {
             "folder": str(self.conversion.target),
@@ -166,7 +160,8 @@ def prepare_gguf(
     rope = read_rope(source, family, config)
     tensors = make_tensors(source, family, config, plan, conversion.steps, dtype)
     if rope.factors:
-        tensors = with_rope_factors(tensors, {"rope_freqs": rope.factors})
+        divisors = RuntimeTensor("rope_freqs.weight", (len(rope.factors),), "F32", (), values=rope.factors)
+        tensors = (*tensors, divisors)
     vocabulary = read_vocabulary(conversion.located.folder, config)
     _, window = context_length(family, config)
     if window is not None:
@@ -184,7 +179,7 @@ def prepare_gguf(
 
 
 def _family(model_type: str, config: dict[str, Any], plan: Plan) -> RuntimeFamily:
-    """What llama.cpp expects of a model, by its family and the width of its heads together."""
+    """Return llama.cpp's record of a model, by its family and the width of its heads together."""
     family = RUNTIME_FAMILIES[model_type]
     target = plan.blocks[0].target
     query = target.num_attention_heads * target.head_dim
@@ -207,7 +202,7 @@ def _require_known(source: SourceModel) -> None:
 
 
 def _architecture(source: SourceModel, notes: list[str]) -> str | None:
-    """DeciLM where layers keep different numbers of key/value heads, which saves cache there alone."""
+    """Choose DeciLM where layers keep different numbers of key/value heads, which saves cache there alone."""
     if len(set(key_value_counts(source))) == 1:
         return None
     try:
@@ -300,15 +295,14 @@ def _write_file(export: RuntimeExport, path: Path, progress: Progress) -> None:
         writer.close()
 
 
-# llama.cpp's ``llama_ftype``: what most matrices are.
+# llama.cpp's ``llama_ftype``: the type of most matrices.
 _FILE_TYPES = {"f32": 0, "f16": 1, "q8_0": 7, "bf16": 32}
 
 
 def check_file(path: Path, export: RuntimeExport) -> None:
-    """Read a file back and compare it with what was to be written.
+    """Read a file back and compare it with the export: names, shapes, types and places of tensors, tokens.
 
-    Every tensor with its name, shape, type and place, the architecture, and the tokens. Bytes beyond the last
-    tensor, or missing, would show in a tensor's place.
+    Extra or missing bytes would show in a tensor's place.
 
     Raises:
         VerificationError: It differs.
@@ -343,16 +337,16 @@ def check_file(path: Path, export: RuntimeExport) -> None:
 
 
 def _report(export: RuntimeExport, size: int, sha256: str, seconds: float) -> dict[str, Any]:
-    """Where a file comes from and what it is."""
+    """Return the report: the file's origin and contents."""
     conversion = export.conversion
-    words = export.to_dict()
+    facts = export.to_dict()
     return {
         "format_version": FORMAT_VERSION,
         "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
         "versions": {**versions(), "gguf": importlib.metadata.version("gguf")},
         "source": describe_source(conversion.located, conversion.model.checkpoint).to_dict(),
         "plan": conversion.plan.to_dict(),
-        **{name: words[name] for name in words if name not in ("folder", "file")},
+        **{name: facts[name] for name in facts if name not in ("folder", "file")},
         "files": {export.file_name: {"bytes": size, "sha256": sha256}},
         "seconds": round(seconds, 3),
     }

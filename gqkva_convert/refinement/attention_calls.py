@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-# Asks for the attention function that is looked at; the block's own does the work.
+# Name of the attention function that records its calls; the block's own does the work.
 INTERFACE = "gqkva:observed"
 _OWN = "gqkva_own_attention"
 _seen: ContextVar[list[AttentionCall] | None] = ContextVar("seen", default=None)
@@ -21,12 +21,12 @@ _seen: ContextVar[list[AttentionCall] | None] = ContextVar("seen", default=None)
 
 @dataclass(frozen=True)
 class AttentionCall:
-    """What an attention function is called with, of the query positions that are kept.
+    """Arguments of an attention function, for the query positions that are kept.
 
     Attributes:
         query: ``(batch, heads, positions, head_dim)``, turned by its position.
         key: ``(batch, key heads, key positions, head_dim)``, likewise.
-        allowed: Which keys each position may attend to, ``(batch, heads, positions, key positions)``; axes of
+        allowed: Keys that each position may attend to, ``(batch, heads, positions, key positions)``; axes of
             1 where all share them.
         scaling: Factor of every score.
     """
@@ -37,13 +37,13 @@ class AttentionCall:
     scaling: float
 
     def rows(self, positions: Tensor) -> AttentionCall:
-        """The same of some query positions."""
+        """Return the call with some query positions alone."""
         allowed = self.allowed[:, :, positions] if self.allowed.shape[2] > 1 else self.allowed
         return AttentionCall(self.query[:, :, positions], self.key, allowed, self.scaling)
 
     @property
     def scores(self) -> Tensor:
-        """Scaled scores without what the softmax ignores: each row less its mean over allowed keys.
+        """Return scaled scores less each row's mean over allowed keys, which the softmax ignores.
 
         Returns:
             ``(batch, heads, positions, key positions)``, 0 at keys that are not allowed.
@@ -55,11 +55,11 @@ class AttentionCall:
 
 
 def score_error(ours: AttentionCall, theirs: AttentionCall, kept: Tensor | None = None) -> Tensor:
-    """Squared error of scores relative to the energy of theirs.
+    """Return the squared error of scores relative to the original's energy.
 
     Args:
-        ours: Of the merged heads.
-        theirs: Of the original block for the same inputs.
+        ours: Call of the merged heads.
+        theirs: Call of the original block for the same inputs.
         kept: Positions that count, ``(batch, positions)``; None for all.
     """
     original = theirs.scores
@@ -71,7 +71,7 @@ def score_error(ours: AttentionCall, theirs: AttentionCall, kept: Tensor | None 
 
 
 def watch(module: nn.Module) -> None:
-    """Let a block that calls transformers' attention interface be looked at by `observing`."""
+    """Let `observing` record a block that calls transformers' attention interface."""
     config: Any = getattr(module, "config", None)
     if config is None:
         return
@@ -81,7 +81,7 @@ def watch(module: nn.Module) -> None:
 
 @contextmanager
 def observing() -> Iterator[list[AttentionCall]]:
-    """Collect what attention functions of watched blocks are called with; nothing where there is none."""
+    """Collect the calls of attention functions of watched blocks; empty if there are none."""
     found: list[AttentionCall] = []
     token = _seen.set(found)
     try:
@@ -90,10 +90,10 @@ def observing() -> Iterator[list[AttentionCall]]:
         _seen.reset(token)
 
 
-def _observed(
+def _record_call(
     module: Any, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **options: Any
 ) -> tuple[Tensor, Any]:
-    """The block's own attention function, looked at if somebody is `observing`."""
+    """Run the block's own attention function, and record the call if it is being observed."""
     found = _seen.get()
     if found is not None:
         scaling = options.get("scaling")
@@ -109,7 +109,7 @@ def _observed(
 
 
 def _allowed(module: Any, query: Tensor, key: Tensor, mask: Tensor | None, is_causal: bool | None) -> Tensor:
-    """Which keys may be attended to; a mask that is added forbids where it is hugely negative."""
+    """Return the keys that may be attended to; an additive mask forbids where it is hugely negative."""
     positions, keys = query.shape[2], key.shape[2]
     if mask is not None:
         mask = mask[..., :keys]
@@ -119,4 +119,4 @@ def _allowed(module: Any, query: Tensor, key: Tensor, mask: Tensor | None, is_ca
     return everything.tril() if causal and positions > 1 else everything
 
 
-ALL_ATTENTION_FUNCTIONS.register(INTERFACE, _observed)
+ALL_ATTENTION_FUNCTIONS.register(INTERFACE, _record_call)

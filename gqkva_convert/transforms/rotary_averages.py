@@ -1,4 +1,4 @@
-"""What rotary positions do to products of features, on average over distances.
+"""Averages of rotary positions over distances, applied to products of features.
 
 Between a query and a key ``distance`` positions apart, a plane of two features turns by ``frequency *
 distance``. A score is ``q' R k`` with that turn ``R``; its square needs ``E[R X R']`` over distances. Where
@@ -25,10 +25,10 @@ class Turning:
     """Averages over distances for one attention block.
 
     Attributes:
-        cosines: ``E[c_i c_j]`` of all features, ``(head_dim, head_dim)``; c is 1 for a feature that rests.
-        mixed: ``E[c_i s_j]``; s is the sine with the sign that a turn gives the partner, or 0.
-        sines: ``E[s_i s_j]``.
-        partner: The other feature of each feature's plane, or itself.
+        cosines: ``E[c_i c_j]`` of all features, ``(head_dim, head_dim)``; c is 1 without a turn.
+        mixed: ``E[c_i s_j]``, of that shape; s is the sine with the sign that a turn gives the partner, or 0.
+        sines: ``E[s_i s_j]``, of that shape.
+        partner: The other feature of each feature's plane, or itself, ``(head_dim,)``.
     """
 
     cosines: Array
@@ -37,11 +37,11 @@ class Turning:
     partner: NDArray[np.intp]
 
     def average(self, products: Any) -> Array:
-        """``E[R X R']`` of ``X``, ``(..., head_dim, head_dim)``."""
+        """Return ``E[R X R']`` of ``X``, ``(..., head_dim, head_dim)``."""
         return self._turned(products, 1)
 
     def average_back(self, products: Any) -> Array:
-        """``E[R' X R]`` of ``X``, ``(..., head_dim, head_dim)``."""
+        """Return ``E[R' X R]`` of ``X``, ``(..., head_dim, head_dim)``."""
         return self._turned(products, -1)
 
     def _turned(self, products: Any, sign: int) -> Array:
@@ -57,7 +57,7 @@ class Turning:
 def make_turning(
     head_dim: int, first: list[int], second: list[int], frequencies: Array, context: int
 ) -> Turning:
-    """The averages over a context, near distances counting more.
+    """Average over the distances of a context, near ones weighted more.
 
     Distance t has the weight ``sqrt((context - t) / (1 + t))``: there are ``context - t`` such pairs, and
     attention falls off with distance. docs/methods.md compares other weights.
@@ -66,7 +66,7 @@ def make_turning(
         head_dim: Features per head.
         first: First feature of each rotary plane; the rest does not turn.
         second: Second feature of each plane.
-        frequencies: Radians a position, ``(planes,)``.
+        frequencies: Radians per position, ``(planes,)``.
         context: Positions the model reads.
     """
     nodes = np.unique(np.round(np.linspace(0, np.sqrt(max(context - 1, 1)), _NODES) ** 2))
@@ -85,6 +85,6 @@ def make_turning(
 
 
 def still(head_dim: int) -> Turning:
-    """The averages without rotary positions."""
+    """Return the averages without rotary positions."""
     zeros = np.zeros((head_dim, head_dim))
     return Turning(np.ones((head_dim, head_dim)), zeros, zeros, np.arange(head_dim))

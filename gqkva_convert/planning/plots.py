@@ -1,4 +1,4 @@
-"""Pictures of a plan: which heads are alike and which become one, what each layer loses, trade-offs."""
+"""Plots of a plan: similarity of heads and their groups, loss of each layer, trade-offs."""
 
 from __future__ import annotations
 
@@ -10,24 +10,21 @@ import numpy as np
 
 from gqkva_convert.grouping.evolution import Front
 from gqkva_convert.heads import Place
-from gqkva_convert.pictures import pyplot, save_picture
 from gqkva_convert.planning.findings import BlockFindings, Findings
+from gqkva_convert.plots import pyplot, save_plot
 
-# Size of a layer's square and of the letters on it, in inches and points; readable at 32 layers of 32 heads.
+# Inches; readable at 32 layers of 32 heads.
 _SIDE = 2.6
 _COLUMNS = 4
 
 
 def draw_findings(findings: Findings, grouping: str, folder: Path) -> list[Path]:
-    """Draw what planning found, one PNG a subject.
+    """Draw what planning found, one PNG per subject, and return the files written.
 
     Args:
         findings: What planning found.
         grouping: Name of the grouping, for titles.
         folder: Where to write.
-
-    Returns:
-        The files written.
     """
     for old in (*folder.glob("similarity-*.png"), folder / "losses.png", *folder.glob("front.*")):
         old.unlink(missing_ok=True)
@@ -43,7 +40,7 @@ def draw_findings(findings: Findings, grouping: str, folder: Path) -> list[Path]
 
 
 def _draw_similarities(findings: Findings, kind: str, grouping: str, file: Path) -> Path:
-    """A square a layer: similarity of every pair of heads, heads of a group side by side and outlined."""
+    """Draw a square per layer: similarity of every pair of heads, heads of a group outlined."""
     from matplotlib.patches import Rectangle
 
     layers = [layer for its_kind, layer in findings.blocks if its_kind == kind]
@@ -78,11 +75,11 @@ def _draw_similarities(findings: Findings, kind: str, grouping: str, file: Path)
         axis.set_axis_off()
     figure.suptitle(f"{kind} attention: similarity of heads; groups of {grouping}", fontsize=11)
     figure.colorbar(image, ax=axes, shrink=min(1.0, 1.5 / rows), label="similarity")
-    return save_picture(figure, file)
+    return save_plot(figure, file)
 
 
 def _draw_losses(blocks: Mapping[Place, BlockFindings], grouping: str, file: Path) -> Path:
-    """A line a grouping: what the closed form loses in each layer, the chosen one on top."""
+    """Draw a line per grouping: the closed form's loss in each layer, the chosen one on top."""
     places = list(blocks)
     figure, axis = pyplot().subplots(figsize=(max(5.0, 0.28 * len(places) + 2), 3.6), layout="constrained")
     names = dict.fromkeys(name for found in blocks.values() for name in found.method_losses)
@@ -107,7 +104,7 @@ def _draw_losses(blocks: Mapping[Place, BlockFindings], grouping: str, file: Pat
     axis.set_ylim(0, None if highest > 1e-9 else 1)  # or rounding would look like a loss
     axis.grid(alpha=0.3)
     axis.legend()
-    return save_picture(figure, file)
+    return save_plot(figure, file)
 
 
 def _draw_front(front: Front, file: Path) -> Path:
@@ -124,4 +121,4 @@ def _draw_front(front: Front, file: Path) -> Path:
     axis.set_ylabel("weight-sharing error")
     axis.grid(alpha=0.3)
     axis.legend()
-    return save_picture(figure, file)
+    return save_plot(figure, file)

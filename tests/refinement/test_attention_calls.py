@@ -14,8 +14,8 @@ from gqkva_convert.architectures import FAMILIES
 from gqkva_convert.calibration.capture import record
 from gqkva_convert.calibration.network import attention_blocks, load_network
 from gqkva_convert.plans.plan import BlockPlan
+from gqkva_convert.refinement.attention_calls import AttentionCall, observing, score_error
 from gqkva_convert.refinement.block_network import BlockNetwork
-from gqkva_convert.refinement.observed import AttentionCall, observing, score_error
 from gqkva_convert.source.model import open_model
 from gqkva_convert.source.stored_block import stored_block
 

@@ -7,7 +7,7 @@ from typing import Any
 
 
 def pyplot() -> Any:
-    """Matplotlib's pyplot, drawing into files alone."""
+    """Return matplotlib's pyplot, with a backend that draws to files alone."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -16,8 +16,8 @@ def pyplot() -> Any:
     return plt
 
 
-def save_picture(figure: Any, file: Path) -> Path:
-    """Write a figure as a PNG, whatever the file is called, and let go of it."""
+def save_plot(figure: Any, file: Path) -> Path:
+    """Write a figure as a PNG, whatever the file's ending, and close it."""
     if figure.get_layout_engine() is None:
         figure.tight_layout()
     figure.savefig(file, dpi=150, format="png")
