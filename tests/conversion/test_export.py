@@ -23,8 +23,7 @@ Run = Callable[..., Result]
 
 # Heads are hidden_size / num_attention_heads wide there, so that no head can be added.
 FIXED_WIDTH = {"stablelm", "phi"}
-
-
+# Variants of the default run.
 QUICK = ("unequal", "GQA", "GQKVA", "mixed")
 
 
