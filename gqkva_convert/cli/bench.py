@@ -61,7 +61,7 @@ def _print_rows(result: dict[str, Any]) -> None:
 
 
 def _measured(row: dict[str, Any], generates: bool) -> list[str]:
-    """The numbers of a row."""
+    """Return the cells of a measured row."""
     cells = [f"{row['prefill_tokens_per_second']:,.0f}"]
     seconds = f"{row['time_to_first_token_seconds']:.3f}"
     if generates:

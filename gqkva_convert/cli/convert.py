@@ -95,14 +95,14 @@ def _show_result(out: Path, report: Report) -> None:
 
 
 def _variants(blocks: Sequence[BlockPlan]) -> tuple[str, str]:
-    """What layers were and what they are; as many names as differ."""
+    """Return the variant names of blocks before and after, each once."""
     before = dict.fromkeys(block.source.name for block in blocks)
     after = dict.fromkeys(block.target.name for block in blocks)
     return " and ".join(before), " and ".join(after)
 
 
 def _sizes(parameters: int, nbytes: int, made: dict[str, Any]) -> str:
-    """Parameters and bytes of the source, and of what is made of it."""
+    """Describe parameters and bytes of the source and of the output."""
     share = 100 * (made["parameters"] / parameters - 1)
     return (
         f"parameters {human_count(parameters)} -> {human_count(made['parameters'])} ({share:+.1f} %), "

@@ -65,7 +65,7 @@ def _variants(plan: dict[str, Any]) -> str:
 
 
 def _sizes(result: dict[str, Any]) -> str:
-    """Parameters, weights and cache before and after."""
+    """Describe parameters, weights and cache before and after."""
     parts = []
     for name, words, human in (
         ("parameters", "parameters {} -> {}", human_count),

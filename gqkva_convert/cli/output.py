@@ -1,4 +1,4 @@
-"""How commands speak: results to stdout, progress to stderr."""
+"""Output of commands: results go to stdout, progress to stderr."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def print_json(data: Any) -> None:
 
 
 def make_table(title: str, columns: list[tuple[str, bool]]) -> Table:
-    """A table; a column is its heading and whether it holds numbers."""
+    """Make a table; a column is its heading and whether it holds numbers."""
     from rich.box import SIMPLE_HEAD
     from rich.table import Table
     from rich.text import Text
@@ -95,7 +95,7 @@ def training_progress() -> Iterator[Callable[[dict[str, Any]], None]]:
             if "stopped" in entry:
                 typer.echo(
                     f"stopped and saved at step {entry['stopped']} of {entry['steps']}; "
-                    "--resume goes on from there",
+                    "continue with --resume",
                     err=True,
                 )
                 return
@@ -119,7 +119,7 @@ def training_progress() -> Iterator[Callable[[dict[str, Any]], None]]:
 
 
 def _progress(*columns: ProgressColumn) -> Progress:
-    """Progress bars on stderr, shown only where it is a terminal."""
+    """Make progress bars on stderr, shown only on a terminal."""
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 

@@ -14,7 +14,7 @@ from gqkva_convert.units import human_bytes
 def push_command(arguments: dict[str, Any], as_json: bool) -> None:
     """Send a verified folder with its model card to the Hugging Face Hub.
 
-    The token is that of `hf auth login` or HF_TOKEN. The same command goes on after an interruption.
+    The token is that of `hf auth login` or HF_TOKEN. Run the same command again to resume.
     """
     with stage_progress() as stages:
         result = gqkva_convert.push(**arguments, stages=stages, say=_say)

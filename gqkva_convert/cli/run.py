@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 def run_command(arguments: dict[str, Any], as_json: bool) -> None:
-    """Run a recipe: several commands, each left out where it is done already."""
+    """Run a recipe: several commands; steps that are up to date are skipped."""
     # With --json the steps' own tables are no result.
     with redirect_stdout(sys.stderr) if as_json else nullcontext():
         result = gqkva_convert.run(**arguments, watch=_announce, call=_call)

@@ -37,5 +37,5 @@ def show_result(result: dict[str, Any], as_json: bool) -> None:
         table.add_row("original", f"{result['teacher_held_out_loss']:.4f}")
     print_table(table)
     if result["steps_left_out"]:
-        typer.echo(f"{result['steps_left_out']} steps were not finite and left out", err=True)
+        typer.echo(f"{result['steps_left_out']} steps were not finite and were skipped", err=True)
     typer.echo(f"metrics and loss.png: {result['run_folder']}")

@@ -1,4 +1,4 @@
-"""`gqkva inspect`: what a model is and what each conversion would give, from headers alone."""
+"""`gqkva inspect`: a model's attention, and the result of each possible conversion, from headers alone."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ def _kinds(model: SourceModel) -> list[str]:
 
 
 def _describe_kind(model: SourceModel, kind: str) -> list[dict[str, Any]]:
-    """An entry for each layout that layers of a kind have."""
+    """Describe each layout that layers of a kind have."""
     blocks = [block for block in model.blocks if block.attention.kind == kind]
     facts = blocks[0].attention
     positions = "none or learned"
@@ -131,7 +131,7 @@ def _dtypes(model: SourceModel) -> dict[str, int]:
 
 
 def _variants(model: SourceModel) -> list[Variant]:
-    """Every variant that fits all attention blocks, the source's own left out."""
+    """Return every variant that fits all attention blocks, except the source's own."""
     layouts = {block.layout for block in model.blocks}
     heads = math.gcd(*(layout.num_attention_heads for layout in layouts))
     stored = math.gcd(*(layout.num_key_heads for layout in layouts))

@@ -26,7 +26,7 @@ from gqkva_convert.transforms.merge import RULES
 MAX_RUN_BYTES = 2 << 30
 # Largest difference of logits, relative to the largest logit: float32 sums in another order.
 TOLERANCE = 1e-4
-# The same where heads were written anew in a dtype: its rounding, through all layers.
+# The same for heads rewritten in a dtype: its rounding, through all layers.
 TIED_TOLERANCE = {"F64": 1e-4, "F32": 1e-4, "F16": 0.01, "BF16": 0.05}
 
 
@@ -40,7 +40,7 @@ def check_logits(proof: Proof, model: SourceModel, plan: Plan, layers: int | Non
         proof: Takes the results.
         model: The output.
         plan: What it was made by.
-        layers: How many layers to run; None for as many as fit.
+        layers: Number of layers to run; None for the largest that fits.
 
     Raises:
         OutputError: There is no room for the scratch copies of those layers.
@@ -119,12 +119,12 @@ def _check_tied_heads(
 
 
 def _difference(one: Any, other: Any) -> float:
-    """Largest difference, relative to the largest of the second."""
+    """Return the largest difference relative to the largest absolute value of the second."""
     return float((one - other).abs().max()) / max(float(other.abs().max()), 1e-30)
 
 
 def _layers_to_run(model: SourceModel, layers: int | None) -> list[int]:
-    """Evenly spread layers, as many as asked for or as fit."""
+    """Choose evenly spread layers: the requested number, or the largest that fits."""
     total = 1 + max(block.layer for block in model.blocks)
     if layers is None:
         inside = sum(
@@ -143,13 +143,13 @@ def _layers_to_run(model: SourceModel, layers: int | None) -> list[int]:
 
 
 def _unchanged_plan(plan: Plan) -> Plan:
-    """A plan that leaves the output's heads as they are."""
+    """Return a plan that leaves the output's heads as they are."""
     blocks = tuple(BlockPlan.unchanged(block.place, block.target) for block in plan.blocks)
     return Plan(plan.variant, "neighbour", "mean", 0, None, blocks)
 
 
 def _logits(folder: Path, fallback: str) -> tuple[Any, str | None]:
-    """What a model says about fixed inputs in float32, or what went wrong while loading or running."""
+    """Return a model's float32 logits for fixed inputs, or the error of loading or running it."""
     import torch
 
     quiet_transformers()

@@ -82,7 +82,7 @@ class Conversion:
     command: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
-        """The whole conversion as JSON data, for `--dry-run --json`."""
+        """Return the whole conversion as JSON data, for `--dry-run --json`."""
         return {
             "source": self.located.name,
             "target": str(self.target),

@@ -60,7 +60,7 @@ def verify(
         folder: Output of `convert`.
         against: The source: a folder or a Hub id.
         revision: Branch, tag or commit of a Hub id.
-        layers: Layers to run in the logit checks; by default as many as fit 2 GiB in float32.
+        layers: Layers to run in the logit checks; by default the largest number that fits 2 GiB in float32.
         progress: Called with the number of bytes just checked.
         stages: Begins a stage of progress.
 
@@ -108,7 +108,7 @@ def verify(
 
 
 def require_verified(folder: str | Path, progress: Progress | None = None) -> dict[str, str]:
-    """SHA-256 of a folder's weight files, all of which are as `verify` proved them.
+    """Return the SHA-256 of a folder's weight files after checking that `verify` proved them all.
 
     Args:
         folder: Output of `convert`.
@@ -202,7 +202,7 @@ def _check_finite(proof: Proof, checkpoint: Checkpoint, advance: Progress) -> No
 
 
 def _check_modeling_file(proof: Proof, model: SourceModel) -> None:
-    """Others run this file when they trust the folder; it must be the one that was written."""
+    """Check the modelling file byte by byte, because others run it when they trust the folder."""
     family = GROUPED_FAMILIES[model.family.model_type]
     path = model.checkpoint.folder / f"{modeling_module(family)}.py"
     found = path.read_text(errors="replace") if path.is_file() else ""
@@ -280,7 +280,7 @@ def _check_source(
 
 
 def _needs_data(step: Step, plan: Plan) -> bool:
-    """Whether a tensor cannot be recomputed from the source's weights alone."""
+    """Return whether recomputing a tensor takes more than the source's weights."""
     if step.merge is None or plan.calibration is None:
         return False
     rules = {*step.merge.rules.scores, *step.merge.rules.values}
@@ -290,7 +290,7 @@ def _needs_data(step: Step, plan: Plan) -> bool:
 def _is_recorded(
     step: Step, sha256: str | None, checkpoint: Checkpoint, output: TensorReader, advance: Progress
 ) -> bool:
-    """Whether a tensor that depends on calibration data is what the conversion wrote."""
+    """Check that a tensor that depends on calibration data is the one the conversion wrote."""
     stored = checkpoint.tensors.get(step.name)
     if stored is None or (stored.dtype, stored.shape) != (step.dtype, step.shape):
         return False

@@ -1,4 +1,4 @@
-"""Write a prepared conversion, check it and publish it; take over what an interrupted run has left."""
+"""Write a prepared conversion, check it and publish it; reuse complete shards of an interrupted run."""
 
 from __future__ import annotations
 
@@ -131,7 +131,7 @@ def _check_space(folder: Path, conversion: Conversion, carried: dict[str, Path])
 
 
 def kept_shards(target: Path) -> int:
-    """How many complete shards an interrupted run has left beside ``target``."""
+    """Count the complete shards that an interrupted run left beside ``target``."""
     scratch = scratch_folder(target)
     return len(list(scratch.glob("*.safetensors"))) if scratch.is_dir() else 0
 

@@ -78,7 +78,7 @@ def demo(
 
 
 def uptrained_heads(gkv: Sequence[int]) -> int:
-    """Which of several numbers of key/value heads is trained: the one nearest to a quarter."""
+    """Return the number of key/value heads that is trained: the one nearest to a quarter."""
     return min(gkv, key=lambda heads: abs(heads - 2))
 
 
@@ -99,7 +99,7 @@ def _watched(stages: Stages, watch: Watch | None) -> Stages:
 
 
 def _uptrained(source: Path, folder: Path, tokens: int, stages: Stages) -> Path:
-    """A conversion whose attention blocks were matched to the original's on other files' text."""
+    """Train a conversion's attention blocks to match the original's on text of other files."""
     from gqkva_convert.uptraining.settings import TrainingSettings
     from gqkva_convert.uptraining.uptrain import uptrain
 
@@ -133,7 +133,7 @@ def _uptrained(source: Path, folder: Path, tokens: int, stages: Stages) -> Path:
 
 
 def held_out_windows(tokens: int) -> list[list[int]]:
-    """Windows of the held-out files, as long as the model reads, spread evenly over all files."""
+    """Return windows of the held-out files at the model's full length, spread evenly over all files."""
     from tokenizers import Tokenizer
 
     tokenizer = Tokenizer.from_file(str(MODEL / "tokenizer.json"))

@@ -142,7 +142,7 @@ class FoundLicence:
 
 
 def find_licence(card: dict[str, Any] | None, folder: Path) -> FoundLicence:
-    """The licence that a source's card states, or else that a LICENSE file in the folder holds."""
+    """Find the licence in a source's card, or else in a LICENSE file of the folder."""
     stated = (card or {}).get("license")
     ids = tuple(name.lower() for name in ([stated] if isinstance(stated, str) else stated or ()))
     if ids:
@@ -163,7 +163,7 @@ def find_licence(card: dict[str, Any] | None, folder: Path) -> FoundLicence:
 
 
 def matching(found: FoundLicence) -> list[Licence]:
-    """Entries of the table that a licence's identifiers or name match."""
+    """Return the table entries that a licence's identifiers or name match."""
     names = [*found.ids, *([found.name.lower()] if found.name else [])]
     entries = [next((e for e in LICENCES if any(fnmatch(name, i) for i in e.ids)), None) for name in names]
     if found.name and re.search(r"no[-_ ]?deriv", found.name, re.IGNORECASE):
@@ -172,7 +172,7 @@ def matching(found: FoundLicence) -> list[Licence]:
 
 
 def obstacle(found: FoundLicence) -> str | None:
-    """Why a licence does not let a derived model be published; None where nothing says so."""
+    """Return why a licence forbids publishing a derived model; None if no known licence forbids it."""
     for entry in matching(found):
         if entry.forbids:
             return (
@@ -182,7 +182,7 @@ def obstacle(found: FoundLicence) -> str | None:
 
 
 def duties(found: FoundLicence, name: str) -> list[str]:
-    """What to look after before publishing under a licence, a line each.
+    """Return the duties of publishing under a licence, a line each.
 
     Args:
         found: The source's licence.
@@ -204,7 +204,7 @@ def duties(found: FoundLicence, name: str) -> list[str]:
 
 
 def notices(found: FoundLicence) -> list[str]:
-    """Lines that a licence wants shown."""
+    """Return the notices that a licence requires."""
     return [entry.notice for entry in matching(found) if entry.notice]
 
 

@@ -19,17 +19,17 @@ pre { overflow-x: auto; padding: 0.7rem; background: #8882; border-radius: 6px; 
 figure { margin: 1rem 0; } img { max-width: 100%; height: auto; background: #fff; border-radius: 6px; }
 figcaption { font-size: 0.9rem; opacity: 0.8; }
 """
-# Nothing is fetched and nothing runs, whatever stands in the text.
+# Nothing is fetched and nothing runs, whatever the text contains.
 _POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
 
 
 def render_page(title: str, markdown: str, pictures: dict[str, list[tuple[Path, str]]]) -> str:
-    """A page of Markdown with pictures inside it.
+    """Render Markdown as one HTML page with its plots embedded.
 
     Args:
         title: Title of the page.
         markdown: CommonMark with tables; HTML in it is shown as text.
-        pictures: By the heading that they stand under, PNG files and what they show.
+        pictures: PNG files and captions, by the heading that they follow.
 
     Returns:
         The page.

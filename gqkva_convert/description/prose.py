@@ -1,4 +1,4 @@
-"""A converted folder in words, as Markdown: what was done, measured and recorded, and nothing else."""
+"""Markdown about a converted folder: what was done, measured and recorded, and nothing else."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from gqkva_convert.data.names import short_name
 from gqkva_convert.description.commands import making_commands
 from gqkva_convert.description.facts import Facts
 from gqkva_convert.description.licences import notices
-from gqkva_convert.description.pictures import QUALITY
+from gqkva_convert.description.plots import QUALITY
 from gqkva_convert.heads import HeadLayout
 from gqkva_convert.plans.plan import BlockPlan
 from gqkva_convert.records.bench import Bench, Row
@@ -42,7 +42,7 @@ def folder_text(facts: Facts, pictures: Mapping[str, str] = MappingProxyType({})
 
     Args:
         facts: What is known of the folder.
-        pictures: Files to show and what they show, behind what is said of heads.
+        pictures: Captions of plot files, shown after the section about heads.
     """
     parts = [
         _head(facts),
@@ -257,7 +257,7 @@ def _limitations(facts: Facts) -> str:
 
 
 def _runs(blocks: Sequence[BlockPlan]) -> list[tuple[int, int, BlockPlan]]:
-    """Neighbouring layers of a kind with the same layouts: first layer, last layer, one of them."""
+    """Group neighbouring layers of a kind with the same layouts: first layer, last layer, and their plan."""
     runs: list[tuple[int, int, BlockPlan]] = []
     for block in sorted(blocks, key=lambda block: block.place):
         if runs:
@@ -305,14 +305,14 @@ def _measured_with(found: Result | Bench, before: str = "Measured on ") -> str:
 
 
 def _settings(result: Result) -> str:
-    """How a result was measured, as far as it says."""
+    """Describe the settings recorded for a result."""
     chosen = {name: value for name, value in (result.settings or {}).items() if value is not None}
     said = ", ".join(f"{name.replace('_', ' ')} {_value(value)}" for name, value in chosen.items())
     return f"{_cell(short_name(result.data))}: {_cell(said)}." if said else ""
 
 
 def _bench_settings(bench: Bench) -> str:
-    """How speed was measured, as far as it says."""
+    """Describe the settings recorded for a speed measurement."""
     names = ("attn_implementation", "cache", "new_tokens", "rounds", "threads", "peak_memory")
     chosen = {name: bench.settings[name] for name in names if bench.settings.get(name) is not None}
     said = ", ".join(f"{name.replace('_', ' ')} {_value(value)}" for name, value in chosen.items())
@@ -340,5 +340,5 @@ def _table(heading: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> str:
 
 
 def _cell(text: Any) -> str:
-    """Text that cannot break out of its place in a table or become markup of its own."""
+    """Escape text so that it neither leaves its table cell nor becomes markup."""
     return re.sub(r"\s+", " ", str(text)).replace("|", "\\|").replace("<", "&lt;").strip()

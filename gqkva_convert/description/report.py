@@ -1,4 +1,4 @@
-"""`gqkva report`: a page about a converted folder, with pictures."""
+"""`gqkva report`: a page about a converted folder, with plots."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from tempfile import TemporaryDirectory
 from gqkva_convert.checkpoint.sidecars import BENCH_PICTURE, PAGE, PICTURES
 from gqkva_convert.description.facts import Facts
 from gqkva_convert.description.page import render_page
-from gqkva_convert.description.pictures import (
+from gqkva_convert.description.plots import (
     ERRORS,
     HEADS,
     LOSS,
@@ -35,7 +35,7 @@ def report(folder: str | Path) -> list[Path]:
         folder: Output of `convert`, `export` or `uptrain`, maybe measured by `evaluate` and `bench`.
 
     Returns:
-        The files written into the folder: ``report.html``, and the pictures on it.
+        The files written into the folder: ``report.html``, and its plots.
 
     Raises:
         GqkvaError: The folder or one of its files cannot be read; says which.
@@ -60,7 +60,7 @@ def report(folder: str | Path) -> list[Path]:
 
 
 def _draw(facts: Facts, scratch: Path) -> dict[str, list[tuple[Path, str]]]:
-    """Pictures by the heading that they stand under, with what they show."""
+    """Draw the plots and return them with captions, by the heading that they follow."""
     sizes = [(name.partition(",")[0], before, after) for name, before, after in facts.sizes()]
     found: dict[str, list[Path | None]] = {
         "Heads and size": [
@@ -81,18 +81,18 @@ def _draw(facts: Facts, scratch: Path) -> dict[str, list[tuple[Path, str]]]:
 
 
 def _quality(facts: Facts, file: Path) -> Path | None:
-    """A picture of metrics, where some were measured of another model too."""
+    """Draw the metrics that were measured of another model, too; None without any."""
     return draw_quality(facts.evaluation, facts.other_of(QUALITY), file)
 
 
 def _speed(facts: Facts) -> Path | None:
-    """The picture that `gqkva bench` drew."""
+    """Return the plot that `gqkva bench` drew."""
     picture = facts.folder / BENCH_PICTURE
     return picture if facts.bench is not None and picture.is_file() else None
 
 
 def _training_curve(facts: Facts, copy: Path) -> Path | None:
-    """A copy of the picture that training drew, where its folder is still there."""
+    """Copy the plot that training drew, if its folder still exists."""
     if facts.training is None or facts.training.metrics is None:
         return None
     curve = Path(facts.training.metrics).with_name("loss.png")

@@ -1,4 +1,4 @@
-"""`gqkva evaluate`: how well a model answers, alone or beside the one it was made from."""
+"""`gqkva evaluate`: quality of a model, alone or beside the one it was made from."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def evaluate(
     What is measured on data depends on the model: perplexity of causal and masked language models, top-1
     and top-5 accuracy of classifiers, Spearman correlation of sentence encoders, perplexity, ROUGE and exact
     match of sequence-to-sequence models. With ``against`` every metric is given for both, with the
-    difference, and the model's answers are compared with the other's: KL divergence and agreement, or the
+    difference, and the answers of both models are compared: KL divergence and agreement, or the
     cosine of embeddings. Each number has a 95 % bootstrap interval over samples; differences have paired
     ones.
 
@@ -79,7 +79,7 @@ def evaluate(
         tasks: Tasks of lm-evaluation-harness, or YAML files of such tasks; as text with commas.
         num_fewshot: Examples before each question of a task; None for the task's own number.
         samples: Most windows of text, texts, pairs, images or questions; None for all.
-        length: Tokens read at once; None for 2,048 or as many as the model reads.
+        length: Tokens read at once; None for 2,048, or the model's maximum if that is less.
         stride: Tokens predicted by one window; None for ``length``.
         documents: ``"records"``: each record is a text; ``"joined"``: all are one; None for joined where the
             data are running text.
@@ -160,7 +160,7 @@ def _on_data(subject: Subject, common: dict[str, Any]) -> list[Result]:
 
 @contextmanager
 def _fitting(subject: Subject) -> Iterator[None]:
-    """Say what to do where a batch does not fit into memory."""
+    """Raise an error with the remedy if a batch does not fit into memory."""
     try:
         yield
     except (RuntimeError, MemoryError) as error:

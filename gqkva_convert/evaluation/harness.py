@@ -62,7 +62,7 @@ def run_tasks(subject: Subject, settings: dict[str, Any], circumstances: dict[st
 
 
 def require_tasks(subject: Subject) -> Any:
-    """What knows the tasks of the settings; raises as `run_tasks` for tasks that cannot be run."""
+    """Return the harness's task manager; raise as `run_tasks` for tasks that cannot be run."""
     if subject.task not in (CAUSAL, TO_TARGET):
         raise EvaluationError(
             f"lm-evaluation-harness runs models that write text, and this is one for {subject.task}; "
@@ -74,7 +74,7 @@ def require_tasks(subject: Subject) -> Any:
 
 @contextmanager
 def _without_bars() -> Iterator[None]:
-    """Leave out the bars of the harness and of its data where nobody watches them."""
+    """Hide the progress bars of the harness and of its data, except on a terminal."""
     import datasets
 
     if sys.stderr.isatty():
@@ -86,7 +86,7 @@ def _without_bars() -> Iterator[None]:
 
 
 def _manager(tasks: Sequence[str]) -> Any:
-    """What knows the tasks: the harness's own are read only where one is asked for by name."""
+    """Return a task manager, with the harness's own tasks only if one is requested by name."""
     try:
         from lm_eval.tasks import TaskManager
     except ImportError as error:
@@ -158,7 +158,7 @@ def _nearest(name: str, known: set[str]) -> str:
 
 
 def _samples(answers: Any, name: str) -> dict[str, list[Any]]:
-    """Samples of a task, or of every task of a group, by task."""
+    """Return the samples of a task, or of every task of a group, by task."""
     if name in answers["samples"]:
         return {name: answers["samples"][name]}
     found: dict[str, list[Any]] = {}
@@ -191,7 +191,7 @@ def _better(answers: Any, name: str, metric: str) -> Literal["lower", "higher"]:
 
 
 def _column(answers: Any, name: str, metric: str, rule: str, reported: float) -> Any:
-    """A metric sample by sample, where what the harness reports is its mean; else None."""
+    """Return a metric's value per sample if the harness reports their mean; else None."""
     values = [
         sample[metric]
         for samples in _samples(answers, name).values()

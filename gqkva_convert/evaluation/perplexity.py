@@ -60,7 +60,7 @@ def score_windows(
 
 
 def _scores(model: Any, against: Any, windows: Sequence[Window]) -> dict[str, Any]:
-    """Scores of all targets of a batch, window after window."""
+    """Score all targets of a batch, window after window."""
     import torch
 
     ids, present = pad([window.inputs for window in windows], 0)
@@ -69,7 +69,7 @@ def _scores(model: Any, against: Any, windows: Sequence[Window]) -> dict[str, An
     places = torch.arange(ids.shape[1])
     wanted = (begins <= places) & (places < ends)
     targets = torch.tensor([token for window in windows for token in window.targets])
-    # Padding stands on the right, where causal attention never looks: no mask is needed.
+    # Padding is on the right, where causal attention never looks: no mask is needed.
     logits = [
         network(input_ids=ids.to(network.device), use_cache=False).logits
         for network in (model, against)
@@ -105,11 +105,11 @@ def language_loss(
     batch_tokens: int = 8192,
     progress: Progress | None = None,
 ) -> LanguageLoss:
-    """Cross-entropy of a causal language model over independent sequences.
+    """Compute a causal language model's cross-entropy over independent sequences.
 
     Args:
         model: A transformers model with a language-modelling head.
-        sequences: Token ids; each sequence stands alone and must fit the model's positions.
+        sequences: Token ids; each sequence is independent and must fit the model's positions.
         batch_tokens: Most tokens, padding included, in one forward pass.
         progress: Called with the number of tokens just predicted.
 

@@ -1,4 +1,4 @@
-"""What is measured, and how; checked once."""
+"""Settings of a measurement, checked once."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ DOCUMENTS = ("records", "joined")
 
 @dataclass(frozen=True)
 class EvaluationSettings:
-    """What a model is measured on.
+    """The data, tasks and settings that a model is measured with.
 
     Attributes:
         data: A file, a folder, a Hub id or a short name; None where only `tasks` are run.
         split: Part of the data; None for test, or validation where there is none.
         tasks: Names of lm-evaluation-harness's tasks, or YAML files of such tasks.
         samples: Most windows of text, texts, pairs or images, drawn evenly or by the seed; None for all.
-        length: Tokens read at once; None for 2,048 or as many as the model reads.
+        length: Tokens read at once; None for 2,048, or the model's maximum if that is less.
         stride: Tokens predicted by one window; None for ``length``, where each sees one token before it.
         documents: ``"records"``: each record is a text; ``"joined"``: all are one, line after line; None
             for joined where the data are running text (wikitext, a ``.txt`` file), else records.

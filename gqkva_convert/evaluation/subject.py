@@ -42,15 +42,15 @@ class Subject:
 
     @property
     def models(self) -> list[Any]:
-        """The model, and the other one behind it where there is one."""
+        """Return the model, followed by the other one if there is one."""
         return [self.model] if self.against is None else [self.model, self.against]
 
     def measuring(self, total: int) -> Progress:
-        """Begin the stage of measuring so many samples."""
+        """Begin the stage of measuring ``total`` samples."""
         return self.begin(f"measuring {self.settings.data}", total)
 
     def batches(self, samples: Sequence[Item], usual: int) -> Iterator[list[Item]]:
-        """Yield groups of samples, as many as are asked for in one forward pass or else `usual`."""
+        """Yield groups of samples of the requested batch size, or else `usual`."""
         return in_groups(samples, self.settings.batch_size or usual)
 
 

@@ -32,7 +32,7 @@ class PushFile:
 
     Attributes:
         name: Its path in the repository.
-        content: Where it lies, or what it holds.
+        content: Its path, or its content.
         bytes: Its size.
         sha256: Its SHA-256.
     """
@@ -44,7 +44,7 @@ class PushFile:
 
     @property
     def git_id(self) -> str:
-        """What git calls the file, which the Hub states for files it keeps in git itself."""
+        """Return git's id of the file, which the Hub states for files that it keeps in git."""
         content = self.content if isinstance(self.content, bytes) else self.content.read_bytes()
         named = b"blob %d\0" % self.bytes + content
         return hashlib.sha1(named, usedforsecurity=False).hexdigest()
@@ -73,7 +73,7 @@ class Push:
     remarks: list[str] = field(default_factory=list)
 
     def to_dict(self) -> dict[str, Any]:
-        """The push as JSON data, for `--dry-run --json`."""
+        """Return the push as JSON data, for `--dry-run --json`."""
         return {
             "folder": str(self.folder),
             "repo": self.repo_id,
@@ -164,7 +164,7 @@ class Sending:
             self._ask(lambda: self.api.create_branch(self.repo, branch=branch, exist_ok=True))
 
     def _tree(self, revision: str | None) -> dict[str, Any]:
-        """Files there, by name."""
+        """List the repository's files by name."""
 
         def files() -> dict[str, Any]:
             found = self.api.list_repo_tree(self.repo, recursive=True, revision=revision)
@@ -174,7 +174,7 @@ class Sending:
         return tree
 
     def _is_edited_there(self, there: dict[str, Any]) -> bool:
-        """Whether the repository's card is more than ours, or than the stub the Hub makes."""
+        """Return whether the repository's card is neither ours nor the stub that the Hub makes."""
         if CARD not in there:
             return False
         from huggingface_hub import hf_hub_download
@@ -185,7 +185,7 @@ class Sending:
         return bool(body.strip()) and not is_ours(text)
 
     def _upload(self, missing: list[PushFile]) -> list[Any]:
-        """Send what is large, a group of files at a time; gives all files as parts of a commit."""
+        """Send large files, a group at a time, and return all files as operations of a commit."""
         from huggingface_hub import CommitOperationAdd
 
         total, sent, started = sum(file.bytes for file in missing), 0, time.monotonic()
@@ -207,7 +207,7 @@ class Sending:
     def _commit(
         self, missing: list[PushFile], stale: list[str], message: str, operations: list[Any]
     ) -> tuple[str, str, str | None]:
-        """Make what was sent visible; gives the address and number of the commit, and of a pull request."""
+        """Commit the sent files; return the address and id of the commit, and of a pull request."""
         from huggingface_hub import CommitOperationDelete
 
         if not missing and not stale:
@@ -261,7 +261,7 @@ class Sending:
 
 
 def _is_same(entry: Any, file: PushFile) -> bool:
-    """Whether a file on the Hub is the one here, by size and by the checksum the Hub states for it."""
+    """Return whether a file on the Hub is the one here, by size and the Hub's checksum."""
     if entry is None or entry.size != file.bytes:
         return False
     if entry.lfs is not None:
@@ -288,7 +288,7 @@ def _groups(files: list[PushFile]) -> list[list[PushFile]]:
 
 
 def _describe(group: list[PushFile], files: list[PushFile], sent: int, total: int, seconds: float) -> str:
-    """A line about what is sent now, what is left, and how long that may take."""
+    """Describe the file being sent, the remaining bytes and the remaining time."""
     what = group[0].name if len(group) == 1 else f"{len(group)} small files"
     line = f"sending {what}: {human_bytes(sent)} of {human_bytes(total)} in {len(files)} files are through"
     if sent and seconds > 1:
@@ -299,7 +299,7 @@ def _describe(group: list[PushFile], files: list[PushFile], sent: int, total: in
 
 @contextmanager
 def _bars_on_terminals_only() -> Iterator[None]:
-    """Keep huggingface_hub's bars for the bytes of a file, except where they would fill a log."""
+    """Show huggingface_hub's progress bars only on a terminal."""
     from huggingface_hub import constants
     from huggingface_hub.utils import (
         are_progress_bars_disabled,

@@ -60,7 +60,7 @@ class GroupRules:
 
     @classmethod
     def same(cls, rule: str, target: HeadLayout) -> GroupRules:
-        """One rule for every group."""
+        """Return rules that use one rule for every group."""
         return cls((rule,) * target.num_key_heads, (rule,) * target.num_value_heads)
 
 
@@ -129,7 +129,7 @@ class BlockPlan:
 
     @property
     def shares_queries(self) -> bool:
-        """Whether several attention heads of the result read one query head."""
+        """Return whether several attention heads of the result read one query head."""
         return self.target.num_query_heads < self.target.num_attention_heads
 
     def groups(self, role: str) -> tuple[tuple[int, ...], ...]:
@@ -137,7 +137,7 @@ class BlockPlan:
         return merged_groups(self.order, self.source.stored_heads(role), self.target.stored_heads(role))
 
     def reversed(self) -> BlockPlan:
-        """The plan that gives every head of the source its merged head back, in the source's order."""
+        """Return the plan that expands the merged heads to the source's layout and order."""
         places = tuple(self.order.index(head) for head in range(self.source.num_attention_heads))
         return BlockPlan(self.kind, self.layer, self.target, self.source, places)
 
@@ -196,17 +196,17 @@ class Plan:
 
     @property
     def wants_rules(self) -> bool:
-        """Whether rules of groups are still to be compared."""
+        """Return whether rules of groups remain to be compared."""
         merging = (block for block in self.blocks if block.target != block.source)
         return self.merge == "auto" and any(block.rules is None for block in merging)
 
     @property
     def looks_at_data(self) -> bool:
-        """Whether it cannot be carried out without calibration data."""
+        """Return whether the conversion needs calibration data."""
         return bool(self.refine) or self.wants_rules
 
     def is_native(self, family: Family) -> bool:
-        """Whether the family's stock architecture can hold the result."""
+        """Return whether the family's stock architecture can hold the result."""
         for attention in family.attention:
             targets = {block.target for block in self.blocks if block.kind == attention.kind}
             if len(targets) > 1 or not all(target.is_stock_gqa for target in targets):
@@ -302,7 +302,7 @@ def plan_blocks(
 def plan_layouts(
     family: Family, blocks: Sequence[Block], variant: Variant, kinds: str | None
 ) -> tuple[HeadLayout, ...]:
-    """The layout that each block gets, heads in neighbour order; those not chosen keep theirs.
+    """Return the layout of each block, heads in neighbour order; blocks not chosen keep theirs.
 
     Raises:
         LayoutError: The numbers of heads cannot be.
@@ -319,7 +319,7 @@ def plan_layouts(
 
 
 def chosen_kinds(family: Family, blocks: str | None) -> set[str]:
-    """Kinds of attention that are converted; see `make_plan`."""
+    """Return the kinds of attention that are converted; see `make_plan`."""
     kinds = {attention.kind for attention in family.attention}
     if blocks is None:
         return kinds

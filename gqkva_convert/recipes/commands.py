@@ -16,7 +16,7 @@ from gqkva_convert.recipes.schema import Step, unknown
 RESERVED = {
     "as_json": "give --json to gqkva run",
     "overwrite": "a recipe replaces what it made itself",
-    "resume": "a recipe goes on by itself",
+    "resume": "a recipe resumes by itself",
 }
 
 
@@ -35,17 +35,17 @@ class CommandLine:
     options: tuple[Option, ...]
 
     def has(self, name: str) -> bool:
-        """Whether the command has an option."""
+        """Return whether the command has an option."""
         return any(option.name == name for option in self.options)
 
     def with_options(self, **changes: Any) -> CommandLine:
-        """Return the same with other values of some options."""
+        """Return the command line with other values of some options."""
         step = self.step.model_copy(update={"options": self.step.options | changes})
         return CommandLine(step, self.facts, self.options)
 
     @property
     def arguments(self) -> tuple[str, ...]:
-        """What follows ``gqkva COMMAND``: arguments, then options."""
+        """Return the text after ``gqkva COMMAND``: arguments, then options."""
         placed: list[str] = []
         named: list[str] = []
         for option in self.options:

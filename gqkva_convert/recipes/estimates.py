@@ -1,7 +1,6 @@
-"""What a recipe would take: sizes from headers, time and memory from what was measured elsewhere.
+"""Estimates for a recipe: sizes from headers, time and memory from earlier measurements.
 
-An estimate is there to tell minutes from days. It names what it rests on; what cannot be known before a run
-is left open rather than guessed.
+An estimate tells minutes from days. It names its source; what cannot be known before a run is not guessed.
 """
 
 from __future__ import annotations
@@ -47,7 +46,7 @@ class Size:
     Attributes:
         parameters: Their number.
         nbytes: Bytes of the weights.
-        row: Positions of one sample, where every sample has as many: patches of a picture.
+        row: Positions of one sample, if all samples have the same number: patches of an image.
         longest: Most positions of a sequence, where that is known.
         assumed: Whether its headers could not be read.
     """
@@ -84,7 +83,7 @@ Estimator = Callable[[Values, Size, "list[Size]", Speed], Estimate]
 
 
 def speed_of(gpus: Gpus | None) -> Speed:
-    """Of this machine's GPUs, or those that a recipe asks for, by their makers' figures; else measured here.
+    """Return the speed of this machine's GPUs or of those a recipe asks for, as published; else measure it.
 
     Raises:
         RecipeError: The recipe asks for GPUs whose speed is not known.
@@ -112,7 +111,7 @@ def speed_of(gpus: Gpus | None) -> Speed:
         matrix @ matrix
         rounds += 1
     rate = 2 * side**3 * rounds / (time.perf_counter() - start)
-    return Speed(rate * _UTILISATION, f"this processor at {_UTILISATION:.0%} of {rate / 1e9:.0f} GFLOP/s")
+    return Speed(rate * _UTILISATION, f"this CPU at {_UTILISATION:.0%} of {rate / 1e9:.0f} GFLOP/s")
 
 
 def _share(peak: float, count: int, name: str) -> Speed:
@@ -143,7 +142,7 @@ def fresh_size(arguments: Mapping[str, Any]) -> Size:
 
 
 def positions_of(config: Mapping[str, Any]) -> tuple[int | None, int | None]:
-    """Return the patches of a picture, and the most positions of a sequence."""
+    """Return the patches of an image, and the most positions of a sequence."""
     side, patch = config.get("image_size"), config.get("patch_size")
     patches = (side // patch) ** 2 if isinstance(side, int) and isinstance(patch, int) else None
     longest = config.get("max_position_embeddings")
@@ -198,7 +197,7 @@ def estimate_training(values: Values, model: Size, others: list[Size], speed: Sp
 
 
 def _length(wanted: Any, model: Size) -> int:
-    """Positions of a sample."""
+    """Return the positions of a sample."""
     if model.row is not None:
         return model.row
     longest = model.longest or _LENGTH

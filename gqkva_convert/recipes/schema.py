@@ -1,4 +1,4 @@
-"""What a recipe says: a YAML file of variables and steps."""
+"""The form of a recipe: a YAML file of variables and steps."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _NAME = r"^[a-z][a-z0-9_-]*$"
 
 
 class Assumed(BaseModel):
-    """What a dry run takes a model to be where its headers cannot be read."""
+    """Sizes of a model for a dry run that cannot read its headers."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -27,7 +27,7 @@ class Assumed(BaseModel):
 
 
 class Gpus(BaseModel):
-    """The GPUs that a dry run reckons with on a machine without any."""
+    """The GPUs that a dry run assumes on a machine without any."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -89,7 +89,7 @@ class Recipe(BaseModel):
 
 
 def unknown(what: str, name: str, known: Iterable[str]) -> str:
-    """The message for a name that does not exist, with the nearest one that does."""
+    """Return the message for an unknown name, with the nearest known one."""
     names = list(known)
     near = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
     remedy = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(names) or 'none'}"

@@ -1,4 +1,4 @@
-"""The base of all records: typed, written and read by one class, and written again as they were read."""
+"""The base of all records: typed, and written and read by one class without losing keys."""
 
 from __future__ import annotations
 

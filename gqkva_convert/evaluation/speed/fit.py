@@ -54,7 +54,7 @@ def fit(needs: Mapping[str, Needs], context: int, available: int | None, can_div
     Args:
         needs: What each model takes.
         context: Positions of the prompt.
-        available: Free bytes; None where nobody knows, and everything is tried.
+        available: Free bytes; None if unknown, and everything is tried.
         can_divide: Whether a prompt can be read in several passes.
     """
     names = tuple(needs)
@@ -99,7 +99,7 @@ def estimate(source: SourceModel, model: Any, context: int, batch: int, settings
 
 
 def _numbers_per_position(source: SourceModel, cache: str) -> int:
-    """Numbers of keys and values that a position takes in the cache of ``self`` or of ``cross`` attention."""
+    """Count the key and value elements of a position in the cache of ``self`` or ``cross`` attention."""
     return sum(
         (block.layout.num_key_heads + block.layout.num_value_heads) * block.layout.head_dim
         for block in source.blocks

@@ -17,7 +17,7 @@ _CGROUP = Path("/sys/fs/cgroup")
 
 
 def storage_bytes(tensors: Iterable[Tensor]) -> int:
-    """Bytes of the storages behind tensors, each counted once."""
+    """Count the bytes of the storages behind tensors, each once."""
     storages = {}
     for tensor in tensors:
         storage = tensor.untyped_storage()
@@ -26,12 +26,12 @@ def storage_bytes(tensors: Iterable[Tensor]) -> int:
 
 
 def weight_bytes(model: Any) -> int:
-    """Bytes of a model's parameters and buffers."""
+    """Count the bytes of a model's parameters and buffers."""
     return storage_bytes([*model.parameters(), *model.buffers()])
 
 
 def bytes_read(model: Any, run: Callable[[], object]) -> int:
-    """Bytes of the weights that one run of a model reads.
+    """Count the bytes of the weights that one run of a model reads.
 
     Every module that the run calls reads all its own parameters, except tables of embeddings, of which a few
     rows are read.
@@ -83,7 +83,7 @@ class PeakMemory:
             self.base = _status("VmRSS")
 
     def growth(self) -> int | None:
-        """Bytes of the peak since `begin`, less those held then; None where that is not known."""
+        """Return the peak bytes since `begin` less those held then; None if unknown."""
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
             return torch.cuda.max_memory_allocated(self.device) - (self.base or 0)
@@ -91,7 +91,7 @@ class PeakMemory:
 
 
 def available_bytes(device: torch.device) -> int | None:
-    """Memory that is free on a device; None where the system does not say."""
+    """Return the free memory of a device; None if the system does not report it."""
     if device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(device)
         return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)

@@ -1,4 +1,4 @@
-"""Where results stay: a JSON file and a picture beside the weights, put in place whole."""
+"""Results beside the weights: a JSON file and a plot, each put in place whole."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 from gqkva_convert.checkpoint.jsonfile import write_json
 from gqkva_convert.checkpoint.sidecars import BENCH, BENCH_PICTURE
 from gqkva_convert.errors import OutputError
-from gqkva_convert.evaluation.speed.pictures import draw
+from gqkva_convert.evaluation.speed.plots import draw
 from gqkva_convert.records.bench import Bench
 
 

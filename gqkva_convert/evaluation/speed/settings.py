@@ -1,4 +1,4 @@
-"""What is asked of a measurement."""
+"""Settings of a speed measurement."""
 
 from __future__ import annotations
 
@@ -30,11 +30,11 @@ def _counts(option: str, given: str | Sequence[int]) -> tuple[int, ...]:
 
 @dataclass(frozen=True)
 class BenchSettings:
-    """What to measure, and how.
+    """Settings of a speed measurement, checked once.
 
     Attributes:
         context: Positions in the cache, or in the input where a model keeps none or reads it with an encoder;
-            by default 4,096 and 32,768, and 512 of an input, or as many as the model has.
+            by default 4,096 and 32,768, and 512 of an input, at most the model's.
         batch: Sequences at once.
         new_tokens: Tokens that are generated in each round, the last of the context.
         dtype: Of weights and cache.

@@ -1,4 +1,4 @@
-"""A metric over size: a point a model, with its interval; models made in one way joined by a line."""
+"""Plot a metric over size, a point per model with its interval; a line joins models made the same way."""
 
 from __future__ import annotations
 
@@ -70,5 +70,5 @@ def _draw_series(
 
 
 def _plain(text: str) -> str:
-    """Text that is no formula to matplotlib."""
+    """Escape text so that matplotlib does not read formulas in it."""
     return text.replace("$", r"\$")

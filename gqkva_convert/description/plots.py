@@ -1,4 +1,4 @@
-"""Pictures of a converted model: its heads, its size, its quality beside the original's."""
+"""Plots of a converted model: its heads, its size, its quality beside the original's."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ CAPTIONS = {
     BENCH_PICTURE: "Speed and cache, this model and {other}.",
     LOSS: "Loss over tokens of training.",
 }
-# Inches; readable on a phone, where a page is as wide as the picture.
+# Inches; readable on a phone, where a page is as wide as the plot.
 _WIDTH = 7.0
 _ORIGINAL, _CONVERTED = "#8a8f98", "#1f6feb"
 # Refinements as a reader knows them.
@@ -29,7 +29,7 @@ _STAGES = {"merged": "merged", "output": "output fitted", "layerwise": "block fi
 
 
 def caption(file: str, other: str) -> str:
-    """What a picture shows.
+    """Return the caption of a plot.
 
     Args:
         file: Its name.
@@ -39,7 +39,7 @@ def caption(file: str, other: str) -> str:
 
 
 def draw_heads(blocks: tuple[BlockPlan, ...], file: Path) -> Path:
-    """A row a layer, a square an attention head, coloured by the stored key/value head that it reads.
+    """Draw a row per layer, a square per attention head, coloured by the stored key/value head it reads.
 
     Args:
         blocks: What became of each attention block.
@@ -65,7 +65,7 @@ def _draw_kind(blocks: list[BlockPlan], kind: str, axis: Any) -> None:
     for row, block in enumerate(blocks):
         readers = [None] * block.target.num_attention_heads if block.order is None else block.order
         for place, key in enumerate(block.target.key):
-            # Heads stand where the source had them, so that a group of distant heads shows as one.
+            # Heads keep their places in the source, so that a group of distant heads shows as one.
             source = readers[place]
             stored[row, place if source is None or source >= width else source] = key
     axis.imshow(stored % 20, cmap="tab20", vmin=0, vmax=19, aspect="auto", interpolation="none")
@@ -81,7 +81,7 @@ def _draw_kind(blocks: list[BlockPlan], kind: str, axis: Any) -> None:
 
 
 def draw_sizes(sizes: Sequence[tuple[str, float, float]], file: Path) -> Path:
-    """What is left of parameters and cache, as a share of the original's.
+    """Draw the remaining parameters and cache as shares of the original's.
 
     Args:
         sizes: Name, before and after.
@@ -102,7 +102,7 @@ def draw_sizes(sizes: Sequence[tuple[str, float, float]], file: Path) -> Path:
 
 
 def draw_errors(errors: dict[str, dict[int, dict[str, float]]], file: Path) -> Path | None:
-    """A panel a kind of attention: error over layers, a line a refinement; None without errors.
+    """Draw errors over layers, a panel per kind of attention, a line per refinement; None without errors.
 
     Args:
         errors: By kind, layer and refinement (`Facts.block_errors`).
@@ -128,7 +128,7 @@ def draw_errors(errors: dict[str, dict[int, dict[str, float]]], file: Path) -> P
 
 
 def draw_quality(evaluation: Evaluation, other: str, file: Path) -> Path | None:
-    """A panel a metric: this model and another with their intervals; None without another.
+    """Draw a panel per metric with both models and their intervals; None without another model.
 
     Args:
         evaluation: What was measured.
