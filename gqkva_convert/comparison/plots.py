@@ -18,13 +18,7 @@ _MARKERS = "os^D"
 
 
 def draw(comparison: Comparison, key: str, file: Path) -> Path:
-    """Draw one metric.
-
-    Args:
-        comparison: The models.
-        key: The metric.
-        file: PNG file to write.
-    """
+    """Draw one metric."""
     plt = pyplot()
     rows = [row for row in comparison.rows if key in row.metrics]
     figure, axis = plt.subplots(figsize=(9.0, 5.5))

@@ -18,15 +18,7 @@ from gqkva_convert.steps.step import Steps
 
 
 def write_excerpt(model: SourceModel, plan: Plan, steps: Steps, layers: Sequence[int], folder: Path) -> None:
-    """Write some layers of a conversion's output, renumbered from 0.
-
-    Args:
-        model: The conversion's source.
-        plan: Its plan.
-        steps: Its steps.
-        layers: Layers to keep, ascending.
-        folder: Folder to create.
-    """
+    """Write some layers of a conversion's output, renumbered from 0."""
     numbers = {layer: place for place, layer in enumerate(layers)}
     kept = []
     for step in steps.steps:

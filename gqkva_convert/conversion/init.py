@@ -142,10 +142,6 @@ def _given_config(file: str | Path | None) -> dict[str, Any]:
 def _refuse_misspelt(given: dict[str, Any], config: Any) -> None:
     """Refuse keys that transformers would keep and nothing would read, where they are nearly another.
 
-    Args:
-        given: What the user gave.
-        config: The configuration made of it.
-
     Raises:
         FamilyError: Names key and nearest key.
     """

@@ -36,12 +36,6 @@ def check_logits(proof: Proof, model: SourceModel, plan: Plan, layers: int | Non
     Every head of the source's architecture gets the merged head it reads under the plan. That model must
     merge back to the output's bytes, and compute what the output computes.
 
-    Args:
-        proof: Takes the results.
-        model: The output.
-        plan: What it was made by.
-        layers: Number of layers to run; None for the largest that fits.
-
     Raises:
         OutputError: There is no room for the scratch copies of those layers.
     """

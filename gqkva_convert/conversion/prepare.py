@@ -28,13 +28,7 @@ from gqkva_convert.steps.step import Steps
 
 @dataclass(frozen=True)
 class Draft:
-    """A plan that has been checked against its source: every tensor accounted for, a configuration found.
-
-    Attributes:
-        plan: What happens to the source's heads.
-        steps: One step per output tensor.
-        config: The configuration of the result.
-    """
+    """A plan that has been checked against its source: every tensor accounted for, a configuration found."""
 
     plan: Plan
     steps: Steps
@@ -43,11 +37,6 @@ class Draft:
 
 def make_draft(model: SourceModel, plan: Plan, tied: dict[str, str]) -> Draft:
     """Check a plan against its source; reads no weights.
-
-    Args:
-        model: The source.
-        plan: What happens to its heads.
-        tied: What `tied_copies` found in the source.
 
     Raises:
         GqkvaError: The plan does not fit the source, or no class can hold the result.
@@ -119,17 +108,7 @@ def prepare(
     revision: str | None = None,
     stages: Stages = no_stages,
 ) -> Conversion:
-    """Plan a conversion without writing anything.
-
-    Args:
-        model: Checkpoint folder or Hub id.
-        out: Folder to write; by default ``<model>-<variant>`` in the working directory.
-        request: What is asked; or
-        plan: A plan file that `gqkva plan` wrote, perhaps edited.
-        max_shard_size: Largest output file; None keeps the source's division.
-        revision: Branch, tag or commit of a Hub id.
-        stages: Shows progress of what looks at weights or data.
-    """
+    """Plan a conversion without writing anything; takes the arguments of `convert`, or a request."""
     if (request is None) == (plan is None):
         raise UsageError("give either a plan or what to plan, --gkv for instance; not both")
     max_shard_bytes = parse_size(max_shard_size) if max_shard_size else None
@@ -168,15 +147,6 @@ def plan_shards(
     command: tuple[str, ...] = (),
 ) -> Conversion:
     """Return a checked plan with its output files; writes nothing.
-
-    Args:
-        located: The source.
-        source: The same, opened.
-        draft: The checked plan.
-        target: Output folder.
-        max_shard_bytes: Largest output file; None keeps the source's division.
-        calibrated: The source with the data that the plan names.
-        command: The arguments of ``gqkva`` that ask for it.
 
     Raises:
         OutputError: The target is or holds the source.

@@ -110,10 +110,6 @@ def verify(
 def require_verified(folder: str | Path, progress: Progress | None = None) -> dict[str, str]:
     """Return the SHA-256 of a folder's weight files after checking that `verify` proved them all.
 
-    Args:
-        folder: Output of `convert`.
-        progress: Called with the number of bytes just read.
-
     Raises:
         VerificationError: It was never verified, did not pass, or has changed since; says what to do.
     """

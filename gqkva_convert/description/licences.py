@@ -182,12 +182,7 @@ def obstacle(found: FoundLicence) -> str | None:
 
 
 def duties(found: FoundLicence, name: str) -> list[str]:
-    """Return the duties of publishing under a licence, a line each.
-
-    Args:
-        found: The source's licence.
-        name: Name of the model to be published.
-    """
+    """Return the duties of publishing under a licence, a line each."""
     if not found.ids:
         return ["the source states no licence; make sure that you may publish what is made from it"]
     entries = matching(found)

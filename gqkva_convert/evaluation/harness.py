@@ -28,11 +28,6 @@ _DEVIATE = 1.96
 def run_tasks(subject: Subject, settings: dict[str, Any], circumstances: dict[str, Any]) -> list[Result]:
     """Run the tasks of the settings on every model.
 
-    Args:
-        subject: The models.
-        settings: Settings of all results.
-        circumstances: Other fields of all results.
-
     Returns:
         A result for each task or group.
 

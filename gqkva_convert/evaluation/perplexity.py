@@ -83,12 +83,7 @@ def _scores(model: Any, against: Any, windows: Sequence[Window]) -> dict[str, An
 
 @dataclass(frozen=True)
 class LanguageLoss:
-    """Loss of a model over predicted tokens.
-
-    Attributes:
-        nats_per_token: Mean cross-entropy over all predicted tokens.
-        tokens: Number of predicted tokens; the first of each sequence is not.
-    """
+    """Loss of a model over predicted tokens."""
 
     nats_per_token: float
     tokens: int

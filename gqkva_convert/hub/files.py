@@ -57,10 +57,6 @@ _OTHER_WEIGHTS = re.compile(r"(model|pytorch_model)(-\d+-of-\d+)?\.(safetensors|
 def choose_files(checkpoint: Checkpoint, card: str) -> tuple[dict[str, Path], dict[str, str]]:
     """Return the files of the model, and why the others are not sent.
 
-    Args:
-        checkpoint: The opened folder.
-        card: Text of its card, which may show plots of the folder.
-
     Returns:
         Files to send by relative name, without the card, and reasons for the others by relative name.
 

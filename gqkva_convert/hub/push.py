@@ -105,9 +105,7 @@ def push(
     try:
         return Sending(prepared, revision, create_pr, say or (lambda _: None)).run(private, message, new_card)
     except KeyboardInterrupt as error:
-        error.args = (
-            "what has arrived on the Hub stays there for now; run the same command again to resume",
-        )
+        error.args = ("what has arrived on the Hub stays there; run the same command again to resume",)
         raise
 
 

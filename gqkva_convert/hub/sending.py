@@ -28,14 +28,7 @@ GROUP_BYTES = 8 << 20
 
 @dataclass(frozen=True)
 class PushFile:
-    """One file to send.
-
-    Attributes:
-        name: Its path in the repository.
-        content: Its path, or its content.
-        bytes: Its size.
-        sha256: Its SHA-256.
-    """
+    """One file to send."""
 
     name: str
     content: Path | bytes

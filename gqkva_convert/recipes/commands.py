@@ -22,13 +22,7 @@ RESERVED = {
 
 @dataclass(frozen=True)
 class CommandLine:
-    """A step as it is called.
-
-    Attributes:
-        step: The step, its options by the names of the function's parameters.
-        facts: What recipes know of its command.
-        options: Arguments and options of the command.
-    """
+    """A step as it is called."""
 
     step: Step
     facts: CommandFacts
@@ -103,9 +97,6 @@ class CommandLine:
 
 def command_line(step: Step) -> CommandLine:
     """Return a step as a command line.
-
-    Args:
-        step: With variables in their places.
 
     Raises:
         RecipeError: An option does not exist, or its value is not of its kind.

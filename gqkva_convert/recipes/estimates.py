@@ -121,9 +121,6 @@ def _share(peak: float, count: int, name: str) -> Speed:
 def fresh_size(arguments: Mapping[str, Any]) -> Size:
     """Return the size of a model that `init` makes.
 
-    Args:
-        arguments: What `init` would be called with.
-
     Raises:
         GqkvaError: It cannot be made.
     """

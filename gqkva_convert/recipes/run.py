@@ -40,14 +40,7 @@ Call = Callable[[CommandLine], Any]
 
 @dataclass(frozen=True)
 class Prepared:
-    """A recipe, checked.
-
-    Attributes:
-        path: Its file.
-        recipe: What it says.
-        lines: Its steps as command lines, repeated ones written out.
-        work: The folder of its results.
-    """
+    """A recipe, checked."""
 
     path: Path
     recipe: Recipe

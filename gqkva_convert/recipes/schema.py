@@ -99,10 +99,6 @@ def unknown(what: str, name: str, known: Iterable[str]) -> str:
 def read_recipe(path: Path, commands: Iterable[str]) -> Recipe:
     """Read a recipe.
 
-    Args:
-        path: The YAML file.
-        commands: Names of commands that a step can be.
-
     Raises:
         RecipeError: It cannot be read, or does not say what a recipe says; names the place.
     """

@@ -28,12 +28,7 @@ _CODE = re.compile(r"!function\s+(\w+)\.")
 
 @dataclass
 class State:
-    """Steps done, kept in a file of the recipe's folder.
-
-    Attributes:
-        folder: The recipe's folder.
-        steps: By name what was run, the key of what it read, and checksums of what it wrote.
-    """
+    """Steps done, kept in a file of the recipe's folder."""
 
     folder: Path
     steps: dict[str, dict[str, Any]] = field(default_factory=dict)

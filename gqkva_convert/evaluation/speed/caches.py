@@ -48,10 +48,6 @@ def rewind(cache: Any, positions: int) -> None:
     """Rewind a cache to its first positions.
 
     A window that has slid on keeps its newer keys in place of older ones, which costs a step the same.
-
-    Args:
-        cache: The cache.
-        positions: How many to keep, fewer than it holds.
     """
     if isinstance(cache, EncoderDecoderCache):
         rewind(cache.self_attention_cache, positions)

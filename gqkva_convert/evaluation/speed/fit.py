@@ -19,12 +19,7 @@ _USABLE, _SMALLEST_CHUNK = 0.9, 512
 
 @dataclass(frozen=True)
 class Needs:
-    """Memory that one model takes at one context and batch, beside its weights.
-
-    Attributes:
-        cache: Bytes of keys and values.
-        working: Bytes of everything else while a number of positions is read at once.
-    """
+    """Memory that one model takes at one context and batch, beside its weights."""
 
     cache: int
     working: Callable[[int], int]
@@ -80,15 +75,7 @@ def fit(needs: Mapping[str, Needs], context: int, available: int | None, can_div
 
 
 def estimate(source: SourceModel, model: Any, context: int, batch: int, settings: BenchSettings) -> Needs:
-    """Estimate the memory that a model takes at one context and batch.
-
-    Args:
-        source: Its checkpoint.
-        model: The model.
-        context: Positions in the cache, or in the input.
-        batch: Sequences at once.
-        settings: Of the measurement.
-    """
+    """Estimate the memory that a model takes at one context and batch."""
     kind, itemsize, cache = kind_of(model), getattr(torch, settings.dtype).itemsize, 0
     if kind == DECODER:
         cache = context * _numbers_per_position(source, "self")

@@ -35,10 +35,6 @@ def bytes_read(model: Any, run: Callable[[], object]) -> int:
 
     Every module that the run calls reads all its own parameters, except tables of embeddings, of which a few
     rows are read.
-
-    Args:
-        model: The model.
-        run: Calls it once.
     """
     called: dict[int, int] = {}
 

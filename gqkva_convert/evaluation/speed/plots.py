@@ -19,12 +19,7 @@ _STYLES = {ORIGINAL: ("--", "s"), CONVERTED: ("-", "o")}
 
 
 def draw(result: Bench, file: Path) -> None:
-    """Draw what was measured as a PNG; over batches where there is one context.
-
-    Args:
-        result: What was measured.
-        file: Where to write, whatever its ending.
-    """
+    """Draw what was measured as a PNG; over batches where there is one context."""
     names = shown_names(result.against)
     rows = [{**row.model_dump(), "name": names[row.model]} for row in result.rows if row.skipped is None]
     panels = [panel for panel in _PANELS if any(row[panel[0]] for row in rows)] or list(_PANELS[:1])

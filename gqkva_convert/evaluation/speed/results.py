@@ -15,10 +15,6 @@ from gqkva_convert.records.bench import Bench
 def save_results(folder: Path, result: Bench) -> None:
     """Write results into a checkpoint folder, over older ones.
 
-    Args:
-        folder: The folder.
-        result: What was measured.
-
     Raises:
         OutputError: The folder cannot be written.
     """

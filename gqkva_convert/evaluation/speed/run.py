@@ -43,11 +43,6 @@ _METERED = 2
 class Run:
     """Measures models side by side on one device.
 
-    Args:
-        settings: What to measure, and how.
-        sources: The models' checkpoints, by what they are in the results.
-        progress: Begins a progress stage.
-
     Attributes:
         device: Where.
         kind: What the models do (`workloads.kind_of`).

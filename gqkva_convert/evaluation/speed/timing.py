@@ -14,11 +14,7 @@ _BANDWIDTH_ROUNDS = 7
 
 
 class Clock:
-    """Measures work on one device: events on a GPU, which see no wait of the CPU, else a clock.
-
-    Args:
-        device: Where the work runs.
-    """
+    """Measures work on one device: events on a GPU, which see no wait of the CPU, else a clock."""
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
@@ -48,10 +44,6 @@ def quartiles(values: Sequence[float]) -> tuple[float, float, float]:
 
 def measure_bandwidth(clock: Clock, dtype: torch.dtype) -> dict[str, float]:
     """Measure the bytes per second that the device reads, and reads and writes in copying.
-
-    Args:
-        clock: Of the device.
-        dtype: Of the numbers that are moved.
 
     Returns:
         ``read``, by summing a buffer, and ``copy``, medians of a few rounds after one to warm up.

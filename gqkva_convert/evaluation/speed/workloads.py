@@ -45,16 +45,7 @@ def fixed_positions(model: Any) -> int | None:
 
 
 def make_work(model: Any, context: int, batch: int, new_tokens: int, cache: str, seed: int) -> Work:
-    """Make the work of a model at one context and batch.
-
-    Args:
-        model: The model, in place on its device.
-        context: Positions of the cache, or of the input where a model keeps none.
-        batch: Sequences at once.
-        new_tokens: Tokens that are generated, the last of the context.
-        cache: ``static`` or ``dynamic``.
-        seed: Seed of the inputs.
-    """
+    """Make the work of a model at one context and batch."""
     kinds = {DECODER: Generating, ENCODER_DECODER: Translating, FORWARD: Work}
     return kinds[kind_of(model)](model, context, batch, new_tokens, cache, seed)
 
