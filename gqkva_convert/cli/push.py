@@ -7,7 +7,7 @@ from typing import Any
 import typer
 
 import gqkva_convert
-from gqkva_convert.cli.output import make_table, print_json, print_table, stage_progress
+from gqkva_convert.cli.output import print_json, print_table, stage_progress
 from gqkva_convert.units import human_bytes
 
 
@@ -31,12 +31,9 @@ def _say(line: str) -> None:
 
 
 def _print_plan(data: dict[str, Any]) -> None:
-    table = make_table(f"{data['folder']} to {data['repo']}", [("file", False), ("size", True), ("", False)])
-    for file in data["files"]:
-        table.add_row(file["name"], human_bytes(file["bytes"]), "")
-    for name, reason in data["left_here"].items():
-        table.add_row(name, "", f"stays here: {reason}")
-    print_table(table)
+    rows = [(file["name"], human_bytes(file["bytes"]), "") for file in data["files"]]
+    rows += [(name, "", f"stays here: {reason}") for name, reason in data["left_here"].items()]
+    print_table(f"{data['folder']} to {data['repo']}", ("file", ">size", ""), rows)
     for remark in data["remarks"]:
         typer.echo(f"note: {remark}")
     typer.echo(f"card: {data['card']}; --json prints it")

@@ -8,9 +8,7 @@ from typing import Any, Literal, overload
 from gqkva_convert.calibration.data import DataSettings
 from gqkva_convert.conversion.prepare import prepare
 from gqkva_convert.conversion.write import kept_shards, write
-from gqkva_convert.errors import (
-    UsageError,
-)
+from gqkva_convert.errors import UsageError
 from gqkva_convert.plans.request import given_wishes, make_request
 from gqkva_convert.progress import Progress, Stages, no_stages
 

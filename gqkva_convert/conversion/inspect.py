@@ -17,11 +17,7 @@ from gqkva_convert.plans.plan import make_plan
 from gqkva_convert.records.report import read_report
 from gqkva_convert.source.caches import cache_bytes
 from gqkva_convert.source.deci import DECI, is_deci
-from gqkva_convert.source.model import (
-    SourceModel,
-    active_norms,
-    read_model,
-)
+from gqkva_convert.source.model import SourceModel, active_norms, read_model
 from gqkva_convert.source.rotary import rotary_fraction
 from gqkva_convert.steps.make import make_steps
 

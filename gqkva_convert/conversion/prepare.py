@@ -7,10 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from gqkva_convert.checkpoint.hub import Located, locate, peek
-from gqkva_convert.errors import (
-    OutputError,
-    UsageError,
-)
+from gqkva_convert.errors import OutputError, UsageError
 from gqkva_convert.planning.choose import complete_plan, request_plan
 from gqkva_convert.plans.config import converted_config
 from gqkva_convert.plans.file import read_plan

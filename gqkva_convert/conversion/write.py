@@ -16,12 +16,7 @@ from gqkva_convert.checkpoint.publish import published_folder, scratch_folder
 from gqkva_convert.checkpoint.sidecars import REPORT, carried_files, copy_files
 from gqkva_convert.conversion.prepare import Conversion
 from gqkva_convert.conversion.report import make_report, provenance
-from gqkva_convert.errors import (
-    CheckpointError,
-    GqkvaError,
-    OutputError,
-    VerificationError,
-)
+from gqkva_convert.errors import CheckpointError, GqkvaError, OutputError, VerificationError
 from gqkva_convert.plans.config import write_config
 from gqkva_convert.progress import Progress, Stages, byte_stage, no_stages
 from gqkva_convert.records.report import Source, count_parameters, describe_source

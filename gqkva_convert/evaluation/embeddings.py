@@ -10,13 +10,7 @@ import numpy as np
 
 from gqkva_convert.checkpoint.jsonfile import read_json
 from gqkva_convert.data.processors import load_processor
-from gqkva_convert.data.records import (
-    PAIR_COLUMNS,
-    SINGLE_COLUMNS,
-    find_columns,
-    read_score,
-    score_column,
-)
+from gqkva_convert.data.records import PAIR_COLUMNS, SINGLE_COLUMNS, find_columns, read_score, score_column
 from gqkva_convert.data.sequences import encode, is_text, sequence_length
 from gqkva_convert.errors import DataError, EvaluationError
 from gqkva_convert.evaluation.metrics import Metric, mean, spearman

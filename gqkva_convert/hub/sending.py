@@ -294,11 +294,7 @@ def _describe(group: list[PushFile], files: list[PushFile], sent: int, total: in
 def _bars_on_terminals_only() -> Iterator[None]:
     """Show huggingface_hub's progress bars only on a terminal."""
     from huggingface_hub import constants
-    from huggingface_hub.utils import (
-        are_progress_bars_disabled,
-        disable_progress_bars,
-        enable_progress_bars,
-    )
+    from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
 
     is_undecided = constants.HF_HUB_DISABLE_PROGRESS_BARS is None and not are_progress_bars_disabled()
     if not is_undecided or sys.stderr.isatty():

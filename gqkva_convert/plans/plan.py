@@ -11,14 +11,7 @@ from pydantic import ConfigDict, StrictInt, StrictStr, TypeAdapter, ValidationEr
 
 from gqkva_convert.architectures import Family
 from gqkva_convert.checkpoint.dtypes import FLOAT_BY_NAME, unknown_dtype
-from gqkva_convert.errors import (
-    GqkvaError,
-    LayoutError,
-    UsageError,
-    VerificationError,
-    place_of,
-    placed,
-)
+from gqkva_convert.errors import GqkvaError, LayoutError, UsageError, VerificationError, place_of, placed
 from gqkva_convert.heads import (
     GROUPINGS,
     HeadLayout,

@@ -21,13 +21,7 @@ from gqkva_convert.evaluation.speed.memory import (
 )
 from gqkva_convert.evaluation.speed.settings import BenchSettings
 from gqkva_convert.evaluation.speed.timing import Clock, measure_bandwidth, quartiles
-from gqkva_convert.evaluation.speed.workloads import (
-    DECODER,
-    FORWARD,
-    Work,
-    kind_of,
-    make_work,
-)
+from gqkva_convert.evaluation.speed.workloads import DECODER, FORWARD, Work, kind_of, make_work
 from gqkva_convert.modeling.loading import load_model
 from gqkva_convert.progress import Stages
 from gqkva_convert.records.bench import Row
