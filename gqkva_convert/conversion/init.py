@@ -104,19 +104,18 @@ def init(
             )
     except Exception as error:  # whatever transformers raises for a value it cannot build with
         raise _refused(error) from error
-    pictures = image_processor(stock) if reader is None and "image_size" in stock else None
+    image_settings = image_processor(stock) if reader is None and "image_size" in stock else None
     if not dry_run:
         with published_folder(Path(out), overwrite=overwrite) as folder:
             model.save_pretrained(folder)
             if reader is not None:
                 reader.save_pretrained(folder)
-            if pictures is not None:
-                write_json(folder / "preprocessor_config.json", pictures)
-    parameters = sum(parameter.numel() for parameter in model.parameters())
+            if image_settings is not None:
+                write_json(folder / "preprocessor_config.json", image_settings)
     return {
         "folder": str(out),
         "class": name,
-        "parameters": parameters,
+        "parameters": sum(parameter.numel() for parameter in model.parameters()),
         "bytes": sum(value.numel() * value.element_size() for value in model.parameters()),
         "variant": " and ".join(dict.fromkeys(block.target.name for block in plan.blocks)),
     }

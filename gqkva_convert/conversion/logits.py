@@ -100,9 +100,8 @@ def _check_tied_heads(
     merged, failure = _logits(again, name)
     if failure is None and ours is not None:
         difference = _difference(merged, ours)
-        limit = max(
-            TIED_TOLERANCE.get(tensor.dtype, 0) for tensor in expanded_model.checkpoint.tensors.values()
-        )
+        dtypes = {tensor.dtype for tensor in expanded_model.checkpoint.tensors.values()}
+        limit = max(TIED_TOLERANCE.get(dtype, 0) for dtype in dtypes)
         if difference > limit:
             failure = f"merging heads that already agree changed a logit by {difference:.1e} of the largest"
         proof.add(
@@ -121,14 +120,10 @@ def _layers_to_run(model: SourceModel, layers: int | None) -> list[int]:
     """Choose evenly spread layers: the requested number, or the largest that fits."""
     total = 1 + max(block.layer for block in model.blocks)
     if layers is None:
-        inside = sum(
-            tensor.nbytes for name, tensor in model.checkpoint.tensors.items() if model.find_layer(name)
-        )
-        width = 4 / (
-            model.checkpoint.nbytes
-            / max(1, count_parameters(tensor.shape for tensor in model.checkpoint.tensors.values()))
-        )
-        outside = model.checkpoint.nbytes - inside
+        tensors, nbytes = model.checkpoint.tensors, model.checkpoint.nbytes
+        inside = sum(tensor.nbytes for name, tensor in tensors.items() if model.find_layer(name))
+        width = 4 / (nbytes / max(1, count_parameters(tensor.shape for tensor in tensors.values())))
+        outside = nbytes - inside
         layers = int((MAX_RUN_BYTES / width - outside) // max(1, inside // total))
     count = max(1, min(total, layers))
     if count == 1:

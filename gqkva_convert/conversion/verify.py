@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 import hashlib
 import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from gqkva_convert.checkpoint.dtypes import FLOATS
 from gqkva_convert.checkpoint.folder import Checkpoint
 from gqkva_convert.checkpoint.hub import locate
 from gqkva_convert.checkpoint.jsonfile import replace_json
-from gqkva_convert.checkpoint.reader import TensorReader
+from gqkva_convert.checkpoint.reader import Bytes, TensorReader
 from gqkva_convert.checkpoint.sidecars import REPORT
 from gqkva_convert.conversion.logits import check_logits
 from gqkva_convert.conversion.proof import Proof
@@ -168,9 +169,7 @@ def _identities(files: dict[str, WeightFile]) -> dict[str, tuple[int, str]]:
 def _check_checksums(
     proof: Proof, checkpoint: Checkpoint, earlier: dict[str, str], advance: Progress
 ) -> dict[str, str]:
-    found = {}
-    for file in checkpoint.files:
-        found[file.name] = file_sha256(file, advance)
+    found = {file.name: file_sha256(file, advance) for file in checkpoint.files}
     changed = [name for name, digest in earlier.items() if found.get(name) != digest]
     proof.add(
         "checksums",
@@ -252,10 +251,19 @@ def _check_source(
             fixed = {name: tensor.sha256 for name, tensor in report.tensors.items()}
             wrong = []
             for step in steps.steps:
+                stored = model.checkpoint.tensors.get(step.name)
+                same = stored is not None and (stored.dtype, stored.shape) == (step.dtype, step.shape)
+                if stored is None or not same:
+                    wrong.append(step.name)
+                    continue
                 if _needs_data(step, plan):
-                    same = _is_recorded(step, fixed.get(step.name), model.checkpoint, output, advance)
+                    data = output.read(stored)
+                    advance(data.nbytes)
+                    same = hashlib.sha256(data.tobytes()).hexdigest() == fixed.get(step.name)
                 else:
-                    same = _is_recomputed(step, plan, model.checkpoint, reader, merged, output, advance)
+                    for start, data in _recomputed(step, plan, reader, merged):
+                        same = same and bool((output.read(stored, start, data.nbytes) == data).all())
+                        advance(data.nbytes)
                 if not same:
                     wrong.append(step.name)
     wrong += sorted(model.checkpoint.tensors.keys() - {step.name for step in steps.steps})
@@ -283,42 +291,16 @@ def _needs_data(step: Step, plan: Plan) -> bool:
     return bool(plan.refine) or not all(RULES[rule].ignores_data for rule in rules)
 
 
-def _is_recorded(
-    step: Step, sha256: str | None, checkpoint: Checkpoint, output: TensorReader, advance: Progress
-) -> bool:
-    """Check that a tensor that depends on calibration data is the one the conversion wrote."""
-    stored = checkpoint.tensors.get(step.name)
-    if stored is None or (stored.dtype, stored.shape) != (step.dtype, step.shape):
-        return False
-    data = output.read(stored)
-    advance(data.nbytes)
-    return hashlib.sha256(data.tobytes()).hexdigest() == sha256
-
-
-def _is_recomputed(
-    step: Step,
-    plan: Plan,
-    checkpoint: Checkpoint,
-    reader: TensorReader,
-    merged: MergedBlocks,
-    output: TensorReader,
-    advance: Progress,
-) -> bool:
-    stored = checkpoint.tensors.get(step.name)
-    if stored is None or (stored.dtype, stored.shape) != (step.dtype, step.shape):
-        return False
-    if step.is_copy:
-        pieces = (
-            (start, reader.read(step.source, start, min(CHUNK_BYTES, step.nbytes - start)))
-            for start in range(0, step.nbytes, CHUNK_BYTES)
-        )
-    else:
-        pieces = step_bytes(step, plan.merge, plan.seed, reader, merged)  # type: ignore[assignment]
-    same = True
-    for start, data in pieces:
-        same = same and bool((output.read(stored, start, data.nbytes) == data).all())
-        advance(data.nbytes)
-    return same
+def _recomputed(
+    step: Step, plan: Plan, reader: TensorReader, merged: MergedBlocks
+) -> Iterable[tuple[int, Bytes]]:
+    """Return a tensor's bytes as the source and the plan give them, in pieces with their offsets."""
+    if not step.is_copy:
+        return step_bytes(step, plan.merge, plan.seed, reader, merged)
+    return (
+        (start, reader.read(step.source, start, min(CHUNK_BYTES, step.nbytes - start)))
+        for start in range(0, step.nbytes, CHUNK_BYTES)
+    )
 
 
 def _store(folder: Path, report: Report, result: Verification) -> bool:
@@ -336,6 +318,6 @@ def require(result: dict[str, Any]) -> None:
     Raises:
         VerificationError: Naming the first check that failed.
     """
-    failed = [check for check in result["checks"] if not check["passed"]]
-    if failed:
-        raise VerificationError(f"{failed[0]['check']}: {failed[0]['detail']}")
+    for check in result["checks"]:
+        if not check["passed"]:
+            raise VerificationError(f"{check['check']}: {check['detail']}")

@@ -146,7 +146,7 @@ def _speed(facts: Facts) -> str:
 
 def _loading(facts: Facts) -> str:
     model_type = facts.plan.architecture or facts.model.family.model_type
-    auto, lines = facts.auto_class(), ["## Loading"]
+    auto, lines = facts.auto_class(), []
     if auto is not None and facts.is_grouped:
         lines.append(
             "No stock architecture holds these heads; the folder carries its own modelling file.\n\n"
@@ -162,23 +162,22 @@ def _loading(facts: Facts) -> str:
             f"A stock `{model_type}` model:\n\n```python\nfrom transformers import {auto}\n\n"
             f'model = {auto}.from_pretrained("{facts.address}")\n```'
         )
-    if facts.is_grouped:
-        return "\n\n".join(lines) if len(lines) > 1 else ""
-    has_words = any((facts.folder / name).is_file() for name in ("tokenizer.json", "tokenizer.model"))
-    if has_words and model_type in RUNTIME_FAMILIES:
+    names = ("tokenizer.json", "tokenizer.model")
+    has_tokenizer = not facts.is_grouped and any((facts.folder / name).is_file() for name in names)
+    if has_tokenizer and model_type in RUNTIME_FAMILIES:
         lines.append(
             f"`gqkva export --runtime gguf` writes `{model_type}` models as a file for llama.cpp, whose "
             "logits gqkva compares with those of transformers (`tests/runtimes/test_llama_cpp.py` in its "
             "sources)."
         )
     runtimes = FAMILIES[model_type].compared_in if model_type in FAMILIES else ()
-    if runtimes:
+    if runtimes and not facts.is_grouped:
         named = f"{', '.join(runtimes[:-1])} and {runtimes[-1]}"
         lines.append(
             f"gqkva runs stock `{model_type}` models in {named}, too, and compares "
             "their logits (`tests/conversion/test_runtimes.py`)."
         )
-    return "\n\n".join(lines) if len(lines) > 1 else ""
+    return "\n\n".join(["## Loading", *lines]) if lines else ""
 
 
 def _training(facts: Facts) -> str:
@@ -306,17 +305,19 @@ def _measured_with(found: Result | Bench, before: str = "Measured on ") -> str:
 
 def _settings(result: Result) -> str:
     """Describe the settings recorded for a result."""
-    chosen = {name: value for name, value in (result.settings or {}).items() if value is not None}
-    said = ", ".join(f"{name.replace('_', ' ')} {_value(value)}" for name, value in chosen.items())
-    return f"{_cell(short_name(result.data))}: {_cell(said)}." if said else ""
+    return _stated(short_name(result.data), result.settings or {})
 
 
 def _bench_settings(bench: Bench) -> str:
     """Describe the settings recorded for a speed measurement."""
     names = ("attn_implementation", "cache", "new_tokens", "rounds", "threads", "peak_memory")
-    chosen = {name: bench.settings[name] for name in names if bench.settings.get(name) is not None}
+    return _stated("Speed", {name: bench.settings.get(name) for name in names})
+
+
+def _stated(subject: str, settings: Mapping[str, Any]) -> str:
+    chosen = {name: value for name, value in settings.items() if value is not None}
     said = ", ".join(f"{name.replace('_', ' ')} {_value(value)}" for name, value in chosen.items())
-    return f"Speed: {_cell(said)}." if said else ""
+    return f"{_cell(subject)}: {_cell(said)}." if said else ""
 
 
 def _speed_row(row: Row, other: str) -> tuple[str, ...]:

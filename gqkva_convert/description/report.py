@@ -46,8 +46,7 @@ def report(folder: str | Path) -> list[Path]:
     try:
         with TemporaryDirectory(prefix=".gqkva-report-", dir=target) as name:
             scratch = Path(name)
-            pictures = _draw(facts, scratch)
-            page = render_page(facts.name, folder_text(facts), pictures)
+            page = render_page(facts.name, folder_text(facts), _draw(facts, scratch))
             (scratch / PAGE).write_text(page, encoding="utf-8")
             for old in PICTURES:
                 (target / old).unlink(missing_ok=True)
@@ -61,6 +60,7 @@ def report(folder: str | Path) -> list[Path]:
 
 def _draw(facts: Facts, scratch: Path) -> dict[str, list[tuple[Path, str]]]:
     """Draw the plots and return them with captions, by the heading that they follow."""
+    speed = facts.folder / BENCH_PICTURE
     sizes = [(name.partition(",")[0], before, after) for name, before, after in facts.sizes()]
     found: dict[str, list[Path | None]] = {
         "Heads and size": [
@@ -68,8 +68,8 @@ def _draw(facts: Facts, scratch: Path) -> dict[str, list[tuple[Path, str]]]:
             draw_sizes(sizes, scratch / SIZES),
             draw_errors(facts.block_errors(), scratch / ERRORS),
         ],
-        "Quality": [_quality(facts, scratch / QUALITY)],
-        "Speed": [_speed(facts)],
+        "Quality": [draw_quality(facts.evaluation, facts.other_of(QUALITY), scratch / QUALITY)],
+        "Speed": [speed if facts.bench is not None and speed.is_file() else None],
         "Training after the conversion": [_training_curve(facts, scratch / LOSS)],
     }
     drawn = {heading: [file for file in files if file is not None] for heading, files in found.items()}
@@ -78,17 +78,6 @@ def _draw(facts: Facts, scratch: Path) -> dict[str, list[tuple[Path, str]]]:
         for heading, files in drawn.items()
         if files
     }
-
-
-def _quality(facts: Facts, file: Path) -> Path | None:
-    """Draw the metrics that were measured of another model, too; None without any."""
-    return draw_quality(facts.evaluation, facts.other_of(QUALITY), file)
-
-
-def _speed(facts: Facts) -> Path | None:
-    """Return the plot that `gqkva bench` drew."""
-    picture = facts.folder / BENCH_PICTURE
-    return picture if facts.bench is not None and picture.is_file() else None
 
 
 def _training_curve(facts: Facts, copy: Path) -> Path | None:

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, redirect_stderr
 from pathlib import Path
 from typing import Any, Literal
+from unittest import mock
 
 import numpy as np
 
@@ -114,7 +115,7 @@ def _run(subject: Subject, model: Any, manager: Any) -> Any:
     )
     try:
         # It asks git about the folder that this runs in, and git complains where that is no repository.
-        with _replaced(evaluator, "get_git_commit_hash", lambda: None):
+        with mock.patch.object(evaluator, "get_git_commit_hash", return_value=None):
             return evaluator.simple_evaluate(
                 harness,
                 tasks=list(settings.tasks),
@@ -132,17 +133,6 @@ def _run(subject: Subject, model: Any, manager: Any) -> Any:
         raise EvaluationError(
             f"--tasks {','.join(settings.tasks)}: {type(error).__name__}: {first_line(error)}"
         ) from error
-
-
-@contextmanager
-def _replaced(owner: Any, name: str, value: Any) -> Iterator[None]:
-    """Temporarily set an attribute of a module."""
-    earlier = getattr(owner, name)
-    setattr(owner, name, value)
-    try:
-        yield
-    finally:
-        setattr(owner, name, earlier)
 
 
 def _nearest(name: str, known: set[str]) -> str:

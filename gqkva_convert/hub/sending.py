@@ -35,6 +35,10 @@ class PushFile:
     bytes: int
     sha256: str
 
+    def to_dict(self) -> dict[str, Any]:
+        """Return name, size and checksum as JSON data."""
+        return {"name": self.name, "bytes": self.bytes, "sha256": self.sha256}
+
     @property
     def git_id(self) -> str:
         """Return git's id of the file, which the Hub states for files that it keeps in git."""
@@ -71,7 +75,7 @@ class Push:
             "folder": str(self.folder),
             "repo": self.repo_id,
             "bytes": sum(file.bytes for file in self.files),
-            "files": [{"name": file.name, "bytes": file.bytes, "sha256": file.sha256} for file in self.files],
+            "files": [file.to_dict() for file in self.files],
             "left_here": self.left,
             "remarks": self.remarks,
             "card": self.card,
@@ -112,15 +116,7 @@ class Sending:
             "commit_url": url,
             "commit": commit,
             "pr_url": pull,
-            "files": [
-                {
-                    "name": file.name,
-                    "bytes": file.bytes,
-                    "sha256": file.sha256,
-                    "was_there": file not in missing,
-                }
-                for file in files
-            ],
+            "files": [{**file.to_dict(), "was_there": file not in missing} for file in files],
             "removed_there": stale,
             "left_here": self.prepared.left,
             "card": self.prepared.card if len(files) == len(self.prepared.files) else "kept there",
@@ -187,15 +183,19 @@ class Sending:
             for group in _groups(missing):
                 additions = [_addition(CommitOperationAdd, file) for file in group]
                 self.say(_describe(group, missing, sent, total, time.monotonic() - started))
-                self._ask(partial(self._preupload, additions))
+                self._ask(
+                    partial(
+                        self.api.preupload_lfs_files,
+                        self.repo,
+                        additions,
+                        revision=self.revision,
+                        create_pr=self.create_pr,
+                        free_memory=False,
+                    )
+                )
                 operations += additions
                 sent += sum(file.bytes for file in group)
         return operations
-
-    def _preupload(self, additions: list[Any]) -> None:
-        self.api.preupload_lfs_files(
-            self.repo, additions, revision=self.revision, create_pr=self.create_pr, free_memory=False
-        )
 
     def _commit(
         self, missing: list[PushFile], stale: list[str], message: str, operations: list[Any]
@@ -212,9 +212,8 @@ class Sending:
         def commit() -> tuple[str, str, str | None]:
             if tried:  # the answer to the first try may have been lost on its way
                 there = self._tree(self.revision)
-                if all(_is_same(there.get(file.name), file) for file in missing) and not set(stale) & set(
-                    there
-                ):
+                arrived = all(_is_same(there.get(file.name), file) for file in missing)
+                if arrived and there.keys().isdisjoint(stale):
                     return *self._head(), None
             tried.append(True)
             with warnings.catch_warnings(record=True) as caught:

@@ -152,12 +152,10 @@ class _Lines:
         line = node.start_mark.line + 1
         for part in path:
             if isinstance(part, int):
-                node = node.value[part]
+                named = node = node.value[part]
             else:
-                found = next(((key, value) for key, value in node.value if key.value == part), None)
-                if found is None:
-                    return int(line)
-                line, node = found[0].start_mark.line + 1, found[1]
-                continue
-            line = node.start_mark.line + 1
+                named, node = next((pair for pair in node.value if pair[0].value == part), (None, None))
+            if named is None:
+                return int(line)
+            line = named.start_mark.line + 1
         return int(line)

@@ -62,9 +62,7 @@ class CommandLine:
 
     def _launcher(self) -> list[str]:
         wanted = self.step.accelerate
-        if isinstance(wanted, int):
-            return ["launch", "--num_processes", str(wanted)]
-        return ["launch", "--config_file", str(wanted)]
+        return ["launch", "--num_processes" if isinstance(wanted, int) else "--config_file", str(wanted)]
 
     def launched(self) -> list[str]:
         """Return the arguments of a new process that runs it under `accelerate launch`."""

@@ -50,7 +50,10 @@ class State:
         if not isinstance(data, dict) or data.get("format_version") != FORMAT_VERSION:
             raise RecipeError(f"{path} is of another version; use another --work folder")
         steps = data.get("steps")
-        if not isinstance(steps, dict) or not all(map(_is_entry, steps.values())):
+        required = {"key", "done", "outputs"}
+        if not isinstance(steps, dict) or not all(
+            isinstance(entry, dict) and required <= set(entry) for entry in steps.values()
+        ):
             raise _damaged(path)
         return cls(folder, steps)
 
@@ -88,11 +91,6 @@ def _damaged(path: Path) -> RecipeError:
     return RecipeError(
         f"{path} is damaged: what was done is not known; use another --work folder, or remove this one"
     )
-
-
-def _is_entry(entry: Any) -> bool:
-    """Return whether an entry of the file has the required keys."""
-    return isinstance(entry, dict) and {"key", "done", "outputs"} <= set(entry)
 
 
 def key_of(line: CommandLine, work: Path) -> str:

@@ -112,24 +112,16 @@ class Run:
         rows = {name: _row(name, context, batch, {"skipped": why}) for name, why in placed.skipped.items()}
         self.advance(len(rows) * 2 * self.settings.rounds * context * batch)
         for names in placed.together:
-            measured = self._try_to_measure(names, context, batch, placed)
-            if measured is None:
+            try:
+                rows |= self._measure(names, context, batch, placed)
+            except (RuntimeError, MemoryError) as error:
+                if not is_out_of_memory(error):
+                    raise
+            if not rows.keys() >= set(names):
                 gc.collect()  # what the failed work held
                 why = "ran out of memory though the estimate fitted"
-                measured = {name: _row(name, context, batch, {"skipped": why}) for name in names}
-            rows |= measured
+                rows |= {name: _row(name, context, batch, {"skipped": why}) for name in names}
         return [rows[name] for name in self.models]
-
-    def _try_to_measure(
-        self, names: tuple[str, ...], context: int, batch: int, placed: Fit
-    ) -> dict[str, Row] | None:
-        """Measure as `_measure` does; None if memory runs out."""
-        try:
-            return self._measure(names, context, batch, placed)
-        except (RuntimeError, MemoryError) as error:
-            if not is_out_of_memory(error):
-                raise
-            return None
 
     def _measure(self, names: tuple[str, ...], context: int, batch: int, placed: Fit) -> dict[str, Row]:
         """Measure models that are in memory together, their rounds taking turns."""
