@@ -29,10 +29,8 @@ class Measurement:
     """One metric of one folder.
 
     Attributes:
-        value: The number.
         interval: Its 95 % interval over samples.
         better: ``lower`` or ``higher``.
-        samples: How many there were.
         against: The model that a difference is to.
     """
 
@@ -48,8 +46,6 @@ class Measured:
     """Facts about one folder.
 
     Attributes:
-        folder: The folder.
-        variant: Its attention.
         method: How it was converted, and whether it was trained afterwards; None for what is no conversion.
         sizes: By the names of `SIZES`.
         metrics: By metric and data.

@@ -29,13 +29,6 @@ def fresh_tokenizer(
 ) -> Any:
     """Return the requested tokenizer; None for none.
 
-    Args:
-        family: Of the model.
-        given: Keys of the configuration that the user gave.
-        defaults: The family's configuration.
-        source: Folder or Hub id of a model whose tokenizer to take.
-        data: Data to train one on.
-
     Raises:
         FamilyError: Two were asked for, or the model reads no text.
         DataError: It does not load, or the data does not give one.

@@ -80,9 +80,9 @@ def evaluate(
         num_fewshot: Examples before each question of a task; None for the task's own number.
         samples: Most windows of text, texts, pairs, images or questions; None for all.
         length: Tokens read at once; None for 2,048, or the model's maximum if that is less.
-        stride: Tokens predicted by one window; None for ``length``.
-        documents: ``"records"``: each record is a text; ``"joined"``: all are one; None for joined where the
-            data are running text.
+        stride: Tokens predicted by one window; None for ``length``, where each sees one token before it.
+        documents: ``"records"``: each record is a text; ``"joined"``: all are one, line after line; None for
+            joined where the data are running text (wikitext, a ``.txt`` file), else records.
         batch_size: Windows, texts, pairs or images in one forward pass; None for about 8,192 tokens or 32.
         max_new_tokens: Longest text that a sequence-to-sequence model writes.
         seed: Seed of what is drawn, and of intervals.

@@ -100,13 +100,9 @@ def language_loss(
     batch_tokens: int = 8192,
     progress: Progress | None = None,
 ) -> LanguageLoss:
-    """Compute a causal language model's cross-entropy over independent sequences.
+    """Compute a causal language model's cross-entropy over independent sequences of token ids.
 
-    Args:
-        model: A transformers model with a language-modelling head.
-        sequences: Token ids; each sequence is independent and must fit the model's positions.
-        batch_tokens: Most tokens, padding included, in one forward pass.
-        progress: Called with the number of tokens just predicted.
+    Each must fit the model's positions; ``batch_tokens`` and ``progress`` are those of `score_windows`.
 
     Returns:
         The loss over all tokens but each sequence's first, from float32 logits.

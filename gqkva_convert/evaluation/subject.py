@@ -25,12 +25,8 @@ class Subject:
     """A model and, maybe, the one it is measured against.
 
     Attributes:
-        folder: Its folder, for tokenizer or image processor.
-        model: The loaded model.
-        against: The other one; None for none.
-        task: What both do, a name of `data.tasks`.
-        settings: How they are measured.
-        begin: Begins a stage of progress.
+        folder: Folder of the model, with its tokenizer or image processor.
+        task: Task of both models, a name of `data.tasks`.
     """
 
     folder: Path

@@ -57,12 +57,6 @@ def require_token() -> None:
 def ask(repo: str, request: Callable[[], Answer], say: Say, *, again: bool = True) -> Answer:
     """Make a request to the Hub and retry temporary failures.
 
-    Args:
-        repo: Repository it is about.
-        request: Makes the request.
-        say: Called with the reason of a retry.
-        again: Retry temporary failures.
-
     Raises:
         HubError: The Hub did not do it; says why in one line.
     """

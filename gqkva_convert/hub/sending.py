@@ -52,12 +52,8 @@ class Push:
     """A push ready to be sent; nothing has been asked of the Hub yet.
 
     Attributes:
-        folder: The folder.
-        repo_id: Where it goes.
-        files: What is sent.
-        left: What stays here, and why.
+        left: Reasons for files that are not sent, by name.
         card: What becomes of the card: ``written``, ``kept`` (the user's own) or ``replaced``.
-        card_text: Its text.
         remarks: What the user should know: duties of the licence, what is not proven.
     """
 

@@ -67,9 +67,6 @@ class BlockPlan:
 
     Attributes:
         kind: Kind of attention, as the family's table names it.
-        layer: Number of the layer.
-        source: Layout of the source.
-        target: Layout of the result.
         order: Source attention head that each attention head of the result was; None for one that is added
             and whose output counts for nothing.
         rules: Merge rules of its groups where they are not all the plan's.
@@ -262,16 +259,9 @@ def make_plan(
 ) -> Plan:
     """Choose the layout and the groups of every attention block; reads no weights.
 
-    Args:
-        model: The source.
-        variant: Heads to keep.
-        blocks: Kinds of attention to convert, separated by commas; the others stay as they are. ``decoder``
-            means all of a decoder, cross-attention too (as Ainslie et al., 2023, arXiv 2305.13245, convert
-            T5); ``cross`` cross-attention alone. None for all.
-        grouping: Which heads become one.
-        merge: How heads become one.
-        seed: Seed of everything drawn at random.
-        dtype: Dtype wanted.
+    ``blocks`` names kinds of attention to convert, separated by commas; the others stay as they are, and None
+    converts all. ``decoder`` means all of a decoder, cross-attention too (as Ainslie et al., 2023, arXiv
+    2305.13245, convert T5); ``cross`` cross-attention alone.
 
     Raises:
         LayoutError: The numbers of heads cannot be.

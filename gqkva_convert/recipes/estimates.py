@@ -44,8 +44,6 @@ class Size:
     """A model's size.
 
     Attributes:
-        parameters: Their number.
-        nbytes: Bytes of the weights.
         row: Positions of one sample, if all samples have the same number: patches of an image.
         longest: Most positions of a sequence, where that is known.
         assumed: Whether its headers could not be read.

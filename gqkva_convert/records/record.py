@@ -31,13 +31,7 @@ Kind = TypeVar("Kind", bound=Record)
 
 
 def checked(kind: type[Kind], data: Any, refuse: Callable[[str], GqkvaError]) -> Kind:
-    """Read JSON data as a record.
-
-    Args:
-        kind: Class of the record.
-        data: What the file holds.
-        refuse: Makes the error to raise from the first fault: the field, and what is wrong with it.
-    """
+    """Read JSON data as a record; ``refuse`` makes the error of the first fault, a field and its message."""
     try:
         return kind.model_validate(data)
     except ValidationError as error:

@@ -53,7 +53,7 @@ def bench(
         context: Positions in the cache, or in the input; by default 4,096 and 32,768, and 512 in inputs of
             encoders, at most the model's. Like ``batch`` several numbers, or text with commas.
         batch: Sequences at once.
-        new_tokens: Tokens that are generated in each round.
+        new_tokens: Tokens that are generated in each round, the last of the context.
         dtype: ``bfloat16``, ``float16`` or ``float32``.
         device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
         attn_implementation: As transformers calls it.

@@ -51,16 +51,7 @@ def make_work(model: Any, context: int, batch: int, new_tokens: int, cache: str,
 
 
 class Work:
-    """Forward passes of a model that generates nothing.
-
-    Args:
-        model: The model.
-        context: Positions of the input.
-        batch: Inputs at once.
-        new_tokens: Tokens that are generated in a round.
-        cache_kind: ``static`` or ``dynamic``.
-        seed: Seed of the inputs.
-    """
+    """Forward passes of a model that generates nothing, on ``batch`` inputs of ``context`` positions."""
 
     def __init__(
         self, model: Any, context: int, batch: int, new_tokens: int, cache_kind: str, seed: int
