@@ -31,8 +31,8 @@ def write(comparison: Comparison, out: Path) -> None:
 
 def files(data: dict[str, Any], out: Path) -> list[Path]:
     """Return the files that `write` wrote of a comparison."""
-    pictures = [out / f"{slug(key)}.png" for key in data["metrics"]]
-    return [out / "comparison.json", out / "comparison.md", *pictures]
+    plots = [out / f"{slug(key)}.png" for key in data["metrics"]]
+    return [out / "comparison.json", out / "comparison.md", *plots]
 
 
 def slug(key: str) -> str:

@@ -46,10 +46,10 @@ class Measured:
     """Facts about one folder.
 
     Attributes:
-        method: How it was converted, and whether it was trained afterwards; None for what is no conversion.
+        method: Method of conversion and training; None for a model that was not converted.
         sizes: By the names of `SIZES`.
         metrics: By metric and data.
-        training: What its last training took; None where it was not trained.
+        training: Its last training; None where it was not trained.
     """
 
     folder: Path

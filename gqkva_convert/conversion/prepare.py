@@ -48,7 +48,7 @@ class Conversion:
     Attributes:
         located: The source.
         model: Its checkpoint and facts.
-        plan: What happens to its heads.
+        plan: Plan for its heads.
         steps: One step per output tensor.
         config: The configuration of the result.
         shards: Output files.

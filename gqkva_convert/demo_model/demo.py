@@ -17,7 +17,7 @@ from gqkva_convert.evaluation.perplexity import language_loss, load_causal_lm
 from gqkva_convert.progress import Progress, Stages, no_stages
 
 MODEL = Path(__file__).parent / "checkpoint"
-# Called with the name of what is measured and the tokens just read.
+# Called with the name of the measured model and the number of tokens just read.
 Watch = Callable[[str, int], None]
 
 
@@ -64,7 +64,7 @@ def demo(
                 out = convert(MODEL, Path(folder) / f"gkv-{heads}-{rule}", gkv=heads, merge=rule)
                 rows.append(_row(out, f"--gkv {heads} --merge {rule}", sequences, begin))
         if uptrain_tokens > 0:
-            chosen = uptrained_heads(gkv)
+            chosen = min(gkv, key=lambda heads: abs(heads - 2))  # nearest to a quarter of the heads
             source = Path(folder) / f"gkv-{chosen}-{merge[-1]}"
             out = _uptrained(source, Path(folder), uptrain_tokens, begin)
             name = f"--gkv {chosen} --merge {merge[-1]}, uptrained"
@@ -75,11 +75,6 @@ def demo(
         "training": read_json(MODEL / "training.json"),
         "rows": rows,
     }
-
-
-def uptrained_heads(gkv: Sequence[int]) -> int:
-    """Return the number of key/value heads that is trained: the one nearest to a quarter."""
-    return min(gkv, key=lambda heads: abs(heads - 2))
 
 
 def _watched(stages: Stages, watch: Watch | None) -> Stages:

@@ -1,4 +1,4 @@
-"""What some licences ask of those who publish a derived model, as data.
+"""Duties of publishing a derived model under some licences, as data.
 
 Pointers for a person who then reads the licence; not legal advice. Identifiers are those of the Hub's model
 cards. Each entry names the place that says so.
@@ -22,12 +22,12 @@ class Licence:
 
     Attributes:
         ids: Patterns of the Hub's identifiers.
-        asks: What it asks of who publishes a derived model; empty where keeping its text is all.
-        source: Where it says so.
+        asks: Duties of the publisher of a derived model; empty where keeping its text is enough.
+        source: Place of these terms.
         forbids: Whether it does not let derived models be published.
-        prefix: How the name of a derived model must begin.
+        prefix: Required beginning of the name of a derived model.
         notice: Line that has to be shown.
-        text: What its text holds, to know it by a LICENSE file.
+        text: Pattern of its text, to recognise a LICENSE file.
     """
 
     ids: tuple[str, ...]
@@ -126,13 +126,13 @@ LICENCES = (
 
 @dataclass(frozen=True)
 class FoundLicence:
-    """What is known of a source's licence.
+    """Facts about a source's licence.
 
     Attributes:
         ids: Identifiers, lower case; empty where none is stated.
         name: Its name where the identifier is ``other``.
-        link: Where it can be read.
-        where: What states it.
+        link: Address of its text.
+        where: File or card that states it.
     """
 
     ids: tuple[str, ...] = ()

@@ -37,17 +37,17 @@ CITATIONS = """```bibtex
 _REPOSITORY = "https://pypi.org/project/gqkva-convert"
 
 
-def folder_text(facts: Facts, pictures: Mapping[str, str] = MappingProxyType({})) -> str:
+def folder_text(facts: Facts, plots: Mapping[str, str] = MappingProxyType({})) -> str:
     """Return the text of a card or page about a folder, as Markdown.
 
     Args:
-        facts: What is known of the folder.
-        pictures: Captions of plot files, shown after the section about heads.
+        facts: The folder's facts.
+        plots: Captions of plot files, shown after the section about heads.
     """
     parts = [
         _head(facts),
         _heads(facts),
-        *(f"![{shown}]({file})" for file, shown in pictures.items()),
+        *(f"![{shown}]({file})" for file, shown in plots.items()),
         _quality(facts),
         _speed(facts),
         _loading(facts),

@@ -20,7 +20,7 @@ class AnswerScores:
     """Measurements of answers, summed within each sample; columns grow by `add`.
 
     Attributes:
-        unit: What is answered: a token, an image or a text.
+        unit: Unit of an answer: a token, an image or a text.
         columns: A list with a number a sample for each of: ``answers``, how many it holds; ``nats``,
             cross-entropy of the right choices; ``right`` and ``right_five``, answers whose likeliest
             choice, or one of whose five likeliest, is right; these three of the other model as

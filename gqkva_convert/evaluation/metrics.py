@@ -25,7 +25,7 @@ class Metric:
     """One number, and what it is computed from sample by sample.
 
     Attributes:
-        name: What it is called in results.
+        name: Its name in results.
         better: ``"lower"`` or ``"higher"``.
         statistic: From columns to the number; takes ``axis``, the samples'.
         columns: Arrays of shape ``(samples,)``.
@@ -109,7 +109,7 @@ def bootstrap(columns: Sequence[Column], statistic: Statistic, seed: int = 0) ->
 
     Args:
         columns: Arrays of shape ``(samples,)`` that are resampled together.
-        statistic: Of the columns along ``axis``.
+        statistic: Function of the columns along ``axis``.
         seed: Seed of the resampling.
     """
     import warnings

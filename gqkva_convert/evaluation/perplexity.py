@@ -30,7 +30,7 @@ def score_windows(
     Args:
         model: A causal language model.
         against: Another one with the same tokens; None for none.
-        windows: What it reads.
+        windows: Windows that both read.
         batch_tokens: Most tokens in one forward pass, padding included; at least one window is read.
         progress: Called with the number of tokens just predicted.
 

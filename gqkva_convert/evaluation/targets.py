@@ -93,7 +93,7 @@ def _write(model: Any, inputs: dict[str, Any], tokenizer: Any, max_new_tokens: i
     from transformers import DynamicCache, EncoderDecoderCache
 
     moved = {name: value.to(model.device) for name, value in inputs.items()}
-    # Caches that grow: the one that transformers makes of itself has as many layers as a T5's encoder.
+    # transformers sizes a T5's default cache by the encoder's layers, which is wrong for a deeper decoder.
     cache = EncoderDecoderCache(DynamicCache(), DynamicCache())
     ids = model.generate(
         **moved, max_new_tokens=max_new_tokens, do_sample=False, num_beams=1, past_key_values=cache

@@ -1,9 +1,9 @@
 """`gqkva push`: a verified folder with its card, on the Hugging Face Hub in one commit.
 
-Large files are sent first, each under its SHA-256, and one commit names them all at the end: nobody ever sees
-half a model, and a push that was cut off finds what it has sent. huggingface_hub's own ways to send a folder
-do either less or more: `upload_large_folder` takes no message and opens no pull request, `upload_folder`
-makes as many commits as it sees fit.
+Large files are sent first, each under its SHA-256, and one commit names them all at the end: half a model is
+never visible, and an interrupted push finds the files it has sent. huggingface_hub's own ways to send a folder
+do either less or more: `upload_large_folder` takes no message and opens no pull request, `upload_folder` makes
+as many commits as it sees fit.
 """
 
 from __future__ import annotations
@@ -176,7 +176,7 @@ def public_record(path: Path) -> bytes:
 
 
 def check_name(repo_id: str) -> None:
-    """Refuse what is no name of a model repository.
+    """Refuse a malformed name of a model repository.
 
     Raises:
         HubError: It is none.

@@ -53,8 +53,8 @@ class Push:
 
     Attributes:
         left: Reasons for files that are not sent, by name.
-        card: What becomes of the card: ``written``, ``kept`` (the user's own) or ``replaced``.
-        remarks: What the user should know: duties of the licence, what is not proven.
+        card: Handling of the card: ``written``, ``kept`` (the user's own) or ``replaced``.
+        remarks: Notes for the user: duties of the licence, what is not proven.
     """
 
     folder: Path

@@ -63,7 +63,7 @@ REFINEMENTS = ("layerwise", "output")
 
 @dataclass(frozen=True)
 class BlockPlan:
-    """What happens to the heads of one attention block.
+    """The plan for the heads of one attention block.
 
     Attributes:
         kind: Kind of attention, as the family's table names it.
@@ -138,7 +138,7 @@ class Plan:
 
     Attributes:
         variant: The variant's short name, such as ``gqa-8``.
-        grouping: How the groups were chosen.
+        grouping: Name of the method that chose the groups.
         merge: Name of the merge rule.
         seed: Seed of everything drawn at random.
         dtype: Hugging Face name of the dtype wanted, or None to keep each tensor's own.

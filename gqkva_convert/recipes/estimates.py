@@ -58,13 +58,13 @@ class Size:
 
 @dataclass(frozen=True)
 class Estimate:
-    """What a step would take; None for what is not known.
+    """Time, memory and bytes of a step; None if unknown.
 
     Attributes:
         seconds: On the machine that `speed_of` describes.
         memory_bytes: Weights, and what training keeps beside them; not activations.
-        disk_bytes: What it writes.
-        note: What is not known, or what the numbers rest on.
+        disk_bytes: Bytes that it writes.
+        note: Unknowns, or the basis of the numbers.
         download_bytes: Weights that it is the first to fetch from the Hub.
     """
 

@@ -30,7 +30,7 @@ class Choice:
 
 @dataclass
 class Changes:
-    """What ``--set`` asks for.
+    """Changes of ``--set``.
 
     Attributes:
         variables: New values of variables.
@@ -81,7 +81,7 @@ def expand(recipe: Recipe, changes: Iterable[str], work: Path) -> tuple[Step, ..
     """Return the steps of a recipe, with repetitions written out and variables replaced.
 
     Args:
-        recipe: As it was read.
+        recipe: The recipe.
         changes: ``variable=value`` and ``step.option=value``. A change of a step that is repeated is one of
             all its repetitions; each has a name of its own, too.
         work: The folder of its results.

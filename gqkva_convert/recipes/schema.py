@@ -96,6 +96,12 @@ def unknown(what: str, name: str, known: Iterable[str]) -> str:
     return f"no {what} {name!r}; {remedy}"
 
 
+def fault_of(error: ValidationError) -> str:
+    """Return the place and message of the first fault."""
+    first = error.errors()[0]
+    return f"{'.'.join(map(str, first['loc']))}: {first['msg'].lower()}"
+
+
 def read_recipe(path: Path, commands: Iterable[str]) -> Recipe:
     """Read a recipe.
 
@@ -120,13 +126,12 @@ def read_recipe(path: Path, commands: Iterable[str]) -> Recipe:
         return Recipe(**{**data, "steps": _Reader(path, list(commands)).steps(data.get("steps"))})
     except ValidationError as error:
         first = error.errors()[0]
-        where = ".".join(map(str, first["loc"]))
         parts: dict[str, type[BaseModel]] = {"gpus": Gpus, "assume": Assumed}
         part = parts.get(str(first["loc"][0]))
         if first["type"] == "extra_forbidden" and part is not None:
             near = unknown("key", str(first["loc"][-1]), part.model_fields)
             raise RecipeError(f"{path}: {first['loc'][0]}: {near}") from error
-        raise RecipeError(f"{path}: {where}: {first['msg'].lower()}") from error
+        raise RecipeError(f"{path}: {fault_of(error)}") from error
 
 
 class _NoRepeats(yaml.SafeLoader):  # type: ignore[misc]
@@ -196,10 +201,7 @@ class _Reader:
         try:
             return Step(name=name, command=given[0], options=options, **extra)
         except ValidationError as error:
-            first = error.errors()[0]
-            raise RecipeError(
-                f"{where}: {'.'.join(map(str, first['loc']))}: {first['msg'].lower()}"
-            ) from error
+            raise RecipeError(f"{where}: {fault_of(error)}") from error
 
 
 def _free_name(command: str, used: set[str]) -> str:

@@ -73,7 +73,7 @@ class Fault(NamedTuple):
 
     Attributes:
         place: Keys and numbers that lead to it.
-        said: What is wrong with it.
+        said: Description of the fault.
         kind: Pydantic's name of the fault.
         found: The value there.
         error: Our own error, where a class of ours refused the value.

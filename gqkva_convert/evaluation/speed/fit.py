@@ -47,7 +47,7 @@ def fit(needs: Mapping[str, Needs], context: int, available: int | None, can_div
     """Divide a row so that it fits.
 
     Args:
-        needs: What each model takes.
+        needs: Needs of each model.
         context: Positions of the prompt.
         available: Free bytes; None if unknown, and everything is tried.
         can_divide: Whether a prompt can be read in several passes.
@@ -113,7 +113,7 @@ def _working_bytes(
         states = batch * chunk * (8 * hidden + 3 * inner) * itemsize
         logits = batch * vocabulary * (1 if keeps_last else chunk) * (itemsize + 4)
         scores = 2 * batch * heads * chunk * context * 4 if keeps_scores else 0
-        # Behind a filled cache, a mask stands for causality, and kernels may repeat keys for the heads.
+        # Behind a filled cache, causality needs a mask, and kernels may repeat keys for the heads.
         masked = 5 * chunk * context + layer if chunk < context else 0
         return states + logits + scores + masked + grown
 

@@ -1,4 +1,4 @@
-"""Bytes: what weights and caches hold, what a decoding step reads, what a run takes and what is free."""
+"""Bytes of weights and caches, bytes that a decoding step reads, peak memory and free memory."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def bytes_read(model: Any, run: Callable[[], object]) -> int:
 
 
 class PeakMemory:
-    """The most memory that a piece of work takes beyond what is held when it begins.
+    """Peak memory of a piece of work beyond the memory held when it begins.
 
     On a GPU by its allocator's count. On a CPU by the process's resident memory, whose peak Linux can forget
     (``/proc/self/clear_refs``); what fits into memory that the process holds already is not seen there.

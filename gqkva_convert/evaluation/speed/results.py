@@ -19,9 +19,9 @@ def save_results(folder: Path, result: Bench) -> None:
         OutputError: The folder cannot be written.
     """
     pairs = [(folder / f".{name}.{os.getpid()}.partial", folder / name) for name in (BENCH_PICTURE, BENCH)]
-    (picture, _), (data, _) = pairs
+    (plot, _), (data, _) = pairs
     try:
-        draw(result, picture)
+        draw(result, plot)
         write_json(data, result.to_dict())
         for scratch, target in pairs:
             scratch.replace(target)

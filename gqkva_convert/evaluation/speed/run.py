@@ -38,8 +38,8 @@ class Run:
     """Measures models side by side on one device.
 
     Attributes:
-        device: Where.
-        kind: What the models do (`workloads.kind_of`).
+        device: Device of all measurements.
+        kind: Kind of the models' work (`workloads.kind_of`).
         bandwidths: Bytes a second that the device moves (`timing.measure_bandwidth`).
 
     Raises:
