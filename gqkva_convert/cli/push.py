@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import typer
@@ -17,17 +18,13 @@ def push_command(arguments: dict[str, Any], as_json: bool) -> None:
     The token is that of `hf auth login` or HF_TOKEN. Run the same command again to resume.
     """
     with stage_progress() as stages:
-        result = gqkva_convert.push(**arguments, stages=stages, say=_say)
+        result = gqkva_convert.push(**arguments, stages=stages, say=partial(typer.echo, err=True))
     if as_json:
         print_json(result)
     elif arguments.get("dry_run"):
         _print_plan(result)
     else:
         typer.echo(result["pr_url"] or result["commit_url"])
-
-
-def _say(line: str) -> None:
-    typer.echo(line, err=True)
 
 
 def _print_plan(data: dict[str, Any]) -> None:

@@ -19,16 +19,7 @@ _SEED = re.compile(r"-seed\d+$")
 _CONFIDENCE = 0.95
 FORMAT_VERSION = 1
 # What a comparison tells of a training run.
-_TRAINING = {
-    "tokens",
-    "steps",
-    "seconds",
-    "seconds_per_step",
-    "held_out_loss",
-    "device",
-    "date",
-    "versions",
-}
+_TRAINING = {"tokens", "steps", "seconds", "seconds_per_step", "held_out_loss", "device", "date", "versions"}
 
 
 @dataclass(frozen=True)

@@ -48,11 +48,7 @@ class Conversion:
     Attributes:
         located: The source.
         model: Its checkpoint and facts.
-        plan: Plan for its heads.
-        steps: One step per output tensor.
         config: The configuration of the result.
-        shards: Output files.
-        target: Output folder.
         calibrated: The source with its calibration data, where the plan uses any.
         command: The arguments of ``gqkva`` that ask for this conversion.
     """

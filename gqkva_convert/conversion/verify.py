@@ -145,21 +145,13 @@ def _check_files(proof: Proof, model: SourceModel, plan: Plan, report: Report) -
     )
     layouts = [block.layout for block in model.blocks]
     planned = [block.target for block in plan.blocks]
-    changed = sorted(
-        key
-        for key in model.config.keys() | report.config.keys()
-        if model.config.get(key) != report.config.get(key)
-    )
+    keys = model.config.keys() | report.config.keys()
+    changed = sorted(key for key in keys if model.config.get(key) != report.config.get(key))
     failure = f"{', '.join(changed)} differ from what was written" if changed else None
     if layouts != planned:
         failure = "config.json does not describe the plan's layouts"
-    proof.add(
-        "configuration",
-        failure,
-        f"{plan.blocks[0].target.name} in all {len(planned)} blocks"
-        if len(set(planned)) == 1
-        else "as planned",
-    )
+    described = f"{planned[0].name} in all {len(planned)} blocks" if len(set(planned)) == 1 else "as planned"
+    proof.add("configuration", failure, described)
 
 
 def _identities(files: dict[str, WeightFile]) -> dict[str, tuple[int, str]]:
@@ -270,16 +262,11 @@ def _check_source(
     copied = sum(step.is_copy for step in steps.steps)
     from_data = sum(_needs_data(step, plan) for step in steps.steps)
     computed = len(steps.steps) - copied - from_data
-    proof.add(
-        "recomputed from the source",
-        f"{len(wrong)} tensors differ, {wrong[0]} first" if wrong else None,
-        f"{copied} tensors copied and {computed} computed, all equal to the byte"
-        + (
-            f"; {from_data} merged with calibration data, as recorded when converted (not recomputed)"
-            if from_data
-            else ""
-        ),
-    )
+    detail = f"{copied} tensors copied and {computed} computed, all equal to the byte"
+    if from_data:
+        detail += f"; {from_data} merged with calibration data, as recorded when converted (not recomputed)"
+    failure = f"{len(wrong)} tensors differ, {wrong[0]} first" if wrong else None
+    proof.add("recomputed from the source", failure, detail)
     return checksums
 
 

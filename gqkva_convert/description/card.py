@@ -69,9 +69,8 @@ def read_card(path: Path) -> str:
     from huggingface_hub import ModelCard
     from yaml import YAMLError
 
-    logging.getLogger("huggingface_hub").setLevel(
-        logging.ERROR
-    )  # or it speaks of a card without front matter
+    # It would warn of a card without front matter.
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
     try:
         text = path.read_text(encoding="utf-8-sig")
         ModelCard(text)

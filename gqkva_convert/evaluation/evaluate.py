@@ -115,11 +115,10 @@ def evaluate(
         "model_sha256": files_sha256({file.name: file for file in weight_files(located.folder)[0]}),
         **describe_run(),
     }
-    parts = [part for part, asked in ((_on_data, chosen.data), (_on_tasks, chosen.tasks)) if asked]
     results: list[Result] = []
-    for part in parts:
-        found = part(subject, common)
-        if kept is not None:
+    for part, asked in ((_on_data, chosen.data), (_on_tasks, chosen.tasks)):
+        found = part(subject, common) if asked else []
+        if kept is not None and found:
             add_results(kept, found)  # before the next part, which may fail
         results += found
     return [result.to_dict() for result in results]

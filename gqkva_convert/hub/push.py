@@ -1,9 +1,8 @@
 """`gqkva push`: a verified folder with its card, on the Hugging Face Hub in one commit.
 
-Large files are sent first, each under its SHA-256, and one commit names them all at the end: half a model is
-never visible, and an interrupted push finds the files it has sent. huggingface_hub's own ways to send a folder
-do either less or more: `upload_large_folder` takes no message and opens no pull request, `upload_folder` makes
-as many commits as it sees fit.
+Large files are sent first, each under its SHA-256, and one commit names them all at the end: half a model
+is never visible, and an interrupted push finds the files it has sent. By hand, because huggingface_hub's
+`upload_large_folder` takes no message and opens no pull request, and `upload_folder` makes several commits.
 """
 
 from __future__ import annotations

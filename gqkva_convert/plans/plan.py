@@ -139,10 +139,8 @@ class Plan:
     Attributes:
         variant: The variant's short name, such as ``gqa-8``.
         grouping: Name of the method that chose the groups.
-        merge: Name of the merge rule.
         seed: Seed of everything drawn at random.
         dtype: Hugging Face name of the dtype wanted, or None to keep each tensor's own.
-        blocks: One entry per attention block.
         architecture: Stock model type to write where it is not the source's own.
         calibration: Data that groups, rules or merged heads were found with.
         refine: Refinements on that data, in order.
