@@ -34,7 +34,7 @@ def place_of(error: GqkvaError) -> tuple[str | int, ...]:
 
 
 def first_line(error: BaseException) -> str:
-    """What somebody else's error says, in one line; its kind where it says nothing."""
+    """Return the first line of another library's error, or its class name if it has no message."""
     text = str(error).strip()
     return text.splitlines()[0] if text else type(error).__name__
 

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 # Called with how much was just done: bytes, batches or blocks.
 Progress = Callable[[int], None]
-# Begins a stage of work: its name and size, to what is called as it advances.
+# Begins a stage of work with a name and size; returns a function to call as it advances.
 Stages = Callable[[str, int], Progress]
 
 

@@ -68,7 +68,7 @@ def root(
 
 
 def _listed() -> None:
-    """Stand for a command in the list of commands."""
+    """Fill a command's place in the list of commands; `resolve_command` gives the command itself."""
 
 
 for name in COMMANDS:

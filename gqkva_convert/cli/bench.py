@@ -7,7 +7,7 @@ from typing import Any
 import typer
 
 import gqkva_convert
-from gqkva_convert.cli.output import make_table, print_json, print_table, stage_progress
+from gqkva_convert.cli.output import print_json, print_table, stage_progress
 from gqkva_convert.evaluation.speed.rows import shown_names
 from gqkva_convert.units import human_bytes
 
@@ -25,31 +25,23 @@ def bench_command(arguments: dict[str, Any], as_json: bool) -> None:
 
 
 def _print_rows(result: dict[str, Any]) -> None:
-
     generates = result["settings"]["kind"] != "forward"
-    columns = [("context", True), ("batch", True), ("model", False), ("prefill, tokens/s", True)]
+    columns = [">context", ">batch", "model", ">prefill, tokens/s"]
     if generates:
-        columns += [
-            ("first token, s", True),
-            ("decoding, tokens/s", True),
-            ("ms a step", True),
-            ("quartiles", True),
-            ("of the limit", True),
-            ("KV cache", True),
-        ]
+        columns += [">first token, s", ">decoding, tokens/s", ">ms a step", ">quartiles", ">of the limit"]
+        columns += [">KV cache"]
     else:
-        columns += [("samples/s", True), ("s", True)]
+        columns += [">samples/s", ">s"]
     limit = human_bytes(result["bandwidth_bytes_per_second"])
     title = f"{result['model']}: {result['device']}, {result['dtype']}"
     title += f", {result['settings']['cache']} cache, {limit}/s" if generates else ""
-    table = make_table(title, [*columns, ("peak memory", True)])
     names = shown_names(result["against"])
-    for row in result["rows"]:
-        cells = [f"{row['context']:,}", str(row["batch"]), names[row["model"]]]
-        if row["skipped"] is None:
-            cells += _measured(row, generates)
-        table.add_row(*cells)
-    print_table(table)
+    rows = [
+        [f"{row['context']:,}", str(row["batch"]), names[row["model"]]]
+        + (_measured(row, generates) if row["skipped"] is None else [])
+        for row in result["rows"]
+    ]
+    print_table(title, [*columns, ">peak memory"], rows)
     for row in result["rows"]:
         where = f"{names[row['model']]}, context {row['context']:,}, batch {row['batch']}"
         if row["skipped"] is not None:
@@ -61,7 +53,7 @@ def _print_rows(result: dict[str, Any]) -> None:
 
 
 def _measured(row: dict[str, Any], generates: bool) -> list[str]:
-    """The numbers of a row."""
+    """Return the cells of a measured row."""
     cells = [f"{row['prefill_tokens_per_second']:,.0f}"]
     seconds = f"{row['time_to_first_token_seconds']:.3f}"
     if generates:
@@ -81,13 +73,12 @@ def _measured(row: dict[str, Any], generates: bool) -> list[str]:
 
 
 def _print_speedups(result: dict[str, Any]) -> None:
-    columns = [("context", True), ("batch", True), ("prefill", True)]
+    columns, rows = [">context", ">batch", ">prefill"], []
     if any(entry["decode"] is not None for entry in result["speedup"]):
-        columns += [("decoding", True), ("bytes moved allow", True), ("of that", True)]
-    table = make_table(f"times as fast as {result['against']}", columns)
+        columns += [">decoding", ">bytes moved allow", ">of that"]
     for entry in result["speedup"]:
         cells = [f"{entry['context']:,}", str(entry["batch"]), f"{entry['prefill']:.2f}"]
         if entry["decode"] is not None:
             cells += [f"{entry['decode']:.2f}", f"{entry['ideal']:.2f}", f"{entry['of_ideal']:.0%}"]
-        table.add_row(*cells)
-    print_table(table)
+        rows.append(cells)
+    print_table(f"times as fast as {result['against']}", columns, rows)

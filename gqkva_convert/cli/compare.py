@@ -8,7 +8,7 @@ from typing import Any
 import typer
 
 import gqkva_convert
-from gqkva_convert.cli.output import make_table, print_json, print_table
+from gqkva_convert.cli.output import print_json, print_table
 
 
 def compare_command(arguments: dict[str, Any], as_json: bool) -> None:
@@ -20,10 +20,7 @@ def compare_command(arguments: dict[str, Any], as_json: bool) -> None:
         print_json(data)
         return
     headings, rows = table(data)
-    drawn = make_table("models", [(heading, place > 1) for place, heading in enumerate(headings)])
-    for row in rows:
-        drawn.add_row(*row)
-    print_table(drawn)
+    print_table("models", [*headings[:2], *(f">{heading}" for heading in headings[2:])], rows)
     for note in data["notes"]:
         typer.echo(f"note: {note}", err=True)
     if "out" in arguments:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 import gqkva_convert
-from gqkva_convert.cli.output import make_table, print_json, print_table, stage_progress
+from gqkva_convert.cli.output import print_json, print_table, stage_progress
 from gqkva_convert.units import human_bytes, human_count
 
 if TYPE_CHECKING:
@@ -40,40 +40,23 @@ def _show_plan(data: dict[str, Any]) -> None:
     from gqkva_convert.plans.plan import Plan
 
     plan = Plan.from_dict(data["plan"])
-    heads = make_table(
-        f"{data['source']} -> {data['target']} (nothing written)",
-        [
-            ("attention", False),
-            ("layers", True),
-            ("from", False),
-            ("to", False),
-            ("groups of layer 0", False),
-        ],
-    )
+    heads = []
     for kind in dict.fromkeys(block.kind for block in plan.blocks):
         blocks = [block for block in plan.blocks if block.kind == kind]
         groups = " ".join("+".join(map(str, group)) for group in blocks[0].groups("key"))
         before, after = _variants(blocks)
-        heads.add_row(kind, str(len(blocks)), before, after, groups)
-    print_table(heads)
-    files = make_table(
-        f"merge {plan.merge}, grouping {plan.grouping}, seed {plan.seed}",
-        [
-            ("file", False),
-            ("tensors", True),
-            ("copied", True),
-            ("merged", True),
-            ("other", True),
-            ("size", True),
-        ],
-    )
+        heads.append((kind, str(len(blocks)), before, after, groups))
+    title = f"{data['source']} -> {data['target']} (nothing written)"
+    print_table(title, ("attention", ">layers", "from", "to", "groups of layer 0"), heads)
+    files = []
     for name, steps in data["shards"].items():
         kinds = [step["operation"] for step in steps]
         copied, merged = kinds.count("copy"), kinds.count("merge")
         nbytes = sum(tensor_bytes(step["dtype"], step["shape"]) for step in steps)
         others = len(kinds) - copied - merged
-        files.add_row(name, *map(str, (len(kinds), copied, merged, others)), human_bytes(nbytes))
-    print_table(files)
+        files.append((name, *map(str, (len(kinds), copied, merged, others)), human_bytes(nbytes)))
+    title = f"merge {plan.merge}, grouping {plan.grouping}, seed {plan.seed}"
+    print_table(title, ("file", ">tensors", ">copied", ">merged", ">other", ">size"), files)
     for name, reason in data["dropped"].items():
         typer.echo(f"dropped {name}: {reason}")
     typer.echo(_sizes(data["source_parameters"], data["source_bytes"], data))
@@ -95,14 +78,14 @@ def _show_result(out: Path, report: Report) -> None:
 
 
 def _variants(blocks: Sequence[BlockPlan]) -> tuple[str, str]:
-    """What layers were and what they are; as many names as differ."""
+    """Return the variant names of blocks before and after, each once."""
     before = dict.fromkeys(block.source.name for block in blocks)
     after = dict.fromkeys(block.target.name for block in blocks)
     return " and ".join(before), " and ".join(after)
 
 
 def _sizes(parameters: int, nbytes: int, made: dict[str, Any]) -> str:
-    """Parameters and bytes of the source, and of what is made of it."""
+    """Describe parameters and bytes of the source and of the output."""
     share = 100 * (made["parameters"] / parameters - 1)
     return (
         f"parameters {human_count(parameters)} -> {human_count(made['parameters'])} ({share:+.1f} %), "

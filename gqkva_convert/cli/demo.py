@@ -7,7 +7,7 @@ from typing import Any
 import typer
 
 import gqkva_convert
-from gqkva_convert.cli.output import make_table, print_json, print_table, stage_progress
+from gqkva_convert.cli.output import print_json, print_table, stage_progress
 
 
 def demo_command(arguments: dict[str, Any], as_json: bool) -> None:
@@ -17,23 +17,9 @@ def demo_command(arguments: dict[str, Any], as_json: bool) -> None:
     if as_json:
         print_json(data)
         return
-    _print(data)
-
-
-def _print(data: dict[str, Any]) -> None:
-    table = make_table(
-        "built-in Llama, 8 heads",
-        [
-            ("model", False),
-            ("variant", False),
-            ("parameters", True),
-            ("KV bytes per token", True),
-            ("held-out loss", True),
-            ("perplexity", True),
-        ],
-    )
-    for row in data["rows"]:
-        table.add_row(
+    columns = ("model", "variant", ">parameters", ">KV bytes per token", ">held-out loss", ">perplexity")
+    rows = (
+        (
             row["model"],
             row["variant"],
             f"{row['parameters']:,}",
@@ -41,7 +27,9 @@ def _print(data: dict[str, Any]) -> None:
             f"{row['nats_per_token']:.3f}",
             f"{row['perplexity']:.2f}",
         )
-    print_table(table)
+        for row in data["rows"]
+    )
+    print_table("built-in Llama, 8 heads", columns, rows)
     typer.echo(
         f"loss in nats per token over {data['held_out_tokens']:,} tokens of standard-library files "
         "that the model was not trained on"

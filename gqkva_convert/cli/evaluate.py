@@ -7,7 +7,7 @@ from typing import Any
 import typer
 
 import gqkva_convert
-from gqkva_convert.cli.output import make_table, print_json, print_table, stage_progress
+from gqkva_convert.cli.output import print_json, print_table, stage_progress
 from gqkva_convert.data.names import short_name
 
 
@@ -25,26 +25,18 @@ def evaluate_command(arguments: dict[str, Any], as_json: bool) -> None:
 def print_result(result: dict[str, Any]) -> None:
     """Print one measurement as a table."""
     has_other = result["against"] is not None
-    columns = [("metric", False), ("model", True), ("95 %", False)]
+    columns, rows = ["metric", ">model", "95 %"], []
     if has_other:
-        columns += [
-            (short_name(result["against"]), True),
-            ("95 %", False),
-            ("difference", True),
-            ("95 %", False),
-        ]
+        columns += [f">{short_name(result['against'])}", "95 %", ">difference", "95 %"]
     part = f", {result['split']}" if result["split"] else ""
-    table = make_table(
-        f"{result['task']} on {short_name(result['data'])}{part}: {result['samples']:,} {result['unit']}",
-        columns,
-    )
+    title = f"{result['task']} on {short_name(result['data'])}{part}: {result['samples']:,} {result['unit']}"
     for metric in result["metrics"]:
         cells = [metric["metric"], _number(metric["value"]), _interval(metric["interval"])]
         if has_other:
             for name in ("against", "difference"):
                 cells += [_number(metric[name]), _interval(metric[f"{name}_interval"])]
-        table.add_row(*cells)
-    print_table(table)
+        rows.append(cells)
+    print_table(title, columns, rows)
     chosen = {name: value for name, value in result["settings"].items() if value is not None}
     typer.echo(", ".join(f"{name.replace('_', ' ')} {value}" for name, value in chosen.items()))
 

@@ -65,12 +65,8 @@ def _variants(plan: dict[str, Any]) -> str:
 
 
 def _sizes(result: dict[str, Any]) -> str:
-    """Parameters, weights and cache before and after."""
-    parts = []
-    for name, words, human in (
-        ("parameters", "parameters {} -> {}", human_count),
-        ("bytes", "weights {} -> {}", human_bytes),
-        ("kv_cache_bytes_per_token", "KV cache {} -> {} a token", human_bytes),
-    ):
-        parts.append(words.format(*map(human, result[name])))
-    return ", ".join(parts)
+    """Describe parameters, weights and cache before and after."""
+    parameters = " -> ".join(map(human_count, result["parameters"]))
+    weights = " -> ".join(map(human_bytes, result["bytes"]))
+    cache = " -> ".join(map(human_bytes, result["kv_cache_bytes_per_token"]))
+    return f"parameters {parameters}, weights {weights}, KV cache {cache} a token"

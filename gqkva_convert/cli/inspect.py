@@ -7,7 +7,7 @@ from typing import Any
 import typer
 
 import gqkva_convert
-from gqkva_convert.cli.output import make_table, print_json, print_table
+from gqkva_convert.cli.output import print_json, print_table
 from gqkva_convert.units import human_bytes, human_count
 
 
@@ -26,31 +26,18 @@ def inspect_command(arguments: dict[str, Any], as_json: bool) -> None:
 
 
 def _print_attention(data: dict[str, Any]) -> None:
-    table = make_table(
-        f"{data['model']}: {data['model_type']}",
-        [
-            ("attention", False),
-            ("layers", True),
-            ("variant", False),
-            ("heads", True),
-            ("KV heads", True),
-            ("head_dim", True),
-            ("positions", False),
-            ("QK norm", False),
-        ],
-    )
-    for row in data["attention"]:
-        table.add_row(
-            row["kind"],
-            str(row["layers"]),
-            row["variant"],
-            str(row["num_attention_heads"]),
-            str(row["num_key_value_heads"]),
-            str(row["head_dim"]),
-            row["positions"],
-            row["query_key_norm"] or "-",
-        )
-    print_table(table)
+    columns = {
+        "kind": "attention",
+        "layers": ">layers",
+        "variant": "variant",
+        "num_attention_heads": ">heads",
+        "num_key_value_heads": ">KV heads",
+        "head_dim": ">head_dim",
+        "positions": "positions",
+        "query_key_norm": "QK norm",
+    }
+    rows = ([str(row[name] or "-") for name in columns] for row in data["attention"])
+    print_table(f"{data['model']}: {data['model_type']}", columns.values(), rows)
     if data["converted"]:
         made = data["converted"]
         state = "verified" if made["verified"] else "not verified yet"
@@ -62,14 +49,13 @@ def _print_attention(data: dict[str, Any]) -> None:
 def _print_parameters(data: dict[str, Any]) -> None:
     parts = data["parameters"]
     dtypes = ", ".join(f"{human_count(count)} {name}" for name, count in data["dtypes"].items())
-    table = make_table(
-        f"{human_count(parts['total'])} parameters, {human_bytes(data['bytes'])} ({dtypes})",
-        [("part", False), ("parameters", True), ("share", True)],
+    rows = (
+        (name, f"{count:,}", f"{100 * count / parts['total']:.1f} %")
+        for name, count in parts.items()
+        if name != "total" and count
     )
-    for name, count in parts.items():
-        if name != "total" and count:
-            table.add_row(name, f"{count:,}", f"{100 * count / parts['total']:.1f} %")
-    print_table(table)
+    title = f"{human_count(parts['total'])} parameters, {human_bytes(data['bytes'])} ({dtypes})"
+    print_table(title, ("part", ">parameters", ">share"), rows)
 
 
 def _print_options(data: dict[str, Any]) -> None:
@@ -77,22 +63,11 @@ def _print_options(data: dict[str, Any]) -> None:
     title = f"KV cache: {cache:,} bytes per token" if cache else "no KV cache (encoder)"
     if data["cross_cache_bytes_per_source_token"]:
         title += f", {data['cross_cache_bytes_per_source_token']:,} per encoder position"
-    table = make_table(
-        title,
-        [
-            ("options", False),
-            ("gives", False),
-            ("parameters", True),
-            ("%", True),
-            ("KV bytes per token", True),
-            ("%", True),
-            ("written as", False),
-        ],
-    )
+    rows = []
     for row in data["options"]:
         flags = [f"--{name} {row[name]}" for name in ("gq", "gkv") if row[name] is not None]
         percent = row["kv_cache_percent"]
-        table.add_row(
+        parts = [
             " ".join(flags),
             row["variant"],
             human_count(row["parameters"]),
@@ -100,5 +75,7 @@ def _print_options(data: dict[str, Any]) -> None:
             f"{row['kv_cache_bytes_per_token']:,}",
             "-" if percent is None else f"{percent:.1f}",
             "stock" if row["is_stock"] else "grouped",
-        )
-    print_table(table)
+        ]
+        rows.append(parts)
+    columns = ("options", "gives", ">parameters", ">%", ">KV bytes per token", ">%", "written as")
+    print_table(title, columns, rows)

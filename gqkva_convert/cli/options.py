@@ -17,7 +17,7 @@ _DATA_KINDS = (
 
 @dataclass(frozen=True)
 class Shown:
-    """How an option is shown: its help, and what stands for its value."""
+    """Help text of an option, and the placeholder of its value."""
 
     help: str
     metavar: str | None = None
@@ -42,14 +42,14 @@ _HELP: dict[str, str | Shown] = {
     "default output with --calibration.",
     "calibration": f"Data to run through the model: {_DATA_KINDS}.",
     "calibration_samples": "Sequences or images of --calibration; by default 128.",
-    "calibration_length": "Tokens a sequence; by default 2048, or as many as the model reads.",
+    "calibration_length": "Tokens per sequence; by default 2048, or the model's maximum if that is less.",
     "dtype": "float32, bfloat16, float16 or float64; by default each tensor keeps its own.",
     "max_shard_size": "Largest output file, such as 2GB; by default as the source.",
     # Plan and convert.
-    "plan.out": "Plan file to write; pictures go into the folder of its name.",
+    "plan.out": "Plan file to write; plots go into the folder of its name.",
     "plan.seed": "Seed of everything drawn at random; by default 0.",
     "plan.pictures": "Draw head similarities, groups and losses.",
-    "plan.overwrite": "Replace the plan file and pictures.",
+    "plan.overwrite": "Replace the plan file and plots.",
     "convert.out": "Folder to write; by default MODEL's name and the variant, here.",
     "convert.plan": "A plan file that `gqkva plan` wrote, instead of what to plan.",
     "convert.seed": "Seed of everything drawn at random; by default 0.",
@@ -62,7 +62,7 @@ _HELP: dict[str, str | Shown] = {
     "evaluate.tasks": "Tasks of lm-evaluation-harness, with commas: names, or YAML files.",
     "evaluate.num_fewshot": "Examples before each question; by default the task's.",
     "evaluate.samples": "Most windows, texts, pairs, images or questions; by default all.",
-    "evaluate.length": "Tokens read at once; by default 2048, or as many as the model reads.",
+    "evaluate.length": "Tokens read at once; by default 2048, or the model's maximum if that is less.",
     "evaluate.stride": "Tokens predicted by each window; by default --length.",
     "evaluate.documents": "records: each is a text; joined: all are one; by default joined for wikitext and "
     "txt.",
@@ -90,19 +90,19 @@ _HELP: dict[str, str | Shown] = {
     "compare.folders": Shown("Checkpoint folders, or folders that hold some.", "DIR..."),
     "compare.metrics": "Metric, as `gqkva evaluate` names it; give it several times. By default the first of "
     "each data set.",
-    "compare.size": "What pictures have along their axis: parameters, bytes or kv-cache.",
-    "compare.out": "Folder for comparison.json, comparison.md and a picture a metric; by default none.",
+    "compare.size": "Horizontal axis of the plots: parameters, bytes or kv-cache.",
+    "compare.out": "Folder for comparison.json, comparison.md and a plot per metric; by default none.",
     # Training.
     "settings": "YAML file of settings; options override it.",
     "data": f"What to train on: {_DATA_KINDS}.",
-    "held_out": "Data to measure on; by default rows of --data left out.",
+    "held_out": "Data to measure on; by default rows of --data that are not trained on.",
     "teacher": "The source model, or a folder of `gqkva teacher`.",
     "tokens": "Budget in tokens, such as 20M.",
     "samples": "Budget in rows: images, pairs of texts.",
     "alpha": "Budget as a share of --pretraining-tokens, such as 0.05.",
     "pretraining_tokens": "Tokens the source was trained on, such as 2T.",
     "num_train_epochs": "How often the budget's rows are gone over; by default once.",
-    "length": "Tokens a row; by default 2048, or as many as the model reads.",
+    "length": "Tokens per row; by default 2048, or the model's maximum if that is less.",
     "batch_size": "Rows a step, of all processes; by default 32.",
     "per_device_batch_size": "Rows of one forward pass; the rest of a step is accumulated.",
     "learning_rate": "Highest learning rate; by default by the model's width.",
@@ -116,7 +116,7 @@ _HELP: dict[str, str | Shown] = {
     "others": Shown("Any other setting of docs/training-settings.md; give it several times.", "NAME=VALUE"),
     "run_folder": "Folder of checkpoints and metrics; by default OUT with -run behind its name.",
     "resume": "Go on with the run in the run folder.",
-    "overwrite": "Start anew over an earlier run and result.",
+    "overwrite": "Start from the beginning and replace an earlier run and its result.",
     "any_model": "Train a folder that is no output of gqkva, a Hub id, or built-in.",
     "report_to": "Tracker of Accelerate: tensorboard, wandb ...; give it several times.",
     "uptrain.folder": Shown("Output of `gqkva convert`.", "DIR"),

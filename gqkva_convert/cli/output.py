@@ -1,9 +1,9 @@
-"""How commands speak: results to stdout, progress to stderr."""
+"""Output of commands: results go to stdout, progress to stderr."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +13,6 @@ from gqkva_convert.progress import Bytes, Stages
 
 if TYPE_CHECKING:
     from rich.progress import Progress, ProgressColumn, Task
-    from rich.table import Table
 
 
 def print_json(data: Any) -> None:
@@ -21,33 +20,27 @@ def print_json(data: Any) -> None:
     typer.echo(json.dumps(data, indent=2))
 
 
-def make_table(title: str, columns: list[tuple[str, bool]]) -> Table:
-    """A table; a column is its heading and whether it holds numbers."""
+def print_table(title: str, columns: Iterable[str], rows: Iterable[Iterable[str]]) -> None:
+    """Print a table, unwrapped where the output is not a terminal.
+
+    Args:
+        title: Printed above it, where it is not wrapped to the columns' width.
+        columns: Headings; one that begins with ``>`` is of numbers, to the right.
+        rows: Cells, which are no markup: paths and tensor names may hold brackets.
+    """
     from rich.box import SIMPLE_HEAD
+    from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
-    class PlainTable(Table):
-        """A table whose cells may hold brackets: paths and tensor names are no markup."""
-
-        def add_row(self, *cells: Any, **options: Any) -> None:
-            super().add_row(*(Text(cell) for cell in cells), **options)
-
-    # `print_table` prints the title itself: inside, it would be wrapped to the columns' width.
-    table = PlainTable(title=title, box=SIMPLE_HEAD, pad_edge=False, show_edge=False)
-    for heading, is_number in columns:
-        table.add_column(heading, justify="right" if is_number else "left")
-    return table
-
-
-def print_table(table: Table) -> None:
-    """Print a table, unwrapped where the output is not a terminal."""
-    from rich.console import Console
-
+    table = Table(box=SIMPLE_HEAD, pad_edge=False, show_edge=False)
+    for heading in columns:
+        table.add_column(heading.removeprefix(">"), justify="right" if heading.startswith(">") else "left")
+    for row in rows:
+        table.add_row(*map(Text, row))
     console = Console()
     if not console.is_terminal:
         console = Console(width=160)
-    title, table.title = table.title, None
     console.print(title, style="bold", markup=False, highlight=False, soft_wrap=True)
     console.print(table)
     console.print()
@@ -95,7 +88,7 @@ def training_progress() -> Iterator[Callable[[dict[str, Any]], None]]:
             if "stopped" in entry:
                 typer.echo(
                     f"stopped and saved at step {entry['stopped']} of {entry['steps']}; "
-                    "--resume goes on from there",
+                    "continue with --resume",
                     err=True,
                 )
                 return
@@ -119,7 +112,7 @@ def training_progress() -> Iterator[Callable[[dict[str, Any]], None]]:
 
 
 def _progress(*columns: ProgressColumn) -> Progress:
-    """Progress bars on stderr, shown only where it is a terminal."""
+    """Make progress bars on stderr, shown only on a terminal."""
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 

@@ -7,7 +7,7 @@ from typing import Any
 import typer
 
 import gqkva_convert
-from gqkva_convert.cli.output import make_table, print_json, print_table, stage_progress
+from gqkva_convert.cli.output import print_json, print_table, stage_progress
 
 
 def plan_command(arguments: dict[str, Any], as_json: bool) -> None:
@@ -17,32 +17,24 @@ def plan_command(arguments: dict[str, Any], as_json: bool) -> None:
     if as_json:
         print_json(data)
         return
-    _print(data)
-
-
-def _print(data: dict[str, Any]) -> None:
-    table = make_table(
-        f"{data['plan']['variant']}: grouping {data['plan']['grouping']}, merge {data['plan']['merge']}",
-        [
-            ("attention", False),
-            ("layer", True),
-            ("from", False),
-            ("to", False),
-            ("closed form loses", True),
-            ("of neighbours", True),
-            ("groups", False),
-        ],
-    )
-    for row in data["rows"]:
-        table.add_row(
+    title = f"{data['plan']['variant']}: grouping {data['plan']['grouping']}, merge {data['plan']['merge']}"
+    columns = ("attention", ">layer", "from", "to", ">closed form loses", ">of neighbours", "groups")
+    rows = (
+        (
             row["kind"],
             str(row["layer"]),
             row["from"],
             row["to"],
-            "-" if row["loss"] is None else f"{100 * row['loss']:.2f} %",
-            "-" if row["neighbour_loss"] is None else f"{100 * row['neighbour_loss']:.2f} %",
+            _percent(row["loss"]),
+            _percent(row["neighbour_loss"]),
             row["groups"],
         )
-    print_table(table)
+        for row in data["rows"]
+    )
+    print_table(title, columns, rows)
     for name in data["written"]:
         typer.echo(name)
+
+
+def _percent(loss: float | None) -> str:
+    return "-" if loss is None else f"{100 * loss:.2f} %"

@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import typer
 
 import gqkva_convert
-from gqkva_convert.cli.output import make_table, print_json, print_table, stage_progress
+from gqkva_convert.cli.output import print_json, print_table, stage_progress
 from gqkva_convert.units import human_bytes
 
 
 def push_command(arguments: dict[str, Any], as_json: bool) -> None:
     """Send a verified folder with its model card to the Hugging Face Hub.
 
-    The token is that of `hf auth login` or HF_TOKEN. The same command goes on after an interruption.
+    The token is that of `hf auth login` or HF_TOKEN. Run the same command again to resume.
     """
     with stage_progress() as stages:
-        result = gqkva_convert.push(**arguments, stages=stages, say=_say)
+        result = gqkva_convert.push(**arguments, stages=stages, say=partial(typer.echo, err=True))
     if as_json:
         print_json(result)
     elif arguments.get("dry_run"):
@@ -26,17 +27,10 @@ def push_command(arguments: dict[str, Any], as_json: bool) -> None:
         typer.echo(result["pr_url"] or result["commit_url"])
 
 
-def _say(line: str) -> None:
-    typer.echo(line, err=True)
-
-
 def _print_plan(data: dict[str, Any]) -> None:
-    table = make_table(f"{data['folder']} to {data['repo']}", [("file", False), ("size", True), ("", False)])
-    for file in data["files"]:
-        table.add_row(file["name"], human_bytes(file["bytes"]), "")
-    for name, reason in data["left_here"].items():
-        table.add_row(name, "", f"stays here: {reason}")
-    print_table(table)
+    rows = [(file["name"], human_bytes(file["bytes"]), "") for file in data["files"]]
+    rows += [(name, "", f"stays here: {reason}") for name, reason in data["left_here"].items()]
+    print_table(f"{data['folder']} to {data['repo']}", ("file", ">size", ""), rows)
     for remark in data["remarks"]:
         typer.echo(f"note: {remark}")
     typer.echo(f"card: {data['card']}; --json prints it")

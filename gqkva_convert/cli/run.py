@@ -10,7 +10,7 @@ import typer
 
 import gqkva_convert
 from gqkva_convert.cli.derived import body_of
-from gqkva_convert.cli.output import make_table, print_json, print_table
+from gqkva_convert.cli.output import print_json, print_table
 from gqkva_convert.units import human_bytes
 
 if TYPE_CHECKING:
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 def run_command(arguments: dict[str, Any], as_json: bool) -> None:
-    """Run a recipe: several commands, each left out where it is done already."""
+    """Run a recipe: several commands; steps that are up to date are skipped."""
     # With --json the steps' own tables are no result.
     with redirect_stdout(sys.stderr) if as_json else nullcontext():
         result = gqkva_convert.run(**arguments, watch=_announce, call=_call)
@@ -40,12 +40,11 @@ def _announce(line: CommandLine, number: int, count: int, done: bool) -> None:
 
 
 def _print(result: dict[str, Any]) -> None:
-    table = make_table(
-        f"{result['recipe']}: {result['work']}", [("step", False), ("", False), ("seconds", True)]
+    rows = (
+        (step["name"], "done before" if step["left_out"] else "done", f"{step['seconds']:,.1f}")
+        for step in result["steps"]
     )
-    for step in result["steps"]:
-        table.add_row(step["name"], "done before" if step["left_out"] else "done", f"{step['seconds']:,.1f}")
-    print_table(table)
+    print_table(f"{result['recipe']}: {result['work']}", ("step", "", ">seconds"), rows)
     for step in result["steps"]:
         for path in step["outputs"]:
             typer.echo(path)
@@ -55,12 +54,8 @@ def _print_estimates(data: dict[str, Any]) -> None:
     typer.echo(f"{data['description']}\nneeds: {data['needs']}")
     if data["expect"]:
         typer.echo(f"expect: {data['expect']}")
-    table = make_table(
-        f"{data['recipe']}, on {data['speed']}",
-        [("step", False), ("time", True), ("memory", True), ("disk", True), ("download", True), ("", False)],
-    )
-    for step in data["steps"]:
-        table.add_row(
+    rows = (
+        (
             step["name"],
             _duration(step["seconds"]),
             "-" if step["memory_bytes"] is None else human_bytes(step["memory_bytes"]),
@@ -68,7 +63,10 @@ def _print_estimates(data: dict[str, Any]) -> None:
             "-" if not step["download_bytes"] else human_bytes(step["download_bytes"]),
             step["note"],
         )
-    print_table(table)
+        for step in data["steps"]
+    )
+    columns = ("step", ">time", ">memory", ">disk", ">download", "")
+    print_table(f"{data['recipe']}, on {data['speed']}", columns, rows)
     known = [step["seconds"] for step in data["steps"] if step["seconds"] is not None]
     left = len(data["steps"]) - len(known)
     together = f"together about {_duration(sum(known))}" if known else "no step's time is estimated"

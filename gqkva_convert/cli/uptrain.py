@@ -7,7 +7,7 @@ from typing import Any
 import typer
 
 import gqkva_convert
-from gqkva_convert.cli.output import make_table, print_json, print_table, training_progress
+from gqkva_convert.cli.output import print_json, print_table, training_progress
 
 
 def uptrain_command(arguments: dict[str, Any], as_json: bool) -> None:
@@ -26,16 +26,13 @@ def show_result(result: dict[str, Any], as_json: bool) -> None:
     if as_json:
         print_json(result)
         return
-    table = make_table(
+    title = (
         f"{result['folder']}: {result['tokens']:,} tokens in {result['steps']:,} steps, "
-        f"{result['seconds']:,.0f} s",
-        [("held-out loss", False), ("", True)],
+        f"{result['seconds']:,.0f} s"
     )
-    table.add_row("before", f"{result['held_out_loss_before']:.4f}")
-    table.add_row("after", f"{result['held_out_loss']:.4f}")
-    if result["teacher_held_out_loss"]:
-        table.add_row("original", f"{result['teacher_held_out_loss']:.4f}")
-    print_table(table)
+    losses = {"before": "held_out_loss_before", "after": "held_out_loss", "original": "teacher_held_out_loss"}
+    rows = [(name, f"{result[key]:.4f}") for name, key in losses.items() if result[key] is not None]
+    print_table(title, ("held-out loss", ">"), rows)
     if result["steps_left_out"]:
-        typer.echo(f"{result['steps_left_out']} steps were not finite and left out", err=True)
+        typer.echo(f"{result['steps_left_out']} steps were not finite and were skipped", err=True)
     typer.echo(f"metrics and loss.png: {result['run_folder']}")

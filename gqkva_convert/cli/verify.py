@@ -7,7 +7,7 @@ from typing import Any
 import typer
 
 import gqkva_convert
-from gqkva_convert.cli.output import make_table, print_json, print_table, stage_progress
+from gqkva_convert.cli.output import print_json, print_table, stage_progress
 
 
 def verify_command(arguments: dict[str, Any], as_json: bool) -> None:
@@ -23,10 +23,11 @@ def verify_command(arguments: dict[str, Any], as_json: bool) -> None:
     if as_json:
         print_json(result)
     else:
-        table = make_table(str(folder), [("check", False), ("", False), ("found", False)])
-        for check in result["checks"]:
-            table.add_row(check["check"], "ok" if check["passed"] else "FAILED", check["detail"])
-        print_table(table)
+        rows = (
+            (check["check"], "ok" if check["passed"] else "FAILED", check["detail"])
+            for check in result["checks"]
+        )
+        print_table(str(folder), ("check", "", "found"), rows)
     if not result["stored"]:
         typer.echo(f"the proof is not stored: {folder} cannot be written", err=True)
     require(result)

@@ -1,1 +1,1 @@
-"""Measured models side by side: tables and pictures of many folders."""
+"""Measured models side by side: tables and plots of many folders."""

@@ -24,11 +24,11 @@ def compare(
 
     Args:
         folders: Checkpoint folders, or folders that hold some.
-        metrics: Which metrics, as results name them, such as ``top-1 accuracy``, or ``top-1 accuracy minus
+        metrics: Names of metrics as in results, such as ``top-1 accuracy``, or ``top-1 accuracy minus
             the original's`` for the paired difference; one that was measured on several data sets is named
             ``METRIC on DATA``. None: the first of each data set.
-        size: What pictures have along their axis: ``parameters``, ``bytes`` or ``kv-cache``.
-        out: Folder to write comparison.json, comparison.md and a picture a metric to; None for none.
+        size: Horizontal axis of the plots: ``parameters``, ``bytes`` or ``kv-cache``.
+        out: Folder to write comparison.json, comparison.md and a plot per metric to; None for none.
 
     Returns:
         JSON data: a row a model.

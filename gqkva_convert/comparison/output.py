@@ -1,4 +1,4 @@
-"""A comparison as a table, as JSON, as Markdown and as pictures."""
+"""A comparison as a table, as JSON, as Markdown and as plots."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from gqkva_convert.checkpoint.jsonfile import replace_json
-from gqkva_convert.comparison.picture import draw
+from gqkva_convert.comparison.plots import draw
 from gqkva_convert.comparison.rows import Comparison
 from gqkva_convert.errors import OutputError
 
 
 def write(comparison: Comparison, out: Path) -> None:
-    """Write a comparison as JSON, as a Markdown table and as a picture a metric.
+    """Write a comparison as JSON, as a Markdown table and as a plot per metric.
 
     Raises:
         OutputError: The folder cannot be written.
@@ -31,12 +31,12 @@ def write(comparison: Comparison, out: Path) -> None:
 
 def files(data: dict[str, Any], out: Path) -> list[Path]:
     """Return the files that `write` wrote of a comparison."""
-    pictures = [out / f"{slug(key)}.png" for key in data["metrics"]]
-    return [out / "comparison.json", out / "comparison.md", *pictures]
+    plots = [out / f"{slug(key)}.png" for key in data["metrics"]]
+    return [out / "comparison.json", out / "comparison.md", *plots]
 
 
 def slug(key: str) -> str:
-    """A metric's name as a file's."""
+    """Return a metric's name in the form of a file name."""
     return re.sub(r"[^\w.]+", "-", key.lower()).strip("-.")
 
 

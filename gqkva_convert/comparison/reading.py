@@ -1,4 +1,4 @@
-"""What is known of measured folders: their sizes, what was measured of them, how they were made."""
+"""Facts about measured folders: sizes, measurements and how they were made."""
 
 from __future__ import annotations
 
@@ -29,10 +29,8 @@ class Measurement:
     """One metric of one folder.
 
     Attributes:
-        value: The number.
         interval: Its 95 % interval over samples.
         better: ``lower`` or ``higher``.
-        samples: How many there were.
         against: The model that a difference is to.
     """
 
@@ -45,15 +43,13 @@ class Measurement:
 
 @dataclass(frozen=True)
 class Measured:
-    """One folder, and what is known of it.
+    """Facts about one folder.
 
     Attributes:
-        folder: The folder.
-        variant: Its attention.
-        method: How it was converted, and whether it was trained afterwards; None for what is no conversion.
+        method: Method of conversion and training; None for a model that was not converted.
         sizes: By the names of `SIZES`.
         metrics: By metric and data.
-        training: What its last training took; None where it was not trained.
+        training: Its last training; None where it was not trained.
     """
 
     folder: Path
@@ -65,7 +61,7 @@ class Measured:
 
 
 def model_folders(folders: Iterable[str | Path]) -> list[Path]:
-    """Checkpoint folders among the given ones, and in them.
+    """Return the given folders that are checkpoints, and the checkpoints inside the others.
 
     Raises:
         CheckpointError: One of them is none and holds none.
@@ -87,7 +83,7 @@ def model_folders(folders: Iterable[str | Path]) -> list[Path]:
 
 
 def read_measured(folder: Path) -> Measured:
-    """One folder, and what is known of it.
+    """Read the facts about one folder.
 
     Raises:
         CheckpointError: It holds no model, or a file in it is damaged.
@@ -114,7 +110,7 @@ def read_measured(folder: Path) -> Measured:
 
 
 def _by_data(folder: Path, results: Sequence[Result]) -> list[tuple[str, Result]]:
-    """Results by their data's name, and by what they differ in where the same data was measured twice.
+    """Name results by their data, and by the settings that differ if data was measured more than once.
 
     Raises:
         EvaluationError: Two results cannot be told apart.
@@ -139,7 +135,7 @@ def _by_data(folder: Path, results: Sequence[Result]) -> list[tuple[str, Result]
 
 
 def _method(folder: Path, training: Training | None) -> str | None:
-    """How a folder was converted; None for what is no conversion."""
+    """Describe how a folder was converted and trained; None for an unconverted model."""
     if not (folder / REPORT).is_file():
         return None
     plan = Plan.from_report(read_report(folder))

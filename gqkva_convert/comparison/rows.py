@@ -19,16 +19,7 @@ _SEED = re.compile(r"-seed\d+$")
 _CONFIDENCE = 0.95
 FORMAT_VERSION = 1
 # What a comparison tells of a training run.
-_TRAINING = {
-    "tokens",
-    "steps",
-    "seconds",
-    "seconds_per_step",
-    "held_out_loss",
-    "device",
-    "date",
-    "versions",
-}
+_TRAINING = {"tokens", "steps", "seconds", "seconds_per_step", "held_out_loss", "device", "date", "versions"}
 
 
 @dataclass(frozen=True)
@@ -72,7 +63,7 @@ class Comparison:
 def compare_models(
     folders: Iterable[str | Path], *, metrics: Sequence[str] = (), size: str = "parameters"
 ) -> Comparison:
-    """As `compare`, without writing."""
+    """Compare the models of folders; writes nothing."""
     if size not in SIZES:
         raise EvaluationError(f"no size {size!r}; choose one of {', '.join(SIZES)}")
     return _compared([read_measured(path) for path in model_folders(folders)], metrics, size)
@@ -94,7 +85,7 @@ def _compared(found: list[Measured], wanted: Sequence[str], size: str) -> Compar
 
 
 def _notes(found: list[Measured], key: str) -> list[str]:
-    """In what the measurements of a metric differ, but for the model."""
+    """Note differences between the measurements of a metric other than the model."""
     measured = [each.metrics[key] for each in found if key in each.metrics]
     counts = {one.samples for one in measured if one.samples is not None}
     originals = {one.against for one in measured if one.against is not None}
@@ -108,7 +99,7 @@ def _notes(found: list[Measured], key: str) -> list[str]:
 
 
 def _interval_notes(rows: list[Row], key: str) -> list[str]:
-    """What a reader of intervals and repetitions would take wrongly."""
+    """Note intervals and repetitions that a reader could misunderstand."""
     counts = {row.name: len(row.metrics[key].repeats) for row in rows if key in row.metrics}
     notes = [
         f"{key}: {row.name} was measured in {counts.get(row.name, 0)} of {row.repeats} repetitions"
@@ -124,7 +115,7 @@ def _interval_notes(rows: list[Row], key: str) -> list[str]:
 
 
 def _names(paths: list[Path]) -> dict[Path, str]:
-    """Each by the last part of its path, with as many before it as tell it from the others."""
+    """Name each path by the shortest end of it that no other path has."""
     names = {}
     for path in paths:
         for count in range(1, len(path.parts) + 1):
@@ -145,7 +136,7 @@ def _key(name: str, known: list[str]) -> str:
 
 
 def _first_of_each(known: list[str]) -> list[str]:
-    """The first metric of each data set."""
+    """Return the first metric of each data set."""
     first: dict[str, str] = {}
     for key in known:
         first.setdefault(key.partition(" on ")[2], key)
@@ -192,7 +183,7 @@ def _value(members: list[Measured], key: str) -> Value | None:
 
 
 def student_interval(values: Sequence[float]) -> Interval:
-    """A 95 % interval of the mean of repetitions (Student, 1908)."""
+    """Return the 95 % interval of the mean of repetitions (Student, 1908)."""
     from scipy.stats import t
 
     mean = statistics.fmean(values)

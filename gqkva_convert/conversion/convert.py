@@ -8,9 +8,7 @@ from typing import Any, Literal, overload
 from gqkva_convert.calibration.data import DataSettings
 from gqkva_convert.conversion.prepare import prepare
 from gqkva_convert.conversion.write import kept_shards, write
-from gqkva_convert.errors import (
-    UsageError,
-)
+from gqkva_convert.errors import UsageError
 from gqkva_convert.plans.request import given_wishes, make_request
 from gqkva_convert.progress import Progress, Stages, no_stages
 
@@ -79,8 +77,7 @@ def convert(  # type: ignore[misc]
     own modelling file: it loads with ``trust_remote_code=True``, and without where gqkva is imported.
 
     Without calibration data memory stays at a few tensors (one block's under ``closed-form``) whatever the
-    model's size. An interrupted conversion of several shards goes on from its last complete one when the same
-    call is made again.
+    model's size. Make the same call again to resume an interrupted conversion from its last complete shard.
 
     Args:
         model: Checkpoint folder or Hub id.
@@ -96,7 +93,7 @@ def convert(  # type: ignore[misc]
         refine: ``"output"``, ``"layerwise"``, both or ``"none"``; None for ``output`` with calibration data.
         calibration: Data to run through the model: a file, a folder, a Hub id, or `DataSettings`.
         calibration_samples: Sequences or images of them; None for 128.
-        calibration_length: Tokens a sequence; None for 2,048 or as many as the model reads.
+        calibration_length: Tokens per sequence; None for 2,048, or the model's maximum if that is less.
         seed: Seed of everything drawn at random; None for 0.
         dtype: ``float32``, ``bfloat16`` or ``float16``; None keeps each tensor's dtype.
         max_shard_size: Largest output file, such as ``"2GB"``; None keeps the source's division.
@@ -110,7 +107,7 @@ def convert(  # type: ignore[misc]
         The folder written; with ``dry_run`` JSON data: the plan and every file and tensor.
 
     Raises:
-        GqkvaError: With a message for the user; nothing stands under ``out`` then.
+        GqkvaError: With a message for the user; nothing is written to ``out`` then.
         KeyboardInterrupt: It was interrupted; says how many shards are kept, where some are.
     """
     wishes = given_wishes(locals())
@@ -134,7 +131,7 @@ def convert(  # type: ignore[misc]
         if kept:
             error.args = (
                 f"{kept} of {len(conversion.shards)} shards are complete and kept; "
-                "run the same command again to go on from there",
+                "run the same command again to resume",
             )
         raise
     return conversion.target

@@ -18,15 +18,7 @@ from gqkva_convert.steps.step import Steps
 
 
 def write_excerpt(model: SourceModel, plan: Plan, steps: Steps, layers: Sequence[int], folder: Path) -> None:
-    """Write some layers of a conversion's output, renumbered from 0.
-
-    Args:
-        model: The conversion's source.
-        plan: Its plan.
-        steps: Its steps.
-        layers: Layers to keep, ascending.
-        folder: Folder to create.
-    """
+    """Write some layers of a conversion's output, renumbered from 0."""
     numbers = {layer: place for place, layer in enumerate(layers)}
     kept = []
     for step in steps.steps:
@@ -40,7 +32,7 @@ def write_excerpt(model: SourceModel, plan: Plan, steps: Steps, layers: Sequence
 
 
 def excerpt_plan(plan: Plan, layers: Sequence[int]) -> Plan:
-    """The blocks of some layers, renumbered from 0."""
+    """Return the plan of some layers alone, renumbered from 0."""
     numbers = {layer: place for place, layer in enumerate(layers)}
     blocks = tuple(
         replace(block, layer=numbers[block.layer]) for block in plan.blocks if block.layer in numbers
@@ -49,7 +41,7 @@ def excerpt_plan(plan: Plan, layers: Sequence[int]) -> Plan:
 
 
 def reversed_plan(plan: Plan) -> Plan:
-    """The plan that expands a conversion's output to the source's layout, changing no value."""
+    """Return the plan that expands a conversion's output to the source's layout, changing no value."""
     blocks = tuple(BlockPlan.reversed(block) for block in plan.blocks)
     return replace(
         plan, merge="mean", dtype=None, blocks=blocks, architecture=None, calibration=None, refine=()
@@ -57,7 +49,7 @@ def reversed_plan(plan: Plan) -> Plan:
 
 
 def excerpt_config(model: SourceModel, plan: Plan, layers: Sequence[int]) -> dict[str, Any]:
-    """The converted configuration with fewer layers; lists with an entry a layer are cut alike."""
+    """Return the converted configuration with fewer layers; lists with an entry per layer are cut, too."""
     config = converted_config(model, excerpt_plan(plan, layers))
     counts: dict[str, tuple[dict[str, Any], str, int]] = {}
     for attention in model.family.attention:
@@ -77,7 +69,7 @@ def excerpt_config(model: SourceModel, plan: Plan, layers: Sequence[int]) -> dic
 
 
 def _renumbered(name: str, model: SourceModel, numbers: dict[int, int]) -> str | None:
-    """A tensor's name with its layer's new number, or None if the layer is left out."""
+    """Return a tensor's name with its layer's new number; None if the layer is dropped."""
     found = model.find_layer(name)
     if found is None:
         return name

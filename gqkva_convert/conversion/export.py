@@ -57,12 +57,12 @@ def require_architecture(name: str) -> None:
 
 
 def key_value_counts(model: SourceModel) -> list[int]:
-    """How many key/value heads each block needs."""
+    """Return the number of key/value heads that each block needs."""
     return [len(_readers(block.layout)) for block in model.blocks]
 
 
 def export_plan(model: SourceModel) -> Plan:
-    """The stock layout of every block, and where its heads go.
+    """Plan the stock layout of every block and the places of its heads.
 
     Raises:
         NotExpressibleError: No stock architecture of the family can hold the function.
@@ -81,7 +81,7 @@ def export_plan(model: SourceModel) -> Plan:
 
 
 def deci_plan(model: SourceModel) -> Plan:
-    """The layout of every block of a Llama whose layers keep their numbers of key/value heads.
+    """Plan a Llama whose layers keep their own numbers of key/value heads.
 
     All layers have one number of attention heads there: the smallest that the groups of every layer divide,
     and that leaves room for each layer's largest group.
@@ -104,7 +104,7 @@ def deci_plan(model: SourceModel) -> Plan:
 
 
 def _architecture(model: SourceModel, plans: tuple[BlockPlan, ...]) -> str | None:
-    """Mistral in place of a Llama whose heads do not divide its width; None for the family's own."""
+    """Return ``mistral`` for a Llama whose heads do not divide its width; None for the family's own."""
     heads = plans[0].target.num_attention_heads
     is_refused = (
         model.family.model_type == "llama" and config_number(model.config, Key("hidden_size")) % heads != 0
@@ -113,7 +113,7 @@ def _architecture(model: SourceModel, plans: tuple[BlockPlan, ...]) -> str | Non
 
 
 def _can_be_mistral(model: SourceModel) -> bool:
-    """Whether a Llama is a Mistral without a window: the same function and tensor names.
+    """Return whether Mistral without a window computes the same as a Llama, with the same tensor names.
 
     Mistral lacks biases; its question answering stores the base model under another name.
     """
@@ -122,7 +122,7 @@ def _can_be_mistral(model: SourceModel) -> bool:
 
 
 def _dividing_size(config: dict[str, Any], groups: int, size: int) -> int:
-    """The smallest group size from ``size`` on whose head count divides the width, as stock Llama demands."""
+    """Return the smallest group size from ``size`` up whose head count divides a Llama's width."""
     width = config_number(config, Key("hidden_size"))
     for wider in range(size, width // groups + 1):
         if width % (groups * wider) == 0:
@@ -136,7 +136,7 @@ def _dividing_size(config: dict[str, Any], groups: int, size: int) -> int:
 def _placed_in_groups(
     model: SourceModel, attention: Attention, blocks: Sequence[Block]
 ) -> dict[Place, tuple[HeadLayout, tuple[int | None, ...]]]:
-    """One number of equal groups for all layers of a kind, as small as their layouts allow."""
+    """Place all layers of a kind in equal groups, as few as their layouts allow."""
     readers = {block.layer: _readers(block.layout) for block in blocks}
     groups = max(len(found) for found in readers.values())
     split = {layer: _split(found, groups) for layer, found in readers.items()}
@@ -162,7 +162,7 @@ def _placed_in_groups(
 
 
 def _readers(layout: HeadLayout) -> list[list[int]]:
-    """Attention heads by the pair of key and value head they read, in the stored heads' order."""
+    """Return attention heads by the pair of key and value head they read, in the stored heads' order."""
     pairs = list(zip(layout.key, layout.value, strict=True))
     return [[head for head, pair in enumerate(pairs) if pair == wanted] for wanted in sorted(set(pairs))]
 
@@ -181,7 +181,7 @@ def _split(readers: list[list[int]], groups: int) -> Slots:
 
 
 def added_heads_change(attention: Attention, norms: Sequence[HeadNorm]) -> Literal["head_dim", "norm"] | None:
-    """What added heads would change in a stock model: the width of a head, or a norm over all heads.
+    """Name the key or norm that added heads would change in a stock model; None if there is none.
 
     Args:
         attention: A kind of attention whose stock class reads ``num_key_value_heads``.

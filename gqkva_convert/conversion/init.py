@@ -1,4 +1,4 @@
-"""`gqkva init`: a model with fresh weights and what it reads with, for pre-training from scratch."""
+"""`gqkva init`: a model with fresh weights and its tokenizer or image processor, for pre-training."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def init(
     Args:
         architecture: Model type, such as ``vit``, ``llama``, ``gpt2`` or ``t5``.
         out: Folder to write.
-        gkv: Key/value heads; None for as many as the configuration says, without ``gq`` too.
+        gkv: Key/value heads; None for the configuration's number, without ``gq`` too.
         gq: Query heads; None for one an attention head.
         config: JSON file with a stock configuration or some keys of it; transformers' defaults for the rest.
         task: Stock model class, such as ``ViTForImageClassification``; None for the family's usual one.
@@ -67,7 +67,7 @@ def init(
         JSON data: the folder, its class and its number of parameters.
 
     Raises:
-        GqkvaError: With a message for the user; nothing stands under ``out`` then.
+        GqkvaError: With a message for the user; nothing is written to ``out`` then.
     """
     if not 0 <= seed < 2**63:
         raise UsageError(f"--seed {seed}: from 0 to {2**63 - 1}")
@@ -104,26 +104,25 @@ def init(
             )
     except Exception as error:  # whatever transformers raises for a value it cannot build with
         raise _refused(error) from error
-    pictures = image_processor(stock) if reader is None and "image_size" in stock else None
+    image_settings = image_processor(stock) if reader is None and "image_size" in stock else None
     if not dry_run:
         with published_folder(Path(out), overwrite=overwrite) as folder:
             model.save_pretrained(folder)
             if reader is not None:
                 reader.save_pretrained(folder)
-            if pictures is not None:
-                write_json(folder / "preprocessor_config.json", pictures)
-    parameters = sum(parameter.numel() for parameter in model.parameters())
+            if image_settings is not None:
+                write_json(folder / "preprocessor_config.json", image_settings)
     return {
         "folder": str(out),
         "class": name,
-        "parameters": parameters,
+        "parameters": sum(parameter.numel() for parameter in model.parameters()),
         "bytes": sum(value.numel() * value.element_size() for value in model.parameters()),
         "variant": " and ".join(dict.fromkeys(block.target.name for block in plan.blocks)),
     }
 
 
 def _given_config(file: str | Path | None) -> dict[str, Any]:
-    """What the user's file says; nothing without one.
+    """Read the user's configuration file; empty without one.
 
     Raises:
         FamilyError: It cannot be read.
@@ -142,10 +141,6 @@ def _given_config(file: str | Path | None) -> dict[str, Any]:
 def _refuse_misspelt(given: dict[str, Any], config: Any) -> None:
     """Refuse keys that transformers would keep and nothing would read, where they are nearly another.
 
-    Args:
-        given: What the user gave.
-        config: The configuration made of it.
-
     Raises:
         FamilyError: Names key and nearest key.
     """
@@ -157,7 +152,7 @@ def _refuse_misspelt(given: dict[str, Any], config: Any) -> None:
 
 
 def _stock_config(given: dict[str, Any], family: Family, task: str | None) -> dict[str, Any]:
-    """A whole configuration, with transformers' defaults for what was not given."""
+    """Return a whole configuration, with transformers' defaults for keys that were not given."""
     import transformers
 
     if given.get("model_type", family.model_type) != family.model_type:

@@ -1,4 +1,4 @@
-"""What a model with fresh weights reads with: its tokenizer or image processor."""
+"""Tokenizer and image processor of a model with fresh weights."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from gqkva_convert.errors import FamilyError
 
 
 def default_config(family: Family) -> dict[str, Any]:
-    """A family's configuration as transformers makes it."""
+    """Return a family's configuration as transformers makes it."""
     import transformers
 
     defaults: dict[str, Any] = transformers.AutoConfig.for_model(family.model_type).to_dict()
@@ -27,14 +27,7 @@ def fresh_tokenizer(
     source: str | Path | None,
     data: str | None,
 ) -> Any:
-    """The tokenizer that was asked for; None for none.
-
-    Args:
-        family: Of the model.
-        given: Keys of the configuration that the user gave.
-        defaults: The family's configuration.
-        source: Folder or Hub id of a model whose tokenizer to take.
-        data: Data to train one on.
+    """Return the requested tokenizer; None for none.
 
     Raises:
         FamilyError: Two were asked for, or the model reads no text.
@@ -63,7 +56,7 @@ def fresh_tokenizer(
 
 
 def _check(tokenizer: Any, vocab_size: Any, defaults: dict[str, Any]) -> None:
-    """Refuse a tokenizer whose words the model would not know, or that cannot begin a decoder."""
+    """Refuse a tokenizer with tokens outside the vocabulary, or one that cannot begin a decoder."""
     if isinstance(vocab_size, int) and len(tokenizer) > vocab_size:
         raise FamilyError(
             f"the tokenizer has {len(tokenizer)} words, the configuration a vocab_size of {vocab_size}; "
@@ -89,7 +82,7 @@ def _load(source: str) -> Any:
 def vocabulary_of(
     tokenizer: Any, family: Family, defaults: dict[str, Any], given: dict[str, Any]
 ) -> dict[str, Any]:
-    """Keys of a configuration that a tokenizer decides; without one what a decoder begins with."""
+    """Return the configuration keys that a tokenizer decides; without one, a decoder's first token."""
     if tokenizer is None:
         if not defaults.get("is_encoder_decoder") or defaults.get("decoder_start_token_id") is not None:
             return {}
@@ -103,7 +96,7 @@ def vocabulary_of(
 
 
 def image_processor(config: dict[str, Any]) -> dict[str, Any]:
-    """Settings of a processor that scales pictures to the model's size and pixels to -1 to 1."""
+    """Return settings that scale images to the model's size and pixels to -1 to 1."""
     size = config["image_size"]
     height, width = size if isinstance(size, (list, tuple)) and len(size) == 2 else (size, size)
     if not all(isinstance(side, int) and side > 0 for side in (height, width)):

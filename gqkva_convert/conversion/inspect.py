@@ -1,9 +1,10 @@
-"""`gqkva inspect`: what a model is and what each conversion would give, from headers alone."""
+"""`gqkva inspect`: a model's attention, and the result of each possible conversion, from headers alone."""
 
 from __future__ import annotations
 
 import math
 import re
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -12,16 +13,12 @@ from gqkva_convert.checkpoint.folder import open_checkpoint
 from gqkva_convert.checkpoint.hub import is_hub_id, locate, open_remote
 from gqkva_convert.checkpoint.sidecars import REPORT
 from gqkva_convert.errors import LayoutError
-from gqkva_convert.heads import HeadLayout, Variant, divisors
+from gqkva_convert.heads import Variant, divisors
 from gqkva_convert.plans.plan import make_plan
 from gqkva_convert.records.report import read_report
 from gqkva_convert.source.caches import cache_bytes
 from gqkva_convert.source.deci import DECI, is_deci
-from gqkva_convert.source.model import (
-    SourceModel,
-    active_norms,
-    read_model,
-)
+from gqkva_convert.source.model import SourceModel, active_norms, read_model
 from gqkva_convert.source.rotary import rotary_fraction
 from gqkva_convert.steps.make import make_steps
 
@@ -64,7 +61,9 @@ def inspect(model: str | Path, revision: str | None = None) -> dict[str, Any]:
         "model_type": DECI if is_deci(source.config) else source.family.model_type,
         "converted": _converted_by(Path(model)),
         "expressible_in_stock_transformers": source.family.is_native,
-        "attention": [entry for kind in _kinds(source) for entry in _describe_kind(source, kind)],
+        "attention": [
+            entry for attention in source.family.attention for entry in _describe_kind(source, attention.kind)
+        ],
         "parameters": _parameters_by_part(source),
         "dtypes": _dtypes(source),
         "bytes": source.checkpoint.nbytes,
@@ -76,12 +75,8 @@ def inspect(model: str | Path, revision: str | None = None) -> dict[str, Any]:
     }
 
 
-def _kinds(model: SourceModel) -> list[str]:
-    return [attention.kind for attention in model.family.attention]
-
-
 def _describe_kind(model: SourceModel, kind: str) -> list[dict[str, Any]]:
-    """An entry for each layout that layers of a kind have."""
+    """Describe each layout that layers of a kind have."""
     blocks = [block for block in model.blocks if block.attention.kind == kind]
     facts = blocks[0].attention
     positions = "none or learned"
@@ -90,9 +85,6 @@ def _describe_kind(model: SourceModel, kind: str) -> list[dict[str, Any]]:
         positions = f"rotary ({facts.rotary.style}, {fraction:.0%})"
     elif facts.head_bias is not None:
         positions = "bias per head"
-    counts: dict[HeadLayout, int] = {}
-    for block in blocks:
-        counts[block.layout] = counts.get(block.layout, 0) + 1
     return [
         {
             "kind": kind,
@@ -104,7 +96,7 @@ def _describe_kind(model: SourceModel, kind: str) -> list[dict[str, Any]]:
             "positions": positions,
             "query_key_norm": facts.norms[0].span if active_norms(model.config, facts) else None,
         }
-        for layout, layers in counts.items()
+        for layout, layers in Counter(block.layout for block in blocks).items()
     ]
 
 
@@ -123,15 +115,14 @@ def _parameters_by_part(model: SourceModel) -> dict[str, int]:
 
 
 def _dtypes(model: SourceModel) -> dict[str, int]:
-    counts: dict[str, int] = {}
+    counts: Counter[str] = Counter()
     for tensor in model.checkpoint.tensors.values():
-        name = FLOATS.get(tensor.dtype, tensor.dtype)
-        counts[name] = counts.get(name, 0) + math.prod(tensor.shape)
-    return counts
+        counts[FLOATS.get(tensor.dtype, tensor.dtype)] += math.prod(tensor.shape)
+    return dict(counts)
 
 
 def _variants(model: SourceModel) -> list[Variant]:
-    """Every variant that fits all attention blocks, the source's own left out."""
+    """Return every variant that fits all attention blocks, except the source's own."""
     layouts = {block.layout for block in model.blocks}
     heads = math.gcd(*(layout.num_attention_heads for layout in layouts))
     stored = math.gcd(*(layout.num_key_heads for layout in layouts))

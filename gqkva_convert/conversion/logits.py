@@ -26,7 +26,7 @@ from gqkva_convert.transforms.merge import RULES
 MAX_RUN_BYTES = 2 << 30
 # Largest difference of logits, relative to the largest logit: float32 sums in another order.
 TOLERANCE = 1e-4
-# The same where heads were written anew in a dtype: its rounding, through all layers.
+# The same for heads rewritten in a dtype: its rounding, through all layers.
 TIED_TOLERANCE = {"F64": 1e-4, "F32": 1e-4, "F16": 0.01, "BF16": 0.05}
 
 
@@ -35,12 +35,6 @@ def check_logits(proof: Proof, model: SourceModel, plan: Plan, layers: int | Non
 
     Every head of the source's architecture gets the merged head it reads under the plan. That model must
     merge back to the output's bytes, and compute what the output computes.
-
-    Args:
-        proof: Takes the results.
-        model: The output.
-        plan: What it was made by.
-        layers: How many layers to run; None for as many as fit.
 
     Raises:
         OutputError: There is no room for the scratch copies of those layers.
@@ -106,9 +100,8 @@ def _check_tied_heads(
     merged, failure = _logits(again, name)
     if failure is None and ours is not None:
         difference = _difference(merged, ours)
-        limit = max(
-            TIED_TOLERANCE.get(tensor.dtype, 0) for tensor in expanded_model.checkpoint.tensors.values()
-        )
+        dtypes = {tensor.dtype for tensor in expanded_model.checkpoint.tensors.values()}
+        limit = max(TIED_TOLERANCE.get(dtype, 0) for dtype in dtypes)
         if difference > limit:
             failure = f"merging heads that already agree changed a logit by {difference:.1e} of the largest"
         proof.add(
@@ -119,22 +112,18 @@ def _check_tied_heads(
 
 
 def _difference(one: Any, other: Any) -> float:
-    """Largest difference, relative to the largest of the second."""
+    """Return the largest difference relative to the largest absolute value of the second."""
     return float((one - other).abs().max()) / max(float(other.abs().max()), 1e-30)
 
 
 def _layers_to_run(model: SourceModel, layers: int | None) -> list[int]:
-    """Evenly spread layers, as many as asked for or as fit."""
+    """Choose evenly spread layers: the requested number, or the largest that fits."""
     total = 1 + max(block.layer for block in model.blocks)
     if layers is None:
-        inside = sum(
-            tensor.nbytes for name, tensor in model.checkpoint.tensors.items() if model.find_layer(name)
-        )
-        width = 4 / (
-            model.checkpoint.nbytes
-            / max(1, count_parameters(tensor.shape for tensor in model.checkpoint.tensors.values()))
-        )
-        outside = model.checkpoint.nbytes - inside
+        tensors, nbytes = model.checkpoint.tensors, model.checkpoint.nbytes
+        inside = sum(tensor.nbytes for name, tensor in tensors.items() if model.find_layer(name))
+        width = 4 / (nbytes / max(1, count_parameters(tensor.shape for tensor in tensors.values())))
+        outside = nbytes - inside
         layers = int((MAX_RUN_BYTES / width - outside) // max(1, inside // total))
     count = max(1, min(total, layers))
     if count == 1:
@@ -143,13 +132,13 @@ def _layers_to_run(model: SourceModel, layers: int | None) -> list[int]:
 
 
 def _unchanged_plan(plan: Plan) -> Plan:
-    """A plan that leaves the output's heads as they are."""
+    """Return a plan that leaves the output's heads as they are."""
     blocks = tuple(BlockPlan.unchanged(block.place, block.target) for block in plan.blocks)
     return Plan(plan.variant, "neighbour", "mean", 0, None, blocks)
 
 
 def _logits(folder: Path, fallback: str) -> tuple[Any, str | None]:
-    """What a model says about fixed inputs in float32, or what went wrong while loading or running."""
+    """Return a model's float32 logits for fixed inputs, or the error of loading or running it."""
     import torch
 
     quiet_transformers()

@@ -7,10 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from gqkva_convert.checkpoint.hub import Located, locate, peek
-from gqkva_convert.errors import (
-    OutputError,
-    UsageError,
-)
+from gqkva_convert.errors import OutputError, UsageError
 from gqkva_convert.planning.choose import complete_plan, request_plan
 from gqkva_convert.plans.config import converted_config
 from gqkva_convert.plans.file import read_plan
@@ -28,13 +25,7 @@ from gqkva_convert.steps.step import Steps
 
 @dataclass(frozen=True)
 class Draft:
-    """A plan that has been checked against its source: every tensor accounted for, a configuration found.
-
-    Attributes:
-        plan: What happens to the source's heads.
-        steps: One step per output tensor.
-        config: The configuration of the result.
-    """
+    """A plan that has been checked against its source: every tensor accounted for, a configuration found."""
 
     plan: Plan
     steps: Steps
@@ -43,11 +34,6 @@ class Draft:
 
 def make_draft(model: SourceModel, plan: Plan, tied: dict[str, str]) -> Draft:
     """Check a plan against its source; reads no weights.
-
-    Args:
-        model: The source.
-        plan: What happens to its heads.
-        tied: What `tied_copies` found in the source.
 
     Raises:
         GqkvaError: The plan does not fit the source, or no class can hold the result.
@@ -62,11 +48,7 @@ class Conversion:
     Attributes:
         located: The source.
         model: Its checkpoint and facts.
-        plan: What happens to its heads.
-        steps: One step per output tensor.
         config: The configuration of the result.
-        shards: Output files.
-        target: Output folder.
         calibrated: The source with its calibration data, where the plan uses any.
         command: The arguments of ``gqkva`` that ask for this conversion.
     """
@@ -82,7 +64,7 @@ class Conversion:
     command: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
-        """The whole conversion as JSON data, for `--dry-run --json`."""
+        """Return the whole conversion as JSON data, for `--dry-run --json`."""
         return {
             "source": self.located.name,
             "target": str(self.target),
@@ -119,17 +101,7 @@ def prepare(
     revision: str | None = None,
     stages: Stages = no_stages,
 ) -> Conversion:
-    """Plan a conversion without writing anything.
-
-    Args:
-        model: Checkpoint folder or Hub id.
-        out: Folder to write; by default ``<model>-<variant>`` in the working directory.
-        request: What is asked; or
-        plan: A plan file that `gqkva plan` wrote, perhaps edited.
-        max_shard_size: Largest output file; None keeps the source's division.
-        revision: Branch, tag or commit of a Hub id.
-        stages: Shows progress of what looks at weights or data.
-    """
+    """Plan a conversion without writing anything; takes the arguments of `convert`, or a request."""
     if (request is None) == (plan is None):
         raise UsageError("give either a plan or what to plan, --gkv for instance; not both")
     max_shard_bytes = parse_size(max_shard_size) if max_shard_size else None
@@ -168,15 +140,6 @@ def plan_shards(
     command: tuple[str, ...] = (),
 ) -> Conversion:
     """Return a checked plan with its output files; writes nothing.
-
-    Args:
-        located: The source.
-        source: The same, opened.
-        draft: The checked plan.
-        target: Output folder.
-        max_shard_bytes: Largest output file; None keeps the source's division.
-        calibrated: The source with the data that the plan names.
-        command: The arguments of ``gqkva`` that ask for it.
 
     Raises:
         OutputError: The target is or holds the source.

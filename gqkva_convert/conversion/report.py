@@ -48,13 +48,13 @@ def make_report(
 
 
 def step_sources(step: Step) -> list[str]:
-    """Names of the source tensors a step reads."""
+    """Return the names of the source tensors that a step reads."""
     names = dict.fromkeys(piece.tensor.name for head in step.heads for piece in head.pieces)
     return list(names) or [step.source.name]
 
 
 def provenance(source: Source, plan: Plan) -> dict[str, str]:
-    """What every weight file says of itself in its header."""
+    """Return the metadata in the header of every weight file."""
     summary = {
         "version": importlib.metadata.version("gqkva-convert"),
         "source": source.name if source.revision else Path(source.name).name,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 import hashlib
 import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from gqkva_convert.checkpoint.dtypes import FLOATS
 from gqkva_convert.checkpoint.folder import Checkpoint
 from gqkva_convert.checkpoint.hub import locate
 from gqkva_convert.checkpoint.jsonfile import replace_json
-from gqkva_convert.checkpoint.reader import TensorReader
+from gqkva_convert.checkpoint.reader import Bytes, TensorReader
 from gqkva_convert.checkpoint.sidecars import REPORT
 from gqkva_convert.conversion.logits import check_logits
 from gqkva_convert.conversion.proof import Proof
@@ -60,7 +61,7 @@ def verify(
         folder: Output of `convert`.
         against: The source: a folder or a Hub id.
         revision: Branch, tag or commit of a Hub id.
-        layers: Layers to run in the logit checks; by default as many as fit 2 GiB in float32.
+        layers: Layers to run in the logit checks; by default the largest number that fits 2 GiB in float32.
         progress: Called with the number of bytes just checked.
         stages: Begins a stage of progress.
 
@@ -108,11 +109,7 @@ def verify(
 
 
 def require_verified(folder: str | Path, progress: Progress | None = None) -> dict[str, str]:
-    """SHA-256 of a folder's weight files, all of which are as `verify` proved them.
-
-    Args:
-        folder: Output of `convert`.
-        progress: Called with the number of bytes just read.
+    """Return the SHA-256 of a folder's weight files after checking that `verify` proved them all.
 
     Raises:
         VerificationError: It was never verified, did not pass, or has changed since; says what to do.
@@ -148,21 +145,13 @@ def _check_files(proof: Proof, model: SourceModel, plan: Plan, report: Report) -
     )
     layouts = [block.layout for block in model.blocks]
     planned = [block.target for block in plan.blocks]
-    changed = sorted(
-        key
-        for key in model.config.keys() | report.config.keys()
-        if model.config.get(key) != report.config.get(key)
-    )
+    keys = model.config.keys() | report.config.keys()
+    changed = sorted(key for key in keys if model.config.get(key) != report.config.get(key))
     failure = f"{', '.join(changed)} differ from what was written" if changed else None
     if layouts != planned:
         failure = "config.json does not describe the plan's layouts"
-    proof.add(
-        "configuration",
-        failure,
-        f"{plan.blocks[0].target.name} in all {len(planned)} blocks"
-        if len(set(planned)) == 1
-        else "as planned",
-    )
+    described = f"{planned[0].name} in all {len(planned)} blocks" if len(set(planned)) == 1 else "as planned"
+    proof.add("configuration", failure, described)
 
 
 def _identities(files: dict[str, WeightFile]) -> dict[str, tuple[int, str]]:
@@ -172,9 +161,7 @@ def _identities(files: dict[str, WeightFile]) -> dict[str, tuple[int, str]]:
 def _check_checksums(
     proof: Proof, checkpoint: Checkpoint, earlier: dict[str, str], advance: Progress
 ) -> dict[str, str]:
-    found = {}
-    for file in checkpoint.files:
-        found[file.name] = file_sha256(file, advance)
+    found = {file.name: file_sha256(file, advance) for file in checkpoint.files}
     changed = [name for name, digest in earlier.items() if found.get(name) != digest]
     proof.add(
         "checksums",
@@ -202,7 +189,7 @@ def _check_finite(proof: Proof, checkpoint: Checkpoint, advance: Progress) -> No
 
 
 def _check_modeling_file(proof: Proof, model: SourceModel) -> None:
-    """Others run this file when they trust the folder; it must be the one that was written."""
+    """Check the modelling file byte by byte, because others run it when they trust the folder."""
     family = GROUPED_FAMILIES[model.family.model_type]
     path = model.checkpoint.folder / f"{modeling_module(family)}.py"
     found = path.read_text(errors="replace") if path.is_file() else ""
@@ -256,73 +243,51 @@ def _check_source(
             fixed = {name: tensor.sha256 for name, tensor in report.tensors.items()}
             wrong = []
             for step in steps.steps:
+                stored = model.checkpoint.tensors.get(step.name)
+                same = stored is not None and (stored.dtype, stored.shape) == (step.dtype, step.shape)
+                if stored is None or not same:
+                    wrong.append(step.name)
+                    continue
                 if _needs_data(step, plan):
-                    same = _is_recorded(step, fixed.get(step.name), model.checkpoint, output, advance)
+                    data = output.read(stored)
+                    advance(data.nbytes)
+                    same = hashlib.sha256(data.tobytes()).hexdigest() == fixed.get(step.name)
                 else:
-                    same = _is_recomputed(step, plan, model.checkpoint, reader, merged, output, advance)
+                    for start, data in _recomputed(step, plan, reader, merged):
+                        same = same and bool((output.read(stored, start, data.nbytes) == data).all())
+                        advance(data.nbytes)
                 if not same:
                     wrong.append(step.name)
     wrong += sorted(model.checkpoint.tensors.keys() - {step.name for step in steps.steps})
     copied = sum(step.is_copy for step in steps.steps)
     from_data = sum(_needs_data(step, plan) for step in steps.steps)
     computed = len(steps.steps) - copied - from_data
-    proof.add(
-        "recomputed from the source",
-        f"{len(wrong)} tensors differ, {wrong[0]} first" if wrong else None,
-        f"{copied} tensors copied and {computed} computed, all equal to the byte"
-        + (
-            f"; {from_data} merged with calibration data, as recorded when converted (not recomputed)"
-            if from_data
-            else ""
-        ),
-    )
+    detail = f"{copied} tensors copied and {computed} computed, all equal to the byte"
+    if from_data:
+        detail += f"; {from_data} merged with calibration data, as recorded when converted (not recomputed)"
+    failure = f"{len(wrong)} tensors differ, {wrong[0]} first" if wrong else None
+    proof.add("recomputed from the source", failure, detail)
     return checksums
 
 
 def _needs_data(step: Step, plan: Plan) -> bool:
-    """Whether a tensor cannot be recomputed from the source's weights alone."""
+    """Return whether recomputing a tensor takes more than the source's weights."""
     if step.merge is None or plan.calibration is None:
         return False
     rules = {*step.merge.rules.scores, *step.merge.rules.values}
     return bool(plan.refine) or not all(RULES[rule].ignores_data for rule in rules)
 
 
-def _is_recorded(
-    step: Step, sha256: str | None, checkpoint: Checkpoint, output: TensorReader, advance: Progress
-) -> bool:
-    """Whether a tensor that depends on calibration data is what the conversion wrote."""
-    stored = checkpoint.tensors.get(step.name)
-    if stored is None or (stored.dtype, stored.shape) != (step.dtype, step.shape):
-        return False
-    data = output.read(stored)
-    advance(data.nbytes)
-    return hashlib.sha256(data.tobytes()).hexdigest() == sha256
-
-
-def _is_recomputed(
-    step: Step,
-    plan: Plan,
-    checkpoint: Checkpoint,
-    reader: TensorReader,
-    merged: MergedBlocks,
-    output: TensorReader,
-    advance: Progress,
-) -> bool:
-    stored = checkpoint.tensors.get(step.name)
-    if stored is None or (stored.dtype, stored.shape) != (step.dtype, step.shape):
-        return False
-    if step.is_copy:
-        pieces = (
-            (start, reader.read(step.source, start, min(CHUNK_BYTES, step.nbytes - start)))
-            for start in range(0, step.nbytes, CHUNK_BYTES)
-        )
-    else:
-        pieces = step_bytes(step, plan.merge, plan.seed, reader, merged)  # type: ignore[assignment]
-    same = True
-    for start, data in pieces:
-        same = same and bool((output.read(stored, start, data.nbytes) == data).all())
-        advance(data.nbytes)
-    return same
+def _recomputed(
+    step: Step, plan: Plan, reader: TensorReader, merged: MergedBlocks
+) -> Iterable[tuple[int, Bytes]]:
+    """Return a tensor's bytes as the source and the plan give them, in pieces with their offsets."""
+    if not step.is_copy:
+        return step_bytes(step, plan.merge, plan.seed, reader, merged)
+    return (
+        (start, reader.read(step.source, start, min(CHUNK_BYTES, step.nbytes - start)))
+        for start in range(0, step.nbytes, CHUNK_BYTES)
+    )
 
 
 def _store(folder: Path, report: Report, result: Verification) -> bool:
@@ -340,6 +305,6 @@ def require(result: dict[str, Any]) -> None:
     Raises:
         VerificationError: Naming the first check that failed.
     """
-    failed = [check for check in result["checks"] if not check["passed"]]
-    if failed:
-        raise VerificationError(f"{failed[0]['check']}: {failed[0]['detail']}")
+    for check in result["checks"]:
+        if not check["passed"]:
+            raise VerificationError(f"{check['check']}: {check['detail']}")

@@ -1,4 +1,4 @@
-"""Write a prepared conversion, check it and publish it; take over what an interrupted run has left."""
+"""Write a prepared conversion, check it and publish it; reuse complete shards of an interrupted run."""
 
 from __future__ import annotations
 
@@ -16,12 +16,7 @@ from gqkva_convert.checkpoint.publish import published_folder, scratch_folder
 from gqkva_convert.checkpoint.sidecars import REPORT, carried_files, copy_files
 from gqkva_convert.conversion.prepare import Conversion
 from gqkva_convert.conversion.report import make_report, provenance
-from gqkva_convert.errors import (
-    CheckpointError,
-    GqkvaError,
-    OutputError,
-    VerificationError,
-)
+from gqkva_convert.errors import CheckpointError, GqkvaError, OutputError, VerificationError
 from gqkva_convert.plans.config import write_config
 from gqkva_convert.progress import Progress, Stages, byte_stage, no_stages
 from gqkva_convert.records.report import Source, count_parameters, describe_source
@@ -131,7 +126,7 @@ def _check_space(folder: Path, conversion: Conversion, carried: dict[str, Path])
 
 
 def kept_shards(target: Path) -> int:
-    """How many complete shards an interrupted run has left beside ``target``."""
+    """Count the complete shards that an interrupted run left beside ``target``."""
     scratch = scratch_folder(target)
     return len(list(scratch.glob("*.safetensors"))) if scratch.is_dir() else 0
 

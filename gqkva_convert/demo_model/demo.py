@@ -17,7 +17,7 @@ from gqkva_convert.evaluation.perplexity import language_loss, load_causal_lm
 from gqkva_convert.progress import Progress, Stages, no_stages
 
 MODEL = Path(__file__).parent / "checkpoint"
-# Called with the name of what is measured and the tokens just read.
+# Called with the name of the measured model and the number of tokens just read.
 Watch = Callable[[str, int], None]
 
 
@@ -64,7 +64,7 @@ def demo(
                 out = convert(MODEL, Path(folder) / f"gkv-{heads}-{rule}", gkv=heads, merge=rule)
                 rows.append(_row(out, f"--gkv {heads} --merge {rule}", sequences, begin))
         if uptrain_tokens > 0:
-            chosen = uptrained_heads(gkv)
+            chosen = min(gkv, key=lambda heads: abs(heads - 2))  # nearest to a quarter of the heads
             source = Path(folder) / f"gkv-{chosen}-{merge[-1]}"
             out = _uptrained(source, Path(folder), uptrain_tokens, begin)
             name = f"--gkv {chosen} --merge {merge[-1]}, uptrained"
@@ -75,11 +75,6 @@ def demo(
         "training": read_json(MODEL / "training.json"),
         "rows": rows,
     }
-
-
-def uptrained_heads(gkv: Sequence[int]) -> int:
-    """Which of several numbers of key/value heads is trained: the one nearest to a quarter."""
-    return min(gkv, key=lambda heads: abs(heads - 2))
 
 
 def _watched(stages: Stages, watch: Watch | None) -> Stages:
@@ -99,7 +94,7 @@ def _watched(stages: Stages, watch: Watch | None) -> Stages:
 
 
 def _uptrained(source: Path, folder: Path, tokens: int, stages: Stages) -> Path:
-    """A conversion whose attention blocks were matched to the original's on other files' text."""
+    """Train a conversion's attention blocks to match the original's on text of other files."""
     from gqkva_convert.uptraining.settings import TrainingSettings
     from gqkva_convert.uptraining.uptrain import uptrain
 
@@ -133,7 +128,7 @@ def _uptrained(source: Path, folder: Path, tokens: int, stages: Stages) -> Path:
 
 
 def held_out_windows(tokens: int) -> list[list[int]]:
-    """Windows of the held-out files, as long as the model reads, spread evenly over all files."""
+    """Return windows of the held-out files at the model's full length, spread evenly over all files."""
     from tokenizers import Tokenizer
 
     tokenizer = Tokenizer.from_file(str(MODEL / "tokenizer.json"))

@@ -1,4 +1,4 @@
-"""The model card: metadata for the Hub, and the folder in words."""
+"""The model card: metadata for the Hub, and a description of the folder."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from gqkva_convert._version import __version__
 from gqkva_convert.checkpoint.sidecars import EVALUATION
 from gqkva_convert.data.names import short_name
 from gqkva_convert.description.facts import Facts, is_newer
-from gqkva_convert.description.pictures import ERRORS, HEADS, QUALITY, caption
+from gqkva_convert.description.plots import ERRORS, HEADS, QUALITY, caption
 from gqkva_convert.description.prose import folder_text
 from gqkva_convert.errors import CheckpointError
 
@@ -25,11 +25,11 @@ _MARK = re.compile(r"\n<!-- Written by gqkva (\S+), sha256 ([0-9a-f]{64}) -->\s*
 
 
 def model_card(folder: str | Path, *, repo_id: str | None = None) -> ModelCard:
-    """The card of a converted folder, from its report and from what was measured of it.
+    """Write the card of a converted folder from its report and measurements.
 
     Args:
         folder: Output of `convert`, `export` or `uptrain`.
-        repo_id: Where it will be published; by default the card speaks of the folder's name.
+        repo_id: Repository to publish it in; by default the card uses the folder's name.
 
     Returns:
         A card with ``model-index`` metadata; ``str()`` of it is the text of README.md.
@@ -46,7 +46,7 @@ def model_card(folder: str | Path, *, repo_id: str | None = None) -> ModelCard:
 
 
 def _shown(facts: Facts) -> dict[str, str]:
-    """Pictures of `gqkva report` that lie in the folder and say what the text does not."""
+    """Return captions of the folder's plots by `gqkva report` that add to the text, by file name."""
     there = [file for file in (HEADS, ERRORS, QUALITY) if (facts.folder / file).is_file()]
     if QUALITY in there and is_newer(facts.folder / EVALUATION, facts.folder / QUALITY):
         there.remove(QUALITY)  # of an earlier measurement
@@ -54,14 +54,14 @@ def _shown(facts: Facts) -> dict[str, str]:
 
 
 def is_ours(content: str) -> bool:
-    """Whether a card is one that `model_card` wrote and nobody has changed since."""
+    """Return whether `model_card` wrote a card that is unchanged since."""
     content = content.replace("\r\n", "\n")
     found = _MARK.search(content)
     return found is not None and _digest(content[: found.start()]) == found[2]
 
 
 def read_card(path: Path) -> str:
-    """The text of a card in a folder.
+    """Read the text of a card.
 
     Raises:
         CheckpointError: It is not text, or its front matter is not what the Hub takes.
@@ -69,9 +69,8 @@ def read_card(path: Path) -> str:
     from huggingface_hub import ModelCard
     from yaml import YAMLError
 
-    logging.getLogger("huggingface_hub").setLevel(
-        logging.ERROR
-    )  # or it speaks of a card without front matter
+    # It would warn of a card without front matter.
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
     try:
         text = path.read_text(encoding="utf-8-sig")
         ModelCard(text)
@@ -141,5 +140,5 @@ def _eval_results(facts: Facts) -> list[EvalResult]:
 
 
 def _slug(text: str) -> str:
-    """A name as the Hub's metadata takes it."""
+    """Return a name in the form that the Hub's metadata takes."""
     return re.sub(r"[^\w./-]+", "-", text.strip()).strip("-").lower() or "unknown"

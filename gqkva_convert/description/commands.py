@@ -1,4 +1,4 @@
-"""The command lines that made a folder, from what its report records, without anybody's folder names."""
+"""The command lines that made a folder, from its report, without the user's folder names."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _OPTIONS = {option.name for option in options_of(uptrain)} & set(TrainingSetting
 
 
 def making_commands(facts: Facts) -> list[str]:
-    """What was run, in order; nothing where a report, an older one for instance, does not say."""
+    """Return the commands that were run, in order; none if the report does not record them."""
     if len(facts.report.command) < 3:
         return []
     command, source, out, *options = facts.report.command

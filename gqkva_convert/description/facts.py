@@ -1,4 +1,4 @@
-"""What is known of a converted folder: recorded by its report, measured, or stated of its source."""
+"""Facts about a converted folder: recorded by its report, measured, or stated of its source."""
 
 from __future__ import annotations
 
@@ -38,16 +38,16 @@ _CACHED = re.compile(r"models--([\w.-]+?)--([\w.-]+)/snapshots/([0-9a-f]{40})(?:
 
 
 def is_newer(file: Path, than: Path) -> bool:
-    """Whether a file is there and was written after another."""
+    """Return whether a file exists and was written after another."""
     return file.is_file() and file.stat().st_mtime > than.stat().st_mtime
 
 
 class Facts:
-    """Everything that is told of a folder, read once.
+    """All facts about a folder, read once.
 
     Args:
         folder: Output of `convert`, `export` or `uptrain`.
-        repo_id: Where it will be published; by default it is called by its folder's name.
+        repo_id: Repository to publish it in; by default it is called by its folder's name.
 
     Raises:
         GqkvaError: The folder or one of its files cannot be read; says which.
@@ -91,19 +91,19 @@ class Facts:
                 )
 
     def beside(self, *against: str | None) -> str:
-        """What to call the models that this one was measured beside: ``original`` where they are that."""
+        """Name the models that this one was measured beside: ``original`` if they are its source."""
         originals = {short_name(name) for name in (self.source.name, self.base()[0]) if name}
         others = {short_name(name) for name in against if name}
         return "original" if others <= originals else " or ".join(sorted(others))
 
-    def other_of(self, picture: str) -> str:
-        """What the other model in a picture is called."""
-        if picture == BENCH_PICTURE:
+    def other_of(self, plot: str) -> str:
+        """Name the other model in a plot."""
+        if plot == BENCH_PICTURE:
             return self.beside(self.bench.against if self.bench else None)
         return self.beside(*(result.against for result in self.evaluation.results))
 
     def base(self) -> tuple[str | None, str | None]:
-        """Hub id and commit of the model that this was made from, as far as recorded."""
+        """Return the Hub id and commit of the model that this was made from, where they are recorded."""
         origin = self.stated.get("origin") or {}
         made_from = (self.source.name, self.source.revision), (origin.get("name"), origin.get("revision"))
         for name, revision in made_from:
@@ -116,7 +116,7 @@ class Facts:
         return None, None
 
     def auto_class(self) -> str | None:
-        """The Auto class that loads the folder as the class it was saved as."""
+        """Return the Auto class that loads the folder as the class it was saved as."""
         named = self.model.config.get("architectures") or [self.model.family.architecture]
         family = GROUPED_FAMILIES.get(self.plan.architecture or self.model.family.model_type)
         if self.model.config["model_type"] == "deci" or family is None or not isinstance(named, list):
@@ -136,7 +136,7 @@ class Facts:
         return _PIPELINES.get(auto or "", "feature-extraction" if auto == "AutoModel" else None)
 
     def sizes(self) -> list[tuple[str, int, int]]:
-        """Parameters, bytes and caches: what, before and after; those that are known."""
+        """Return the known sizes: parameters, bytes and caches, each with its value before and after."""
         sizes = [
             ("parameters", self.source.parameters, self.report.parameters),
             ("bytes of weights", self.source.bytes, self.report.bytes),
@@ -156,7 +156,7 @@ class Facts:
         ]
 
     def block_errors(self) -> dict[str, dict[int, dict[str, float]]]:
-        """What attention blocks lost when they were converted, by kind, layer and refinement.
+        """Return the errors of converted attention blocks by kind, layer and refinement.
 
         Shares of a block's output on calibration data held out; empty where heads were merged without data.
         """

@@ -1,4 +1,4 @@
-"""What some licences ask of those who publish a derived model, as data.
+"""Duties of publishing a derived model under some licences, as data.
 
 Pointers for a person who then reads the licence; not legal advice. Identifiers are those of the Hub's model
 cards. Each entry names the place that says so.
@@ -22,12 +22,12 @@ class Licence:
 
     Attributes:
         ids: Patterns of the Hub's identifiers.
-        asks: What it asks of who publishes a derived model; empty where keeping its text is all.
-        source: Where it says so.
+        asks: Duties of the publisher of a derived model; empty where keeping its text is enough.
+        source: Place of these terms.
         forbids: Whether it does not let derived models be published.
-        prefix: How the name of a derived model must begin.
+        prefix: Required beginning of the name of a derived model.
         notice: Line that has to be shown.
-        text: What its text holds, to know it by a LICENSE file.
+        text: Pattern of its text, to recognise a LICENSE file.
     """
 
     ids: tuple[str, ...]
@@ -126,13 +126,13 @@ LICENCES = (
 
 @dataclass(frozen=True)
 class FoundLicence:
-    """What is known of a source's licence.
+    """Facts about a source's licence.
 
     Attributes:
         ids: Identifiers, lower case; empty where none is stated.
         name: Its name where the identifier is ``other``.
-        link: Where it can be read.
-        where: What states it.
+        link: Address of its text.
+        where: File or card that states it.
     """
 
     ids: tuple[str, ...] = ()
@@ -142,7 +142,7 @@ class FoundLicence:
 
 
 def find_licence(card: dict[str, Any] | None, folder: Path) -> FoundLicence:
-    """The licence that a source's card states, or else that a LICENSE file in the folder holds."""
+    """Find the licence in a source's card, or else in a LICENSE file of the folder."""
     stated = (card or {}).get("license")
     ids = tuple(name.lower() for name in ([stated] if isinstance(stated, str) else stated or ()))
     if ids:
@@ -163,7 +163,7 @@ def find_licence(card: dict[str, Any] | None, folder: Path) -> FoundLicence:
 
 
 def matching(found: FoundLicence) -> list[Licence]:
-    """Entries of the table that a licence's identifiers or name match."""
+    """Return the table entries that a licence's identifiers or name match."""
     names = [*found.ids, *([found.name.lower()] if found.name else [])]
     entries = [next((e for e in LICENCES if any(fnmatch(name, i) for i in e.ids)), None) for name in names]
     if found.name and re.search(r"no[-_ ]?deriv", found.name, re.IGNORECASE):
@@ -172,7 +172,7 @@ def matching(found: FoundLicence) -> list[Licence]:
 
 
 def obstacle(found: FoundLicence) -> str | None:
-    """Why a licence does not let a derived model be published; None where nothing says so."""
+    """Return why a licence forbids publishing a derived model; None if no known licence forbids it."""
     for entry in matching(found):
         if entry.forbids:
             return (
@@ -182,12 +182,7 @@ def obstacle(found: FoundLicence) -> str | None:
 
 
 def duties(found: FoundLicence, name: str) -> list[str]:
-    """What to look after before publishing under a licence, a line each.
-
-    Args:
-        found: The source's licence.
-        name: Name of the model to be published.
-    """
+    """Return the duties of publishing under a licence, a line each."""
     if not found.ids:
         return ["the source states no licence; make sure that you may publish what is made from it"]
     entries = matching(found)
@@ -204,7 +199,7 @@ def duties(found: FoundLicence, name: str) -> list[str]:
 
 
 def notices(found: FoundLicence) -> list[str]:
-    """Lines that a licence wants shown."""
+    """Return the notices that a licence requires."""
     return [entry.notice for entry in matching(found) if entry.notice]
 
 

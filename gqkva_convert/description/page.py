@@ -19,17 +19,17 @@ pre { overflow-x: auto; padding: 0.7rem; background: #8882; border-radius: 6px; 
 figure { margin: 1rem 0; } img { max-width: 100%; height: auto; background: #fff; border-radius: 6px; }
 figcaption { font-size: 0.9rem; opacity: 0.8; }
 """
-# Nothing is fetched and nothing runs, whatever stands in the text.
+# Nothing is fetched and nothing runs, whatever the text contains.
 _POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
 
 
-def render_page(title: str, markdown: str, pictures: dict[str, list[tuple[Path, str]]]) -> str:
-    """A page of Markdown with pictures inside it.
+def render_page(title: str, markdown: str, plots: dict[str, list[tuple[Path, str]]]) -> str:
+    """Render Markdown as one HTML page with its plots embedded.
 
     Args:
         title: Title of the page.
         markdown: CommonMark with tables; HTML in it is shown as text.
-        pictures: By the heading that they stand under, PNG files and what they show.
+        plots: PNG files and captions, by the heading that they follow.
 
     Returns:
         The page.
@@ -38,7 +38,7 @@ def render_page(title: str, markdown: str, pictures: dict[str, list[tuple[Path, 
 
     body = MarkdownIt("commonmark", {"html": False}).enable("table").render(markdown)
     body = body.replace("<table>", '<div class="table"><table>').replace("</table>", "</table></div>")
-    for heading, files in pictures.items():
+    for heading, files in plots.items():
         figures = "".join(_figure(file, caption) for file, caption in files)
         mark = f"<h2>{html.escape(heading)}</h2>"
         where = body.find(mark)
@@ -60,5 +60,5 @@ def render_page(title: str, markdown: str, pictures: dict[str, list[tuple[Path, 
 def _figure(file: Path, caption: str) -> str:
     data = base64.b64encode(file.read_bytes()).decode()
     text = html.escape(re.sub(r"\s+", " ", caption))
-    picture = f'<img alt="{text}" src="data:image/png;base64,{data}">'
-    return f"<figure>{picture}<figcaption>{text}</figcaption></figure>\n"
+    image = f'<img alt="{text}" src="data:image/png;base64,{data}">'
+    return f"<figure>{image}<figcaption>{text}</figcaption></figure>\n"

@@ -1,4 +1,4 @@
-"""A converted folder in words, as Markdown: what was done, measured and recorded, and nothing else."""
+"""Markdown about a converted folder: what was done, measured and recorded, and nothing else."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from gqkva_convert.data.names import short_name
 from gqkva_convert.description.commands import making_commands
 from gqkva_convert.description.facts import Facts
 from gqkva_convert.description.licences import notices
-from gqkva_convert.description.pictures import QUALITY
+from gqkva_convert.description.plots import QUALITY
 from gqkva_convert.heads import HeadLayout
 from gqkva_convert.plans.plan import BlockPlan
 from gqkva_convert.records.bench import Bench, Row
@@ -37,17 +37,17 @@ CITATIONS = """```bibtex
 _REPOSITORY = "https://pypi.org/project/gqkva-convert"
 
 
-def folder_text(facts: Facts, pictures: Mapping[str, str] = MappingProxyType({})) -> str:
+def folder_text(facts: Facts, plots: Mapping[str, str] = MappingProxyType({})) -> str:
     """Return the text of a card or page about a folder, as Markdown.
 
     Args:
-        facts: What is known of the folder.
-        pictures: Files to show and what they show, behind what is said of heads.
+        facts: The folder's facts.
+        plots: Captions of plot files, shown after the section about heads.
     """
     parts = [
         _head(facts),
         _heads(facts),
-        *(f"![{shown}]({file})" for file, shown in pictures.items()),
+        *(f"![{shown}]({file})" for file, shown in plots.items()),
         _quality(facts),
         _speed(facts),
         _loading(facts),
@@ -146,7 +146,7 @@ def _speed(facts: Facts) -> str:
 
 def _loading(facts: Facts) -> str:
     model_type = facts.plan.architecture or facts.model.family.model_type
-    auto, lines = facts.auto_class(), ["## Loading"]
+    auto, lines = facts.auto_class(), []
     if auto is not None and facts.is_grouped:
         lines.append(
             "No stock architecture holds these heads; the folder carries its own modelling file.\n\n"
@@ -162,23 +162,22 @@ def _loading(facts: Facts) -> str:
             f"A stock `{model_type}` model:\n\n```python\nfrom transformers import {auto}\n\n"
             f'model = {auto}.from_pretrained("{facts.address}")\n```'
         )
-    if facts.is_grouped:
-        return "\n\n".join(lines) if len(lines) > 1 else ""
-    has_words = any((facts.folder / name).is_file() for name in ("tokenizer.json", "tokenizer.model"))
-    if has_words and model_type in RUNTIME_FAMILIES:
+    names = ("tokenizer.json", "tokenizer.model")
+    has_tokenizer = not facts.is_grouped and any((facts.folder / name).is_file() for name in names)
+    if has_tokenizer and model_type in RUNTIME_FAMILIES:
         lines.append(
             f"`gqkva export --runtime gguf` writes `{model_type}` models as a file for llama.cpp, whose "
             "logits gqkva compares with those of transformers (`tests/runtimes/test_llama_cpp.py` in its "
             "sources)."
         )
     runtimes = FAMILIES[model_type].compared_in if model_type in FAMILIES else ()
-    if runtimes:
+    if runtimes and not facts.is_grouped:
         named = f"{', '.join(runtimes[:-1])} and {runtimes[-1]}"
         lines.append(
             f"gqkva runs stock `{model_type}` models in {named}, too, and compares "
             "their logits (`tests/conversion/test_runtimes.py`)."
         )
-    return "\n\n".join(lines) if len(lines) > 1 else ""
+    return "\n\n".join(["## Loading", *lines]) if lines else ""
 
 
 def _training(facts: Facts) -> str:
@@ -257,7 +256,7 @@ def _limitations(facts: Facts) -> str:
 
 
 def _runs(blocks: Sequence[BlockPlan]) -> list[tuple[int, int, BlockPlan]]:
-    """Neighbouring layers of a kind with the same layouts: first layer, last layer, one of them."""
+    """Group neighbouring layers of a kind with the same layouts: first layer, last layer, and their plan."""
     runs: list[tuple[int, int, BlockPlan]] = []
     for block in sorted(blocks, key=lambda block: block.place):
         if runs:
@@ -305,18 +304,20 @@ def _measured_with(found: Result | Bench, before: str = "Measured on ") -> str:
 
 
 def _settings(result: Result) -> str:
-    """How a result was measured, as far as it says."""
-    chosen = {name: value for name, value in (result.settings or {}).items() if value is not None}
-    said = ", ".join(f"{name.replace('_', ' ')} {_value(value)}" for name, value in chosen.items())
-    return f"{_cell(short_name(result.data))}: {_cell(said)}." if said else ""
+    """Describe the settings recorded for a result."""
+    return _stated(short_name(result.data), result.settings or {})
 
 
 def _bench_settings(bench: Bench) -> str:
-    """How speed was measured, as far as it says."""
+    """Describe the settings recorded for a speed measurement."""
     names = ("attn_implementation", "cache", "new_tokens", "rounds", "threads", "peak_memory")
-    chosen = {name: bench.settings[name] for name in names if bench.settings.get(name) is not None}
+    return _stated("Speed", {name: bench.settings.get(name) for name in names})
+
+
+def _stated(subject: str, settings: Mapping[str, Any]) -> str:
+    chosen = {name: value for name, value in settings.items() if value is not None}
     said = ", ".join(f"{name.replace('_', ' ')} {_value(value)}" for name, value in chosen.items())
-    return f"Speed: {_cell(said)}." if said else ""
+    return f"{_cell(subject)}: {_cell(said)}." if said else ""
 
 
 def _speed_row(row: Row, other: str) -> tuple[str, ...]:
@@ -340,5 +341,5 @@ def _table(heading: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> str:
 
 
 def _cell(text: Any) -> str:
-    """Text that cannot break out of its place in a table or become markup of its own."""
+    """Escape text so that it neither leaves its table cell nor becomes markup."""
     return re.sub(r"\s+", " ", str(text)).replace("|", "\\|").replace("<", "&lt;").strip()

@@ -1,4 +1,4 @@
-"""`gqkva report`: a page about a converted folder, with pictures."""
+"""`gqkva report`: a page about a converted folder, with plots."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from tempfile import TemporaryDirectory
 from gqkva_convert.checkpoint.sidecars import BENCH_PICTURE, PAGE, PICTURES
 from gqkva_convert.description.facts import Facts
 from gqkva_convert.description.page import render_page
-from gqkva_convert.description.pictures import (
+from gqkva_convert.description.plots import (
     ERRORS,
     HEADS,
     LOSS,
@@ -35,7 +35,7 @@ def report(folder: str | Path) -> list[Path]:
         folder: Output of `convert`, `export` or `uptrain`, maybe measured by `evaluate` and `bench`.
 
     Returns:
-        The files written into the folder: ``report.html``, and the pictures on it.
+        The files written into the folder: ``report.html``, and its plots.
 
     Raises:
         GqkvaError: The folder or one of its files cannot be read; says which.
@@ -46,8 +46,7 @@ def report(folder: str | Path) -> list[Path]:
     try:
         with TemporaryDirectory(prefix=".gqkva-report-", dir=target) as name:
             scratch = Path(name)
-            pictures = _draw(facts, scratch)
-            page = render_page(facts.name, folder_text(facts), pictures)
+            page = render_page(facts.name, folder_text(facts), _draw(facts, scratch))
             (scratch / PAGE).write_text(page, encoding="utf-8")
             for old in PICTURES:
                 (target / old).unlink(missing_ok=True)
@@ -60,7 +59,8 @@ def report(folder: str | Path) -> list[Path]:
 
 
 def _draw(facts: Facts, scratch: Path) -> dict[str, list[tuple[Path, str]]]:
-    """Pictures by the heading that they stand under, with what they show."""
+    """Draw the plots and return them with captions, by the heading that they follow."""
+    speed = facts.folder / BENCH_PICTURE
     sizes = [(name.partition(",")[0], before, after) for name, before, after in facts.sizes()]
     found: dict[str, list[Path | None]] = {
         "Heads and size": [
@@ -68,8 +68,8 @@ def _draw(facts: Facts, scratch: Path) -> dict[str, list[tuple[Path, str]]]:
             draw_sizes(sizes, scratch / SIZES),
             draw_errors(facts.block_errors(), scratch / ERRORS),
         ],
-        "Quality": [_quality(facts, scratch / QUALITY)],
-        "Speed": [_speed(facts)],
+        "Quality": [draw_quality(facts.evaluation, facts.other_of(QUALITY), scratch / QUALITY)],
+        "Speed": [speed if facts.bench is not None and speed.is_file() else None],
         "Training after the conversion": [_training_curve(facts, scratch / LOSS)],
     }
     drawn = {heading: [file for file in files if file is not None] for heading, files in found.items()}
@@ -80,19 +80,8 @@ def _draw(facts: Facts, scratch: Path) -> dict[str, list[tuple[Path, str]]]:
     }
 
 
-def _quality(facts: Facts, file: Path) -> Path | None:
-    """A picture of metrics, where some were measured of another model too."""
-    return draw_quality(facts.evaluation, facts.other_of(QUALITY), file)
-
-
-def _speed(facts: Facts) -> Path | None:
-    """The picture that `gqkva bench` drew."""
-    picture = facts.folder / BENCH_PICTURE
-    return picture if facts.bench is not None and picture.is_file() else None
-
-
 def _training_curve(facts: Facts, copy: Path) -> Path | None:
-    """A copy of the picture that training drew, where its folder is still there."""
+    """Copy the plot that training drew, if its folder still exists."""
     if facts.training is None or facts.training.metrics is None:
         return None
     curve = Path(facts.training.metrics).with_name("loss.png")

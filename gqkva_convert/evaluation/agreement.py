@@ -20,13 +20,13 @@ class AnswerScores:
     """Measurements of answers, summed within each sample; columns grow by `add`.
 
     Attributes:
-        unit: What is answered: a token, an image or a text.
+        unit: Unit of an answer: a token, an image or a text.
         columns: A list with a number a sample for each of: ``answers``, how many it holds; ``nats``,
             cross-entropy of the right choices; ``right`` and ``right_five``, answers whose likeliest
             choice, or one of whose five likeliest, is right; these three of the other model as
             ``against_...``; ``divergence``, KL(other || this) in nats; ``first``, answers whose likeliest
-            choice is the other's; ``five``, the share of the other's five likeliest choices among this
-            one's.
+            choice is the other model's; ``five``, the share of its five likeliest choices that are among
+            this model's.
     """
 
     unit: str
@@ -34,7 +34,7 @@ class AnswerScores:
 
     @classmethod
     def of(cls, unit: str, samples: Iterable[dict[str, float]]) -> AnswerScores:
-        """The sums of samples, in their order."""
+        """Make scores of the sums of samples, in their order."""
         found = cls(unit)
         for sample in samples:
             found.add(sample)
@@ -53,7 +53,7 @@ class AnswerScores:
         return int(sum(self.columns.get("answers", [])))
 
     def gathered(self, owners: Sequence[int]) -> AnswerScores:
-        """Sums over the samples of each owner, such as a text cut into several."""
+        """Sum over the samples of each owner, such as a text cut into several."""
         places = np.unique(owners, return_inverse=True)[1]
         return AnswerScores(
             self.unit,
@@ -63,7 +63,7 @@ class AnswerScores:
     def metric(
         self, name: str, better: Literal["lower", "higher"], column: str, statistic: Any = ratio
     ) -> Metric:
-        """A metric over answers, beside the other model's where both were measured."""
+        """Make a metric over answers, with the other model's if both were measured."""
         count = self.column("answers")
         other = f"against_{column}"
         against = [self.column(other), count] if other in self.columns else None
@@ -82,7 +82,7 @@ class AnswerScores:
         return found
 
     def agreement(self) -> list[Metric]:
-        """Divergence from the other model and agreement with it."""
+        """Return divergence from the other model and agreement with it."""
         if "divergence" not in self.columns:
             return []
         found = [
@@ -95,7 +95,7 @@ class AnswerScores:
 
 
 def sample_sums(scores: dict[str, Any], counts: Sequence[int]) -> list[dict[str, float]]:
-    """Sums within samples whose answers stand one after the other, as `AnswerScores.add` takes them.
+    """Sum scores within samples, whose answers follow each other, for `AnswerScores.add`.
 
     Args:
         scores: Tensors of shape ``(answers,)`` by name.
@@ -116,7 +116,7 @@ def score_answers(logits: Sequence[Any], targets: Any, *, accuracy: bool) -> dic
     Args:
         logits: The model's, ``(answers, choices)``, and the other model's where there is one.
         targets: The right choices, shape ``(answers,)``.
-        accuracy: Whether likeliest choices are compared with the right ones.
+        accuracy: Compare the likeliest choices with the right ones.
 
     Returns:
         Float64 tensors of shape ``(answers,)`` by name, as `AnswerScores` lists them.
@@ -171,7 +171,7 @@ def _score(logits: Any, against: Any, targets: Any, accuracy: bool) -> dict[str,
 
 
 def _likeliest(logits: Any) -> tuple[Any, Any]:
-    """The likeliest choice, and the five likeliest where there are more."""
+    """Return the likeliest choice, and the five likeliest of more than five choices."""
     top = logits.topk(5, dim=-1).indices if logits.shape[-1] > 5 else None
     return logits.argmax(-1), top
 

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 def find_device(name: str) -> torch.device:
-    """A device by its name.
+    """Return a device by its name.
 
     Args:
         name: ``auto``, ``cpu``, ``cuda`` or one GPU such as ``cuda:1``.

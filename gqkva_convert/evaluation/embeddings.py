@@ -1,4 +1,4 @@
-"""Text encoders: how well cosines order pairs of texts, and how near embeddings are to another model's."""
+"""Text encoders: order of text pairs by cosine, and distance of embeddings from another model's."""
 
 from __future__ import annotations
 
@@ -10,13 +10,7 @@ import numpy as np
 
 from gqkva_convert.checkpoint.jsonfile import read_json
 from gqkva_convert.data.processors import load_processor
-from gqkva_convert.data.records import (
-    PAIR_COLUMNS,
-    SINGLE_COLUMNS,
-    find_columns,
-    read_score,
-    score_column,
-)
+from gqkva_convert.data.records import PAIR_COLUMNS, SINGLE_COLUMNS, find_columns, read_score, score_column
 from gqkva_convert.data.sequences import encode, is_text, sequence_length
 from gqkva_convert.errors import DataError, EvaluationError
 from gqkva_convert.evaluation.metrics import Metric, mean, spearman
@@ -28,7 +22,7 @@ _BATCH = 32
 
 
 def measure_embeddings(subject: Subject) -> tuple[list[Metric], int, str, dict[str, Any]]:
-    """Spearman of cosine and score of scored pairs, mean cosine with the other model's embeddings.
+    """Measure the rank correlation of cosines and scores, and the mean cosine with the other model.
 
     Returns:
         Metrics, samples, what a sample is, and how they were measured.
@@ -74,14 +68,14 @@ def measure_embeddings(subject: Subject) -> tuple[list[Metric], int, str, dict[s
 
 
 def longest_of(folder: Path) -> float:
-    """At how many tokens sentence-transformers cuts a text; infinite where the folder does not say."""
+    """Return the tokens at which sentence-transformers cuts a text; infinite without a limit."""
     path = folder / "sentence_bert_config.json"
     longest = read_json(path).get("max_seq_length") if path.is_file() else None
     return longest if isinstance(longest, int) and longest > 0 else math.inf
 
 
 def pooling_of(folder: Path) -> str:
-    """Name the pooling that sentence-transformers uses: "mean", or "cls" where the folder says so."""
+    """Return the pooling that sentence-transformers uses: "cls" if the folder says so, else "mean"."""
     path = folder / "1_Pooling" / "config.json"
     if not path.is_file():
         return "mean"
@@ -104,7 +98,7 @@ def _embed(
     pooling: str,
     progress: Progress,
 ) -> list[Any]:
-    """Embeddings of length 1 by every model, each float64 of shape ``(texts, width)``."""
+    """Embed texts with every model: vectors of length 1, each result float64 ``(texts, width)``."""
     import torch
 
     rows: list[list[Any]] = [[] for _ in subject.models]

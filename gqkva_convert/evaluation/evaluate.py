@@ -1,4 +1,4 @@
-"""`gqkva evaluate`: how well a model answers, alone or beside the one it was made from."""
+"""`gqkva evaluate`: quality of a model, alone or beside the one it was made from."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def evaluate(
     What is measured on data depends on the model: perplexity of causal and masked language models, top-1
     and top-5 accuracy of classifiers, Spearman correlation of sentence encoders, perplexity, ROUGE and exact
     match of sequence-to-sequence models. With ``against`` every metric is given for both, with the
-    difference, and the model's answers are compared with the other's: KL divergence and agreement, or the
+    difference, and the answers of both models are compared: KL divergence and agreement, or the
     cosine of embeddings. Each number has a 95 % bootstrap interval over samples; differences have paired
     ones.
 
@@ -79,10 +79,10 @@ def evaluate(
         tasks: Tasks of lm-evaluation-harness, or YAML files of such tasks; as text with commas.
         num_fewshot: Examples before each question of a task; None for the task's own number.
         samples: Most windows of text, texts, pairs, images or questions; None for all.
-        length: Tokens read at once; None for 2,048 or as many as the model reads.
-        stride: Tokens predicted by one window; None for ``length``.
-        documents: ``"records"``: each record is a text; ``"joined"``: all are one; None for joined where the
-            data are running text.
+        length: Tokens read at once; None for 2,048, or the model's maximum if that is less.
+        stride: Tokens predicted by one window; None for ``length``, where each sees one token before it.
+        documents: ``"records"``: each record is a text; ``"joined"``: all are one, line after line; None for
+            joined where the data are running text (wikitext, a ``.txt`` file), else records.
         batch_size: Windows, texts, pairs or images in one forward pass; None for about 8,192 tokens or 32.
         max_new_tokens: Longest text that a sequence-to-sequence model writes.
         seed: Seed of what is drawn, and of intervals.
@@ -115,11 +115,10 @@ def evaluate(
         "model_sha256": files_sha256({file.name: file for file in weight_files(located.folder)[0]}),
         **describe_run(),
     }
-    parts = [part for part, asked in ((_on_data, chosen.data), (_on_tasks, chosen.tasks)) if asked]
     results: list[Result] = []
-    for part in parts:
-        found = part(subject, common)
-        if kept is not None:
+    for part, asked in ((_on_data, chosen.data), (_on_tasks, chosen.tasks)):
+        found = part(subject, common) if asked else []
+        if kept is not None and found:
             add_results(kept, found)  # before the next part, which may fail
         results += found
     return [result.to_dict() for result in results]
@@ -160,7 +159,7 @@ def _on_data(subject: Subject, common: dict[str, Any]) -> list[Result]:
 
 @contextmanager
 def _fitting(subject: Subject) -> Iterator[None]:
-    """Say what to do where a batch does not fit into memory."""
+    """Raise an error with the remedy if a batch does not fit into memory."""
     try:
         yield
     except (RuntimeError, MemoryError) as error:

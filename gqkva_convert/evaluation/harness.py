@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, redirect_stderr
 from pathlib import Path
 from typing import Any, Literal
+from unittest import mock
 
 import numpy as np
 
@@ -27,11 +28,6 @@ _DEVIATE = 1.96
 
 def run_tasks(subject: Subject, settings: dict[str, Any], circumstances: dict[str, Any]) -> list[Result]:
     """Run the tasks of the settings on every model.
-
-    Args:
-        subject: The models.
-        settings: Settings of all results.
-        circumstances: Other fields of all results.
 
     Returns:
         A result for each task or group.
@@ -62,7 +58,7 @@ def run_tasks(subject: Subject, settings: dict[str, Any], circumstances: dict[st
 
 
 def require_tasks(subject: Subject) -> Any:
-    """What knows the tasks of the settings; raises as `run_tasks` for tasks that cannot be run."""
+    """Return the harness's task manager; raise as `run_tasks` for tasks that cannot be run."""
     if subject.task not in (CAUSAL, TO_TARGET):
         raise EvaluationError(
             f"lm-evaluation-harness runs models that write text, and this is one for {subject.task}; "
@@ -74,7 +70,7 @@ def require_tasks(subject: Subject) -> Any:
 
 @contextmanager
 def _without_bars() -> Iterator[None]:
-    """Leave out the bars of the harness and of its data where nobody watches them."""
+    """Hide the progress bars of the harness and of its data, except on a terminal."""
     import datasets
 
     if sys.stderr.isatty():
@@ -86,7 +82,7 @@ def _without_bars() -> Iterator[None]:
 
 
 def _manager(tasks: Sequence[str]) -> Any:
-    """What knows the tasks: the harness's own are read only where one is asked for by name."""
+    """Return a task manager, with the harness's own tasks only if one is requested by name."""
     try:
         from lm_eval.tasks import TaskManager
     except ImportError as error:
@@ -119,7 +115,7 @@ def _run(subject: Subject, model: Any, manager: Any) -> Any:
     )
     try:
         # It asks git about the folder that this runs in, and git complains where that is no repository.
-        with _replaced(evaluator, "get_git_commit_hash", lambda: None):
+        with mock.patch.object(evaluator, "get_git_commit_hash", return_value=None):
             return evaluator.simple_evaluate(
                 harness,
                 tasks=list(settings.tasks),
@@ -139,17 +135,6 @@ def _run(subject: Subject, model: Any, manager: Any) -> Any:
         ) from error
 
 
-@contextmanager
-def _replaced(owner: Any, name: str, value: Any) -> Iterator[None]:
-    """Temporarily set an attribute of a module."""
-    earlier = getattr(owner, name)
-    setattr(owner, name, value)
-    try:
-        yield
-    finally:
-        setattr(owner, name, earlier)
-
-
 def _nearest(name: str, known: set[str]) -> str:
     import difflib
 
@@ -158,7 +143,7 @@ def _nearest(name: str, known: set[str]) -> str:
 
 
 def _samples(answers: Any, name: str) -> dict[str, list[Any]]:
-    """Samples of a task, or of every task of a group, by task."""
+    """Return the samples of a task, or of every task of a group, by task."""
     if name in answers["samples"]:
         return {name: answers["samples"][name]}
     found: dict[str, list[Any]] = {}
@@ -191,7 +176,7 @@ def _better(answers: Any, name: str, metric: str) -> Literal["lower", "higher"]:
 
 
 def _column(answers: Any, name: str, metric: str, rule: str, reported: float) -> Any:
-    """A metric sample by sample, where what the harness reports is its mean; else None."""
+    """Return a metric's value per sample if the harness reports their mean; else None."""
     values = [
         sample[metric]
         for samples in _samples(answers, name).values()

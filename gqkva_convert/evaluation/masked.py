@@ -1,4 +1,4 @@
-"""Masked language models: how well they fill in tokens, and agreement with another model on each."""
+"""Masked language models: likelihood of masked tokens, and agreement with another model on each."""
 
 from __future__ import annotations
 

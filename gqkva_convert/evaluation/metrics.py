@@ -25,7 +25,7 @@ class Metric:
     """One number, and what it is computed from sample by sample.
 
     Attributes:
-        name: What it is called in results.
+        name: Its name in results.
         better: ``"lower"`` or ``"higher"``.
         statistic: From columns to the number; takes ``axis``, the samples'.
         columns: Arrays of shape ``(samples,)``.
@@ -93,7 +93,7 @@ class Metric:
 
 
 def share_interval(hits: Column) -> Interval:
-    """A 95 % interval of a share (Wilson, 1927), which has width where all or none are hits.
+    """Return the 95 % interval of a share (Wilson, 1927), which has width even if all or none are hits.
 
     Args:
         hits: 1 or 0 a sample, ``(samples,)``.
@@ -105,11 +105,11 @@ def share_interval(hits: Column) -> Interval:
 
 
 def bootstrap(columns: Sequence[Column], statistic: Statistic, seed: int = 0) -> Interval | None:
-    """A 95 % percentile interval from 2,000 resamples (Efron, 1979); None for fewer than two samples.
+    """Return a 95 % percentile interval of 2,000 resamples (Efron, 1979); None below two samples.
 
     Args:
         columns: Arrays of shape ``(samples,)`` that are resampled together.
-        statistic: Of the columns along ``axis``.
+        statistic: Function of the columns along ``axis``.
         seed: Seed of the resampling.
     """
     import warnings
@@ -137,7 +137,7 @@ def bootstrap(columns: Sequence[Column], statistic: Statistic, seed: int = 0) ->
 
 
 def _random_state(seed: int) -> dict[str, Any]:
-    """Scipy 1.15 calls it `rng`."""
+    """Return the seed under its keyword, `rng` since SciPy 1.15."""
     import inspect
 
     from scipy.stats import bootstrap as scipy_bootstrap
@@ -147,22 +147,22 @@ def _random_state(seed: int) -> dict[str, Any]:
 
 
 def ratio(numerator: Column, denominator: Column, *, axis: int) -> Any:
-    """A mean over what samples are made of: sums of a numerator over sums of a denominator."""
+    """Return a mean over parts of samples: sums of a numerator over sums of a denominator."""
     return numerator.sum(axis=axis) / denominator.sum(axis=axis)
 
 
 def perplexity(nats: Column, tokens: Column, *, axis: int) -> Any:
-    """Exp of the mean loss of a token."""
+    """Return exp of the mean loss per token."""
     return np.exp(ratio(nats, tokens, axis=axis))
 
 
 def mean(values: Column, *, axis: int) -> Any:
-    """A mean over samples."""
+    """Return the mean over samples."""
     return values.mean(axis=axis)
 
 
 def spearman(first: Column, second: Column, *, axis: int) -> Any:
-    """Correlation of ranks (Spearman, 1904)."""
+    """Return the correlation of ranks (Spearman, 1904)."""
     from scipy.stats import rankdata
 
     ranks = [rankdata(values, axis=axis) for values in (first, second)]

@@ -30,7 +30,7 @@ def score_windows(
     Args:
         model: A causal language model.
         against: Another one with the same tokens; None for none.
-        windows: What it reads.
+        windows: Windows that both read.
         batch_tokens: Most tokens in one forward pass, padding included; at least one window is read.
         progress: Called with the number of tokens just predicted.
 
@@ -60,7 +60,7 @@ def score_windows(
 
 
 def _scores(model: Any, against: Any, windows: Sequence[Window]) -> dict[str, Any]:
-    """Scores of all targets of a batch, window after window."""
+    """Score all targets of a batch, window after window."""
     import torch
 
     ids, present = pad([window.inputs for window in windows], 0)
@@ -69,7 +69,7 @@ def _scores(model: Any, against: Any, windows: Sequence[Window]) -> dict[str, An
     places = torch.arange(ids.shape[1])
     wanted = (begins <= places) & (places < ends)
     targets = torch.tensor([token for window in windows for token in window.targets])
-    # Padding stands on the right, where causal attention never looks: no mask is needed.
+    # Padding is on the right, where causal attention never looks: no mask is needed.
     logits = [
         network(input_ids=ids.to(network.device), use_cache=False).logits
         for network in (model, against)
@@ -83,12 +83,7 @@ def _scores(model: Any, against: Any, windows: Sequence[Window]) -> dict[str, An
 
 @dataclass(frozen=True)
 class LanguageLoss:
-    """Loss of a model over predicted tokens.
-
-    Attributes:
-        nats_per_token: Mean cross-entropy over all predicted tokens.
-        tokens: Number of predicted tokens; the first of each sequence is not.
-    """
+    """Loss of a model over predicted tokens."""
 
     nats_per_token: float
     tokens: int
@@ -105,13 +100,9 @@ def language_loss(
     batch_tokens: int = 8192,
     progress: Progress | None = None,
 ) -> LanguageLoss:
-    """Cross-entropy of a causal language model over independent sequences.
+    """Compute a causal language model's cross-entropy over independent sequences of token ids.
 
-    Args:
-        model: A transformers model with a language-modelling head.
-        sequences: Token ids; each sequence stands alone and must fit the model's positions.
-        batch_tokens: Most tokens, padding included, in one forward pass.
-        progress: Called with the number of tokens just predicted.
+    Each must fit the model's positions; ``batch_tokens`` and ``progress`` are those of `score_windows`.
 
     Returns:
         The loss over all tokens but each sequence's first, from float32 logits.

@@ -18,7 +18,7 @@ Item = TypeVar("Item")
 
 
 def records(settings: EvaluationSettings) -> Any:
-    """The data, prepared on disk.
+    """Prepare the data on disk.
 
     Raises:
         DataError: They cannot be read, or are none.
@@ -38,20 +38,20 @@ def draw(items: Sequence[Item], settings: EvaluationSettings) -> list[Item]:
 
 
 def is_joined(settings: EvaluationSettings) -> bool:
-    """Tell whether all records are one text."""
+    """Return whether all records are one text."""
     assert settings.data is not None
     return settings.documents == "joined" or (settings.documents is None and is_running_text(settings.data))
 
 
 def texts(settings: EvaluationSettings) -> list[str]:
-    """Every text of the data; of running text one, its lines joined."""
+    """Yield every text of the data; running text is one, its lines joined."""
     joined = is_joined(settings)
     found = list(read_texts(records(settings), keep_blank=joined))
     return [join_lines(found)] if joined else found
 
 
 def windows(settings: EvaluationSettings, folder: Path, model: Any) -> tuple[list[Window], dict[str, Any]]:
-    """Windows of all texts, and how they were cut.
+    """Cut all texts into windows, and describe how.
 
     Raises:
         DataError: There is too little text, or a setting that does not suit the model.

@@ -1,4 +1,4 @@
-"""What is measured, and how; checked once."""
+"""Settings of a measurement, checked once."""
 
 from __future__ import annotations
 
@@ -15,24 +15,7 @@ DOCUMENTS = ("records", "joined")
 
 @dataclass(frozen=True)
 class EvaluationSettings:
-    """What a model is measured on.
-
-    Attributes:
-        data: A file, a folder, a Hub id or a short name; None where only `tasks` are run.
-        split: Part of the data; None for test, or validation where there is none.
-        tasks: Names of lm-evaluation-harness's tasks, or YAML files of such tasks.
-        samples: Most windows of text, texts, pairs or images, drawn evenly or by the seed; None for all.
-        length: Tokens read at once; None for 2,048 or as many as the model reads.
-        stride: Tokens predicted by one window; None for ``length``, where each sees one token before it.
-        documents: ``"records"``: each record is a text; ``"joined"``: all are one, line after line; None
-            for joined where the data are running text (wikitext, a ``.txt`` file), else records.
-        batch_size: Windows, texts, pairs or images in one forward pass; None for about 8,192 tokens or 32.
-        max_new_tokens: Longest text that a sequence-to-sequence model writes.
-        num_fewshot: Examples before each question of a task; None for the task's own number.
-        seed: Seed of what is drawn, intervals included.
-        dtype: Dtype to compute in; None for float32 on a CPU, the stored one on a GPU.
-        device: ``"auto"``, ``"cpu"``, ``"cuda"`` or one such as ``"cuda:1"``.
-    """
+    """The data, tasks and settings that a model is measured with: arguments of `evaluate`, checked once."""
 
     data: str | None = None
     split: str | None = None

@@ -25,12 +25,8 @@ class Subject:
     """A model and, maybe, the one it is measured against.
 
     Attributes:
-        folder: Its folder, for tokenizer or image processor.
-        model: The loaded model.
-        against: The other one; None for none.
-        task: What both do, a name of `data.tasks`.
-        settings: How they are measured.
-        begin: Begins a stage of progress.
+        folder: Folder of the model, with its tokenizer or image processor.
+        task: Task of both models, a name of `data.tasks`.
     """
 
     folder: Path
@@ -42,15 +38,15 @@ class Subject:
 
     @property
     def models(self) -> list[Any]:
-        """The model, and the other one behind it where there is one."""
+        """Return the model, followed by the other one if there is one."""
         return [self.model] if self.against is None else [self.model, self.against]
 
     def measuring(self, total: int) -> Progress:
-        """Begin the stage of measuring so many samples."""
+        """Begin the stage of measuring ``total`` samples."""
         return self.begin(f"measuring {self.settings.data}", total)
 
     def batches(self, samples: Sequence[Item], usual: int) -> Iterator[list[Item]]:
-        """Yield groups of samples, as many as are asked for in one forward pass or else `usual`."""
+        """Yield groups of samples of the requested batch size, or else `usual`."""
         return in_groups(samples, self.settings.batch_size or usual)
 
 

@@ -1,4 +1,4 @@
-"""Sequence-to-sequence models: likelihood of the targets, and what they write themselves."""
+"""Sequence-to-sequence models: likelihood of the targets, and quality of generated text."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ ROUGE = {"rouge1": "ROUGE-1", "rouge2": "ROUGE-2", "rougeL": "ROUGE-L"}
 
 
 def measure_targets(subject: Subject) -> tuple[list[Metric], int, dict[str, Any]]:
-    """Perplexity of the targets; ROUGE and exact match of greedily written ones; agreement.
+    """Measure perplexity of the targets, ROUGE and exact match of greedy output, and agreement.
 
     Returns:
         Metrics, samples, and how they were measured.
@@ -78,7 +78,7 @@ def _scorer() -> Any:
 def _likelihood(
     subject: Subject, inputs: dict[str, Any], targets: list[list[int]], padding: int
 ) -> list[dict[str, float]]:
-    """Scores of the targets' tokens, summed over each target."""
+    """Score the targets' tokens, summed over each target."""
     labels, present = pad(targets, padding)
     wanted = present.bool()
     logits = []
@@ -93,7 +93,7 @@ def _write(model: Any, inputs: dict[str, Any], tokenizer: Any, max_new_tokens: i
     from transformers import DynamicCache, EncoderDecoderCache
 
     moved = {name: value.to(model.device) for name, value in inputs.items()}
-    # Caches that grow: the one that transformers makes of itself has as many layers as a T5's encoder.
+    # transformers sizes a T5's default cache by the encoder's layers, which is wrong for a deeper decoder.
     cache = EncoderDecoderCache(DynamicCache(), DynamicCache())
     ids = model.generate(
         **moved, max_new_tokens=max_new_tokens, do_sample=False, num_beams=1, past_key_values=cache

@@ -28,7 +28,7 @@ def rolling_windows(
 
     Args:
         tokens: The text.
-        prefix: Token that stands before the first; None where the model has none, and the first token is
+        prefix: Token before the first; None where the model has none, and the first token is
             then not predicted.
         length: Most tokens read at once.
         stride: Tokens predicted by each window but the first, which predicts as many as it reads. At most

@@ -1,4 +1,4 @@
-"""Which files of a folder are the model; everything else stays here."""
+"""The files of a folder that belong to the model; everything else stays here."""
 
 from __future__ import annotations
 
@@ -55,14 +55,10 @@ _OTHER_WEIGHTS = re.compile(r"(model|pytorch_model)(-\d+-of-\d+)?\.(safetensors|
 
 
 def choose_files(checkpoint: Checkpoint, card: str) -> tuple[dict[str, Path], dict[str, str]]:
-    """The files that are the model, and why the others are not sent.
-
-    Args:
-        checkpoint: The opened folder.
-        card: Text of its card, which may show pictures that lie in the folder.
+    """Return the files of the model, and why the others are not sent.
 
     Returns:
-        Relative name to file for those sent, the card left out, and relative name to reason for the others.
+        Files to send by relative name, without the card, and reasons for the others by relative name.
 
     Raises:
         CheckpointError: A file that is needed is a link that leads out of the folder, or one holds a token.
@@ -124,5 +120,5 @@ def refuse_tokens(content: bytes, where: str) -> None:
 
 
 def stale_weights(there: set[str], sent: set[str]) -> list[str]:
-    """Weight files of an earlier push that would be read in place of those sent."""
+    """Return weight files of an earlier push that would be read in place of those sent."""
     return sorted(name for name in there - sent if _OTHER_WEIGHTS.fullmatch(name))

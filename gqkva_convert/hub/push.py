@@ -1,9 +1,8 @@
 """`gqkva push`: a verified folder with its card, on the Hugging Face Hub in one commit.
 
-Large files are sent first, each under its SHA-256, and one commit names them all at the end: nobody ever sees
-half a model, and a push that was cut off finds what it has sent. huggingface_hub's own ways to send a folder
-do either less or more: `upload_large_folder` takes no message and opens no pull request, `upload_folder`
-makes as many commits as it sees fit.
+Large files are sent first, each under its SHA-256, and one commit names them all at the end: half a model
+is never visible, and an interrupted push finds the files it has sent. By hand, because huggingface_hub's
+`upload_large_folder` takes no message and opens no pull request, and `upload_folder` makes several commits.
 """
 
 from __future__ import annotations
@@ -25,7 +24,7 @@ from gqkva_convert.data.names import without_folders
 from gqkva_convert.description.card import is_ours, model_card, read_card
 from gqkva_convert.description.facts import is_newer
 from gqkva_convert.description.licences import duties, find_licence, obstacle
-from gqkva_convert.description.pictures import QUALITY
+from gqkva_convert.description.plots import QUALITY
 from gqkva_convert.errors import HubError, VerificationError
 from gqkva_convert.hub.files import CARD, choose_files, refuse_tokens
 from gqkva_convert.hub.retries import Say, require_token
@@ -58,8 +57,8 @@ def push(
     """Send a converted folder and its model card to the Hugging Face Hub.
 
     The token is the one of ``hf auth login`` or HF_TOKEN. Everything arrives in one commit, after which sizes
-    and checksums on the Hub are compared with the folder's. A push that was cut off goes on when it is made
-    again: files that had arrived are not sent a second time.
+    and checksums on the Hub are compared with the folder's. The same call
+    resumes an interrupted push: files that have arrived are not sent a second time.
 
     Args:
         folder: Output of `convert`, `export` or `uptrain`, as `verify` proved it.
@@ -105,7 +104,7 @@ def push(
     try:
         return Sending(prepared, revision, create_pr, say or (lambda _: None)).run(private, message, new_card)
     except KeyboardInterrupt as error:
-        error.args = ("what has arrived on the Hub stays there for now; the same command goes on from it",)
+        error.args = ("what has arrived on the Hub stays there; run the same command again to resume",)
         raise
 
 
@@ -162,7 +161,7 @@ def prepare_push(
 
 
 def public_record(path: Path) -> bytes:
-    """What a file of ours says, without the folders of this machine."""
+    """Return the content of a file of ours without the folders of this machine."""
     data = read_json(path)
     source = data.get("source") if path.name == REPORT else None
     if isinstance(source, dict) and not source.get("revision"):
@@ -176,7 +175,7 @@ def public_record(path: Path) -> bytes:
 
 
 def check_name(repo_id: str) -> None:
-    """Refuse what is no name of a model repository.
+    """Refuse a malformed name of a model repository.
 
     Raises:
         HubError: It is none.
@@ -225,7 +224,7 @@ def check_place(revision: str | None, create_pr: bool) -> None:
 
 
 def _write_card(prepared: Push) -> None:
-    """Leave the card in the folder, where it can be edited; one that is edited is kept the next time."""
+    """Write the card into the folder, where the user may edit it; an edited card is kept the next time."""
     if prepared.card != "kept":
         path, scratch = prepared.folder / CARD, prepared.folder / f".{CARD}.new"
         with suppress(OSError):  # the folder may be read-only; the card goes out all the same

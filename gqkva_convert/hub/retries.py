@@ -1,4 +1,4 @@
-"""Requests of a push: what may pass is tried again, anything else becomes one line."""
+"""Requests of a push: temporary failures are retried, anything else becomes an error of one line."""
 
 from __future__ import annotations
 
@@ -55,18 +55,12 @@ def require_token() -> None:
 
 # By hand: huggingface_hub.http_backoff retries one HTTP request; an upload is many of them.
 def ask(repo: str, request: Callable[[], Answer], say: Say, *, again: bool = True) -> Answer:
-    """Make a request to the Hub, several times where that may help.
-
-    Args:
-        repo: Repository it is about.
-        request: What to do.
-        say: Told why it is tried again.
-        again: Whether it may be tried again at all.
+    """Make a request to the Hub and retry temporary failures.
 
     Raises:
         HubError: The Hub did not do it; says why in one line.
     """
-    # Its own retries and warnings would stand between our lines.
+    # Its own retries and warnings would mix with our lines.
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
     for wait in (*WAITS, None) if again else (None,):
         try:

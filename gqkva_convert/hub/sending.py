@@ -28,23 +28,20 @@ GROUP_BYTES = 8 << 20
 
 @dataclass(frozen=True)
 class PushFile:
-    """One file to send.
-
-    Attributes:
-        name: Its path in the repository.
-        content: Where it lies, or what it holds.
-        bytes: Its size.
-        sha256: Its SHA-256.
-    """
+    """One file to send."""
 
     name: str
     content: Path | bytes
     bytes: int
     sha256: str
 
+    def to_dict(self) -> dict[str, Any]:
+        """Return name, size and checksum as JSON data."""
+        return {"name": self.name, "bytes": self.bytes, "sha256": self.sha256}
+
     @property
     def git_id(self) -> str:
-        """What git calls the file, which the Hub states for files it keeps in git itself."""
+        """Return git's id of the file, which the Hub states for files that it keeps in git."""
         content = self.content if isinstance(self.content, bytes) else self.content.read_bytes()
         named = b"blob %d\0" % self.bytes + content
         return hashlib.sha1(named, usedforsecurity=False).hexdigest()
@@ -55,13 +52,9 @@ class Push:
     """A push ready to be sent; nothing has been asked of the Hub yet.
 
     Attributes:
-        folder: The folder.
-        repo_id: Where it goes.
-        files: What is sent.
-        left: What stays here, and why.
-        card: What becomes of the card: ``written``, ``kept`` (the user's own) or ``replaced``.
-        card_text: Its text.
-        remarks: What the user should know: duties of the licence, what is not proven.
+        left: Reasons for files that are not sent, by name.
+        card: Handling of the card: ``written``, ``kept`` (the user's own) or ``replaced``.
+        remarks: Notes for the user: duties of the licence, what is not proven.
     """
 
     folder: Path
@@ -73,12 +66,12 @@ class Push:
     remarks: list[str] = field(default_factory=list)
 
     def to_dict(self) -> dict[str, Any]:
-        """The push as JSON data, for `--dry-run --json`."""
+        """Return the push as JSON data, for `--dry-run --json`."""
         return {
             "folder": str(self.folder),
             "repo": self.repo_id,
             "bytes": sum(file.bytes for file in self.files),
-            "files": [{"name": file.name, "bytes": file.bytes, "sha256": file.sha256} for file in self.files],
+            "files": [file.to_dict() for file in self.files],
             "left_here": self.left,
             "remarks": self.remarks,
             "card": self.card,
@@ -119,15 +112,7 @@ class Sending:
             "commit_url": url,
             "commit": commit,
             "pr_url": pull,
-            "files": [
-                {
-                    "name": file.name,
-                    "bytes": file.bytes,
-                    "sha256": file.sha256,
-                    "was_there": file not in missing,
-                }
-                for file in files
-            ],
+            "files": [{**file.to_dict(), "was_there": file not in missing} for file in files],
             "removed_there": stale,
             "left_here": self.prepared.left,
             "card": self.prepared.card if len(files) == len(self.prepared.files) else "kept there",
@@ -164,7 +149,7 @@ class Sending:
             self._ask(lambda: self.api.create_branch(self.repo, branch=branch, exist_ok=True))
 
     def _tree(self, revision: str | None) -> dict[str, Any]:
-        """Files there, by name."""
+        """List the repository's files by name."""
 
         def files() -> dict[str, Any]:
             found = self.api.list_repo_tree(self.repo, recursive=True, revision=revision)
@@ -174,7 +159,7 @@ class Sending:
         return tree
 
     def _is_edited_there(self, there: dict[str, Any]) -> bool:
-        """Whether the repository's card is more than ours, or than the stub the Hub makes."""
+        """Return whether the repository's card is neither ours nor the stub that the Hub makes."""
         if CARD not in there:
             return False
         from huggingface_hub import hf_hub_download
@@ -185,7 +170,7 @@ class Sending:
         return bool(body.strip()) and not is_ours(text)
 
     def _upload(self, missing: list[PushFile]) -> list[Any]:
-        """Send what is large, a group of files at a time; gives all files as parts of a commit."""
+        """Send large files, a group at a time, and return all files as operations of a commit."""
         from huggingface_hub import CommitOperationAdd
 
         total, sent, started = sum(file.bytes for file in missing), 0, time.monotonic()
@@ -194,20 +179,24 @@ class Sending:
             for group in _groups(missing):
                 additions = [_addition(CommitOperationAdd, file) for file in group]
                 self.say(_describe(group, missing, sent, total, time.monotonic() - started))
-                self._ask(partial(self._preupload, additions))
+                self._ask(
+                    partial(
+                        self.api.preupload_lfs_files,
+                        self.repo,
+                        additions,
+                        revision=self.revision,
+                        create_pr=self.create_pr,
+                        free_memory=False,
+                    )
+                )
                 operations += additions
                 sent += sum(file.bytes for file in group)
         return operations
 
-    def _preupload(self, additions: list[Any]) -> None:
-        self.api.preupload_lfs_files(
-            self.repo, additions, revision=self.revision, create_pr=self.create_pr, free_memory=False
-        )
-
     def _commit(
         self, missing: list[PushFile], stale: list[str], message: str, operations: list[Any]
     ) -> tuple[str, str, str | None]:
-        """Make what was sent visible; gives the address and number of the commit, and of a pull request."""
+        """Commit the sent files; return the address and id of the commit, and of a pull request."""
         from huggingface_hub import CommitOperationDelete
 
         if not missing and not stale:
@@ -219,9 +208,8 @@ class Sending:
         def commit() -> tuple[str, str, str | None]:
             if tried:  # the answer to the first try may have been lost on its way
                 there = self._tree(self.revision)
-                if all(_is_same(there.get(file.name), file) for file in missing) and not set(stale) & set(
-                    there
-                ):
+                arrived = all(_is_same(there.get(file.name), file) for file in missing)
+                if arrived and there.keys().isdisjoint(stale):
                     return *self._head(), None
             tried.append(True)
             with warnings.catch_warnings(record=True) as caught:
@@ -261,7 +249,7 @@ class Sending:
 
 
 def _is_same(entry: Any, file: PushFile) -> bool:
-    """Whether a file on the Hub is the one here, by size and by the checksum the Hub states for it."""
+    """Return whether a file on the Hub is the one here, by size and the Hub's checksum."""
     if entry is None or entry.size != file.bytes:
         return False
     if entry.lfs is not None:
@@ -288,7 +276,7 @@ def _groups(files: list[PushFile]) -> list[list[PushFile]]:
 
 
 def _describe(group: list[PushFile], files: list[PushFile], sent: int, total: int, seconds: float) -> str:
-    """A line about what is sent now, what is left, and how long that may take."""
+    """Describe the file being sent, the remaining bytes and the remaining time."""
     what = group[0].name if len(group) == 1 else f"{len(group)} small files"
     line = f"sending {what}: {human_bytes(sent)} of {human_bytes(total)} in {len(files)} files are through"
     if sent and seconds > 1:
@@ -299,13 +287,9 @@ def _describe(group: list[PushFile], files: list[PushFile], sent: int, total: in
 
 @contextmanager
 def _bars_on_terminals_only() -> Iterator[None]:
-    """Keep huggingface_hub's bars for the bytes of a file, except where they would fill a log."""
+    """Show huggingface_hub's progress bars only on a terminal."""
     from huggingface_hub import constants
-    from huggingface_hub.utils import (
-        are_progress_bars_disabled,
-        disable_progress_bars,
-        enable_progress_bars,
-    )
+    from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
 
     is_undecided = constants.HF_HUB_DISABLE_PROGRESS_BARS is None and not are_progress_bars_disabled()
     if not is_undecided or sys.stderr.isatty():

@@ -53,7 +53,7 @@ def read_plan(file: Path, model: SourceModel) -> Plan:
 
 
 def _parsed(text: str, file: Path) -> Any:
-    """Parse JSON in which no object names a key twice."""
+    """Parse JSON; refuse an object that names a key twice."""
     repeats = 0
 
     def count_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -126,13 +126,13 @@ class _Lines:
 
     @cached_property
     def root(self) -> Any:
-        """The parsed text; YAML knows no tabs."""
+        """Return the parsed text, its tabs replaced, which YAML does not allow."""
         import yaml
 
         return yaml.compose(self.text.replace("\t", " "), Loader=yaml.SafeLoader)
 
     def repeated(self) -> tuple[str, int]:
-        """A key that an object has twice, and the line of the second; there must be one."""
+        """Return the first key that an object has twice, and the line of its second place."""
         waiting = [self.root]
         while True:
             node = waiting.pop()
@@ -147,17 +147,15 @@ class _Lines:
                     waiting.append(value)
 
     def of(self, *path: str | int) -> int:
-        """Line of the part at a path, or of the nearest around it."""
+        """Return the line of the part at a path, or of the nearest part around it."""
         node: Any = self.root
         line = node.start_mark.line + 1
         for part in path:
             if isinstance(part, int):
-                node = node.value[part]
+                named = node = node.value[part]
             else:
-                found = next(((key, value) for key, value in node.value if key.value == part), None)
-                if found is None:
-                    return int(line)
-                line, node = found[0].start_mark.line + 1, found[1]
-                continue
-            line = node.start_mark.line + 1
+                named, node = next((pair for pair in node.value if pair[0].value == part), (None, None))
+            if named is None:
+                return int(line)
+            line = named.start_mark.line + 1
         return int(line)

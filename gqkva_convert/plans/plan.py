@@ -11,14 +11,7 @@ from pydantic import ConfigDict, StrictInt, StrictStr, TypeAdapter, ValidationEr
 
 from gqkva_convert.architectures import Family
 from gqkva_convert.checkpoint.dtypes import FLOAT_BY_NAME, unknown_dtype
-from gqkva_convert.errors import (
-    GqkvaError,
-    LayoutError,
-    UsageError,
-    VerificationError,
-    place_of,
-    placed,
-)
+from gqkva_convert.errors import GqkvaError, LayoutError, UsageError, VerificationError, place_of, placed
 from gqkva_convert.heads import (
     GROUPINGS,
     HeadLayout,
@@ -60,7 +53,7 @@ class GroupRules:
 
     @classmethod
     def same(cls, rule: str, target: HeadLayout) -> GroupRules:
-        """One rule for every group."""
+        """Return rules that use one rule for every group."""
         return cls((rule,) * target.num_key_heads, (rule,) * target.num_value_heads)
 
 
@@ -70,13 +63,10 @@ REFINEMENTS = ("layerwise", "output")
 
 @dataclass(frozen=True)
 class BlockPlan:
-    """What happens to the heads of one attention block.
+    """The plan for the heads of one attention block.
 
     Attributes:
         kind: Kind of attention, as the family's table names it.
-        layer: Number of the layer.
-        source: Layout of the source.
-        target: Layout of the result.
         order: Source attention head that each attention head of the result was; None for one that is added
             and whose output counts for nothing.
         rules: Merge rules of its groups where they are not all the plan's.
@@ -129,7 +119,7 @@ class BlockPlan:
 
     @property
     def shares_queries(self) -> bool:
-        """Whether several attention heads of the result read one query head."""
+        """Return whether several attention heads of the result read one query head."""
         return self.target.num_query_heads < self.target.num_attention_heads
 
     def groups(self, role: str) -> tuple[tuple[int, ...], ...]:
@@ -137,7 +127,7 @@ class BlockPlan:
         return merged_groups(self.order, self.source.stored_heads(role), self.target.stored_heads(role))
 
     def reversed(self) -> BlockPlan:
-        """The plan that gives every head of the source its merged head back, in the source's order."""
+        """Return the plan that expands the merged heads to the source's layout and order."""
         places = tuple(self.order.index(head) for head in range(self.source.num_attention_heads))
         return BlockPlan(self.kind, self.layer, self.target, self.source, places)
 
@@ -148,11 +138,9 @@ class Plan:
 
     Attributes:
         variant: The variant's short name, such as ``gqa-8``.
-        grouping: How the groups were chosen.
-        merge: Name of the merge rule.
+        grouping: Name of the method that chose the groups.
         seed: Seed of everything drawn at random.
         dtype: Hugging Face name of the dtype wanted, or None to keep each tensor's own.
-        blocks: One entry per attention block.
         architecture: Stock model type to write where it is not the source's own.
         calibration: Data that groups, rules or merged heads were found with.
         refine: Refinements on that data, in order.
@@ -196,17 +184,17 @@ class Plan:
 
     @property
     def wants_rules(self) -> bool:
-        """Whether rules of groups are still to be compared."""
+        """Return whether rules of groups remain to be compared."""
         merging = (block for block in self.blocks if block.target != block.source)
         return self.merge == "auto" and any(block.rules is None for block in merging)
 
     @property
     def looks_at_data(self) -> bool:
-        """Whether it cannot be carried out without calibration data."""
+        """Return whether the conversion needs calibration data."""
         return bool(self.refine) or self.wants_rules
 
     def is_native(self, family: Family) -> bool:
-        """Whether the family's stock architecture can hold the result."""
+        """Return whether the family's stock architecture can hold the result."""
         for attention in family.attention:
             targets = {block.target for block in self.blocks if block.kind == attention.kind}
             if len(targets) > 1 or not all(target.is_stock_gqa for target in targets):
@@ -269,16 +257,9 @@ def make_plan(
 ) -> Plan:
     """Choose the layout and the groups of every attention block; reads no weights.
 
-    Args:
-        model: The source.
-        variant: Heads to keep.
-        blocks: Kinds of attention to convert, separated by commas; the others stay as they are. ``decoder``
-            means all of a decoder, cross-attention too (as Ainslie et al., 2023, arXiv 2305.13245, convert
-            T5); ``cross`` cross-attention alone. None for all.
-        grouping: Which heads become one.
-        merge: How heads become one.
-        seed: Seed of everything drawn at random.
-        dtype: Dtype wanted.
+    ``blocks`` names kinds of attention to convert, separated by commas; the others stay as they are, and None
+    converts all. ``decoder`` means all of a decoder, cross-attention too (as Ainslie et al., 2023, arXiv
+    2305.13245, convert T5); ``cross`` cross-attention alone.
 
     Raises:
         LayoutError: The numbers of heads cannot be.
@@ -302,7 +283,7 @@ def plan_blocks(
 def plan_layouts(
     family: Family, blocks: Sequence[Block], variant: Variant, kinds: str | None
 ) -> tuple[HeadLayout, ...]:
-    """The layout that each block gets, heads in neighbour order; those not chosen keep theirs.
+    """Return the layout of each block, heads in neighbour order; blocks not chosen keep theirs.
 
     Raises:
         LayoutError: The numbers of heads cannot be.
@@ -319,7 +300,7 @@ def plan_layouts(
 
 
 def chosen_kinds(family: Family, blocks: str | None) -> set[str]:
-    """Kinds of attention that are converted; see `make_plan`."""
+    """Return the kinds of attention that are converted; see `make_plan`."""
     kinds = {attention.kind for attention in family.attention}
     if blocks is None:
         return kinds

@@ -1,4 +1,4 @@
-"""What can be known to be wrong with a step's options before anything runs, hours before its turn perhaps.
+"""Checks of a step's options before anything runs, perhaps hours before its turn.
 
 Each check is given a command's options by name and what steps before it write, and raises the error that the
 command would.
@@ -55,6 +55,6 @@ def check_export(values: Values, written: Collection[Path]) -> None:
 
 
 def check_push(values: Values, written: Collection[Path]) -> None:
-    """Refuse what is no repository, and places in one that exclude each other."""
+    """Refuse a malformed repository id, and a revision beside a pull request."""
     check_name(values["repo_id"])
     check_place(values["revision"], values["create_pr"])

@@ -16,36 +16,30 @@ from gqkva_convert.recipes.schema import Step, unknown
 RESERVED = {
     "as_json": "give --json to gqkva run",
     "overwrite": "a recipe replaces what it made itself",
-    "resume": "a recipe goes on by itself",
+    "resume": "a recipe resumes by itself",
 }
 
 
 @dataclass(frozen=True)
 class CommandLine:
-    """A step as it is called.
-
-    Attributes:
-        step: The step, its options by the names of the function's parameters.
-        facts: What recipes know of its command.
-        options: Arguments and options of the command.
-    """
+    """A step as it is called."""
 
     step: Step
     facts: CommandFacts
     options: tuple[Option, ...]
 
     def has(self, name: str) -> bool:
-        """Whether the command has an option."""
+        """Return whether the command has an option."""
         return any(option.name == name for option in self.options)
 
     def with_options(self, **changes: Any) -> CommandLine:
-        """Return the same with other values of some options."""
+        """Return the command line with other values of some options."""
         step = self.step.model_copy(update={"options": self.step.options | changes})
         return CommandLine(step, self.facts, self.options)
 
     @property
     def arguments(self) -> tuple[str, ...]:
-        """What follows ``gqkva COMMAND``: arguments, then options."""
+        """Return the text after ``gqkva COMMAND``: arguments, then options."""
         placed: list[str] = []
         named: list[str] = []
         for option in self.options:
@@ -68,9 +62,7 @@ class CommandLine:
 
     def _launcher(self) -> list[str]:
         wanted = self.step.accelerate
-        if isinstance(wanted, int):
-            return ["launch", "--num_processes", str(wanted)]
-        return ["launch", "--config_file", str(wanted)]
+        return ["launch", "--num_processes" if isinstance(wanted, int) else "--config_file", str(wanted)]
 
     def launched(self) -> list[str]:
         """Return the arguments of a new process that runs it under `accelerate launch`."""
@@ -103,9 +95,6 @@ class CommandLine:
 
 def command_line(step: Step) -> CommandLine:
     """Return a step as a command line.
-
-    Args:
-        step: With variables in their places.
 
     Raises:
         RecipeError: An option does not exist, or its value is not of its kind.

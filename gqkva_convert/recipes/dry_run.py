@@ -1,4 +1,4 @@
-"""A recipe without running it: what each step would take."""
+"""Estimates of a recipe's steps, without running it."""
 
 from __future__ import annotations
 

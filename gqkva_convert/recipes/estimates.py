@@ -1,7 +1,6 @@
-"""What a recipe would take: sizes from headers, time and memory from what was measured elsewhere.
+"""Estimates for a recipe: sizes from headers, time and memory from earlier measurements.
 
-An estimate is there to tell minutes from days. It names what it rests on; what cannot be known before a run
-is left open rather than guessed.
+An estimate tells minutes from days. It names its source; what cannot be known before a run is not guessed.
 """
 
 from __future__ import annotations
@@ -45,9 +44,7 @@ class Size:
     """A model's size.
 
     Attributes:
-        parameters: Their number.
-        nbytes: Bytes of the weights.
-        row: Positions of one sample, where every sample has as many: patches of a picture.
+        row: Positions of one sample, if all samples have the same number: patches of an image.
         longest: Most positions of a sequence, where that is known.
         assumed: Whether its headers could not be read.
     """
@@ -61,13 +58,13 @@ class Size:
 
 @dataclass(frozen=True)
 class Estimate:
-    """What a step would take; None for what is not known.
+    """Time, memory and bytes of a step; None if unknown.
 
     Attributes:
         seconds: On the machine that `speed_of` describes.
         memory_bytes: Weights, and what training keeps beside them; not activations.
-        disk_bytes: What it writes.
-        note: What is not known, or what the numbers rest on.
+        disk_bytes: Bytes that it writes.
+        note: Unknowns, or the basis of the numbers.
         download_bytes: Weights that it is the first to fetch from the Hub.
     """
 
@@ -84,7 +81,7 @@ Estimator = Callable[[Values, Size, "list[Size]", Speed], Estimate]
 
 
 def speed_of(gpus: Gpus | None) -> Speed:
-    """Of this machine's GPUs, or those that a recipe asks for, by their makers' figures; else measured here.
+    """Return the speed of this machine's GPUs or of those a recipe asks for, as published; else measure it.
 
     Raises:
         RecipeError: The recipe asks for GPUs whose speed is not known.
@@ -112,7 +109,7 @@ def speed_of(gpus: Gpus | None) -> Speed:
         matrix @ matrix
         rounds += 1
     rate = 2 * side**3 * rounds / (time.perf_counter() - start)
-    return Speed(rate * _UTILISATION, f"this processor at {_UTILISATION:.0%} of {rate / 1e9:.0f} GFLOP/s")
+    return Speed(rate * _UTILISATION, f"this CPU at {_UTILISATION:.0%} of {rate / 1e9:.0f} GFLOP/s")
 
 
 def _share(peak: float, count: int, name: str) -> Speed:
@@ -121,9 +118,6 @@ def _share(peak: float, count: int, name: str) -> Speed:
 
 def fresh_size(arguments: Mapping[str, Any]) -> Size:
     """Return the size of a model that `init` makes.
-
-    Args:
-        arguments: What `init` would be called with.
 
     Raises:
         GqkvaError: It cannot be made.
@@ -143,7 +137,7 @@ def fresh_size(arguments: Mapping[str, Any]) -> Size:
 
 
 def positions_of(config: Mapping[str, Any]) -> tuple[int | None, int | None]:
-    """Return the patches of a picture, and the most positions of a sequence."""
+    """Return the patches of an image, and the most positions of a sequence."""
     side, patch = config.get("image_size"), config.get("patch_size")
     patches = (side // patch) ** 2 if isinstance(side, int) and isinstance(patch, int) else None
     longest = config.get("max_position_embeddings")
@@ -198,7 +192,7 @@ def estimate_training(values: Values, model: Size, others: list[Size], speed: Sp
 
 
 def _length(wanted: Any, model: Size) -> int:
-    """Positions of a sample."""
+    """Return the positions of a sample."""
     if model.row is not None:
         return model.row
     longest = model.longest or _LENGTH

@@ -30,12 +30,12 @@ class Choice:
 
 @dataclass
 class Changes:
-    """What ``--set`` asks for.
+    """Changes of ``--set``.
 
     Attributes:
         variables: New values of variables.
         options: New values of options, with the step and what was typed.
-        used: What was typed of those that have found their step.
+        used: Texts of those that have found their step.
     """
 
     variables: dict[str, Any] = field(default_factory=dict)
@@ -68,7 +68,7 @@ class Changes:
         return found
 
     def of(self, *names: str) -> dict[str, Any]:
-        """New options of a step that goes by several names."""
+        """Return new options of a step, which has several names."""
         found = {}
         for step, option, value, change in self.options:
             if step in names:
@@ -81,7 +81,7 @@ def expand(recipe: Recipe, changes: Iterable[str], work: Path) -> tuple[Step, ..
     """Return the steps of a recipe, with repetitions written out and variables replaced.
 
     Args:
-        recipe: As it was read.
+        recipe: The recipe.
         changes: ``variable=value`` and ``step.option=value``. A change of a step that is repeated is one of
             all its repetitions; each has a name of its own, too.
         work: The folder of its results.
@@ -140,7 +140,7 @@ def _written_out(
 
 
 def _choices(name: str, value: Any, variables: Mapping[str, Any]) -> list[Any]:
-    """What a name stands for, one after the other; a mapping's entries all have the same keys afterwards."""
+    """Return the values of a name in turn; all entries of a mapping get the same keys."""
     _check_word(name, "for")
     if name in variables:
         raise RecipeError(f"for {name}: there is a variable of that name; give it another")
@@ -171,7 +171,7 @@ def _check_word(name: str, what: str) -> None:
 
 
 def _fill(value: Any, variables: Mapping[str, Any], where: str) -> Any:
-    """A value with variables in their places; one that is the whole value keeps its type."""
+    """Replace the variables in a value; a variable that is the whole value keeps its type."""
     if isinstance(value, list):
         return [_fill(part, variables, where) for part in value]
     if isinstance(value, dict):
@@ -185,7 +185,7 @@ def _fill(value: Any, variables: Mapping[str, Any], where: str) -> Any:
 
 
 def _found(reference: str, variables: Mapping[str, Any], where: str) -> Any:
-    """What a reference stands for: a variable, the name of a choice, or a key of either."""
+    """Return the value of a reference: a variable, the name of a choice, or a key of either."""
     name, dot, key = reference.partition(".")
     if not all(_WORD.fullmatch(part) for part in ((name, key) if dot else (name,))):
         raise RecipeError(f"{where}: ${{{reference}}} is no reference; write ${{name}} or ${{name.key}}")

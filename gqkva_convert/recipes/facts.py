@@ -1,4 +1,4 @@
-"""What recipes know of every command beside its options."""
+"""Facts about every command that recipes need beside its options."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ from gqkva_convert.uptraining.uptrain import pretrain, uptrain
 
 @dataclass(frozen=True)
 class CommandFacts:
-    """What recipes know of a command.
+    """Facts about a command that recipes need.
 
     Attributes:
         function: The public function of its name.

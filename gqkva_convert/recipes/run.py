@@ -1,4 +1,4 @@
-"""`gqkva run`: run a recipe step by step; steps that are done are skipped."""
+"""`gqkva run`: run a recipe step by step; steps that are up to date are skipped."""
 
 from __future__ import annotations
 
@@ -40,14 +40,7 @@ Call = Callable[[CommandLine], Any]
 
 @dataclass(frozen=True)
 class Prepared:
-    """A recipe, checked.
-
-    Attributes:
-        path: Its file.
-        recipe: What it says.
-        lines: Its steps as command lines, repeated ones written out.
-        work: The folder of its results.
-    """
+    """A recipe, checked."""
 
     path: Path
     recipe: Recipe
@@ -221,7 +214,7 @@ def _run_step(
 
 
 def _continued(state: State, line: CommandLine, key: str, outputs: list[Path], forced: bool) -> CommandLine:
-    """The line with what it needs to go on, or to replace what this recipe made before."""
+    """Return the line with options to resume it, or to replace the recipe's earlier output."""
     if line.facts.writes is None:
         return line
     out = outputs[0]
@@ -235,7 +228,7 @@ def _continued(state: State, line: CommandLine, key: str, outputs: list[Path], f
 
 
 def _is_unfinished(line: CommandLine, run_folder: Path, begun: float) -> bool:
-    """Whether a run folder is of a training that began with the step and can go on."""
+    """Return whether a run folder holds a training that began with the step and can resume."""
     settings = run_folder / "settings.json"
     if not line.has("resume") or not settings.is_file():
         return False
@@ -277,7 +270,7 @@ def _launched(line: CommandLine) -> None:
 
 
 def _stdout() -> int | None:
-    """Where this process's standard output goes, for a child: elsewhere while a caller redirects it."""
+    """Return the standard output for a child process: stderr while a caller redirects ours."""
     if sys.stdout is sys.__stdout__:
         return None
     try:
@@ -287,7 +280,7 @@ def _stdout() -> int | None:
 
 
 def _log(prepared: Prepared, line: CommandLine, entry: dict[str, Any]) -> None:
-    """Append to a shell script that makes the same again."""
+    """Append the step to a shell script that repeats the recipe."""
     path = prepared.work / LOG
     if not path.exists():
         said = prepared.recipe.description.strip().splitlines()

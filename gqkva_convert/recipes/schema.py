@@ -1,4 +1,4 @@
-"""What a recipe says: a YAML file of variables and steps."""
+"""The form of a recipe: a YAML file of variables and steps."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _NAME = r"^[a-z][a-z0-9_-]*$"
 
 
 class Assumed(BaseModel):
-    """What a dry run takes a model to be where its headers cannot be read."""
+    """Sizes of a model for a dry run that cannot read its headers."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -27,7 +27,7 @@ class Assumed(BaseModel):
 
 
 class Gpus(BaseModel):
-    """The GPUs that a dry run reckons with on a machine without any."""
+    """The GPUs that a dry run assumes on a machine without any."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -89,19 +89,21 @@ class Recipe(BaseModel):
 
 
 def unknown(what: str, name: str, known: Iterable[str]) -> str:
-    """The message for a name that does not exist, with the nearest one that does."""
+    """Return the message for an unknown name, with the nearest known one."""
     names = list(known)
     near = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
     remedy = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(names) or 'none'}"
     return f"no {what} {name!r}; {remedy}"
 
 
+def fault_of(error: ValidationError) -> str:
+    """Return the place and message of the first fault."""
+    first = error.errors()[0]
+    return f"{'.'.join(map(str, first['loc']))}: {first['msg'].lower()}"
+
+
 def read_recipe(path: Path, commands: Iterable[str]) -> Recipe:
     """Read a recipe.
-
-    Args:
-        path: The YAML file.
-        commands: Names of commands that a step can be.
 
     Raises:
         RecipeError: It cannot be read, or does not say what a recipe says; names the place.
@@ -124,13 +126,12 @@ def read_recipe(path: Path, commands: Iterable[str]) -> Recipe:
         return Recipe(**{**data, "steps": _Reader(path, list(commands)).steps(data.get("steps"))})
     except ValidationError as error:
         first = error.errors()[0]
-        where = ".".join(map(str, first["loc"]))
         parts: dict[str, type[BaseModel]] = {"gpus": Gpus, "assume": Assumed}
         part = parts.get(str(first["loc"][0]))
         if first["type"] == "extra_forbidden" and part is not None:
             near = unknown("key", str(first["loc"][-1]), part.model_fields)
             raise RecipeError(f"{path}: {first['loc'][0]}: {near}") from error
-        raise RecipeError(f"{path}: {where}: {first['msg'].lower()}") from error
+        raise RecipeError(f"{path}: {fault_of(error)}") from error
 
 
 class _NoRepeats(yaml.SafeLoader):  # type: ignore[misc]
@@ -200,10 +201,7 @@ class _Reader:
         try:
             return Step(name=name, command=given[0], options=options, **extra)
         except ValidationError as error:
-            first = error.errors()[0]
-            raise RecipeError(
-                f"{where}: {'.'.join(map(str, first['loc']))}: {first['msg'].lower()}"
-            ) from error
+            raise RecipeError(f"{where}: {fault_of(error)}") from error
 
 
 def _free_name(command: str, used: set[str]) -> str:

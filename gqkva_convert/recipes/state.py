@@ -1,4 +1,4 @@
-"""What a recipe has done already: a step is known by what it reads and what it wrote, not by its name."""
+"""The finished steps of a recipe; a step is identified by its inputs and outputs, not by its name."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from gqkva_convert.uptraining.settings import read_settings
 
 STATE = "run.json"
 FORMAT_VERSION = 1
-# Files of questions that a task of lm-evaluation-harness names.
+# Data files that a task of lm-evaluation-harness names.
 _DATA_FILE = re.compile(r"[^\s'\",\[\]{}]+\.(?:jsonl?|csv|parquet|txt)\b")
 _INCLUDED = re.compile(r"^include:\s*(\S+)", re.MULTILINE)
 _CODE = re.compile(r"!function\s+(\w+)\.")
@@ -28,19 +28,14 @@ _CODE = re.compile(r"!function\s+(\w+)\.")
 
 @dataclass
 class State:
-    """Steps done, kept in a file of the recipe's folder.
-
-    Attributes:
-        folder: The recipe's folder.
-        steps: By name what was run, the key of what it read, and checksums of what it wrote.
-    """
+    """Steps done, kept in a file of the recipe's folder."""
 
     folder: Path
     steps: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     @classmethod
     def read(cls, folder: Path) -> State:
-        """What was done in a folder; nothing where it is new.
+        """Read the state of a recipe's folder; empty if the folder is new.
 
         Raises:
             RecipeError: The file is damaged.
@@ -55,16 +50,19 @@ class State:
         if not isinstance(data, dict) or data.get("format_version") != FORMAT_VERSION:
             raise RecipeError(f"{path} is of another version; use another --work folder")
         steps = data.get("steps")
-        if not isinstance(steps, dict) or not all(map(_is_entry, steps.values())):
+        required = {"key", "done", "outputs"}
+        if not isinstance(steps, dict) or not all(
+            isinstance(entry, dict) and required <= set(entry) for entry in steps.values()
+        ):
             raise _damaged(path)
         return cls(folder, steps)
 
     def write(self) -> None:
-        """Keep it; the old file stays until the new one is complete."""
+        """Write the state; the old file stays until the new one is complete."""
         replace_json(self.folder / STATE, {"format_version": FORMAT_VERSION, "steps": self.steps})
 
     def is_done(self, line: CommandLine, key: str) -> bool:
-        """Whether a step has run on what it would read now, and what it wrote is still there."""
+        """Return whether a step has run on its present inputs and its outputs still exist."""
         known = self.steps.get(line.step.name)
         if known is None or known["key"] != key or not known["done"]:
             return False
@@ -77,7 +75,7 @@ class State:
         return measured is None or measured.items() <= measured_by(line).items()
 
     def begun(self, line: CommandLine, key: str) -> float | None:
-        """When a step began that reads what it would read now and did not end; None where there is none."""
+        """Return the time at which a step with the present inputs began but did not end; None without one."""
         known = self.steps.get(line.step.name)
         if known is None or known["key"] != key or known["done"]:
             return None
@@ -85,7 +83,7 @@ class State:
         return found
 
     def made(self, path: str) -> bool:
-        """Whether a step of this recipe began to write a path."""
+        """Return whether a step of this recipe began to write a path."""
         return any(str(Path(path).resolve()) in known["outputs"] for known in self.steps.values())
 
 
@@ -95,24 +93,19 @@ def _damaged(path: Path) -> RecipeError:
     )
 
 
-def _is_entry(entry: Any) -> bool:
-    """Whether an entry of the file says what all of them say."""
-    return isinstance(entry, dict) and {"key", "done", "outputs"} <= set(entry)
-
-
 def key_of(line: CommandLine, work: Path) -> str:
-    """What a step does and reads, as one checksum: its arguments, and the contents of every path among them.
+    """Return one checksum of a step's arguments and of the contents of every path among them.
 
     Args:
         line: The step.
-        work: The recipe's folder, whose name does not count: it may be called from elsewhere.
+        work: The recipe's folder, whose name is not part of the checksum.
     """
     step = line.step
     written = None if line.facts.writes is None else step.options.get(line.facts.writes)
     read = {
         f"{name} {number}" if number else name: content(path, line.facts.ignores)
         for name, value in _with_settings(step.options).items()
-        if value is not written and name != "run_folder"  # what a run has left is no reason to begin anew
+        if value is not written and name != "run_folder"  # an interrupted run leaves files there
         for number, path in enumerate(_paths(value))
         if exists(path)
     }
@@ -124,7 +117,7 @@ def key_of(line: CommandLine, work: Path) -> str:
 
 
 def outputs_of(line: CommandLine) -> list[Path]:
-    """What a step writes.
+    """Return the paths that a step writes.
 
     Raises:
         RecipeError: It does not say where.
@@ -143,24 +136,24 @@ def outputs_of(line: CommandLine) -> list[Path]:
 
 
 def measured_by(line: CommandLine) -> dict[str, str]:
-    """Keys and checksums of all that was measured of the folder that a step measures."""
+    """Return keys and checksums of all measurements of the folder that a step measures."""
     outputs = outputs_of(line) if line.facts.beside == EVALUATION else []
     return result_keys(outputs[0].parent) if outputs else {}
 
 
 def forget_measured(line: CommandLine, known: dict[str, Any]) -> None:
-    """Take what a step measured with other settings out of the folder that it is about to measure again."""
+    """Remove a step's earlier measurements, made with other settings, from its folder."""
     if known.get("measured") and outputs_of(line):
         remove_results(outputs_of(line)[0].parent, known["measured"])
 
 
 def paths_of(line: CommandLine) -> set[Path]:
-    """Every path among a step's options, whether it is there or not."""
+    """Return every path among a step's options, existing or not."""
     return {path for value in line.step.options.values() for path in _paths(value)}
 
 
 def _with_settings(options: dict[str, Any]) -> dict[str, Any]:
-    """A step's options, and what files of settings and tasks that it names say of data and teachers."""
+    """Return a step's options with the data and teachers named in its files of settings and tasks."""
     asked = options.get("tasks")
     tasks = [path for path in _paths(asked) if path.suffix in (".yaml", ".yml") and exists(path)]
     if tasks:
@@ -174,7 +167,7 @@ def _with_settings(options: dict[str, Any]) -> dict[str, Any]:
 
 
 def _named_in(task: Path, above: tuple[Path, ...] = ()) -> list[str]:
-    """Files that a file of a task names: its questions, the tasks it includes, and Python code beside it."""
+    """Return the files that a task's file names: questions, included tasks and Python code."""
     text = task.read_text(errors="replace")
     included = [task.parent / name.strip("'\"") for name in _INCLUDED.findall(text)]
     code = [task.parent / f"{module}.py" for module in _CODE.findall(text)]
@@ -185,13 +178,13 @@ def _named_in(task: Path, above: tuple[Path, ...] = ()) -> list[str]:
 
 
 def _paths(value: Any) -> list[Path]:
-    """What may be paths in an option's value; some options take several with commas between them."""
+    """Return possible paths in an option's value, also of several with commas between them."""
     values = [part for part in (value if isinstance(value, list) else [value]) if isinstance(part, str)]
     return [Path(part) for text in values for part in dict.fromkeys((text, *text.split(","))) if part]
 
 
 def content(path: Path, ignored: frozenset[str] = MEASURED | {REPORT}) -> str:
-    """Return the checksum of a file, or of what a folder holds: without hidden files, and some others."""
+    """Return the checksum of a file, or of a folder's files except hidden and ignored ones."""
     if path.is_file():
         return files_sha256({"": path})
     files = {

@@ -32,7 +32,7 @@ def describe_run() -> dict[str, Any]:
 
 
 def machine() -> str:
-    """Name the GPUs that torch sees, or else the CPU and its cores."""
+    """Describe the GPUs that torch sees, or else the CPU and its cores."""
     import torch
 
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()

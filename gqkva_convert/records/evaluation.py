@@ -80,17 +80,17 @@ class Result(Record):
 
     @property
     def hub_task(self) -> str:
-        """Id of the task on the Hub."""
+        """Return the id of the task on the Hub."""
         return self.task_id or _IDS[self.task]
 
     @property
     def key(self) -> str:
-        """Short key of what is measured."""
+        """Return a short key of the data or task that is measured."""
         found = self.to_dict()
         return _checksum([_resolved(found.get(part)) for part in _SUBJECT])
 
     def is_comparison(self, score: Score) -> bool:
-        """Tell whether a metric compares the two models, rather than being measured of each."""
+        """Return whether a metric compares the two models, rather than being measured of each."""
         return self.against is not None and score.against is None
 
 

@@ -1,4 +1,4 @@
-"""The base of all records: typed, written and read by one class, and written again as they were read."""
+"""The base of all records: typed, and written and read by one class without losing keys."""
 
 from __future__ import annotations
 
@@ -31,13 +31,7 @@ Kind = TypeVar("Kind", bound=Record)
 
 
 def checked(kind: type[Kind], data: Any, refuse: Callable[[str], GqkvaError]) -> Kind:
-    """Read JSON data as a record.
-
-    Args:
-        kind: Class of the record.
-        data: What the file holds.
-        refuse: Makes the error to raise from the first fault: the field, and what is wrong with it.
-    """
+    """Read JSON data as a record; ``refuse`` makes the error of the first fault, a field and its message."""
     try:
         return kind.model_validate(data)
     except ValidationError as error:
@@ -79,7 +73,7 @@ class Fault(NamedTuple):
 
     Attributes:
         place: Keys and numbers that lead to it.
-        said: What is wrong with it.
+        said: Description of the fault.
         kind: Pydantic's name of the fault.
         found: The value there.
         error: Our own error, where a class of ours refused the value.

@@ -21,7 +21,7 @@ from gqkva_convert.records.training import Training
 
 
 class WeightFile(Record):
-    """What identifies a weight file; ``sha256`` is the Hub's, where it states one."""
+    """Identity of a weight file; ``sha256`` is the Hub's, where it states one."""
 
     bytes: int
     tensors_sha256: str
@@ -58,7 +58,7 @@ class Calibration(Record):
 
 
 class Check(Record):
-    """A check of `gqkva verify`, and what it found."""
+    """A check of `gqkva verify` and its finding."""
 
     check: str
     passed: bool

@@ -1,4 +1,4 @@
-"""What a source's own model card says of licence and kind, kept because the card itself stays behind."""
+"""Licence and task that a source's own model card states, kept because the card itself stays behind."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ _MOST_BYTES, _MOST_ENTRIES, _LONGEST = 1 << 20, 200, 500
 
 
 def source_card(folder: Path) -> dict[str, Any] | None:
-    """Licence, language, tags and task that a checkpoint's card names; None where nothing is named.
+    """Read licence, language, tags and task from a checkpoint's card; None if it states none.
 
-    A card that cannot be read says nothing. Of our own outputs, ``origin`` names what they were made from.
+    A card that cannot be read states none. Of our own outputs, ``origin`` names what they were made from.
     """
     found: dict[str, Any] = {}
     earlier = _source_of(folder)
@@ -39,7 +39,7 @@ def stated_card(card: Any) -> dict[str, Any]:
 
 # By hand: huggingface_hub.metadata_load reads a file of any size and raises whatever YAML does.
 def front_matter(path: Path) -> dict[str, Any]:
-    """The `FIELDS` of a card's front matter that hold text or lists of text."""
+    """Read the `FIELDS` of a card's front matter that hold text or lists of text."""
     import yaml
 
     try:
@@ -63,7 +63,7 @@ def _text(value: Any) -> str | list[str] | None:
 
 
 def _source_of(folder: Path) -> dict[str, Any] | None:
-    """The source that a folder of ours names in its report."""
+    """Return the source that a folder of ours names in its report."""
     if not (folder / REPORT).is_file():
         return None
     try:

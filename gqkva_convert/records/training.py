@@ -8,7 +8,7 @@ from gqkva_convert.records.record import Loss, Record
 
 
 class Training(Record):
-    """What a training run did and took."""
+    """Settings, results and cost of a training run."""
 
     date: str | None = None
     versions: dict[str, Any] | None = None

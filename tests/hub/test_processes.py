@@ -54,7 +54,7 @@ def test_an_interrupted_push_goes_on_where_it_was(tmp_path: Path) -> None:
         out, errors = process.communicate(timeout=60)
         released.set()
         assert process.returncode == 130, errors
-        assert "the same command goes on" in errors
+        assert "run the same command again to resume" in errors
         assert "Traceback" not in errors
         assert len(hub.repositories[REPO].messages) == 1
         assert set(hub.stored) == set(shards.values()) - {shards[last]}

@@ -48,7 +48,7 @@ def test_every_recipe_is_valid_and_dry_runs(
     assert all("not known" not in step["note"] for step in found["steps"])
     assert not work.exists()
     here = gqkva("run", path, "--dry-run", "--here", "--work", work)
-    assert (here.exit_code, "this processor" in here.stdout) == (0, not torch.cuda.is_available())
+    assert (here.exit_code, "this CPU" in here.stdout) == (0, not torch.cuda.is_available())
 
 
 @pytest.mark.slow

@@ -187,7 +187,7 @@ def test_a_stopped_run_saves_and_goes_on(sent: int, code: int, lesson: Lesson, t
     process.send_signal(sent)
     _, stderr = process.communicate(timeout=60)
     assert process.returncode == code, stderr
-    assert b"--resume goes on from there" in stderr
+    assert b"continue with --resume" in stderr
     assert b"Traceback" not in stderr
     done = len(losses(tmp_path / "out-run"))
     latest = RunFolder(tmp_path / "out-run").latest()

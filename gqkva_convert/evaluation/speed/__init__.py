@@ -1,1 +1,1 @@
-"""How fast a model is and what memory it takes, beside what the device allows; `gqkva bench`."""
+"""Speed and memory of a model beside the limits of the device; `gqkva bench`."""

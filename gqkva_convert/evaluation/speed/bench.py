@@ -41,19 +41,19 @@ def bench(
     save: bool = True,
     progress: Stages | None = None,
 ) -> dict[str, Any]:
-    """Measure how fast a model reads and generates, and what memory it takes.
+    """Measure the speed of reading and generating, and the memory it takes.
 
     A language model reads prompts of random tokens (prefill) and generates the last ``new_tokens`` of each
     context, greedily, from a cache that is filled once. An encoder-decoder's context is the encoder's. A
-    model that generates nothing makes forward passes. Nothing depends on what weights say.
+    model that generates nothing makes forward passes. Nothing depends on the values of weights.
 
     Args:
         model: Checkpoint folder, stock or grouped.
         against: Folder or Hub id of a model to measure beside it, as a rule the one it was made from.
         context: Positions in the cache, or in the input; by default 4,096 and 32,768, and 512 in inputs of
-            encoders, or as many as the model has. Like ``batch`` several numbers, or text with commas.
+            encoders, at most the model's. Like ``batch`` several numbers, or text with commas.
         batch: Sequences at once.
-        new_tokens: Tokens that are generated in each round.
+        new_tokens: Tokens that are generated in each round, the last of the context.
         dtype: ``bfloat16``, ``float16`` or ``float32``.
         device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
         attn_implementation: As transformers calls it.
@@ -61,9 +61,8 @@ def bench(
             by a copy at each token.
         rounds: Measurements of each number; the two models take turns.
         seed: Seed of the tokens.
-        save: Whether to leave ``gqkva_bench.json`` and ``gqkva_bench.png`` in the model's folder, where it is
-            one.
-        progress: Begins a stage of so many units of work and gives what counts them.
+        save: Save ``gqkva_bench.json`` and ``gqkva_bench.png`` in the model's folder, if it is one.
+        progress: Begins a progress stage.
 
     Returns:
         JSON data, described in docs/bench.md.
@@ -104,7 +103,7 @@ def bench(
 
 
 def _circumstances(run: Run) -> dict[str, Any]:
-    """What the numbers depend on."""
+    """Describe what the numbers depend on."""
     import torch
 
     described = describe_run()

@@ -10,12 +10,12 @@ from transformers.cache_utils import Cache, EncoderDecoderCache, StaticLayer
 
 
 def make_cache(model: Any, kind: str, positions: int) -> Any:
-    """An empty cache of a model.
+    """Make an empty cache of a model.
 
     Args:
         model: A model that generates.
         kind: ``static`` or ``dynamic``.
-        positions: Of the text that is generated, what a static cache has room for.
+        positions: Positions of generated text that a static cache has room for.
     """
     config = model.config
     if not config.is_encoder_decoder:
@@ -33,7 +33,7 @@ def make_cache(model: Any, kind: str, positions: int) -> Any:
 
 
 def cache_tensors(cache: Any) -> list[Tensor]:
-    """Keys and values of every layer, cross-attention's too."""
+    """Return keys and values of every layer, cross-attention's too."""
     if isinstance(cache, EncoderDecoderCache):
         return [*cache_tensors(cache.self_attention_cache), *cache_tensors(cache.cross_attention_cache)]
     return [
@@ -45,13 +45,9 @@ def cache_tensors(cache: Any) -> list[Tensor]:
 
 
 def rewind(cache: Any, positions: int) -> None:
-    """Let a cache go on after its first positions.
+    """Rewind a cache to its first positions.
 
     A window that has slid on keeps its newer keys in place of older ones, which costs a step the same.
-
-    Args:
-        cache: The cache.
-        positions: How many to keep, fewer than it holds.
     """
     if isinstance(cache, EncoderDecoderCache):
         rewind(cache.self_attention_cache, positions)

@@ -19,10 +19,10 @@ _CONTEXTS, _INPUTS = (4096, 32768), (512,)
 
 
 def choose_contexts(models: Sequence[Any], settings: BenchSettings) -> tuple[int, ...]:
-    """Contexts of models of one kind: those asked for, or the usual ones that all of them have.
+    """Choose contexts for models of one kind: the requested ones, or the usual ones that all have.
 
     Raises:
-        EvaluationError: A model does not have so many positions, or too few for the new tokens.
+        EvaluationError: A model has too few positions for a context or for the new tokens.
     """
     wanted, new_tokens, kind = settings.context, settings.new_tokens, kind_of(models[0])
     most = min((limit for limit in map(positions_of, models) if limit is not None), default=None)

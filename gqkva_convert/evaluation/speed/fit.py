@@ -19,12 +19,7 @@ _USABLE, _SMALLEST_CHUNK = 0.9, 512
 
 @dataclass(frozen=True)
 class Needs:
-    """Memory that one model takes at one context and batch, beside its weights.
-
-    Attributes:
-        cache: Bytes of keys and values.
-        working: Bytes of everything else while a number of positions is read at once.
-    """
+    """Memory that one model takes at one context and batch, beside its weights."""
 
     cache: int
     working: Callable[[int], int]
@@ -52,9 +47,9 @@ def fit(needs: Mapping[str, Needs], context: int, available: int | None, can_div
     """Divide a row so that it fits.
 
     Args:
-        needs: What each model takes.
+        needs: Needs of each model.
         context: Positions of the prompt.
-        available: Free bytes; None where nobody knows, and everything is tried.
+        available: Free bytes; None if unknown, and everything is tried.
         can_divide: Whether a prompt can be read in several passes.
     """
     names = tuple(needs)
@@ -80,15 +75,7 @@ def fit(needs: Mapping[str, Needs], context: int, available: int | None, can_div
 
 
 def estimate(source: SourceModel, model: Any, context: int, batch: int, settings: BenchSettings) -> Needs:
-    """Estimate the memory that a model takes at one context and batch.
-
-    Args:
-        source: Its checkpoint.
-        model: The model.
-        context: Positions in the cache, or in the input.
-        batch: Sequences at once.
-        settings: Of the measurement.
-    """
+    """Estimate the memory that a model takes at one context and batch."""
     kind, itemsize, cache = kind_of(model), getattr(torch, settings.dtype).itemsize, 0
     if kind == DECODER:
         cache = context * _numbers_per_position(source, "self")
@@ -99,7 +86,7 @@ def estimate(source: SourceModel, model: Any, context: int, batch: int, settings
 
 
 def _numbers_per_position(source: SourceModel, cache: str) -> int:
-    """Numbers of keys and values that a position takes in the cache of ``self`` or of ``cross`` attention."""
+    """Count the key and value elements of a position in the cache of ``self`` or ``cross`` attention."""
     return sum(
         (block.layout.num_key_heads + block.layout.num_value_heads) * block.layout.head_dim
         for block in source.blocks
@@ -126,7 +113,7 @@ def _working_bytes(
         states = batch * chunk * (8 * hidden + 3 * inner) * itemsize
         logits = batch * vocabulary * (1 if keeps_last else chunk) * (itemsize + 4)
         scores = 2 * batch * heads * chunk * context * 4 if keeps_scores else 0
-        # Behind a filled cache, a mask stands for causality, and kernels may repeat keys for the heads.
+        # Behind a filled cache, causality needs a mask, and kernels may repeat keys for the heads.
         masked = 5 * chunk * context + layer if chunk < context else 0
         return states + logits + scores + masked + grown
 

@@ -1,4 +1,4 @@
-"""Bytes: what weights and caches hold, what a decoding step reads, what a run takes and what is free."""
+"""Bytes of weights and caches, bytes that a decoding step reads, peak memory and free memory."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _CGROUP = Path("/sys/fs/cgroup")
 
 
 def storage_bytes(tensors: Iterable[Tensor]) -> int:
-    """Bytes of the storages behind tensors, each counted once."""
+    """Count the bytes of the storages behind tensors, each once."""
     storages = {}
     for tensor in tensors:
         storage = tensor.untyped_storage()
@@ -26,19 +26,15 @@ def storage_bytes(tensors: Iterable[Tensor]) -> int:
 
 
 def weight_bytes(model: Any) -> int:
-    """Bytes of a model's parameters and buffers."""
+    """Count the bytes of a model's parameters and buffers."""
     return storage_bytes([*model.parameters(), *model.buffers()])
 
 
 def bytes_read(model: Any, run: Callable[[], object]) -> int:
-    """Bytes of the weights that one run of a model reads.
+    """Count the bytes of the weights that one run of a model reads.
 
     Every module that the run calls reads all its own parameters, except tables of embeddings, of which a few
     rows are read.
-
-    Args:
-        model: The model.
-        run: Calls it once.
     """
     called: dict[int, int] = {}
 
@@ -56,7 +52,7 @@ def bytes_read(model: Any, run: Callable[[], object]) -> int:
 
 
 class PeakMemory:
-    """The most memory that a piece of work takes beyond what is held when it begins.
+    """Peak memory of a piece of work beyond the memory held when it begins.
 
     On a GPU by its allocator's count. On a CPU by the process's resident memory, whose peak Linux can forget
     (``/proc/self/clear_refs``); what fits into memory that the process holds already is not seen there.
@@ -83,7 +79,7 @@ class PeakMemory:
             self.base = _status("VmRSS")
 
     def growth(self) -> int | None:
-        """Bytes of the peak since `begin`, less those held then; None where that is not known."""
+        """Return the peak bytes since `begin` less those held then; None if unknown."""
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
             return torch.cuda.max_memory_allocated(self.device) - (self.base or 0)
@@ -91,7 +87,7 @@ class PeakMemory:
 
 
 def available_bytes(device: torch.device) -> int | None:
-    """Memory that is free on a device; None where the system does not say."""
+    """Return the free memory of a device; None if the system does not report it."""
     if device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(device)
         return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)

@@ -1,4 +1,4 @@
-"""Where results stay: a JSON file and a picture beside the weights, put in place whole."""
+"""Results beside the weights: a JSON file and a plot, each put in place whole."""
 
 from __future__ import annotations
 
@@ -8,24 +8,20 @@ from pathlib import Path
 from gqkva_convert.checkpoint.jsonfile import write_json
 from gqkva_convert.checkpoint.sidecars import BENCH, BENCH_PICTURE
 from gqkva_convert.errors import OutputError
-from gqkva_convert.evaluation.speed.pictures import draw
+from gqkva_convert.evaluation.speed.plots import draw
 from gqkva_convert.records.bench import Bench
 
 
 def save_results(folder: Path, result: Bench) -> None:
     """Write results into a checkpoint folder, over older ones.
 
-    Args:
-        folder: The folder.
-        result: What was measured.
-
     Raises:
         OutputError: The folder cannot be written.
     """
     pairs = [(folder / f".{name}.{os.getpid()}.partial", folder / name) for name in (BENCH_PICTURE, BENCH)]
-    (picture, _), (data, _) = pairs
+    (plot, _), (data, _) = pairs
     try:
-        draw(result, picture)
+        draw(result, plot)
         write_json(data, result.to_dict())
         for scratch, target in pairs:
             scratch.replace(target)

@@ -1,4 +1,4 @@
-"""Names of the models in results, and what two models' rows say together."""
+"""Names of the models in results, and speedups from the rows of two models."""
 
 from __future__ import annotations
 

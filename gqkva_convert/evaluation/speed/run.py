@@ -21,13 +21,7 @@ from gqkva_convert.evaluation.speed.memory import (
 )
 from gqkva_convert.evaluation.speed.settings import BenchSettings
 from gqkva_convert.evaluation.speed.timing import Clock, measure_bandwidth, quartiles
-from gqkva_convert.evaluation.speed.workloads import (
-    DECODER,
-    FORWARD,
-    Work,
-    kind_of,
-    make_work,
-)
+from gqkva_convert.evaluation.speed.workloads import DECODER, FORWARD, Work, kind_of, make_work
 from gqkva_convert.modeling.loading import load_model
 from gqkva_convert.progress import Stages
 from gqkva_convert.records.bench import Row
@@ -43,14 +37,9 @@ _METERED = 2
 class Run:
     """Measures models side by side on one device.
 
-    Args:
-        settings: What to measure, and how.
-        sources: The models' checkpoints, by what they are in the results.
-        progress: Begins a stage of so many units of work and gives what counts them.
-
     Attributes:
-        device: Where.
-        kind: What the models do (`workloads.kind_of`).
+        device: Device of all measurements.
+        kind: Kind of the models' work (`workloads.kind_of`).
         bandwidths: Bytes a second that the device moves (`timing.measure_bandwidth`).
 
     Raises:
@@ -73,7 +62,7 @@ class Run:
         self.bandwidths = measure_bandwidth(self.clock, self.dtype)
 
     def rows(self) -> list[Row]:
-        """A row for each context, batch and model."""
+        """Measure a row for each context, batch and model."""
         units = len(self.models) * sum(self.contexts) * sum(self.settings.batch) * 2 * self.settings.rounds
         self.advance = self.progress(f"measuring on {self.device}", units)
         with torch.inference_mode():
@@ -85,7 +74,7 @@ class Run:
             ]
 
     def _load(self) -> dict[str, Any]:
-        """The models, on the device."""
+        """Load the models on the device."""
         shapes = [
             tensor.shape for source in self.sources.values() for tensor in source.checkpoint.tensors.values()
         ]
@@ -112,7 +101,7 @@ class Run:
         return models
 
     def _place(self, context: int, batch: int) -> list[Row]:
-        """A row for each model at one context and batch, or why there is none."""
+        """Measure each model at one context and batch, or record why it is skipped."""
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
         needs = {
@@ -123,27 +112,19 @@ class Run:
         rows = {name: _row(name, context, batch, {"skipped": why}) for name, why in placed.skipped.items()}
         self.advance(len(rows) * 2 * self.settings.rounds * context * batch)
         for names in placed.together:
-            measured = self._try_to_measure(names, context, batch, placed)
-            if measured is None:
+            try:
+                rows |= self._measure(names, context, batch, placed)
+            except (RuntimeError, MemoryError) as error:
+                if not is_out_of_memory(error):
+                    raise
+            if not rows.keys() >= set(names):
                 gc.collect()  # what the failed work held
                 why = "ran out of memory though the estimate fitted"
-                measured = {name: _row(name, context, batch, {"skipped": why}) for name in names}
-            rows |= measured
+                rows |= {name: _row(name, context, batch, {"skipped": why}) for name in names}
         return [rows[name] for name in self.models]
 
-    def _try_to_measure(
-        self, names: tuple[str, ...], context: int, batch: int, placed: Fit
-    ) -> dict[str, Row] | None:
-        """Measure as `_measure` does; None if memory runs out."""
-        try:
-            return self._measure(names, context, batch, placed)
-        except (RuntimeError, MemoryError) as error:
-            if not is_out_of_memory(error):
-                raise
-            return None
-
     def _measure(self, names: tuple[str, ...], context: int, batch: int, placed: Fit) -> dict[str, Row]:
-        """Rows of models that are in memory together, their rounds taking turns."""
+        """Measure models that are in memory together, their rounds taking turns."""
         works = {name: self._work(name, context, batch) for name in names}
         self._warm_up(names, context)
         measured: dict[str, dict[str, Any]] = {
@@ -164,7 +145,7 @@ class Run:
     def _read_prompts(
         self, works: dict[str, Work], chunk: int, measured: dict[str, dict[str, Any]]
     ) -> dict[str, list[int | None]]:
-        """Time prefill, or forward passes; caches stay filled. Returns what it took of memory at most."""
+        """Time prefill, or forward passes; caches stay filled. Return its peak memory."""
         names, rounds = tuple(works), self.settings.rounds
         grown: dict[str, list[int | None]] = {name: [] for name in names}
         seconds: dict[str, list[float]] = {name: [] for name in names}
@@ -195,7 +176,7 @@ class Run:
         return {name: [_least(each)] for name, each in grown.items()}
 
     def _generate(self, works: dict[str, Work], measured: dict[str, dict[str, Any]]) -> dict[str, int | None]:
-        """Time decoding from filled caches. Returns what it took of memory at most, caches included."""
+        """Time decoding from filled caches. Return its peak memory, caches included."""
         names = tuple(works)
         grown: dict[str, list[int | None]] = {name: [] for name in names}
         seconds: dict[str, list[float]] = {name: [] for name in names}
@@ -237,7 +218,7 @@ class Run:
         )
 
     def _warm_up(self, names: tuple[str, ...], context: int) -> None:
-        """Let libraries choose their kernels, and weights come into memory."""
+        """Run once so that libraries choose their kernels and weights are in memory."""
         length = min(context, self.settings.new_tokens + 128) if self.kind == DECODER else context
         for name in names:
             work = self._work(name, length, 1)
@@ -252,11 +233,11 @@ def _row(name: str, context: int, batch: int, measured: dict[str, Any]) -> Row:
 
 
 def _least(grown: list[int | None]) -> int | None:
-    """The least that work took of memory: whoever runs first pays for what is allocated once for all."""
+    """Return the least memory measured; the first run also pays for what is allocated once."""
     return None if None in grown else min(each for each in grown if each is not None)
 
 
 def _turned(names: tuple[str, ...], number: int) -> tuple[str, ...]:
-    """Names in another order each round, so that none always runs first."""
+    """Return the names in another order each round, so that none always runs first."""
     place = number % len(names)
     return names[place:] + names[:place]

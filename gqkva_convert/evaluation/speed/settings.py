@@ -1,4 +1,4 @@
-"""What is asked of a measurement."""
+"""Settings of a speed measurement."""
 
 from __future__ import annotations
 
@@ -30,19 +30,7 @@ def _counts(option: str, given: str | Sequence[int]) -> tuple[int, ...]:
 
 @dataclass(frozen=True)
 class BenchSettings:
-    """What to measure, and how.
-
-    Attributes:
-        context: Positions in the cache, or in the input where a model keeps none or reads it with an encoder;
-            by default 4,096 and 32,768, and 512 of an input, or as many as the model has.
-        batch: Sequences at once.
-        new_tokens: Tokens that are generated in each round, the last of the context.
-        dtype: Of weights and cache.
-        device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
-        attn_implementation: As transformers calls it.
-        rounds: Measurements of each number.
-        cache: ``static``, allocated once, or ``dynamic``, which grows by a copy at each token.
-        seed: Seed of the tokens that are read.
+    """Settings of a speed measurement: arguments of `bench`, checked once.
 
     Raises:
         EvaluationError: A value that cannot be.

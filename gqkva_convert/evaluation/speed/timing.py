@@ -1,4 +1,4 @@
-"""Seconds of work on a device, and how fast the device moves memory."""
+"""Seconds of work on a device, and its memory bandwidth."""
 
 from __future__ import annotations
 
@@ -14,17 +14,13 @@ _BANDWIDTH_ROUNDS = 7
 
 
 class Clock:
-    """Measures work on one device: events on a GPU, which see no wait of the CPU, else a clock.
-
-    Args:
-        device: Where the work runs.
-    """
+    """Measures work on one device: events on a GPU, which see no wait of the CPU, else a clock."""
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
 
     def seconds(self, work: Callable[[], object]) -> float:
-        """Time of one call."""
+        """Measure the seconds of one call."""
         if self.device.type == "cuda":
             start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
             torch.cuda.synchronize(self.device)
@@ -39,7 +35,7 @@ class Clock:
 
 
 def quartiles(values: Sequence[float]) -> tuple[float, float, float]:
-    """First quartile, median and third quartile; of one value, itself."""
+    """Return first quartile, median and third quartile; of one value, itself."""
     if len(values) == 1:
         return (values[0],) * 3
     first, middle, third = statistics.quantiles(values, n=4, method="inclusive")
@@ -47,11 +43,7 @@ def quartiles(values: Sequence[float]) -> tuple[float, float, float]:
 
 
 def measure_bandwidth(clock: Clock, dtype: torch.dtype) -> dict[str, float]:
-    """Bytes a second that the device reads, and that it reads and writes in copying.
-
-    Args:
-        clock: Of the device.
-        dtype: Of the numbers that are moved.
+    """Measure the bytes per second that the device reads, and reads and writes in copying.
 
     Returns:
         ``read``, by summing a buffer, and ``copy``, medians of a few rounds after one to warm up.

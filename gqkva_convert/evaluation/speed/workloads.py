@@ -15,20 +15,20 @@ DECODER, ENCODER_DECODER, FORWARD = "decoder", "encoder-decoder", "forward"
 
 
 def kind_of(model: Any) -> str:
-    """Tell how a model is measured: generating, generating from an encoder's output, or by forward passes."""
+    """Return a model's kind of work: generating, generating from an encoder's output, or forward passes."""
     if not model.can_generate():
         return FORWARD
     return ENCODER_DECODER if model.config.is_encoder_decoder else DECODER
 
 
 def positions_of(model: Any) -> int | None:
-    """Positions a model reads; None where its table has no end."""
+    """Return the positions that a model reads; None without a limit."""
     limit = getattr(model.config, "max_source_positions", None)
     return limit if isinstance(limit, int) else text_positions(model.config)
 
 
 def fixed_positions(model: Any) -> int | None:
-    """Positions of every input, where a model takes inputs of one size: images, recordings.
+    """Return the positions of every input of a model that takes inputs of one size: images, recordings.
 
     Of models that take an image and a text, those of the text.
     """
@@ -45,31 +45,13 @@ def fixed_positions(model: Any) -> int | None:
 
 
 def make_work(model: Any, context: int, batch: int, new_tokens: int, cache: str, seed: int) -> Work:
-    """The work of a model at one context and batch.
-
-    Args:
-        model: The model, in place on its device.
-        context: Positions of the cache, or of the input where a model keeps none.
-        batch: Sequences at once.
-        new_tokens: Tokens that are generated, the last of the context.
-        cache: ``static`` or ``dynamic``.
-        seed: Seed of the inputs.
-    """
+    """Make the work of a model at one context and batch."""
     kinds = {DECODER: Generating, ENCODER_DECODER: Translating, FORWARD: Work}
     return kinds[kind_of(model)](model, context, batch, new_tokens, cache, seed)
 
 
 class Work:
-    """Forward passes of a model that generates nothing.
-
-    Args:
-        model: The model.
-        context: Positions of the input.
-        batch: Inputs at once.
-        new_tokens: Tokens that are generated in a round.
-        cache_kind: ``static`` or ``dynamic``.
-        seed: Seed of the inputs.
-    """
+    """Forward passes of a model that generates nothing, on ``batch`` inputs of ``context`` positions."""
 
     def __init__(
         self, model: Any, context: int, batch: int, new_tokens: int, cache_kind: str, seed: int
@@ -85,7 +67,7 @@ class Work:
         }
 
     def _inputs(self, examples: dict[str, Any], seed: int) -> dict[str, Any]:
-        """Inputs of the wanted sizes, made of one example."""
+        """Make inputs of the requested sizes from one example."""
         shape = (
             (self.batch, *examples["input_ids"].shape[1:-1], self.context) if "input_ids" in examples else ()
         )
@@ -115,10 +97,10 @@ class Work:
         raise NotImplementedError
 
     def rewind(self) -> None:
-        """Go back to where the new tokens begin."""
+        """Rewind to the first new token."""
 
     def cache_tensors(self) -> list[Tensor]:
-        """Keys and values in the cache."""
+        """Return keys and values in the cache."""
         return [] if self.cache is None else cache_tensors(self.cache)
 
     def release(self) -> None:
@@ -178,7 +160,7 @@ class Translating(Work):
 
 
 def keeps_logits(model: Any) -> bool:
-    """Tell whether a model can compute the last position's logits alone."""
+    """Return whether a model can compute the last position's logits alone."""
     return "logits_to_keep" in inspect.signature(model.forward).parameters
 
 
@@ -188,7 +170,7 @@ def _tokens(model: Any, shape: tuple[int, ...], seed: int) -> Tensor:
 
 
 def _moved(value: Any, model: Any) -> Any:
-    """An input on the model's device, numbers in its dtype."""
+    """Move an input to the model's device, numbers to its dtype."""
     if not isinstance(value, Tensor):
         return value
     return value.to(model.device, model.dtype if value.is_floating_point() else None)

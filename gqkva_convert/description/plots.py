@@ -1,4 +1,4 @@
-"""Pictures of a converted model: its heads, its size, its quality beside the original's."""
+"""Plots of a converted model: its heads, its size, its quality beside the original's."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ CAPTIONS = {
     BENCH_PICTURE: "Speed and cache, this model and {other}.",
     LOSS: "Loss over tokens of training.",
 }
-# Inches; readable on a phone, where a page is as wide as the picture.
+# Inches; readable on a phone, where a page is as wide as the plot.
 _WIDTH = 7.0
 _ORIGINAL, _CONVERTED = "#8a8f98", "#1f6feb"
 # Refinements as a reader knows them.
@@ -29,22 +29,12 @@ _STAGES = {"merged": "merged", "output": "output fitted", "layerwise": "block fi
 
 
 def caption(file: str, other: str) -> str:
-    """What a picture shows.
-
-    Args:
-        file: Its name.
-        other: What the other model is called (`Facts.beside`).
-    """
+    """Return the caption of a plot."""
     return CAPTIONS[file].format(other="the original" if other == "original" else other)
 
 
 def draw_heads(blocks: tuple[BlockPlan, ...], file: Path) -> Path:
-    """A row a layer, a square an attention head, coloured by the stored key/value head that it reads.
-
-    Args:
-        blocks: What became of each attention block.
-        file: PNG file to write.
-    """
+    """Draw a row per layer, a square per attention head, coloured by the stored key/value head it reads."""
     plt = pyplot()
     kinds = list(dict.fromkeys(block.kind for block in blocks))
     by_kind = {kind: [block for block in blocks if block.kind == kind] for kind in kinds}
@@ -65,7 +55,7 @@ def _draw_kind(blocks: list[BlockPlan], kind: str, axis: Any) -> None:
     for row, block in enumerate(blocks):
         readers = [None] * block.target.num_attention_heads if block.order is None else block.order
         for place, key in enumerate(block.target.key):
-            # Heads stand where the source had them, so that a group of distant heads shows as one.
+            # Heads keep their places in the source, so that a group of distant heads shows as one.
             source = readers[place]
             stored[row, place if source is None or source >= width else source] = key
     axis.imshow(stored % 20, cmap="tab20", vmin=0, vmax=19, aspect="auto", interpolation="none")
@@ -81,12 +71,7 @@ def _draw_kind(blocks: list[BlockPlan], kind: str, axis: Any) -> None:
 
 
 def draw_sizes(sizes: Sequence[tuple[str, float, float]], file: Path) -> Path:
-    """What is left of parameters and cache, as a share of the original's.
-
-    Args:
-        sizes: Name, before and after.
-        file: PNG file to write.
-    """
+    """Draw the remaining parameters and cache as shares of the original's."""
     plt = pyplot()
     figure, axis = plt.subplots(figsize=(_WIDTH, 0.5 * len(sizes) + 0.9))
     names = [name for name, _, _ in sizes][::-1]
@@ -102,12 +87,7 @@ def draw_sizes(sizes: Sequence[tuple[str, float, float]], file: Path) -> Path:
 
 
 def draw_errors(errors: dict[str, dict[int, dict[str, float]]], file: Path) -> Path | None:
-    """A panel a kind of attention: error over layers, a line a refinement; None without errors.
-
-    Args:
-        errors: By kind, layer and refinement (`Facts.block_errors`).
-        file: PNG file to write.
-    """
+    """Draw errors over layers, a panel per kind of attention, a line per refinement; None without errors."""
     if not errors:
         return None
     plt = pyplot()
@@ -128,13 +108,7 @@ def draw_errors(errors: dict[str, dict[int, dict[str, float]]], file: Path) -> P
 
 
 def draw_quality(evaluation: Evaluation, other: str, file: Path) -> Path | None:
-    """A panel a metric: this model and another with their intervals; None without another.
-
-    Args:
-        evaluation: What was measured.
-        other: What the other model is called.
-        file: PNG file to write.
-    """
+    """Draw a panel per metric with both models and their intervals; None without another model."""
     found: list[tuple[str, Score]] = [
         (result.data, metric)
         for result in evaluation.results

@@ -1,4 +1,4 @@
-"""A picture of a measurement: speed and cache over the context, a line for each model and batch, or bars."""
+"""A plot of a measurement: speed and cache over the context, a line for each model and batch, or bars."""
 
 from __future__ import annotations
 
@@ -19,12 +19,7 @@ _STYLES = {ORIGINAL: ("--", "s"), CONVERTED: ("-", "o")}
 
 
 def draw(result: Bench, file: Path) -> None:
-    """Draw what was measured as a PNG; over batches where there is one context.
-
-    Args:
-        result: What was measured.
-        file: Where to write, whatever its ending.
-    """
+    """Draw what was measured as a PNG; over batches where there is one context."""
     names = shown_names(result.against)
     rows = [{**row.model_dump(), "name": names[row.model]} for row in result.rows if row.skipped is None]
     panels = [panel for panel in _PANELS if any(row[panel[0]] for row in rows)] or list(_PANELS[:1])
@@ -48,7 +43,7 @@ def draw(result: Bench, file: Path) -> None:
 
 
 def _draw_bars(axis: Any, rows: list[dict[str, Any]], value: str, unit: float) -> None:
-    """A bar a model, where there is one context and one batch."""
+    """Draw a bar per model, for one context and one batch."""
     names = [f"{row['name']}\n{row['context']:,} x {row['batch']}" for row in rows]
     heights = [row[value] / unit for row in rows]
     for number, (name, height) in enumerate(zip(names, heights, strict=True)):
@@ -58,7 +53,7 @@ def _draw_bars(axis: Any, rows: list[dict[str, Any]], value: str, unit: float) -
 
 
 def _draw_lines(axis: Any, rows: list[dict[str, Any]], value: str, unit: float, across: str, by: str) -> None:
-    """A line for each model and number of ``by``, dashed for the original."""
+    """Draw a line for each model and value of ``by``, dashed for the original."""
     numbers = list(dict.fromkeys(row[by] for row in rows))
     drawn: list[float] = []
     for model, (line, marker) in _STYLES.items():

@@ -1,4 +1,4 @@
-"""A metric over size: a point a model, with its interval; models made in one way joined by a line."""
+"""Plot a metric over size, a point per model with its interval; a line joins models made the same way."""
 
 from __future__ import annotations
 
@@ -18,13 +18,7 @@ _MARKERS = "os^D"
 
 
 def draw(comparison: Comparison, key: str, file: Path) -> Path:
-    """Draw one metric.
-
-    Args:
-        comparison: The models.
-        key: The metric.
-        file: PNG file to write.
-    """
+    """Draw one metric."""
     plt = pyplot()
     rows = [row for row in comparison.rows if key in row.metrics]
     figure, axis = plt.subplots(figsize=(9.0, 5.5))
@@ -70,5 +64,5 @@ def _draw_series(
 
 
 def _plain(text: str) -> str:
-    """Text that is no formula to matplotlib."""
+    """Escape text so that matplotlib does not read formulas in it."""
     return text.replace("$", r"\$")
