@@ -57,5 +57,5 @@ class Average:
 
 def local_part(parameter: Any) -> Tensor:
     """A parameter's part on this process."""
-    local: Tensor = parameter.tolocal_part() if hasattr(parameter, "to_local") else parameter
+    local: Tensor = parameter.to_local() if hasattr(parameter, "to_local") else parameter
     return local
