@@ -35,7 +35,7 @@ class Calls:
 
 
 def by_length(batches: Sequence[Batch]) -> list[Batch]:
-    """The same texts, those of like length together and without needless padding; other inputs as they are.
+    """Batch texts of like length together, without needless padding; return other inputs as they are.
 
     A block is then run on texts side by side with few positions wasted.
 

@@ -12,7 +12,7 @@ _SHARED_TOKENS = 0.99
 
 
 def load_processor(folder: Path, auto: str) -> Any:
-    """A folder's tokenizer or image processor, by the name of its Auto class; no code of it is run.
+    """Load a folder's tokenizer or image processor, by the name of its Auto class; no code of it is run.
 
     Raises:
         DataError: It does not load.
@@ -53,7 +53,7 @@ def has_other_tokens(first: Path, second: Path) -> bool:
 
 
 def _pil_processor(folder: Path) -> Any:
-    """The image processor that a folder names, in the form that needs Pillow alone, if there is one."""
+    """Load the image processor that a folder names, in the form that needs Pillow alone, if there is one."""
     import json
 
     import transformers

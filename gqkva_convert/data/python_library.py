@@ -25,7 +25,7 @@ _TEST_FOLDERS = frozenset({"test", "tests", "idle_test"})
 
 
 def library_folder() -> Path:
-    """The folder of the running interpreter's standard library."""
+    """Return the folder of the running interpreter's standard library."""
     return Path(sysconfig.get_paths()["stdlib"])
 
 

@@ -57,7 +57,7 @@ class Assembly:
         self.job, self.folder, self.settings = job, job.folder, job.settings
 
     def trainer(self) -> Trainer:
-        """The loop with all it needs, loaded and tried.
+        """Load and try all that the training loop needs, and return the loop.
 
         Raises:
             GqkvaError: Settings, model, teacher and data do not go together.
@@ -111,7 +111,7 @@ class Assembly:
         return trainer
 
     def _prepared(self, model: Any) -> tuple[Any, Any]:
-        """The student, changed and frozen as it is trained, and its optimiser."""
+        """Change and freeze the student as it is trained, and make its optimiser."""
         settings = self.settings
         if settings.gradient_checkpointing:
             model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
@@ -125,7 +125,7 @@ class Assembly:
     def _objective(
         self, student: Any, teacher: Any, weights: dict[str, float], *, watched: bool
     ) -> Objective:
-        """The student's losses; ``watched`` where blocks are matched one by one."""
+        """Make the student's losses; ``watched`` where blocks are matched one by one."""
         runner = resampling = None
         if teacher is not None:
             runner = ModelRunner(

@@ -1,4 +1,4 @@
-"""The model that is trained, as it stands in its folder."""
+"""The model that is trained, as its folder has it."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from gqkva_convert.source.model import family_of
 
 
 def load_student(folder: Path) -> Any:
-    """The model of a folder, in float32, as it is trained.
+    """Load the model of a folder, in float32, as it is trained.
 
     Raises:
         FamilyError: It is of no family that is known.

@@ -18,7 +18,7 @@ _FRESH_RATE = 3e-3
 
 
 def learning_rate(settings: TrainingSettings, model: Any, *, is_fresh: bool) -> float:
-    """The highest learning rate: the settings', or one for what is trained and the model's width.
+    """Choose the highest learning rate: the settings', or one for what is trained and the model's width.
 
     Args:
         settings: Of the run.
@@ -32,12 +32,12 @@ def learning_rate(settings: TrainingSettings, model: Any, *, is_fresh: bool) -> 
 
 
 def matching_rate(settings: TrainingSettings, model: Any) -> float:
-    """The learning rate while attention blocks are matched."""
+    """Return the learning rate while attention blocks are matched."""
     return settings.matching_learning_rate * min(1.0, _WIDTH / width_of(model))
 
 
 def width_of(model: Any) -> int:
-    """Features of a model's hidden states."""
+    """Count the features of a model's hidden states."""
     config = getattr(model.config, "text_config", model.config)
     for name in ("hidden_size", "d_model", "n_embd", "dim"):
         if isinstance(getattr(config, name, None), int):
@@ -80,7 +80,7 @@ def choose_trained(model: Any, settings: TrainingSettings) -> Any:
 
 
 def _keys_and_values(block: Any) -> list[nn.Module]:
-    """The projections of keys and values alone."""
+    """Return the projections of keys and values alone."""
     found = _projections(block, ("key", "value"))
     if any(module is _projections(block, ("query",))[0] for module in found):
         raise TrainingError(
@@ -91,7 +91,7 @@ def _keys_and_values(block: Any) -> list[nn.Module]:
 
 
 def add_lora(model: Any, rank: int) -> Any:
-    """Low-rank updates of every projection of attention (Hu et al., 2021, arXiv 2106.09685), through peft.
+    """Add low-rank updates to every projection of attention by peft (Hu et al., 2021, arXiv 2106.09685).
 
     Raises:
         TrainingError: peft is not there.
@@ -116,7 +116,7 @@ def _projections(block: Any, roles: tuple[str, ...]) -> list[nn.Module]:
 
 
 def _output(block: Any) -> list[nn.Module]:
-    """The output projection, where the block itself holds it."""
+    """Return the output projection, where the block itself holds it."""
     name = find_output(block)
     return [] if name is None else [getattr(block, name)]
 
@@ -124,7 +124,7 @@ def _output(block: Any) -> list[nn.Module]:
 def parameter_groups(
     model: Any, settings: TrainingSettings, merged_roles: tuple[str, ...]
 ) -> list[dict[str, Any]]:
-    """Groups of trained weights for an optimiser; ``rate`` is each group's rate relative to the rest.
+    """Group the trained weights for an optimiser; ``rate`` is each group's rate relative to the rest.
 
     Args:
         model: The model, frozen as it will be.
@@ -153,7 +153,7 @@ def parameter_groups(
 
 
 def make_optimizer(groups: list[dict[str, Any]], settings: TrainingSettings) -> Any:
-    """AdamW, fused where torch can, or bitsandbytes' with 8-bit states.
+    """Make AdamW, fused where torch can, or bitsandbytes' with 8-bit states.
 
     Raises:
         TrainingError: bitsandbytes is not there.

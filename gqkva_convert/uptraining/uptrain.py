@@ -97,7 +97,7 @@ def uptrain(
         JSON data: the folder and what training did.
 
     Raises:
-        GqkvaError: With a message for the user; nothing stands under ``out`` then.
+        GqkvaError: With a message for the user; nothing is written under ``out`` then.
         KeyboardInterrupt: It was stopped, after a checkpoint.
     """
     chosen = _new_settings(settings, locals())
@@ -217,7 +217,7 @@ def _train(
             stored.get("from_scratch", False),
         )
     assert settings is not None
-    # Paths mean the same from every folder then, for whoever goes on with the run.
+    # Paths mean the same from every folder then, for whoever resumes the run.
     read = {name: getattr(settings, name) for name in _READ}
     settings = settings.model_copy(update={name: everywhere(value) for name, value in read.items() if value})
     _spare_what_is_read(settings, out, path)
@@ -239,7 +239,7 @@ def _train(
 
 
 def _ignore(entry: dict[str, Any]) -> None:
-    """Watch nothing."""
+    """Ignore an entry of the metrics."""
 
 
 def _spare_what_is_read(settings: TrainingSettings, *written: Path) -> None:

@@ -15,7 +15,7 @@ from gqkva_convert.uptraining.rows.batches import Batch, Counts, count
 
 @torch.no_grad()
 def held_out_loss(accelerator: Any, objective: Any, plain: Objective, feed: Feed) -> float:
-    """Mean loss over held-out rows, each process a part of them.
+    """Measure the mean loss over held-out rows, each process a part of them.
 
     Args:
         accelerator: Accelerate's.
@@ -40,6 +40,6 @@ def held_out_loss(accelerator: Any, objective: Any, plain: Objective, feed: Feed
 
 
 def _items(batch: Batch, terms: dict[str, Tensor]) -> int:
-    """Over how many items the measured term of a batch is summed."""
+    """Count the items that the measured term of a batch is summed over."""
     found = count(batch)
     return found.items if "task" in terms else found.positions

@@ -45,10 +45,10 @@ def start_processes() -> Any:
 
 
 def _require_deepspeed() -> None:
-    """Refuse what was not started as it has to be, or is not installed.
+    """Refuse to start where DeepSpeed does not load.
 
     Raises:
-        TrainingError: Says which.
+        TrainingError: It is not installed, or its import fails.
     """
     try:
         import deepspeed  # noqa: F401
@@ -59,7 +59,7 @@ def _require_deepspeed() -> None:
 
 
 def _set_up_deepspeed(accelerator: Any, settings: TrainingSettings, plan: StepPlan) -> None:
-    """Tell DeepSpeed what it is not told by Accelerate's file.
+    """Set in DeepSpeed's configuration what Accelerate's file does not.
 
     Raises:
         TrainingError: File or settings ask for what was not tried.
@@ -84,7 +84,7 @@ def _set_up_deepspeed(accelerator: Any, settings: TrainingSettings, plan: StepPl
 
 
 def _on_cpu() -> bool:
-    """Tell whether to run on the CPU: asked for, or nothing else there."""
+    """Return whether to run on the CPU: asked for, or nothing else there."""
     import torch
     from accelerate.utils import parse_flag_from_env
 
@@ -119,7 +119,7 @@ def divide_steps(settings: TrainingSettings) -> StepPlan:
 
 
 def make_accelerator(plan: StepPlan, job: Job, *, leaves_out_weights: bool) -> Any:
-    """Accelerate's object for a run.
+    """Make Accelerate's object for a run.
 
     Args:
         plan: How rows are divided.
@@ -159,7 +159,7 @@ def make_accelerator(plan: StepPlan, job: Job, *, leaves_out_weights: bool) -> A
 
 
 def summed(accelerator: Any, values: Sequence[Any]) -> list[float]:
-    """Numbers, each summed over all processes; every process must ask at the same place.
+    """Sum each of some numbers over all processes; every process must ask at the same place.
 
     Args:
         accelerator: Accelerate's.

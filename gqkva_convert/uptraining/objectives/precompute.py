@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 # Most positions in one forward pass.
 _POSITIONS = 8192
-# Stands for no probability at all; float16 has no smaller numbers to spare.
+# Means no probability at all; float16 has no smaller numbers to spare.
 _LEAST = -1000.0
 
 
@@ -63,7 +63,7 @@ def teacher(
         JSON data: the folder, rows, bytes, and the teacher's held-out loss.
 
     Raises:
-        GqkvaError: With a message for the user; nothing stands under ``out`` then.
+        GqkvaError: With a message for the user; nothing is written under ``out`` then.
     """
     chosen = choose_settings(settings, locals())
 
@@ -127,7 +127,7 @@ def _write_files(
     top_k: int,
     stages: Stages,
 ) -> int:
-    """One file for so many rows; gives their size."""
+    """Write a file for every `ROWS_PER_FILE` rows; return the bytes of all files."""
     import torch
     from safetensors.torch import save_file
 
@@ -153,7 +153,7 @@ def _write_files(
 def _likeliest(
     runner: ModelRunner, batch: dict[str, Any], temperature: float, top_k: int
 ) -> tuple[Tensor, Tensor]:
-    """Logits of the likeliest below the highest, all others' together last, and the tokens.
+    """Compute the likeliest tokens and their logits below the highest, all others' together last.
 
     Returns:
         ``(rows, positions, k + 1)`` in float16, and ``(rows, positions, k)`` in int32. Differences to the

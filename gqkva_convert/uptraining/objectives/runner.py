@@ -75,7 +75,7 @@ class ModelRunner:
         return hook
 
     def head(self) -> Head:
-        """The model's head as it now is."""
+        """Return the model's head with its current weights."""
         module = self.model.get_output_embeddings()
         config = self.model.config
         scale = 1.0 / getattr(config, "logits_scaling", 1.0) * (getattr(config, "logit_scale", None) or 1.0)
@@ -90,10 +90,10 @@ class ModelRunner:
         attention: bool = False,
         forced: dict[Place, Tensor] | None = None,
     ) -> ForwardPass:
-        """One forward pass.
+        """Run one forward pass.
 
         Args:
-            batch: Inputs; ``labels`` are left out.
+            batch: Inputs; ``labels`` are not passed.
             hidden: Whether hidden states are wanted.
             attention: Whether outputs of attention blocks are.
             forced: What attention blocks hand on instead of their own outputs.
@@ -141,7 +141,7 @@ class ModelRunner:
 
 @contextmanager
 def _headless(model: Any) -> Iterator[list[Tensor]]:
-    """Let a model's head hand out its input; the model's logits become one meaningless column."""
+    """Collect the input of a model's head in a ``with`` block; its logits become one meaningless column."""
     head = model.get_output_embeddings()
     taken: list[Tensor] = []
 
