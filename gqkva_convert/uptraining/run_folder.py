@@ -122,7 +122,8 @@ class RunFolder:
         """Give a complete checkpoint its name, and remove the oldest beyond a limit but the best."""
         for file in scratch.rglob("*"):
             if file.is_file():
-                _flush(file)
+                with file.open("rb") as written:  # or a power cut leaves what only looks complete
+                    os.fsync(written.fileno())
         path = self.checkpoints / scratch.name[1 : -len(".new")]
         shutil.rmtree(path, ignore_errors=True)
         scratch.rename(path)
@@ -179,12 +180,3 @@ class RunFolder:
             axes[1].axhline(teacher_loss, linestyle="--", color="gray", label="original")
             axes[1].legend()
         save_plot(figure, self.path / CURVE)
-
-
-def _flush(file: Path) -> None:
-    """Wait until a file is on disk, so that a power cut leaves no checkpoint that only looks complete."""
-    descriptor = os.open(file, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -1,20 +1,38 @@
-"""Trained weights and their learning rates."""
+"""The model that is trained: its weights, and their learning rates."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from torch import nn
 
 from gqkva_convert.calibration.network import attention_blocks
-from gqkva_convert.errors import TrainingError
+from gqkva_convert.checkpoint.jsonfile import read_json
+from gqkva_convert.errors import CheckpointError, TrainingError, first_line
+from gqkva_convert.modeling.loading import load_model
 from gqkva_convert.modeling.resize import find_output, find_projection
+from gqkva_convert.source.model import family_of
 from gqkva_convert.uptraining.settings import TrainingSettings
 
 # Rates are set for this width and fall as width grows (Yang et al., 2022, arXiv 2203.03466, table 3).
 _WIDTH = 256
 _RATES = {"all": 5e-4, "attention": 5e-4, "kv": 1e-3, "lora": 2e-3}
 _FRESH_RATE = 3e-3
+
+
+def load_student(folder: Path) -> Any:
+    """Load the model of a folder, in float32, as it is trained.
+
+    Raises:
+        FamilyError: It is of no family that is known.
+        CheckpointError: transformers cannot load it.
+    """
+    family = family_of(read_json(folder / "config.json"), folder)
+    try:
+        return load_model(folder, family.architecture)
+    except (OSError, ValueError, RuntimeError, KeyError) as error:
+        raise CheckpointError(f"{folder}: transformers cannot load it: {first_line(error)}") from error
 
 
 def learning_rate(settings: TrainingSettings, model: Any, *, is_fresh: bool) -> float:

@@ -141,7 +141,12 @@ class Trainer:
             self._leave_out(found["loss"], norm)
         else:
             self.overflows = 0
-        self._report(found, counts, rate, norm, seconds, finite)
+        speed = counts.positions / seconds
+        entry = {**found, "learning_rate": rate, "grad_norm": norm, "tokens_per_second": round(speed, 1)}
+        peak = peak_flops(self.accelerator.device)
+        if peak is not None:
+            entry["mfu"] = round(6 * self.parameters * speed / (peak * self.plan.processes), 4)
+        self._write(entry if finite else {**entry, "left_out": True})
 
     def _batch(self, step: int, number: int) -> Batch:
         batch = self._made(step, number) if self.ahead is None else self.ahead.take((step, number))
@@ -172,29 +177,6 @@ class Trainer:
                 f"loss {loss}, gradient {norm} at step {self.progress.step}: {self.progress.left_out} steps "
                 f"were not finite and left out; {kept}; use a smaller learning_rate or mixed_precision bf16"
             )
-
-    def _report(
-        self,
-        found: dict[str, float],
-        counts: Counts,
-        rate: float,
-        norm: float | None,
-        seconds: float,
-        finite: bool,
-    ) -> None:
-        speed = counts.positions / seconds
-        entry: dict[str, Any] = {
-            **found,
-            "learning_rate": rate,
-            "grad_norm": norm,
-            "tokens_per_second": round(speed, 1),
-        }
-        peak = peak_flops(self.accelerator.device)
-        if peak is not None:
-            entry["mfu"] = round(6 * self.parameters * speed / (peak * self.plan.processes), 4)
-        if not finite:
-            entry["left_out"] = True
-        self._write(entry)
 
     def _write(self, found: dict[str, Any]) -> None:
         """Write what was found at this step, on the main process."""

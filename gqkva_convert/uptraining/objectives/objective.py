@@ -34,9 +34,8 @@ class Objective(nn.Module):
         student: The model that is trained.
         task: Name of its task.
         weights: What each term counts.
-        teacher: Runs the teacher, if there is one at hand.
+        teacher: Runs the teacher, if there is one at hand; the student's blocks are watched where its are.
         temperature: Of ``kl``.
-        watched: Whether outputs of attention blocks are compared.
         resampling: Replaces tokens of what is trained on.
     """
 
@@ -48,7 +47,6 @@ class Objective(nn.Module):
         teacher: ModelRunner | None = None,
         temperature: float = 1.0,
         *,
-        watched: bool = False,
         resampling: Resampling | None = None,
     ) -> None:
         super().__init__()
@@ -59,6 +57,7 @@ class Objective(nn.Module):
         # Encoders without a head are compared by how far they are from the teacher, if there is one.
         by_teacher = task == EMBEDDING and teacher is not None
         self.held_out_weights = {"hidden" if by_teacher else "task": 1.0}
+        watched = teacher is not None and teacher.watched
         self.runner = ModelRunner(student, has_head=task in VOCABULARY_TASKS, watched=watched)
         self.energies: dict[Place, float] = {}
         self.is_sharded = False

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from gqkva_convert.checkpoint.folder import open_checkpoint
 from gqkva_convert.checkpoint.hub import locate
+from gqkva_convert.checkpoint.jsonfile import write_json
 from gqkva_convert.checkpoint.publish import published_folder
 from gqkva_convert.errors import TrainingError
 from gqkva_convert.progress import Stages, no_stages
@@ -71,7 +72,7 @@ def teacher(
     from gqkva_convert.data.tasks import CAUSAL, trained_task
     from gqkva_convert.source.model import family_of
     from gqkva_convert.uptraining.objectives.runner import ModelRunner
-    from gqkva_convert.uptraining.objectives.teacher import write_note
+    from gqkva_convert.uptraining.objectives.teacher import NOTE
     from gqkva_convert.uptraining.rows.reading import open_rows
     from gqkva_convert.uptraining.rows.stored import StoredRows
 
@@ -110,7 +111,7 @@ def teacher(
             "held_out_loss": _held_out_loss(runner, rows.held_out, collator),
             "bytes": written,
         }
-        write_note(folder, note)
+        write_json(folder / NOTE, note)
     return {"folder": str(out), **note}
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -107,7 +107,10 @@ class ModelRunner:
             # Compiled code does not see that blocks are watched now and were not before.
             watching = self._record is not None
             stance = torch.compiler.set_stance("force_eager") if watching else nullcontext()
-            with _headless(self.model) if self.has_head else _as_it_is() as taken, stance:
+            headless: AbstractContextManager[list[Tensor]] = (
+                _headless(self.model) if self.has_head else nullcontext([])
+            )
+            with headless as taken, stance:
                 output = self.model(**inputs)
             return ForwardPass(taken[0] if taken else None, output, self._record or {})
         finally:
@@ -154,8 +157,3 @@ def _headless(model: Any) -> Iterator[list[Tensor]]:
         yield taken
     finally:
         del head.forward
-
-
-@contextmanager
-def _as_it_is() -> Iterator[list[Tensor]]:
-    yield []

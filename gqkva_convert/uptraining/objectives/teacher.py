@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -93,11 +92,6 @@ class StoredTeacher:
                 f"{self.folder} was made at temperature {self.note['temperature']}, found {temperature}"
             )
 
-    @property
-    def held_out_loss(self) -> float:
-        """Return the teacher's own loss on the held-out rows."""
-        return float(self.note["held_out_loss"])
-
     def of(self, rows: list[Row]) -> dict[str, Tensor]:
         """Read log-probabilities ``(rows, positions, k + 1)``, all others' last, and tokens."""
         found = [self._row(int(row["row"])) for row in rows]
@@ -123,8 +117,3 @@ def file_name(number: int) -> str:
 def is_stored(teacher: str | None) -> bool:
     """Return whether a teacher is a folder of `gqkva teacher`."""
     return teacher is not None and (Path(teacher) / NOTE).is_file()
-
-
-def write_note(folder: Path, note: dict[str, Any]) -> None:
-    """Write the note by which `is_stored` knows a folder of log-probabilities."""
-    (folder / NOTE).write_text(json.dumps(note, indent=2) + "\n", encoding="utf-8")
