@@ -26,7 +26,7 @@ class Calls:
         self.files: list[Path] = []
 
     def of(self, place: Place, numbers: Sequence[int]) -> Iterator[dict[str, Any]]:
-        """A block's calls in some batches: ``args``, ``kwargs``, and ``valid`` positions or None."""
+        """Return a block's calls in some batches: ``args``, ``kwargs``, and ``valid`` positions or None."""
         import torch
 
         for number in numbers:

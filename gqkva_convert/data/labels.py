@@ -15,8 +15,8 @@ _UNNAMED = re.compile(r"label\d+")
 def label_numbers(found: Any, column: str, config: Any, data: str) -> Callable[[Any], int]:
     """Return the function from a record's label to the number of the model's answer.
 
-    Labels with names, those of folders of images for instance, are those that the model calls the same,
-    whatever their order; names that are numbers are these numbers. Where the names tell nothing, as for a
+    Labels with names, such as folders of images, get the number of the model's label of that name, whatever
+    their order; names that are numbers are these numbers. Where the names tell nothing, as for a
     model whose labels nobody has named, the data's numbers are the model's.
 
     Args:

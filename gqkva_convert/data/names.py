@@ -69,7 +69,7 @@ def everywhere(name: str) -> str:
 
 
 def exists(path: Path) -> bool:
-    """Tell whether an argument of a command line is a path to something."""
+    """Return whether an argument of a command line is a path to something."""
     try:
         return path.exists()
     except OSError:  # a text too long to be a path

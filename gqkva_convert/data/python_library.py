@@ -30,7 +30,7 @@ def library_folder() -> Path:
 
 
 def is_held_out(relative_path: str) -> bool:
-    """Tell whether a file, named by its ``/``-separated path inside the library, is kept from training."""
+    """Return whether a file, named by its ``/``-separated path inside the library, is kept from training."""
     parts = set(relative_path.split("/"))
     if parts & _TEST_FOLDERS:
         return False

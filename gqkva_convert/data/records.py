@@ -91,7 +91,7 @@ def load_records(data: str, *, streaming: bool, part: str = TRAIN, split: str | 
 
 
 def _library(part: str, *, streaming: bool) -> Any:
-    """Read files of the standard library; to measure on those that the built-in model has not seen."""
+    """Read files of the standard library; for measuring, files the built-in model has not seen."""
     import datasets
 
     from gqkva_convert.data.python_library import iter_texts
@@ -170,7 +170,7 @@ def read_score(value: Any, data: str) -> float:
 
 
 def is_running_text(data: str) -> bool:
-    """Tell whether records are lines of one text, whose order matters: of txt files, or of WikiText."""
+    """Return whether records are lines of one text, whose order matters: of txt files, or of WikiText."""
     if data in ("wikitext", KNOWN["wikitext"][0]) or data.startswith(f"{KNOWN['wikitext'][0]}:"):
         return True
     path = Path(data)
@@ -215,7 +215,7 @@ def _where(data: str, part: str, split: str | None) -> dict[str, Any]:
 
 
 def _is_bare_pairs(path: Path) -> bool:
-    """Tell whether a CSV file has no headings: two texts and a number in the first line, too."""
+    """Return whether a CSV file has no headings: two texts and a number in the first line, too."""
     if path.suffix != ".csv":
         return False
     import csv

@@ -44,7 +44,7 @@ def in_groups(items: Iterable[Item], size: int) -> Iterator[list[Item]]:
 
 
 def is_text(record: Record, *names: str) -> bool:
-    """Tell whether a record has a text that is not blank under all of some names."""
+    """Return whether a record has a text that is not blank under all of some names."""
     return all(isinstance(record[name], str) and record[name].strip() for name in names)
 
 

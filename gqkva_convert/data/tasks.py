@@ -24,7 +24,7 @@ def arguments(model: Any) -> set[str]:
 
 
 def is_causal(model: Any) -> bool:
-    """Tell whether positions see only those before them, so that texts may be cut anywhere.
+    """Return whether positions see only those before them, so that texts may be cut anywhere.
 
     The family's record decides, and the configuration where it makes an encoder a decoder or the reverse.
 
