@@ -18,7 +18,7 @@ def start_processes() -> Any:
     """Join the processes that were started together (accelerate's ``PartialState``).
 
     Raises:
-        TrainingError: The devices here cannot run what accelerate was told to.
+        TrainingError: The devices here cannot run what accelerate was told to, or DeepSpeed does not load.
     """
     import logging
 
@@ -32,7 +32,12 @@ def start_processes() -> Any:
         raise TrainingError("accelerate is set to compile the model; leave that out and give torch_compile")
     uses_deepspeed = parse_flag_from_env("ACCELERATE_USE_DEEPSPEED")
     if uses_deepspeed:
-        _require_deepspeed()
+        try:
+            import deepspeed  # noqa: F401
+        except ImportError as error:
+            raise TrainingError(
+                f"DeepSpeed does not load ({first_line(error)}); pip install 'gqkva-convert[deepspeed]'"
+            ) from error
     # One process prepares the rows of all; the others wait longer than the usual ten minutes.
     state = PartialState(cpu=_on_cpu(), timeout=timedelta(hours=6))
     if uses_deepspeed and state.distributed_type == DistributedType.MULTI_CPU:
@@ -42,20 +47,6 @@ def start_processes() -> Any:
         # Accelerate shards on accelerators only, and would silently not; torch shards over gloo as well.
         PartialState._shared_state["distributed_type"] = DistributedType.MULTI_GPU
     return state
-
-
-def _require_deepspeed() -> None:
-    """Refuse to start where DeepSpeed does not load.
-
-    Raises:
-        TrainingError: It is not installed, or its import fails.
-    """
-    try:
-        import deepspeed  # noqa: F401
-    except ImportError as error:
-        raise TrainingError(
-            f"DeepSpeed does not load ({first_line(error)}); pip install 'gqkva-convert[deepspeed]'"
-        ) from error
 
 
 def _set_up_deepspeed(accelerator: Any, settings: TrainingSettings, plan: StepPlan) -> None:
