@@ -35,7 +35,7 @@ _PIECES, _PIECE_BYTES = 16, 64 << 10
 
 
 def split_held_out(batches: Sequence[Batch]) -> tuple[list[Batch], list[Batch]]:
-    """Samples to learn from, and at least one to compare on; of every batch's rows each to one side."""
+    """Divide the rows of every batch into samples to learn from, and at least one in all to compare on."""
     total = sum(_rows(batch) for batch in batches)
     first = min(HELD_OUT_ONE_IN, total) - 1
     learned: list[Batch] = []
@@ -59,7 +59,7 @@ def _rows(batch: Batch) -> int:
 def calibration_key(
     settings: DataSettings, facts: dict[str, Any], files: Sequence[Path], batches: Sequence[Batch]
 ) -> str:
-    """SHA-256 of everything that decides the sums.
+    """Hash everything that decides the sums.
 
     Args:
         settings: Settings of the data.
@@ -87,7 +87,7 @@ def calibration_key(
 def calibrated_moments(
     load: Callable[[], Any], batches: Sequence[Batch], key: str, *, progress: Callable[[int], None]
 ) -> StoredMoments:
-    """The sums over batches, from the cache where they are there; resumes an interrupted run.
+    """Sum over batches, or read the sums from the cache; resumes an interrupted run.
 
     In a distributed run (``accelerate launch``, ``torchrun``) each process takes its share of the batches;
     the main process returns the sums, the others raise OtherProcessError. Caches need not be shared.
@@ -142,7 +142,7 @@ def calibrated_moments(
 
 
 def _read(file: Path) -> StoredMoments | None:
-    """Sums that were written whole; a damaged file is removed."""
+    """Read sums that were written whole; removes a damaged file."""
     if not file.is_file():
         return None
     try:

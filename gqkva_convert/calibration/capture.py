@@ -26,7 +26,7 @@ class Calls:
         self.files: list[Path] = []
 
     def of(self, place: Place, numbers: Sequence[int]) -> Iterator[dict[str, Any]]:
-        """A block's calls in some batches: ``args``, ``kwargs``, and ``valid`` positions or None."""
+        """Return a block's calls in some batches: ``args``, ``kwargs``, and ``valid`` positions or None."""
         import torch
 
         for number in numbers:
@@ -35,7 +35,7 @@ class Calls:
 
 
 def by_length(batches: Sequence[Batch]) -> list[Batch]:
-    """The same texts, those of like length together and without needless padding; other inputs as they are.
+    """Batch texts of like length together, without needless padding; return other inputs as they are.
 
     A block is then run on texts side by side with few positions wasted.
 

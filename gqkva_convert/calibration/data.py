@@ -82,7 +82,7 @@ class DataSettings:
 
 
 def make_batches(settings: DataSettings, folder: Path, model: Any) -> list[Batch]:
-    """Inputs for a model's forward pass.
+    """Make inputs for a model's forward pass.
 
     Args:
         settings: What to read.
@@ -139,7 +139,7 @@ def _texts(settings: DataSettings) -> Iterator[str]:
 
 
 def _windows(settings: DataSettings, tokenizer: Any, length: int) -> list[Batch]:
-    """Windows of running text, each full; documents follow one another behind an end-of-text token."""
+    """Cut running text into full windows; documents follow one another behind an end-of-text token."""
     import torch
 
     joined = is_running_text(settings.data)
@@ -163,7 +163,7 @@ def _windows(settings: DataSettings, tokenizer: Any, length: int) -> list[Batch]
 
 
 def _sentences(settings: DataSettings, tokenizer: Any, length: int) -> list[Batch]:
-    """Texts one by one, cut at the longest sequence, with the special tokens around them."""
+    """Encode texts one by one, cut at the longest sequence, with the special tokens around them."""
     read = settings.samples * (_SPREAD if is_running_text(settings.data) else 1)
     texts = list(islice(_texts(settings), read))
     _require_two(texts, "texts", settings)
@@ -189,7 +189,7 @@ def _require_two(samples: Sequence[Any], kind: str, settings: DataSettings) -> N
 
 
 def _source_and_target(settings: DataSettings, tokenizer: Any, length: int, model: Any) -> list[Batch]:
-    """Pairs of a text for the encoder and one for the decoder."""
+    """Encode pairs of a text for the encoder and one for the decoder."""
     pairs = list(_pairs(islice(read_records(settings.data, settings.seed), settings.samples)))
     _require_two(pairs, "texts", settings)
     batches = []
@@ -202,7 +202,7 @@ def _source_and_target(settings: DataSettings, tokenizer: Any, length: int, mode
 
 
 def _pairs(records: Iterator[Record]) -> Iterator[tuple[str, str]]:
-    """Sources and targets; of a single text the first and the second half."""
+    """Yield sources and targets; of a single text the first and the second half."""
     names: tuple[str, ...] = ()
     for record in records:
         names = names or find_columns(record, [*TARGET_COLUMNS, *SINGLE_COLUMNS], "texts")
@@ -222,7 +222,7 @@ def _without_types(batch: Batch) -> Batch:
 def _images(
     settings: DataSettings, folder: Path, model: Any, inputs: Callable[[list[Record]], Batch]
 ) -> list[Batch]:
-    """Pixels of images, and what else a model reads of their records."""
+    """Read pixels of images, and what else a model reads of their records."""
     processor = load_processor(folder, "AutoImageProcessor")
     records = list(islice(read_records(settings.data, settings.seed), settings.samples))
     column = find_column(records[0], IMAGE_COLUMNS, "images") if records else ""

@@ -84,18 +84,22 @@ class StoredMoments:
         return _name("query", place) in self.names
 
     def is_intact(self) -> bool:
-        """Tell whether the sums are those that were written; reads all of them."""
+        """Return whether the sums are as they were written; reads all of them."""
         with _open(self.file) as stored:
             found = _checksum((name, stored.get_tensor(name)) for name in sorted(self.names))
             return bool(stored.metadata().get("sha256") == found)
 
     def size(self, place: Place) -> int:
-        """Inputs of a block's queries and the constant behind them; reads no sums."""
+        """Count the inputs of a block's queries, and the constant behind them; reads no sums."""
         with _open(self.file) as stored:
             return int(stored.get_slice(_name("query", place)).get_shape()[0])
 
     def mean(self, place: Place) -> tuple[Array, Array]:
-        """``E [x 1] [x 1]'`` of a block's inputs of queries, and of keys and values."""
+        """Return ``E [x 1] [x 1]'`` of a block's inputs of queries, and of keys and values.
+
+        Returns:
+            Each ``(inputs + 1, inputs + 1)``.
+        """
         with _open(self.file) as stored:
             query: Array = stored.get_tensor(_name("query", place))
             name = _name("key", place)

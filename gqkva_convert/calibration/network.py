@@ -22,7 +22,7 @@ FLOAT32_BYTES = 1 << 30
 def load_network(folder: Path, nbytes: int, fallback: str) -> Any:
     """Load the class a folder's configuration names, in eval mode; no code of the folder is run.
 
-    On a GPU, as much of it as fits stands there and the rest is brought in layer by layer; without one, a
+    On a GPU, as much of it as fits is kept there and the rest is brought in layer by layer; without one, a
     model larger than `RESIDENT_BYTES` stays on disk and is read layer by layer (accelerate's offloading).
 
     Args:
@@ -64,7 +64,7 @@ def _available_bytes() -> int:
 
 
 def attention_blocks(model: Any) -> dict[Place, Any]:
-    """A model's attention modules by kind and layer."""
+    """Find a model's attention modules by kind and layer."""
     family = GROUPED_FAMILIES[stock_type(model.config.model_type)]
     found = {}
     for name, module in model.named_modules():
@@ -102,7 +102,7 @@ def run_batch(model: Any, batch: dict[str, Any]) -> None:
 def watched(
     model: Any, watch: Callable[..., None], places: set[Place] | None = None
 ) -> Iterator[Callable[[dict[str, Any]], None]]:
-    """Give what runs batches through a model while its attention blocks are watched.
+    """Yield a function that runs batches through a model while its attention blocks are watched.
 
     Args:
         model: A transformers model.
@@ -136,7 +136,7 @@ def watched(
 
 
 def valid_positions(kind: str, batch: dict[str, Any], role: str) -> Any:
-    """Mask ``(batch, positions)`` of the inputs of a block that are not padding; None for all."""
+    """Return the mask ``(batch, positions)`` of the inputs of a block that are not padding; None for all."""
     if kind == "vision" or ("pixel_values" in batch and "input_ids" not in batch):
         return None
     if kind == "decoder" or (kind == "cross" and role == "query"):

@@ -37,7 +37,7 @@ def read_image(record: Record, column: str) -> Any:
 
 
 def pixel_values(processor: Any, records: Iterable[Record], column: str) -> Tensor:
-    """Pixels of images as a model's image processor makes them, in one channel where the model has one.
+    """Make pixels of images by a model's image processor, in one channel where the model has one.
 
     Returns:
         ``(images, channels, height, width)``.
@@ -52,7 +52,7 @@ def pixel_values(processor: Any, records: Iterable[Record], column: str) -> Tens
 
 
 def checked_pixels(processor: Any, records: Iterable[Record], column: str, config: Any, data: str) -> Tensor:
-    """Pixels as `pixel_values` gives them, of the size that a model reads: some processors do not change it.
+    """Make pixels as `pixel_values` does; refuse another size than the model's, which some processors keep.
 
     Raises:
         DataError: The model reads images of another size, or one is damaged.

@@ -13,10 +13,10 @@ _UNNAMED = re.compile(r"label\d+")
 
 
 def label_numbers(found: Any, column: str, config: Any, data: str) -> Callable[[Any], int]:
-    """From a record's label to the number of the model's answer.
+    """Return the function from a record's label to the number of the model's answer.
 
-    Labels with names, those of folders of images for instance, are those that the model calls the same,
-    whatever their order; names that are numbers are these numbers. Where the names tell nothing, as for a
+    Labels with names, such as folders of images, get the number of the model's label of that name, whatever
+    their order; names that are numbers are these numbers. Where the names tell nothing, as for a
     model whose labels nobody has named, the data's numbers are the model's.
 
     Args:
@@ -27,7 +27,7 @@ def label_numbers(found: Any, column: str, config: Any, data: str) -> Callable[[
 
     Raises:
         DataError: The labels are no numbers, are none of the model's, as where a part for testing keeps them
-            secret, or stand for other answers than the model's of the same number.
+            secret, or mean other answers than the model's of the same number.
     """
     try:
         given = sorted(int(value) for value in found.unique(column))
@@ -45,7 +45,7 @@ def label_numbers(found: Any, column: str, config: Any, data: str) -> Callable[[
 
 
 def _by_name(names: list[str], config: Any, data: str) -> list[int] | None:
-    """For each label of the data the model's; None where they are the same as far as is known."""
+    """Match each label of the data with the model's; None where they are the same as far as is known."""
     known = {_plain(name): int(number) for number, name in config.id2label.items()}
     if all(_plain(name) in known for name in names):
         return [known[_plain(name)] for name in names]
@@ -63,6 +63,6 @@ def _by_name(names: list[str], config: Any, data: str) -> list[int] | None:
 
 
 def _plain(name: Any) -> str:
-    """A name without what spellings differ in; nothing for names that say nothing."""
+    """Strip a name of what spellings differ in; nothing for names that say nothing."""
     plain = re.sub(r"[\W_]+", "", str(name).casefold())
     return f"unnamed {plain}" if _UNNAMED.fullmatch(plain) else plain

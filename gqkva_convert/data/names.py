@@ -16,14 +16,14 @@ _NAMED = frozenset({"name", "data", "against", "teacher", "model", "held_out", "
 
 
 def short_name(name: str) -> str:
-    """A Hub id or a short name as it is; of a path its last part."""
+    """Return a Hub id or a short name as it is; of a path its last part."""
     path = Path(name)
     is_path = path.is_absolute() or name.startswith((".", "~")) or path.suffix.lower() in _FILES
     return path.name if (is_path or exists(path)) and path.name else name
 
 
 def short_word(word: str) -> str:
-    """A word of a command line with its paths cut to their last parts; of NAME=VALUE those of the value."""
+    """Cut the paths of a command line's argument to their last parts; of NAME=VALUE those of the value."""
     name, equals, value = word.partition("=")
     if equals and name.isidentifier():
         return f"{name}={short_word(value)}"
@@ -31,7 +31,7 @@ def short_word(word: str) -> str:
 
 
 def without_folders(data: Any, *, named: bool = False) -> Any:
-    """JSON data with every path cut to its last part.
+    """Return JSON data with every path cut to its last part.
 
     Args:
         data: What a report or a measurement holds.
@@ -64,12 +64,12 @@ def fingerprint(name: str | None) -> str:
 
 
 def everywhere(name: str) -> str:
-    """A path as it is called from every folder, links left as they are; any other name as it is."""
+    """Make a path absolute, links left as they are; any other name as it is."""
     return str(Path(name).absolute()) if exists(Path(name)) else name
 
 
 def exists(path: Path) -> bool:
-    """Tell whether an argument of a command line is a path to something."""
+    """Return whether an argument of a command line is a path to something."""
     try:
         return path.exists()
     except OSError:  # a text too long to be a path

@@ -12,7 +12,7 @@ _SHARED_TOKENS = 0.99
 
 
 def load_processor(folder: Path, auto: str) -> Any:
-    """A folder's tokenizer or image processor, by the name of its Auto class; no code of it is run.
+    """Load a folder's tokenizer or image processor, by the name of its Auto class; no code of it is run.
 
     Raises:
         DataError: It does not load.
@@ -37,9 +37,9 @@ def load_processor(folder: Path, auto: str) -> Any:
 
 
 def has_other_tokens(first: Path, second: Path) -> bool:
-    """Tell whether the tokenizers of two folders number tokens differently; false where one does not load.
+    """Return whether two folders' tokenizers number tokens differently; false where one does not load.
 
-    A few tokens may differ: some models rename those that their base left free.
+    A few tokens may differ: some models rename tokens that their base left free.
     """
     files = [folder / "tokenizer.json" for folder in (first, second)]
     if all(file.is_file() for file in files) and files[0].read_bytes() == files[1].read_bytes():
@@ -53,7 +53,7 @@ def has_other_tokens(first: Path, second: Path) -> bool:
 
 
 def _pil_processor(folder: Path) -> Any:
-    """The image processor that a folder names, in the form that needs Pillow alone, if there is one."""
+    """Load the image processor that a folder names, in the form that needs Pillow alone, if there is one."""
     import json
 
     import transformers

@@ -25,12 +25,12 @@ _TEST_FOLDERS = frozenset({"test", "tests", "idle_test"})
 
 
 def library_folder() -> Path:
-    """The folder of the running interpreter's standard library."""
+    """Return the folder of the running interpreter's standard library."""
     return Path(sysconfig.get_paths()["stdlib"])
 
 
 def is_held_out(relative_path: str) -> bool:
-    """Tell whether a file, named by its ``/``-separated path inside the library, is kept from training."""
+    """Return whether a file, named by its ``/``-separated path inside the library, is kept from training."""
     parts = set(relative_path.split("/"))
     if parts & _TEST_FOLDERS:
         return False

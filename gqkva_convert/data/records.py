@@ -54,7 +54,7 @@ _SHUFFLE_BUFFER = 10_000
 
 
 def load_records(data: str, *, streaming: bool, part: str = TRAIN, split: str | None = None) -> Any:
-    """A data set as `datasets` opens it.
+    """Open a data set with `datasets`.
 
     Args:
         data: A file, a folder, a Hub id (``ID:CONFIGURATION`` where it has several), or a short name: of
@@ -91,7 +91,7 @@ def load_records(data: str, *, streaming: bool, part: str = TRAIN, split: str | 
 
 
 def _library(part: str, *, streaming: bool) -> Any:
-    """Files of the standard library; those to measure on are the ones the built-in model has not seen."""
+    """Read files of the standard library; for measuring, files the built-in model has not seen."""
     import datasets
 
     from gqkva_convert.data.python_library import iter_texts
@@ -102,7 +102,7 @@ def _library(part: str, *, streaming: bool) -> Any:
 
 
 def read_records(data: str, seed: int) -> Iterator[Record]:
-    """Records of a data set, shuffled by the seed unless it is running text.
+    """Yield records of a data set, shuffled by the seed unless it is running text.
 
     Raises:
         DataError: It cannot be found or read.
@@ -116,7 +116,7 @@ def read_records(data: str, seed: int) -> Iterator[Record]:
 
 @contextmanager
 def _one_line(data: str) -> Iterator[None]:
-    """Whatever a reader of some format raises, as one line."""
+    """Return whatever a reader of some format raises as one line."""
     try:
         yield
     except DataError:
@@ -143,7 +143,7 @@ def score_column(record: Record, names: Sequence[str], data: str) -> str | None:
         data: Its name.
 
     Raises:
-        DataError: What stands there are classes of inference, not scores.
+        DataError: The values are classes of inference, not scores.
     """
     found = next((name for name in SCORE_COLUMNS if name in record), None)
     if len(names) == 2 and found == "label" and tuple(names) == ("premise", "hypothesis"):
@@ -155,7 +155,7 @@ def score_column(record: Record, names: Sequence[str], data: str) -> str | None:
 
 
 def read_score(value: Any, data: str) -> float:
-    """A pair's score.
+    """Read a pair's score.
 
     Raises:
         DataError: It is no number.
@@ -170,7 +170,7 @@ def read_score(value: Any, data: str) -> float:
 
 
 def is_running_text(data: str) -> bool:
-    """Tell whether records are lines of one text, whose order matters: of txt files, or of WikiText."""
+    """Return whether records are lines of one text, whose order matters: of txt files, or of WikiText."""
     if data in ("wikitext", KNOWN["wikitext"][0]) or data.startswith(f"{KNOWN['wikitext'][0]}:"):
         return True
     path = Path(data)
@@ -215,7 +215,7 @@ def _where(data: str, part: str, split: str | None) -> dict[str, Any]:
 
 
 def _is_bare_pairs(path: Path) -> bool:
-    """Tell whether a CSV file has no headings: two texts and a number in the first line, too."""
+    """Return whether a CSV file has no headings: two texts and a number in the first line, too."""
     if path.suffix != ".csv":
         return False
     import csv
@@ -230,7 +230,7 @@ def _is_bare_pairs(path: Path) -> bool:
 
 
 def find_columns(record: Record, choices: Iterable[tuple[str, ...]], what: str) -> tuple[str, ...]:
-    """The first of several choices of columns that a record has.
+    """Find the first of several choices of columns that a record has.
 
     Raises:
         DataError: It has none of them.
@@ -243,7 +243,7 @@ def find_columns(record: Record, choices: Iterable[tuple[str, ...]], what: str) 
 
 
 def find_column(record: Record, names: Iterable[str], what: str) -> str:
-    """The first of several columns that a record has.
+    """Find the first of several columns that a record has.
 
     Raises:
         DataError: It has none of them.
@@ -252,7 +252,7 @@ def find_column(record: Record, names: Iterable[str], what: str) -> str:
 
 
 def text_columns(record: Record) -> tuple[str, ...]:
-    """The columns of a record that hold texts: one, or both sides of a pair, or a dialogue and its summary.
+    """Find the columns of a record with texts: one, or both sides of a pair, or a dialogue and its summary.
 
     Raises:
         DataError: There are none.

@@ -20,7 +20,7 @@ _INPUTS = ("input_ids", "attention_mask", "token_type_ids")
 
 
 def sequence_length(wanted: int | None, model: Any, tokenizer: Any) -> int:
-    """Tokens a sequence: what is asked for, or 2,048, or what the model reads.
+    """Choose the tokens of a sequence: what is asked for, or 2,048, or what the model reads.
 
     Raises:
         DataError: The model does not read as many as are asked for.
@@ -44,7 +44,7 @@ def in_groups(items: Iterable[Item], size: int) -> Iterator[list[Item]]:
 
 
 def is_text(record: Record, *names: str) -> bool:
-    """Tell whether a record has a text that is not blank under all of some names."""
+    """Return whether a record has a text that is not blank under all of some names."""
     return all(isinstance(record[name], str) and record[name].strip() for name in names)
 
 
@@ -73,7 +73,7 @@ def join_lines(texts: Iterable[str]) -> str:
 
 
 def tokenise(tokenizer: Any, texts: Sequence[str], *, joined: bool = False) -> list[list[int]]:
-    """Token ids of texts, whole and without special tokens; with `joined` those of one text, line by line."""
+    """Return whole texts' token ids without special tokens; with `joined` those of one text, line by line."""
     if not texts:
         return []
     given = [join_lines(texts)] if joined else list(texts)
@@ -84,14 +84,14 @@ def tokenise(tokenizer: Any, texts: Sequence[str], *, joined: bool = False) -> l
 def cut_texts(
     tokenizer: Any, texts: Sequence[str], length: int, *, as_target: bool = False
 ) -> list[list[int]]:
-    """Token ids of texts, or of what a decoder is to write, with special tokens and cut at `length`."""
+    """Return token ids of texts, or of a decoder's targets, with special tokens and cut at `length`."""
     given = {"text_target" if as_target else "text": list(texts)}
     found: list[list[int]] = tokenizer(**given, truncation=True, max_length=length)["input_ids"]
     return found
 
 
 def divide_texts(tokenizer: Any, texts: Sequence[str], length: int) -> list[list[int]]:
-    """Token ids of texts, those longer than `length` in several pieces, each with the special tokens."""
+    """Return token ids of texts, cut into pieces of at most `length`, each with the special tokens."""
     cut = {"truncation": True, "max_length": length, "return_overflowing_tokens": True}
     return [list(ids) for ids in tokenizer(list(texts), **cut)["input_ids"]] if texts else []
 
@@ -131,7 +131,7 @@ def pad(rows: Sequence[Any], value: int) -> tuple[Tensor, Tensor]:
 
 
 def decoder_inputs(labels: Tensor, config: Any) -> Tensor:
-    """Tokens that a decoder reads to write its targets: these, shifted behind its start token.
+    """Return the tokens that a decoder reads to write its targets: these, shifted behind its start token.
 
     Args:
         labels: Tokens of the targets, ``(rows, positions)``; -100 is padding.

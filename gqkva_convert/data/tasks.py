@@ -19,12 +19,12 @@ CAUSAL, MASKED, TO_TARGET, IMAGES, EMBEDDING, TEXTS = (
 
 
 def arguments(model: Any) -> set[str]:
-    """Names of the arguments of a model's forward pass."""
+    """Name the arguments of a model's forward pass."""
     return set(inspect.signature(model.forward).parameters)
 
 
 def is_causal(model: Any) -> bool:
-    """Tell whether positions see only those before them, so that texts may be cut anywhere.
+    """Return whether positions see only those before them, so that texts may be cut anywhere.
 
     The family's record decides, and the configuration where it makes an encoder a decoder or the reverse.
 
@@ -39,7 +39,7 @@ def is_causal(model: Any) -> bool:
 
 
 def find_task(model: Any) -> str | None:
-    """The task of a transformers model; None for one that is not listed above."""
+    """Return the task of a transformers model; None for one that is not listed above."""
     name = type(model).__name__
     if model.main_input_name == "input_ids":
         if name.endswith("ForMaskedLM"):
@@ -58,7 +58,7 @@ def find_task(model: Any) -> str | None:
 
 
 def trained_task(model: Any) -> str:
-    """The task that a model is trained for.
+    """Return the task that a model is trained for.
 
     Raises:
         TrainingError: There is none that can be trained here.

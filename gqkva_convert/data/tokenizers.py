@@ -17,7 +17,7 @@ _CHARACTERS = 50_000_000
 
 
 def train_tokenizer(data: str, vocab_size: int, *, kind: str) -> Any:
-    """Byte-level BPE, trained on the texts of a data set; the same for the same texts.
+    """Train byte-level BPE on the texts of a data set; the same for the same texts.
 
     Args:
         data: What to train on, as for training a model.

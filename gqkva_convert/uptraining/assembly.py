@@ -29,11 +29,11 @@ from gqkva_convert.uptraining.objectives.runner import ModelRunner
 from gqkva_convert.uptraining.objectives.teacher import StoredTeacher, is_stored, load_teacher
 from gqkva_convert.uptraining.rows.reading import Collator, open_rows
 from gqkva_convert.uptraining.rows.row import Rows
-from gqkva_convert.uptraining.student import load_student
 from gqkva_convert.uptraining.terms import check_pairs, check_resampled, loss_weights, matching_share
 from gqkva_convert.uptraining.trainable import (
     choose_trained,
     drop_nothing,
+    load_student,
     make_optimizer,
     parameter_groups,
 )
@@ -57,7 +57,7 @@ class Assembly:
         self.job, self.folder, self.settings = job, job.folder, job.settings
 
     def trainer(self) -> Trainer:
-        """The loop with all it needs, loaded and tried.
+        """Load and try all that the training loop needs, and return the loop.
 
         Raises:
             GqkvaError: Settings, model, teacher and data do not go together.
@@ -90,7 +90,7 @@ class Assembly:
         if note is not None and start_processes().is_main_process:
             self.job.watch({"note": note})
         student, optimizer = self._prepared(model)
-        objective = self._objective(student, teacher, weights, watched=matching > 0)
+        objective = self._objective(student, teacher, watched=matching > 0)
         self._try_out(objective, rows, collator, accelerator.device)
         if settings.torch_compile:
             model.base_model.compile()
@@ -99,7 +99,7 @@ class Assembly:
         if stored is not None:
             # Measured on other rows it would be no measure.
             is_same = stored.note.get("held_out") == settings.held_out
-            trainer.teacher_loss = stored.held_out_loss if is_same else None
+            trainer.teacher_loss = float(stored.note["held_out_loss"]) if is_same else None
         elif teacher is not None:
             alone = Objective(teacher, task, {"task": 1.0})
             trainer.teacher_loss = trainer.measured(alone, alone) if task != EMBEDDING else 0.0
@@ -111,7 +111,7 @@ class Assembly:
         return trainer
 
     def _prepared(self, model: Any) -> tuple[Any, Any]:
-        """The student, changed and frozen as it is trained, and its optimiser."""
+        """Change and freeze the student as it is trained, and make its optimiser."""
         settings = self.settings
         if settings.gradient_checkpointing:
             model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
@@ -122,27 +122,19 @@ class Assembly:
         student = choose_trained(model, settings)
         return student, make_optimizer(parameter_groups(student, settings, self._merged_roles()), settings)
 
-    def _objective(
-        self, student: Any, teacher: Any, weights: dict[str, float], *, watched: bool
-    ) -> Objective:
-        """The student's losses; ``watched`` where blocks are matched one by one."""
+    def _objective(self, student: Any, teacher: Any, *, watched: bool) -> Objective:
+        """Make the student's losses; ``watched`` where blocks are matched one by one."""
         runner = resampling = None
         if teacher is not None:
             runner = ModelRunner(
                 teacher,
                 has_head=self.task in VOCABULARY_TASKS,
-                watched=watched or weights.get("attention", 0) > 0,
+                watched=watched or self.weights.get("attention", 0) > 0,
             )
             if self.settings.resample:
                 resampling = Resampling(runner, self.settings.resample, self.settings.seed)
         return Objective(
-            student,
-            self.task,
-            weights,
-            runner,
-            self.settings.temperature,
-            watched=runner is not None and runner.watched,
-            resampling=resampling,
+            student, self.task, self.weights, runner, self.settings.temperature, resampling=resampling
         )
 
     def _try_out(self, objective: Objective, rows: Rows, collator: Collator, device: torch.device) -> None:

@@ -16,7 +16,7 @@ from gqkva_convert.uptraining.trainable import learning_rate, matching_rate
 
 
 def make_schedule(job: Job, rows: Rows, model: Any, task: str, matching: float) -> Schedule:
-    """Learning rates of a run's steps.
+    """Make the learning rates of a run's steps.
 
     Args:
         job: The run.
@@ -65,6 +65,6 @@ def budget_note(settings: TrainingSettings, rows: Rows, task: str, steps: int) -
 
 
 def _budget_rows(settings: TrainingSettings, rows: Rows) -> float:
-    """Rows of an epoch that the budget asks for."""
+    """Return the rows of an epoch that the budget asks for."""
     tokens, samples = settings.token_budget, settings.samples
     return samples if samples is not None else (tokens or 0) / rows.tokens_per_row

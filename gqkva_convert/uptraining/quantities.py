@@ -11,7 +11,7 @@ _UNITS = {"": 1, "k": 10**3, "m": 10**6, "b": 10**9, "g": 10**9, "t": 10**12}
 
 
 def parse_count(value: Any) -> Any:
-    """``20M`` as 20,000,000; units are k, M, B and T."""
+    """Read ``20M`` as 20,000,000; units are k, M, B and T."""
     if type(value) is not str:
         return value
     found = re.fullmatch(r"\s*([\d_]+(?:\.\d+)?(?:[eE]\d{1,2})?)\s*([kmbgtKMBGT]?)\s*", value)
@@ -27,13 +27,13 @@ def _require_count(value: Any) -> Any:
 
 
 def parse_share(value: Any) -> Any:
-    """``1%`` as 0.01."""
+    """Read ``1%`` as 0.01."""
     found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*%\s*", value) if type(value) is str else None
     return value if found is None else float(found[1]) / 100
 
 
 def parse_weights(value: Any) -> Any:
-    """``kl=1,task=0.5`` as a mapping; a name alone has weight 1."""
+    """Read ``kl=1,task=0.5`` as a mapping; a name alone has weight 1."""
     if type(value) is not str:
         return value
     parts = [part.partition("=") for part in value.split(",") if part.strip()]

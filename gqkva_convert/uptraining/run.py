@@ -21,7 +21,7 @@ from gqkva_convert.uptraining.engine.trainer import Trainer
 from gqkva_convert.uptraining.job import Job
 from gqkva_convert.uptraining.result import write_result
 from gqkva_convert.uptraining.run_folder import METRICS
-from gqkva_convert.uptraining.student import load_student
+from gqkva_convert.uptraining.trainable import load_student
 
 
 class Run:

@@ -1,4 +1,4 @@
-"""The folder of a run: its settings, its metrics, its checkpoints; what a killed run goes on from."""
+"""The folder of a run: its settings, its metrics, its checkpoints; what a killed run resumes from."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ class RunFolder:
         write_json(self.path / SETTINGS, settings)
 
     def settings(self) -> dict[str, Any]:
-        """Settings of the run in the folder.
+        """Read the settings of the run in the folder.
 
         Raises:
             TrainingError: There is none.
@@ -95,7 +95,7 @@ class RunFolder:
             replace_json(self.path / SETTINGS, {**self.settings(), "finished": result})
 
     def latest(self) -> Path | None:
-        """The last complete checkpoint."""
+        """Return the last complete checkpoint."""
         found = self._complete()
         return found[-1] if found else None
 
@@ -104,7 +104,7 @@ class RunFolder:
         return sorted(path for path in found if _STEP.fullmatch(path.name))
 
     def scratch_path(self, step: int) -> Path:
-        """Path under which every process writes the checkpoint of a step."""
+        """Return the path under which every process writes the checkpoint of a step."""
         return self.checkpoints / f".step-{step:09d}.new"
 
     def scratch(self, step: int) -> Path:
@@ -115,14 +115,15 @@ class RunFolder:
         return path
 
     def of_step(self, step: int) -> Path | None:
-        """The checkpoint of a step, if it is kept."""
+        """Return the checkpoint of a step, if it is kept."""
         return next((path for path in self._complete() if int(path.name.split("-")[1]) == step), None)
 
     def keep(self, scratch: Path, limit: int, best: int) -> Path:
         """Give a complete checkpoint its name, and remove the oldest beyond a limit but the best."""
         for file in scratch.rglob("*"):
             if file.is_file():
-                _flush(file)
+                with file.open("rb") as written:  # or a power cut leaves what only looks complete
+                    os.fsync(written.fileno())
         path = self.checkpoints / scratch.name[1 : -len(".new")]
         shutil.rmtree(path, ignore_errors=True)
         scratch.rename(path)
@@ -141,7 +142,7 @@ class RunFolder:
             file.write(json.dumps(entry) + "\n")
 
     def metrics(self) -> list[dict[str, Any]]:
-        """All metrics so far; a line that was cut off by a crash, or is none of ours, is left out."""
+        """Read all metrics so far; skips a line that was cut off by a crash, or is none of ours."""
         path = self.path / METRICS
         found = []
         for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else []:
@@ -179,12 +180,3 @@ class RunFolder:
             axes[1].axhline(teacher_loss, linestyle="--", color="gray", label="original")
             axes[1].legend()
         save_plot(figure, self.path / CURVE)
-
-
-def _flush(file: Path) -> None:
-    """Wait until a file is on disk, so that a power cut leaves no checkpoint that only looks complete."""
-    descriptor = os.open(file, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

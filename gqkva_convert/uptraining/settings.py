@@ -163,7 +163,7 @@ class TrainingSettings(BaseModel):
 
     @property
     def token_budget(self) -> int | None:
-        """Tokens to train on, each epoch; None where the budget is in rows."""
+        """Return the tokens to train on, each epoch; None where the budget is in rows."""
         if self.alpha is not None and self.pretraining_tokens is not None:
             return max(1, math.ceil(self.alpha * self.pretraining_tokens))
         return self.tokens
@@ -207,7 +207,7 @@ def choose_settings(
         arguments: The function's arguments; they replace what the file says.
 
     Raises:
-        TrainingError: Something in them cannot be, or arguments stand beside whole settings.
+        TrainingError: Something in them cannot be, or arguments come with whole settings.
     """
     given = _given_settings(arguments)
     if isinstance(settings, TrainingSettings):

@@ -16,7 +16,7 @@ _MATCHING_SHARE = 0.5
 
 
 def loss_weights(settings: TrainingSettings, task: str) -> dict[str, float]:
-    """Weights of the terms: the settings', or what suits the task.
+    """Choose the weights of the terms: the settings', or what suits the task.
 
     Raises:
         TrainingError: The settings ask for a term that the task does not have.
@@ -31,7 +31,7 @@ def loss_weights(settings: TrainingSettings, task: str) -> dict[str, float]:
 
 
 def matching_share(settings: TrainingSettings, weights: dict[str, float]) -> float:
-    """Share of the budget that matches attention blocks to the teacher's.
+    """Choose the share of the budget that matches attention blocks to the teacher's.
 
     Raises:
         TrainingError: The teacher is stored, and its attention blocks or hidden states are asked for.

@@ -1,14 +1,18 @@
-"""Trained weights and their learning rates."""
+"""The model that is trained: its weights, and their learning rates."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from torch import nn
 
 from gqkva_convert.calibration.network import attention_blocks
-from gqkva_convert.errors import TrainingError
+from gqkva_convert.checkpoint.jsonfile import read_json
+from gqkva_convert.errors import CheckpointError, TrainingError, first_line
+from gqkva_convert.modeling.loading import load_model
 from gqkva_convert.modeling.resize import find_output, find_projection
+from gqkva_convert.source.model import family_of
 from gqkva_convert.uptraining.settings import TrainingSettings
 
 # Rates are set for this width and fall as width grows (Yang et al., 2022, arXiv 2203.03466, table 3).
@@ -17,8 +21,22 @@ _RATES = {"all": 5e-4, "attention": 5e-4, "kv": 1e-3, "lora": 2e-3}
 _FRESH_RATE = 3e-3
 
 
+def load_student(folder: Path) -> Any:
+    """Load the model of a folder, in float32, as it is trained.
+
+    Raises:
+        FamilyError: It is of no family that is known.
+        CheckpointError: transformers cannot load it.
+    """
+    family = family_of(read_json(folder / "config.json"), folder)
+    try:
+        return load_model(folder, family.architecture)
+    except (OSError, ValueError, RuntimeError, KeyError) as error:
+        raise CheckpointError(f"{folder}: transformers cannot load it: {first_line(error)}") from error
+
+
 def learning_rate(settings: TrainingSettings, model: Any, *, is_fresh: bool) -> float:
-    """The highest learning rate: the settings', or one for what is trained and the model's width.
+    """Choose the highest learning rate: the settings', or one for what is trained and the model's width.
 
     Args:
         settings: Of the run.
@@ -32,12 +50,12 @@ def learning_rate(settings: TrainingSettings, model: Any, *, is_fresh: bool) -> 
 
 
 def matching_rate(settings: TrainingSettings, model: Any) -> float:
-    """The learning rate while attention blocks are matched."""
+    """Return the learning rate while attention blocks are matched."""
     return settings.matching_learning_rate * min(1.0, _WIDTH / width_of(model))
 
 
 def width_of(model: Any) -> int:
-    """Features of a model's hidden states."""
+    """Count the features of a model's hidden states."""
     config = getattr(model.config, "text_config", model.config)
     for name in ("hidden_size", "d_model", "n_embd", "dim"):
         if isinstance(getattr(config, name, None), int):
@@ -80,7 +98,7 @@ def choose_trained(model: Any, settings: TrainingSettings) -> Any:
 
 
 def _keys_and_values(block: Any) -> list[nn.Module]:
-    """The projections of keys and values alone."""
+    """Return the projections of keys and values alone."""
     found = _projections(block, ("key", "value"))
     if any(module is _projections(block, ("query",))[0] for module in found):
         raise TrainingError(
@@ -91,7 +109,7 @@ def _keys_and_values(block: Any) -> list[nn.Module]:
 
 
 def add_lora(model: Any, rank: int) -> Any:
-    """Low-rank updates of every projection of attention (Hu et al., 2021, arXiv 2106.09685), through peft.
+    """Add low-rank updates to every projection of attention by peft (Hu et al., 2021, arXiv 2106.09685).
 
     Raises:
         TrainingError: peft is not there.
@@ -116,7 +134,7 @@ def _projections(block: Any, roles: tuple[str, ...]) -> list[nn.Module]:
 
 
 def _output(block: Any) -> list[nn.Module]:
-    """The output projection, where the block itself holds it."""
+    """Return the output projection, where the block itself holds it."""
     name = find_output(block)
     return [] if name is None else [getattr(block, name)]
 
@@ -124,7 +142,7 @@ def _output(block: Any) -> list[nn.Module]:
 def parameter_groups(
     model: Any, settings: TrainingSettings, merged_roles: tuple[str, ...]
 ) -> list[dict[str, Any]]:
-    """Groups of trained weights for an optimiser; ``rate`` is each group's rate relative to the rest.
+    """Group the trained weights for an optimiser; ``rate`` is each group's rate relative to the rest.
 
     Args:
         model: The model, frozen as it will be.
@@ -153,7 +171,7 @@ def parameter_groups(
 
 
 def make_optimizer(groups: list[dict[str, Any]], settings: TrainingSettings) -> Any:
-    """AdamW, fused where torch can, or bitsandbytes' with 8-bit states.
+    """Make AdamW, fused where torch can, or bitsandbytes' with 8-bit states.
 
     Raises:
         TrainingError: bitsandbytes is not there.

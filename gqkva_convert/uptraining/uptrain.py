@@ -97,15 +97,15 @@ def uptrain(
         JSON data: the folder and what training did.
 
     Raises:
-        GqkvaError: With a message for the user; nothing stands under ``out`` then.
+        GqkvaError: With a message for the user; nothing is written under ``out`` then.
         KeyboardInterrupt: It was stopped, after a checkpoint.
     """
-    chosen = _new_settings(settings, locals())
+    given = locals()
     return _train(
         folder,
         out,
-        chosen,
-        suffix="uptrained",
+        settings,
+        given,
         run_folder=run_folder,
         resume=resume,
         overwrite=overwrite,
@@ -141,14 +141,12 @@ def pretrain(
     Raises:
         TrainingError: The settings name a teacher.
     """
-    chosen = _new_settings(settings, locals())
-    if chosen is not None and chosen.teacher is not None:
-        raise TrainingError("pretrain has no teacher; to learn from one, use uptrain with --any-model")
+    given = locals()
     return _train(
         folder,
         out,
-        chosen,
-        suffix="pretrained",
+        settings,
+        given,
         from_scratch=True,
         run_folder=run_folder,
         resume=resume,
@@ -159,35 +157,28 @@ def pretrain(
     )
 
 
-def _new_settings(
-    settings: TrainingSettings | str | Path | None, arguments: Mapping[str, Any]
-) -> TrainingSettings | None:
-    """Return the settings of a new run; None for one that resumes, whose settings are fixed.
-
-    Raises:
-        TrainingError: They cannot be, or a run that resumes is given some.
-    """
-    if not arguments["resume"]:
-        return choose_settings(settings, arguments)
-    refuse_settings(settings, arguments)
-    return None
-
-
 def _train(
     folder: str | Path,
     out: str | Path | None,
-    settings: TrainingSettings | None,
+    settings: TrainingSettings | str | Path | None,
+    arguments: Mapping[str, Any],
     *,
-    suffix: str,
-    run_folder: str | Path | None = None,
-    resume: bool = False,
-    overwrite: bool = False,
-    any_model: bool = False,
-    report_to: Sequence[str] = (),
-    watch: Watch | None = None,
+    run_folder: str | Path | None,
+    resume: bool,
+    overwrite: bool,
+    any_model: bool,
+    report_to: Sequence[str],
+    watch: Watch | None,
     from_scratch: bool = False,
 ) -> dict[str, Any]:
-    named = Path(folder).resolve()
+    chosen = None
+    if resume:
+        refuse_settings(settings, arguments)
+    else:
+        chosen = choose_settings(settings, arguments)
+        if from_scratch and chosen.teacher is not None:
+            raise TrainingError("pretrain has no teacher; to learn from one, use uptrain with --any-model")
+    named, suffix = Path(folder).resolve(), "pretrained" if from_scratch else "uptrained"
     out = named.with_name(f"{named.name}-{suffix}") if out is None else Path(out).absolute()
     path = out.with_name(f"{out.name}-run") if run_folder is None else Path(run_folder).absolute()
     run = RunFolder(path)
@@ -211,16 +202,16 @@ def _train(
             raise TrainingError(
                 f"the run in {path} is finished; its result was written to {stored['finished']}"
             )
-        settings = make_settings(stored["settings"], str(path))
+        chosen = make_settings(stored["settings"], str(path))
         overwrite, from_scratch = (
             overwrite or stored.get("overwrite", False),
             stored.get("from_scratch", False),
         )
-    assert settings is not None
-    # Paths mean the same from every folder then, for whoever goes on with the run.
-    read = {name: getattr(settings, name) for name in _READ}
-    settings = settings.model_copy(update={name: everywhere(value) for name, value in read.items() if value})
-    _spare_what_is_read(settings, out, path)
+    assert chosen is not None
+    # Paths mean the same from every folder then, for whoever resumes the run.
+    read = {name: getattr(chosen, name) for name in _READ}
+    chosen = chosen.model_copy(update={name: everywhere(value) for name, value in read.items() if value})
+    _spare_what_is_read(chosen, out, path)
     check_target(out, overwrite=overwrite)
     from gqkva_convert.uptraining.run import Run
 
@@ -228,18 +219,14 @@ def _train(
         folder,
         out,
         run,
-        settings,
+        chosen,
         tuple(report_to),
-        watch or _ignore,
+        watch or (lambda entry: None),
         from_scratch=from_scratch,
         resume=resume,
         overwrite=overwrite,
     )
     return Run(job).go()
-
-
-def _ignore(entry: dict[str, Any]) -> None:
-    """Watch nothing."""
 
 
 def _spare_what_is_read(settings: TrainingSettings, *written: Path) -> None:

@@ -36,7 +36,7 @@ class Average:
     @contextmanager
     @torch.no_grad()
     def in_place(self) -> Iterator[None]:
-        """Let the model have the mean for its weights."""
+        """Replace the model's weights by the mean within a ``with`` block."""
         kept = [local_part(parameter).detach().clone() for parameter in self.parameters]
         try:
             for parameter, mean in zip(self.parameters, self.mean, strict=True):
@@ -56,6 +56,6 @@ class Average:
 
 
 def local_part(parameter: Any) -> Tensor:
-    """A parameter's part on this process."""
+    """Return a parameter's part on this process: its shard where it is a DTensor."""
     local: Tensor = parameter.to_local() if hasattr(parameter, "to_local") else parameter
     return local

@@ -129,7 +129,7 @@ class Checkpoints:
 
     @torch.no_grad()
     def _is_sound(self) -> bool:
-        """Tell whether all weights are finite, in every process."""
+        """Return whether all weights are finite, in every process."""
         bad = 0.0
         for weight in self.model.parameters():
             bad += float(not torch.isfinite(local_part(weight)).all())

@@ -23,10 +23,10 @@ _PEAKS = {
 
 
 def peak_flops(device: torch.device) -> float | None:
-    """Operations a second that a device can do at most; None where that is not known."""
+    """Return the operations a second that a device can do at most; None where that is not known."""
     return peak_of(torch.cuda.get_device_name(device)) if device.type == "cuda" else None
 
 
 def peak_of(name: str) -> float | None:
-    """The same of a GPU by its name, which the table holds a part of."""
+    """Return the same of a GPU by its name, which the table holds a part of."""
     return next((peak for part, peak in _PEAKS.items() if part in name), None)

@@ -5,17 +5,16 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from gqkva_convert.uptraining.engine.feed import Feed
 from gqkva_convert.uptraining.engine.processes import summed
 from gqkva_convert.uptraining.objectives.objective import Objective
-from gqkva_convert.uptraining.rows.batches import Batch, Counts, count
+from gqkva_convert.uptraining.rows.batches import Counts, count
 
 
 @torch.no_grad()
 def held_out_loss(accelerator: Any, objective: Any, plain: Objective, feed: Feed) -> float:
-    """Mean loss over held-out rows, each process a part of them.
+    """Measure the mean loss over held-out rows, each process a part of them.
 
     Args:
         accelerator: Accelerate's.
@@ -34,12 +33,8 @@ def held_out_loss(accelerator: Any, objective: Any, plain: Objective, feed: Feed
         batch = {name: value.to(accelerator.device) for name, value in batch.items()}
         objective(batch, Counts(1, 1), "held_out")
         if some:
-            total += torch.tensor([float(plain.last["loss"]), _items(batch, plain.last)], dtype=torch.float64)
-    loss, items = summed(accelerator, list(total))
-    return loss / max(items, 1.0)
-
-
-def _items(batch: Batch, terms: dict[str, Tensor]) -> int:
-    """Over how many items the measured term of a batch is summed."""
-    found = count(batch)
-    return found.items if "task" in terms else found.positions
+            found = count(batch)
+            items = found.items if "task" in plain.last else found.positions
+            total += torch.tensor([float(plain.last["loss"]), items], dtype=torch.float64)
+    loss, measured = summed(accelerator, list(total))
+    return loss / max(measured, 1.0)

@@ -14,7 +14,7 @@ Place = tuple[int, int]
 
 
 def prepares_ahead(device: torch.device) -> bool:
-    """Tell whether the CPU is free while a device computes."""
+    """Return whether the CPU is free while a device computes."""
     return device.type != "cpu"
 
 
@@ -33,7 +33,7 @@ class BatchesAhead:
         self._waiting: tuple[Place, Future[Batch]] | None = None
 
     def take(self, place: Place) -> Batch:
-        """The batch of a place; raises what making it raised."""
+        """Return the batch of a place; raises what making it raised."""
         waiting, self._waiting = self._waiting, None
         if waiting is not None and waiting[0] != place:
             waiting[1].exception()  # a run that went back: nothing else may be made meanwhile

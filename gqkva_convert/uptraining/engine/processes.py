@@ -18,7 +18,7 @@ def start_processes() -> Any:
     """Join the processes that were started together (accelerate's ``PartialState``).
 
     Raises:
-        TrainingError: The devices here cannot run what accelerate was told to.
+        TrainingError: The devices here cannot run what accelerate was told to, or DeepSpeed does not load.
     """
     import logging
 
@@ -32,7 +32,12 @@ def start_processes() -> Any:
         raise TrainingError("accelerate is set to compile the model; leave that out and give torch_compile")
     uses_deepspeed = parse_flag_from_env("ACCELERATE_USE_DEEPSPEED")
     if uses_deepspeed:
-        _require_deepspeed()
+        try:
+            import deepspeed  # noqa: F401
+        except ImportError as error:
+            raise TrainingError(
+                f"DeepSpeed does not load ({first_line(error)}); pip install 'gqkva-convert[deepspeed]'"
+            ) from error
     # One process prepares the rows of all; the others wait longer than the usual ten minutes.
     state = PartialState(cpu=_on_cpu(), timeout=timedelta(hours=6))
     if uses_deepspeed and state.distributed_type == DistributedType.MULTI_CPU:
@@ -44,22 +49,8 @@ def start_processes() -> Any:
     return state
 
 
-def _require_deepspeed() -> None:
-    """Refuse what was not started as it has to be, or is not installed.
-
-    Raises:
-        TrainingError: Says which.
-    """
-    try:
-        import deepspeed  # noqa: F401
-    except ImportError as error:
-        raise TrainingError(
-            f"DeepSpeed does not load ({first_line(error)}); pip install 'gqkva-convert[deepspeed]'"
-        ) from error
-
-
 def _set_up_deepspeed(accelerator: Any, settings: TrainingSettings, plan: StepPlan) -> None:
-    """Tell DeepSpeed what it is not told by Accelerate's file.
+    """Set in DeepSpeed's configuration what Accelerate's file does not.
 
     Raises:
         TrainingError: File or settings ask for what was not tried.
@@ -84,7 +75,7 @@ def _set_up_deepspeed(accelerator: Any, settings: TrainingSettings, plan: StepPl
 
 
 def _on_cpu() -> bool:
-    """Tell whether to run on the CPU: asked for, or nothing else there."""
+    """Return whether to run on the CPU: asked for, or nothing else there."""
     import torch
     from accelerate.utils import parse_flag_from_env
 
@@ -119,7 +110,7 @@ def divide_steps(settings: TrainingSettings) -> StepPlan:
 
 
 def make_accelerator(plan: StepPlan, job: Job, *, leaves_out_weights: bool) -> Any:
-    """Accelerate's object for a run.
+    """Make Accelerate's object for a run.
 
     Args:
         plan: How rows are divided.
@@ -159,7 +150,7 @@ def make_accelerator(plan: StepPlan, job: Job, *, leaves_out_weights: bool) -> A
 
 
 def summed(accelerator: Any, values: Sequence[Any]) -> list[float]:
-    """Numbers, each summed over all processes; every process must ask at the same place.
+    """Sum each of some numbers over all processes; every process must ask at the same place.
 
     Args:
         accelerator: Accelerate's.

@@ -33,7 +33,7 @@ class Schedule:
     matching_rate: float
 
     def at(self, step: int) -> float:
-        """Learning rate of a step, the first of which is 0."""
+        """Return the learning rate of a step; steps count from 0."""
         if step < self.matching_steps:
             return self.matching_rate * (1 - step / self.matching_steps)
         step, steps = step - self.matching_steps, self.steps - self.matching_steps

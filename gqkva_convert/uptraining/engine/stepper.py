@@ -26,7 +26,7 @@ class Stepper:
         self.max_grad_norm = max_grad_norm
 
     def fill_state(self) -> None:
-        """Let every weight have its state from the start: shards of a checkpoint are read into what is there.
+        """Make every weight's state at the start: shards of a checkpoint are read into what is there.
 
         Weights that the first stage does not train would have none until the second.
         """
@@ -70,7 +70,7 @@ class Stepper:
         return float(norm.full_tensor() if hasattr(norm, "full_tensor") else norm)
 
     def weights(self) -> dict[str, Tensor]:
-        """All weights, gathered; empty on other processes than the main one."""
+        """Gather all weights; empty on other processes than the main one."""
         state: dict[str, Tensor] | None = self.accelerator.get_state_dict(self.objective)
         return state or {}
 
@@ -79,7 +79,7 @@ class DeepSpeedStepper(Stepper):
     """The same by DeepSpeed's engine, whose optimiser keeps a part of the weights in float32 (ZeRO-1, -2)."""
 
     def fill_state(self) -> None:
-        """DeepSpeed makes the state of every weight itself."""
+        """Do nothing: DeepSpeed makes the state of every weight itself."""
 
     def step(self, loss: float, *, matching: bool) -> tuple[float | None, bool]:
         # The engine has stepped behind the last backward pass, unless the gradients were not finite.
@@ -111,7 +111,7 @@ class DeepSpeedStepper(Stepper):
 
 
 def _forget_steps(optimizer: Any, parameters: list[Any]) -> None:
-    """Set back how many steps an optimiser counts, which correct the bias of its moments."""
+    """Set an optimiser's counts of steps to 0, which correct the bias of its moments."""
     for parameter in parameters:
         state = optimizer.state[parameter]
         if "step" in state:
@@ -119,7 +119,7 @@ def _forget_steps(optimizer: Any, parameters: list[Any]) -> None:
 
 
 def make_stepper(accelerator: Any, objective: Any, optimizer: Any, max_grad_norm: float) -> Stepper:
-    """The stepper for how Accelerate was started; arguments as those of `Stepper`."""
+    """Make the stepper for how Accelerate was started; arguments as those of `Stepper`."""
     from accelerate.utils import DistributedType
 
     kind = DeepSpeedStepper if accelerator.distributed_type == DistributedType.DEEPSPEED else Stepper

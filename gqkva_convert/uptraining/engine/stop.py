@@ -25,7 +25,7 @@ class StopRequest:
 
     @contextmanager
     def awaited(self) -> Iterator[None]:
-        """Let the first signal ask and the second end the run at once."""
+        """Note the first signal, and end the run at once on the second, within a ``with`` block."""
         before = {}
 
         def ask(number: int, frame: FrameType | None) -> None:
@@ -45,7 +45,7 @@ class StopRequest:
                 signal.signal(number, handler)
 
     def agreed(self) -> bool:
-        """Tell whether any process was asked; all must call this at the same place."""
+        """Return whether any process was asked; all must call this at the same place."""
         if self.accelerator.num_processes == 1:
             return self._signal is not None
         asked = summed(self.accelerator, [float(self._signal or 0)])[0] > 0

@@ -68,7 +68,7 @@ class Trainer:
         self.step_seconds: deque[float] = deque(maxlen=_STEPS_TIMED)
         self.stop = StopRequest(accelerator)
         self.checkpoints = Checkpoints(job, accelerator, self.objective, self.rows, self.average)
-        # A stream tells where it stands after each step, so that nothing may be read ahead of it.
+        # A stream's position is saved after each step, so that nothing may be read ahead of it.
         works_ahead = isinstance(self.rows, StoredRows) and prepares_ahead(accelerator.device)
         self.ahead = BatchesAhead(self._made, self._after) if works_ahead else None
 
@@ -101,7 +101,7 @@ class Trainer:
             self.kept_step = self.checkpoints.load(best).step
 
     def _step(self) -> None:
-        """One step: forward and backward passes of all its rows, then the optimiser."""
+        """Do one step: forward and backward passes of all its rows, then the optimiser."""
         started = time.perf_counter()
         step, matching = self.progress.step, self.progress.step < self.schedule.matching_steps
         batches = [self._batch(step, number) for number in range(self.plan.accumulation)]
@@ -141,7 +141,12 @@ class Trainer:
             self._leave_out(found["loss"], norm)
         else:
             self.overflows = 0
-        self._report(found, counts, rate, norm, seconds, finite)
+        speed = counts.positions / seconds
+        entry = {**found, "learning_rate": rate, "grad_norm": norm, "tokens_per_second": round(speed, 1)}
+        peak = peak_flops(self.accelerator.device)
+        if peak is not None:
+            entry["mfu"] = round(6 * self.parameters * speed / (peak * self.plan.processes), 4)
+        self._write(entry if finite else {**entry, "left_out": True})
 
     def _batch(self, step: int, number: int) -> Batch:
         batch = self._made(step, number) if self.ahead is None else self.ahead.take((step, number))
@@ -155,7 +160,7 @@ class Trainer:
         return (step, number) if step < self.schedule.steps else None
 
     def _overflowed(self) -> None:
-        """Now and then fp16's gradients overflow, and its scaler halves their scale; not for ever."""
+        """Count fp16's overflows, each of which halves its scaler's scale; stop the run after many."""
         self.overflows += 1
         if self.overflows >= OVERFLOW_LIMIT:
             raise TrainingError(
@@ -173,29 +178,6 @@ class Trainer:
                 f"were not finite and left out; {kept}; use a smaller learning_rate or mixed_precision bf16"
             )
 
-    def _report(
-        self,
-        found: dict[str, float],
-        counts: Counts,
-        rate: float,
-        norm: float | None,
-        seconds: float,
-        finite: bool,
-    ) -> None:
-        speed = counts.positions / seconds
-        entry: dict[str, Any] = {
-            **found,
-            "learning_rate": rate,
-            "grad_norm": norm,
-            "tokens_per_second": round(speed, 1),
-        }
-        peak = peak_flops(self.accelerator.device)
-        if peak is not None:
-            entry["mfu"] = round(6 * self.parameters * speed / (peak * self.plan.processes), 4)
-        if not finite:
-            entry["left_out"] = True
-        self._write(entry)
-
     def _write(self, found: dict[str, Any]) -> None:
         """Write what was found at this step, on the main process."""
         if not self.accelerator.is_main_process:
@@ -209,7 +191,7 @@ class Trainer:
         self.job.watch({**entry, "steps": self.schedule.steps})
 
     def _measure(self, *, first: bool = False) -> bool:
-        """Measure on held-out rows; says whether the target is met."""
+        """Measure on held-out rows; return whether the target is met."""
         started = time.perf_counter()
         with self._averaged():
             loss = self.measured(self.objective, self.plain)
@@ -225,15 +207,15 @@ class Trainer:
         return reached
 
     def _averaged(self) -> AbstractContextManager[None]:
-        """Let the student have the mean of its weights, where one is kept."""
+        """Replace the student's weights by their mean within a ``with`` block, where one is kept."""
         return nullcontext() if self.average is None else self.average.in_place()
 
     def measured(self, objective: Any, plain: Objective) -> float:
-        """Mean loss of an objective over the held-out rows; arguments as those of `held_out_loss`."""
+        """Measure an objective's mean loss over the held-out rows; arguments as those of `held_out_loss`."""
         return held_out_loss(self.accelerator, objective, plain, self.feed)
 
     def resume(self, checkpoint: Path) -> None:
-        """Go on from a checkpoint.
+        """Resume from a checkpoint.
 
         Raises:
             TrainingError: It is damaged, or of another run.
@@ -241,7 +223,7 @@ class Trainer:
         self.progress = self.checkpoints.load(checkpoint)
 
     def final_weights(self) -> dict[str, Tensor]:
-        """The student's weights, gathered; empty on other processes than the main one."""
+        """Gather the student's weights; empty on other processes than the main one."""
         with self._averaged():
             state = self.stepper.weights()
         prefix = "student."

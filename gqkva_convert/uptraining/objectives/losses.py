@@ -43,7 +43,7 @@ class Head:
     softcap: float | None = None
 
     def logits(self, hidden: Tensor, weight: Tensor | None = None, bias: Tensor | None = None) -> Tensor:
-        """Logits in float32 or better, ``(rows, vocabulary)``."""
+        """Compute logits in float32 or better, ``(rows, vocabulary)``."""
         weight = self.weight if weight is None else weight
         found = functional.linear(hidden, weight, self.bias if bias is None else bias)
         found = found if found.dtype == torch.float64 else found.float()
@@ -53,7 +53,7 @@ class Head:
 
 
 def positions_at_once(device: torch.device, vocabulary: int) -> int:
-    """Number of positions whose logits are in memory at once."""
+    """Return the number of positions whose logits are in memory at once."""
     return max(16, _CHUNK_ELEMENTS.get(device.type, _OTHER_CHUNK_ELEMENTS) // vocabulary)
 
 
@@ -64,7 +64,7 @@ def chunked_losses(
     weights: dict[str, float],
     chunk_rows: int | None = None,
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """Losses of logits that are never all there at once.
+    """Compute losses of logits that are never all there at once.
 
     Args:
         hidden: Input of the head, ``(rows, hidden)``.
@@ -151,14 +151,20 @@ class _Chunked(torch.autograd.Function):
 
 
 def task_loss(logits: Tensor, labels: Tensor) -> Tensor:
-    """Sum of the cross-entropies of labels, nats."""
+    """Sum the cross-entropies of labels, nats.
+
+    Args:
+        logits: ``(rows, vocabulary)``.
+        labels: ``(rows,)``.
+    """
     return functional.cross_entropy(logits, labels, reduction="sum")
 
 
 def teacher_divergence(logits: Tensor, teacher: Tensor, temperature: float) -> Tensor:
-    """Sum over rows of KL(teacher || student), nats, times the temperature squared.
+    """Sum KL(teacher || student) over rows, nats, times the temperature squared.
 
     Hinton, Vinyals and Dean, 2015, arXiv 1503.02531, section 2: the square keeps gradients as large.
+    Both models' logits are ``(rows, vocabulary)``.
     """
     student = functional.log_softmax(logits / temperature, dim=-1)
     target = functional.log_softmax(teacher / temperature, dim=-1)
@@ -167,7 +173,7 @@ def teacher_divergence(logits: Tensor, teacher: Tensor, temperature: float) -> T
 
 
 def top_divergence(logits: Tensor, values: Tensor, indices: Tensor, temperature: float) -> Tensor:
-    """Sum over rows of KL(teacher || student) where only the teacher's likeliest tokens are known.
+    """Sum KL(teacher || student) over rows where only the teacher's likeliest tokens are known.
 
     All other tokens count as one: never more than the whole divergence, and equal to it where the teacher
     gives them the student's proportions.
@@ -187,7 +193,7 @@ def top_divergence(logits: Tensor, values: Tensor, indices: Tensor, temperature:
 
 
 def relative_errors(found: Sequence[Tensor], wanted: Sequence[Tensor], valid: Tensor | None) -> Tensor:
-    """Sum over positions of the mean over layers of ``|found - wanted|^2 / |wanted|^2``.
+    """Sum over positions the mean over layers of ``|found - wanted|^2 / |wanted|^2``.
 
     Args:
         found: A layer's states each, ``(batch, positions, hidden)``.

@@ -34,9 +34,8 @@ class Objective(nn.Module):
         student: The model that is trained.
         task: Name of its task.
         weights: What each term counts.
-        teacher: Runs the teacher, if there is one at hand.
+        teacher: Runs the teacher, if there is one at hand; the student's blocks are watched where its are.
         temperature: Of ``kl``.
-        watched: Whether outputs of attention blocks are compared.
         resampling: Replaces tokens of what is trained on.
     """
 
@@ -48,7 +47,6 @@ class Objective(nn.Module):
         teacher: ModelRunner | None = None,
         temperature: float = 1.0,
         *,
-        watched: bool = False,
         resampling: Resampling | None = None,
     ) -> None:
         super().__init__()
@@ -59,6 +57,7 @@ class Objective(nn.Module):
         # Encoders without a head are compared by how far they are from the teacher, if there is one.
         by_teacher = task == EMBEDDING and teacher is not None
         self.held_out_weights = {"hidden" if by_teacher else "task": 1.0}
+        watched = teacher is not None and teacher.watched
         self.runner = ModelRunner(student, has_head=task in VOCABULARY_TASKS, watched=watched)
         self.energies: dict[Place, float] = {}
         self.is_sharded = False
@@ -75,7 +74,7 @@ class Objective(nn.Module):
         self.resampling = resampling
 
     def forward(self, batch: Batch, counts: Counts, mode: str = "train") -> Tensor:
-        """The batch's share of the loss of a step; `last` then holds it and each term.
+        """Compute the batch's share of the loss of a step; `last` then holds it and each term.
 
         Args:
             batch: Inputs and labels; ``top_values`` and ``top_indices`` where the teacher was run before;
@@ -129,7 +128,7 @@ class Objective(nn.Module):
         weights: dict[str, float],
         counts: Counts,
     ) -> tuple[Any, dict[str, Tensor]]:
-        """Losses that look at what the model answers."""
+        """Compute the losses that look at what the model answers."""
         labels = batch["labels"]
         weights = {name: weight for name, weight in weights.items() if name in ("task", "kl")}
         if not weights:
@@ -158,7 +157,7 @@ class Objective(nn.Module):
         stored: Batch,
         weights: dict[str, float],
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Task loss and divergence, over chunks of the labelled positions."""
+        """Compute task loss and divergence over chunks of the labelled positions."""
         assert ours.head_input is not None
         labels = labels.to(ours.head_input.device)
         valid = labels != IGNORED
@@ -198,7 +197,7 @@ class Objective(nn.Module):
         return logits
 
     def _matching(self, batch: Batch, counts: Counts) -> tuple[Tensor, dict[str, Tensor]]:
-        """Each attention block's error on the teacher's own inputs.
+        """Compute each attention block's error on the teacher's own inputs.
 
         A block hands on what the teacher's gave, so that the next one reads what the teacher's reads
         (attention transfer: Zhang et al., 2024, LoLCATs, arXiv 2410.10254, section 3.2).
@@ -219,7 +218,7 @@ class Objective(nn.Module):
 
     @torch.no_grad()
     def measure_energies(self, batches: Iterable[Batch]) -> None:
-        """Mean energy of each attention block's output, by which its errors are divided."""
+        """Measure the mean energy of each attention block's output, by which its errors are divided."""
         teacher = self._teacher[0]
         assert teacher is not None
         sums: dict[Place, float] = {}
@@ -232,7 +231,7 @@ class Objective(nn.Module):
         self.energies = {place: max(total / counts[place], 1e-12) for place, total in sums.items()}
 
     def _block_errors(self, ours: dict[Place, Tensor], theirs: dict[Place, Tensor], batch: Batch) -> Tensor:
-        """Mean over blocks of the squared error relative to the block's energy, summed over positions."""
+        """Average over blocks the squared error relative to the block's energy, summed over positions."""
         errors = torch.zeros((), device=batch["labels"].device)
         for place, wanted in theirs.items():
             rows = _attended(place, batch, wanted)
@@ -243,13 +242,13 @@ class Objective(nn.Module):
 
 
 def hidden_states(output: Any) -> list[Tensor]:
-    """Hidden states of every layer, of the encoder and the decoder where there are both."""
+    """Return hidden states ``(batch, positions, hidden)`` of every layer, encoder before decoder."""
     names = ("hidden_states", "encoder_hidden_states", "decoder_hidden_states")
     return [state for name in names for state in getattr(output, name, None) or ()]
 
 
 def pooled(output: Any, batch: Batch) -> Tensor:
-    """Mean of the last hidden states over a text's tokens, of length 1."""
+    """Average the last hidden states over a text's tokens, scaled to length 1: ``(texts, hidden)``."""
     mask = batch["attention_mask"][..., None].to(output.last_hidden_state.dtype)
     mean = (output.last_hidden_state * mask).sum(1) / mask.sum(1).clamp(min=1)
     found: Tensor = functional.normalize(mean.float(), dim=-1)
@@ -257,10 +256,14 @@ def pooled(output: Any, batch: Batch) -> Tensor:
 
 
 def pair_loss(embeddings: Tensor, scores: Tensor) -> Tensor:
-    """Loss of pairs of texts, the first ones before the second ones; summed over pairs.
+    """Sum the loss of pairs of texts over pairs; all first texts come before the second ones.
 
     Where pairs are scored, squared error of the cosine and the score; where they are
     not, each text finds its partner among the batch's (Henderson et al., 2017, arXiv 1705.00652).
+
+    Args:
+        embeddings: ``(2 * pairs, hidden)``, of length 1.
+        scores: ``(pairs,)``; NaN where there are none.
     """
     count = len(scores)
     first, second = embeddings[:count], embeddings[count:]
@@ -273,7 +276,7 @@ def pair_loss(embeddings: Tensor, scores: Tensor) -> Tensor:
 
 
 def _attended(place: Place, batch: Batch, output: Tensor) -> Tensor:
-    """Mask of the positions of a block's output that are no padding, ``(batch, positions)``."""
+    """Return the mask of the positions of a block's output that are no padding, ``(batch, positions)``."""
     mask = batch.get(PRESENT, valid_positions(place[0], batch, "query"))
     if mask is None or mask.shape != output.shape[:2]:
         return torch.ones(output.shape[:2], dtype=torch.bool, device=output.device)
@@ -282,5 +285,5 @@ def _attended(place: Place, batch: Batch, output: Tensor) -> Tensor:
 
 
 def _patches(batch: Batch, states: Tensor) -> int:
-    """Over how many positions the states of one counted item are summed: an image's patches, or a token."""
+    """Count the positions of one counted item: an image's patches, or a token's single one."""
     return 1 if "input_ids" in batch else int(states.shape[1])

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from gqkva_convert.checkpoint.folder import open_checkpoint
 from gqkva_convert.checkpoint.hub import locate
+from gqkva_convert.checkpoint.jsonfile import write_json
 from gqkva_convert.checkpoint.publish import published_folder
 from gqkva_convert.errors import TrainingError
 from gqkva_convert.progress import Stages, no_stages
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 
 # Most positions in one forward pass.
 _POSITIONS = 8192
-# Stands for no probability at all; float16 has no smaller numbers to spare.
+# Means no probability at all; float16 has no smaller numbers to spare.
 _LEAST = -1000.0
 
 
@@ -63,7 +64,7 @@ def teacher(
         JSON data: the folder, rows, bytes, and the teacher's held-out loss.
 
     Raises:
-        GqkvaError: With a message for the user; nothing stands under ``out`` then.
+        GqkvaError: With a message for the user; nothing is written under ``out`` then.
     """
     chosen = choose_settings(settings, locals())
 
@@ -71,7 +72,7 @@ def teacher(
     from gqkva_convert.data.tasks import CAUSAL, trained_task
     from gqkva_convert.source.model import family_of
     from gqkva_convert.uptraining.objectives.runner import ModelRunner
-    from gqkva_convert.uptraining.objectives.teacher import write_note
+    from gqkva_convert.uptraining.objectives.teacher import NOTE
     from gqkva_convert.uptraining.rows.reading import open_rows
     from gqkva_convert.uptraining.rows.stored import StoredRows
 
@@ -110,7 +111,7 @@ def teacher(
             "held_out_loss": _held_out_loss(runner, rows.held_out, collator),
             "bytes": written,
         }
-        write_note(folder, note)
+        write_json(folder / NOTE, note)
     return {"folder": str(out), **note}
 
 
@@ -127,7 +128,7 @@ def _write_files(
     top_k: int,
     stages: Stages,
 ) -> int:
-    """One file for so many rows; gives their size."""
+    """Write a file for every `ROWS_PER_FILE` rows; return the bytes of all files."""
     import torch
     from safetensors.torch import save_file
 
@@ -153,7 +154,7 @@ def _write_files(
 def _likeliest(
     runner: ModelRunner, batch: dict[str, Any], temperature: float, top_k: int
 ) -> tuple[Tensor, Tensor]:
-    """Logits of the likeliest below the highest, all others' together last, and the tokens.
+    """Compute the likeliest tokens and their logits below the highest, all others' together last.
 
     Returns:
         ``(rows, positions, k + 1)`` in float16, and ``(rows, positions, k)`` in int32. Differences to the

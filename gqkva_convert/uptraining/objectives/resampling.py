@@ -2,7 +2,7 @@
 
 The teacher says what comes next in any text, one that nobody wrote as well as one that was read before. As
 augmentation for distillation: Jiao et al., 2020, TinyBERT, arXiv 1909.10351, section 3.2, where a masked
-language model proposes the words.
+language model proposes the tokens.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class Resampling:
 
     @torch.no_grad()
     def __call__(self, batch: Batch) -> Batch:
-        """A batch with other tokens, and labels that say so; without `NUMBERS`.
+        """Replace tokens of a batch and its labels accordingly; returns it without `NUMBERS`.
 
         Args:
             batch: ``input_ids`` and ``labels``, ``(rows, positions)``, and `NUMBERS`, ``(rows,)``.
@@ -53,14 +53,14 @@ class Resampling:
         return {**batch, "input_ids": ids, "labels": labels}
 
     def _drawn(self, numbers: Tensor, positions: int) -> Tensor:
-        """Two numbers in [0, 1) for each position, ``(2, rows, positions)``, the same ones in longer rows."""
+        """Draw two numbers in [0, 1) a position, ``(2, rows, positions)``, the same ones in longer rows."""
         rows = [
             np.random.default_rng([self.seed, number]).random((positions, 2)) for number in numbers.tolist()
         ]
         return torch.from_numpy(np.stack(rows)).float().movedim(-1, 0)
 
     def _likely(self, batch: Batch, wanted: Tensor, drawn: Tensor) -> Tensor:
-        """Tokens after the wanted positions: where the teacher's distribution reaches the number drawn."""
+        """Choose tokens after wanted positions: where the teacher's distribution reaches the number drawn."""
         found = self.teacher.run(batch).head_input
         assert found is not None
         head, states = self.teacher.head(), found[wanted.to(found.device)]

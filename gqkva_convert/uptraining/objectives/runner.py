@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -75,7 +75,7 @@ class ModelRunner:
         return hook
 
     def head(self) -> Head:
-        """The model's head as it now is."""
+        """Return the model's head with its current weights."""
         module = self.model.get_output_embeddings()
         config = self.model.config
         scale = 1.0 / getattr(config, "logits_scaling", 1.0) * (getattr(config, "logit_scale", None) or 1.0)
@@ -90,10 +90,10 @@ class ModelRunner:
         attention: bool = False,
         forced: dict[Place, Tensor] | None = None,
     ) -> ForwardPass:
-        """One forward pass.
+        """Run one forward pass.
 
         Args:
-            batch: Inputs; ``labels`` are left out.
+            batch: Inputs; ``labels`` are not passed.
             hidden: Whether hidden states are wanted.
             attention: Whether outputs of attention blocks are.
             forced: What attention blocks hand on instead of their own outputs.
@@ -107,7 +107,10 @@ class ModelRunner:
             # Compiled code does not see that blocks are watched now and were not before.
             watching = self._record is not None
             stance = torch.compiler.set_stance("force_eager") if watching else nullcontext()
-            with _headless(self.model) if self.has_head else _as_it_is() as taken, stance:
+            headless: AbstractContextManager[list[Tensor]] = (
+                _headless(self.model) if self.has_head else nullcontext([])
+            )
+            with headless as taken, stance:
                 output = self.model(**inputs)
             return ForwardPass(taken[0] if taken else None, output, self._record or {})
         finally:
@@ -141,7 +144,7 @@ class ModelRunner:
 
 @contextmanager
 def _headless(model: Any) -> Iterator[list[Tensor]]:
-    """Let a model's head hand out its input; the model's logits become one meaningless column."""
+    """Collect the input of a model's head in a ``with`` block; its logits become one meaningless column."""
     head = model.get_output_embeddings()
     taken: list[Tensor] = []
 
@@ -154,8 +157,3 @@ def _headless(model: Any) -> Iterator[list[Tensor]]:
         yield taken
     finally:
         del head.forward
-
-
-@contextmanager
-def _as_it_is() -> Iterator[list[Tensor]]:
-    yield []

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +23,7 @@ ROWS_PER_FILE = 256
 
 
 def load_teacher(settings: TrainingSettings, folder: Path, student: Any, device: torch.device) -> Any:
-    """The source model, frozen.
+    """Load the source model, frozen.
 
     Args:
         settings: Of the run.
@@ -93,13 +92,8 @@ class StoredTeacher:
                 f"{self.folder} was made at temperature {self.note['temperature']}, found {temperature}"
             )
 
-    @property
-    def held_out_loss(self) -> float:
-        """The teacher's own loss on the held-out rows."""
-        return float(self.note["held_out_loss"])
-
     def of(self, rows: list[Row]) -> dict[str, Tensor]:
-        """Log-probabilities ``(rows, positions, k + 1)``, all others' last, and tokens."""
+        """Read log-probabilities ``(rows, positions, k + 1)``, all others' last, and tokens."""
         found = [self._row(int(row["row"])) for row in rows]
         return {
             # As bits: mixed precision rounds every floating-point input of a model.
@@ -116,15 +110,10 @@ class StoredTeacher:
 
 
 def file_name(number: int) -> str:
-    """Name of a file of stored log-probabilities."""
+    """Name a file of stored log-probabilities."""
     return f"logits-{number:05d}.safetensors"
 
 
 def is_stored(teacher: str | None) -> bool:
-    """Tell whether a teacher is a folder of `gqkva teacher`."""
+    """Return whether a teacher is a folder of `gqkva teacher`."""
     return teacher is not None and (Path(teacher) / NOTE).is_file()
-
-
-def write_note(folder: Path, note: dict[str, Any]) -> None:
-    """Write what a folder of log-probabilities is of; without it the folder is none."""
-    (folder / NOTE).write_text(json.dumps(note, indent=2) + "\n", encoding="utf-8")

@@ -56,7 +56,7 @@ class Augmentation:
         self.operations = tuple(operations(kornia, len(self.mean)).values()) if kind == "randaugment" else ()
 
     def __call__(self, pixels: Tensor, numbers: Sequence[int]) -> Tensor:
-        """Images ``(rows, channels, height, width)`` as the image processor made them, changed."""
+        """Change images ``(rows, channels, height, width)`` as the image processor made them."""
         draws = [random.Random(f"{self.seed} {number}") for number in numbers]
         size = torch.tensor([pixels.shape[-1], pixels.shape[-2]])
         shifts = torch.tensor([[draw.uniform(-_SHIFT, _SHIFT) for _ in range(2)] for draw in draws]) * size
@@ -66,7 +66,7 @@ class Augmentation:
         return self._randomly(moved, draws) if self.operations else moved
 
     def _randomly(self, pixels: Tensor, draws: Sequence[random.Random]) -> Tensor:
-        """Some of the operations, different ones for each image, one after the other."""
+        """Apply some of the operations, different ones to each image, one after the other."""
         pixels = (pixels * self.std + self.mean).clamp(0, 1)
         chosen = torch.tensor([draw.sample(range(len(self.operations)), _OPERATIONS) for draw in draws])
         signs = torch.tensor([[draw.choice((-1.0, 1.0)) for _ in range(_OPERATIONS)] for draw in draws])
@@ -80,7 +80,7 @@ class Augmentation:
 
 
 def operations(kornia: Any, channels: int) -> dict[str, Operation]:
-    """Operations that RandAugment chooses from, by name; those on colours only for 3 channels."""
+    """Return the operations that RandAugment chooses from, by name; those on colours only for 3 channels."""
     enhance, transform = kornia.enhance, kornia.geometry.transform
     none = torch.zeros_like
 
@@ -125,7 +125,7 @@ def operations(kornia: Any, channels: int) -> dict[str, Operation]:
 def mix_pairs(
     pixels: Tensor, labels: Tensor, classes: int, alpha: float, seed: int, numbers: Sequence[int]
 ) -> tuple[Tensor, Tensor]:
-    """Each image mixed with its neighbour, and the labels in the same proportion.
+    """Mix each image with its neighbour, and the labels in the same proportion.
 
     mixup: Zhang et al., 2018, arXiv 1710.09412, section 2. Rows 2n and 2n + 1 are a pair, so that what is
     mixed does not depend on how a step is divided; its proportion is drawn by the pair's number from

@@ -18,7 +18,7 @@ from gqkva_convert.uptraining.rows.row import Row
 Batch = dict[str, Any]
 # Labels that no loss looks at, as in transformers.
 IGNORED = -100
-# Where a causal batch is no padding. Models are not told: padding stands behind all that matters.
+# Where a causal batch is no padding. Models are not told: padding comes behind all that matters.
 PRESENT = "present"
 _MASKED_SHARE = 0.15
 
@@ -39,11 +39,11 @@ class StepPlan:
 
     @property
     def accumulation(self) -> int:
-        """Forward passes a step on each process."""
+        """Count the forward passes of a step on each process."""
         return self.batch_size // (self.per_device * self.processes)
 
     def numbers(self, step: int, pass_number: int, process: int) -> range:
-        """Numbers of the rows that a process takes in one forward pass of a step."""
+        """Return the numbers of the rows that a process takes in one forward pass of a step."""
         start = step * self.batch_size + (pass_number * self.processes + process) * self.per_device
         return range(start, start + self.per_device)
 
@@ -70,7 +70,7 @@ class TextBatches:
         self.vocabulary = int(model.get_input_embeddings().num_embeddings)
 
     def batch(self, rows: Sequence[Row], numbers: Sequence[int]) -> Batch:
-        """Inputs and labels; what is drawn at random is drawn by the rows' numbers.
+        """Make inputs and labels; what is drawn at random is drawn by the rows' numbers.
 
         Raises:
             DataError: A token is none of the model's.
@@ -128,9 +128,9 @@ class TextBatches:
 
 
 def causal_batch(rows: Sequence[Row], padding: int) -> Batch:
-    """Rows of one or several texts each: labels are the next tokens of the same text.
+    """Make a batch of rows of one or several texts each: labels are the next tokens of the same text.
 
-    Where a row holds several texts, positions begin anew with each, by which transformers keeps them from
+    Where a row holds several texts, positions begin at 0 with each, by which transformers keeps them from
     seeing each other.
     """
     ids, present = pad([row["input_ids"] for row in rows], padding)
@@ -166,13 +166,13 @@ class Counts:
 
 
 def present_positions(batch: Batch) -> Tensor | None:
-    """Mask of the positions of a batch that are no padding; None for all."""
+    """Return the mask ``(rows, positions)`` of what is no padding; None for all."""
     mask: Tensor | None = batch.get("attention_mask", batch.get(PRESENT))
     return mask
 
 
 def count(batch: Batch) -> Counts:
-    """The counts of one batch."""
+    """Count the items and positions of one batch."""
     labels = batch["labels"]
     if "input_ids" not in batch:
         return Counts(len(labels), len(labels))

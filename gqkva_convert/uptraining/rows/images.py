@@ -67,7 +67,7 @@ class ImageBatches:
         self.augmentation = None if augment is None else Augmentation(augment, seed, mean, std)
 
     def batch(self, rows: Sequence[Row], numbers: Sequence[int] = ()) -> Batch:
-        """Pixels and labels, or their probabilities where images are mixed.
+        """Make pixels and labels, or their probabilities where images are mixed.
 
         Without numbers nothing is drawn at random.
         """
@@ -91,7 +91,7 @@ class ImageBatches:
 
 
 def image_records(data: str) -> tuple[Any, tuple[str, str]]:
-    """A data set of labelled images, prepared on disk, and its columns.
+    """Open a data set of labelled images, prepared on disk, and find its columns.
 
     Raises:
         DataError: It has no images or no labels.

@@ -103,7 +103,7 @@ class RowMaker:
             self._fill([*begin, *ids, *end], begins=not self.running)
 
     def _fill(self, ids: list[int], *, begins: bool) -> None:
-        """Put a text into the open row and the rows after it."""
+        """Add a text to the open row and the rows after it."""
         if not self.packing:
             for start in range(0, len(ids), self.length):
                 part = ids[start : start + self.length]

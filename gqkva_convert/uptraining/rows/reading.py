@@ -24,12 +24,12 @@ class Collator(Protocol):
     """Makes batches of rows."""
 
     def batch(self, rows: list[Row], numbers: list[int]) -> Batch:
-        """Inputs and labels; without numbers nothing is drawn at random."""
+        """Make inputs and labels; without numbers nothing is drawn at random."""
         ...
 
 
 def open_rows(settings: TrainingSettings, folder: Path, model: Any, task: str) -> tuple[Rows, Collator]:
-    """The rows of a run, and what makes batches of them.
+    """Open the rows of a run, and return them with what makes batches of them.
 
     Args:
         settings: Of the run.
@@ -78,7 +78,7 @@ def _text_rows(settings: TrainingSettings, tokenizer: Any, model: Any, task: str
 
 
 def _highest_score(rows: Rows, data: str) -> float:
-    """The number that pairs' scores are divided by: at least 1."""
+    """Return the number that pairs' scores are divided by: at least 1."""
     if isinstance(rows, StoredRows):
         stored: Any = rows.rows
         found: float = max([1.0, *stored["score"]])
@@ -93,7 +93,7 @@ def _highest_score(rows: Rows, data: str) -> float:
 
 
 def keeps_texts_apart(model: Any) -> bool:
-    """Tell whether texts packed into a row do not see each other, by running two short ones."""
+    """Return whether texts packed into a row do not see each other, by running two short ones."""
     import torch
 
     if "position_ids" not in arguments(model):

@@ -24,14 +24,14 @@ class Rows:
     digest: str = ""
 
     def row(self, number: int) -> Row:
-        """The row of a number; numbers may only grow."""
+        """Return the row of a number; numbers may only grow."""
         raise NotImplementedError
 
     def seek(self, number: int) -> None:
         """Skip all rows before a number, where rows are made in turn."""
 
     def state(self) -> dict[str, Any]:
-        """State from which to resume after the last row; empty where every row is at hand."""
+        """Return the state from which to resume after the last row; empty where every row is at hand."""
         return {}
 
     def restore(self, state: dict[str, Any]) -> None:
@@ -39,5 +39,5 @@ class Rows:
 
 
 def row_tokens(row: Row) -> int:
-    """Tokens of a row."""
+    """Count the tokens of a row."""
     return len(row["input_ids"]) + len(row.get("labels", ())) + len(row.get("second_ids", ()))

@@ -70,7 +70,7 @@ class StoredRows(Rows):
 
 
 def stored_rows(maker: RowMaker, *, wanted_tokens: int, held_out: int, seed: int) -> StoredRows:
-    """Rows prepared on disk, once for the same data and settings.
+    """Prepare rows on disk, once for the same data and settings, and open them.
 
     Args:
         maker: Makes the rows of its data.

@@ -1,4 +1,4 @@
-"""Rows made as they are needed, from a stream that can tell where it stands."""
+"""Rows made as they are needed, from a stream that can tell its position."""
 
 from __future__ import annotations
 
