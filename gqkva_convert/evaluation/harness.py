@@ -9,7 +9,6 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, redirect_stderr
 from pathlib import Path
 from typing import Any, Literal
-from unittest import mock
 
 import numpy as np
 
@@ -81,6 +80,17 @@ def _without_bars() -> Iterator[None]:
         yield
 
 
+@contextmanager
+def _replaced(owner: Any, name: str, value: Any) -> Iterator[None]:
+    """Temporarily set an attribute of a module."""
+    earlier = getattr(owner, name)
+    setattr(owner, name, value)
+    try:
+        yield
+    finally:
+        setattr(owner, name, earlier)
+
+
 def _manager(tasks: Sequence[str]) -> Any:
     """Return a task manager, with the harness's own tasks only if one is requested by name."""
     try:
@@ -115,7 +125,7 @@ def _run(subject: Subject, model: Any, manager: Any) -> Any:
     )
     try:
         # It asks git about the folder that this runs in, and git complains where that is no repository.
-        with mock.patch.object(evaluator, "get_git_commit_hash", return_value=None):
+        with _replaced(evaluator, "get_git_commit_hash", lambda: None):
             return evaluator.simple_evaluate(
                 harness,
                 tasks=list(settings.tasks),
