@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 import typer
@@ -111,13 +111,17 @@ def training_progress() -> Iterator[Callable[[dict[str, Any]], None]]:
         yield watch
 
 
-def _progress(*columns: ProgressColumn) -> Progress:
-    """Make progress bars on stderr, shown only on a terminal."""
+@contextmanager
+def _progress(*columns: ProgressColumn) -> Iterator[Progress]:
+    """Show progress bars on stderr where it is a terminal.
+
+    Elsewhere they are not started: rich 13 ends even hidden ones with an empty line.
+    """
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
     console = Console(stderr=True)
-    return Progress(
+    progress = Progress(
         TextColumn("{task.description}", markup=False),
         BarColumn(),
         *columns,
@@ -126,3 +130,5 @@ def _progress(*columns: ProgressColumn) -> Progress:
         transient=True,
         disable=not console.is_terminal,
     )
+    with progress if console.is_terminal else nullcontext():
+        yield progress
