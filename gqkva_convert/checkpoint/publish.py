@@ -19,6 +19,7 @@ from safetensors import SafetensorError
 
 from gqkva_convert.checkpoint.sidecars import GGUF_REPORT
 from gqkva_convert.errors import OutputError, first_line
+from gqkva_convert.units import human_bytes
 
 # Messages of torch and safetensors for failed writes, in errors that are no `OSError`.
 _UNWRITTEN = re.compile("unexpected pos|PytorchStreamWriter|Error while serializing")
@@ -163,3 +164,17 @@ def _take_lock(path: Path, target: Path) -> int:
                 f"another gqkva run is writing {target}; wait for it or choose another folder"
             ) from error
         os.close(descriptor)
+
+
+def require_space(folder: Path, target: Path, nbytes: int) -> None:
+    """Refuse to write more into a folder than fits on its disk; the error names ``target``.
+
+    Raises:
+        OutputError: It does not fit.
+    """
+    free = shutil.disk_usage(folder).free
+    if nbytes > free:
+        raise OutputError(
+            f"{target} needs {human_bytes(nbytes)}, only {human_bytes(free)} are free there; "
+            "free some or choose another folder"
+        )

@@ -12,11 +12,11 @@ from typing import Any
 from gqkva_convert.checkpoint.dtypes import FLOATS
 from gqkva_convert.checkpoint.folder import SAFETENSORS, Checkpoint, open_checkpoint
 from gqkva_convert.checkpoint.jsonfile import read_json, write_json
-from gqkva_convert.checkpoint.publish import published_folder, scratch_folder
+from gqkva_convert.checkpoint.publish import published_folder, require_space, scratch_folder
 from gqkva_convert.checkpoint.sidecars import REPORT, carried_files, copy_files
 from gqkva_convert.conversion.prepare import Conversion
 from gqkva_convert.conversion.report import make_report, provenance
-from gqkva_convert.errors import CheckpointError, GqkvaError, OutputError, VerificationError
+from gqkva_convert.errors import CheckpointError, GqkvaError, VerificationError
 from gqkva_convert.plans.config import write_config
 from gqkva_convert.progress import Progress, Stages, byte_stage, no_stages
 from gqkva_convert.records.report import Source, count_parameters, describe_source
@@ -24,7 +24,6 @@ from gqkva_convert.refinement.data_merges import DataMerges
 from gqkva_convert.steps.execute import write_shards
 from gqkva_convert.steps.shards import Shard
 from gqkva_convert.steps.step import Steps
-from gqkva_convert.units import human_bytes
 
 # What the scratch folder was begun for; another conversion must not continue it.
 _RUN = ".gqkva-run.json"
@@ -117,12 +116,7 @@ def _take_over(folder: Path, conversion: Conversion, source: Source) -> None:
 def _check_space(folder: Path, conversion: Conversion, carried: dict[str, Path]) -> None:
     missing = [shard for shard in conversion.shards if not (folder / shard.file_name).exists()]
     needed = sum(shard.nbytes for shard in missing) + sum(path.stat().st_size for path in carried.values())
-    free = shutil.disk_usage(folder).free
-    if needed > free:
-        raise OutputError(
-            f"{conversion.target} needs {human_bytes(needed)}, only {human_bytes(free)} are free there; "
-            "free some or choose another folder"
-        )
+    require_space(folder, conversion.target, needed)
 
 
 def kept_shards(target: Path) -> int:

@@ -18,11 +18,11 @@ from gqkva_convert.architectures.gguf import RuntimeFamily
 from gqkva_convert.checkpoint.digest import file_sha256
 from gqkva_convert.checkpoint.dtypes import unknown_dtype
 from gqkva_convert.checkpoint.jsonfile import write_json
-from gqkva_convert.checkpoint.publish import published_folder
+from gqkva_convert.checkpoint.publish import published_folder, require_space
 from gqkva_convert.checkpoint.sidecars import GGUF_REPORT
 from gqkva_convert.conversion.export import key_value_counts, prepare_export, require_architecture
 from gqkva_convert.conversion.prepare import Conversion
-from gqkva_convert.errors import NotExpressibleError, OutputError, UsageError, VerificationError
+from gqkva_convert.errors import NotExpressibleError, UsageError, VerificationError
 from gqkva_convert.plans.plan import Plan
 from gqkva_convert.progress import Progress, Stages, byte_stage, no_stages
 from gqkva_convert.records.environment import versions
@@ -43,7 +43,6 @@ from gqkva_convert.source.deci import DECI, require_deci_form
 from gqkva_convert.source.model import SourceModel
 from gqkva_convert.steps.merged_blocks import MergedBlocks
 from gqkva_convert.transforms.precision import Array
-from gqkva_convert.units import human_bytes
 
 FORMAT_VERSION = 1
 # llama.cpp keeps keys and values in float16 unless told otherwise.
@@ -252,12 +251,7 @@ def write_gguf(
     with published_folder(conversion.target, overwrite=overwrite) as folder:
         for path in folder.iterdir():  # left by a run that was killed
             shutil.rmtree(path) if path.is_dir() else path.unlink()
-        free = shutil.disk_usage(folder).free
-        if export.nbytes > free:
-            raise OutputError(
-                f"{conversion.target} needs {human_bytes(export.nbytes)}, only {human_bytes(free)} are free "
-                "there; free some or choose another folder"
-            )
+        require_space(folder, conversion.target, export.nbytes)
         path = folder / export.file_name
         named = conversion.target / export.file_name
         advance = byte_stage(stages, f"writing {named}", export.work_bytes, progress)
