@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from gqkva_convert.checkpoint.header import StoredTensor, read_header
 from gqkva_convert.checkpoint.jsonfile import read_json
-from gqkva_convert.checkpoint.reader import TensorReader
+from gqkva_convert.checkpoint.reader import Stamp, TensorReader
 from gqkva_convert.errors import CheckpointError
 
 SAFETENSORS = "model.safetensors"
@@ -25,6 +26,7 @@ class Checkpoint:
         files: Weight files in index order.
         tensors: Every tensor by name, in file order.
         pickled: Whether the weights are PyTorch pickles (``.bin``) rather than safetensors.
+        stamps: The files' stamps from before their headers were read.
     """
 
     folder: Path
@@ -32,6 +34,7 @@ class Checkpoint:
     files: tuple[Path, ...]
     tensors: dict[str, StoredTensor]
     pickled: bool
+    stamps: Mapping[Path, Stamp] = field(default_factory=dict)
 
     @property
     def nbytes(self) -> int:
@@ -40,7 +43,7 @@ class Checkpoint:
 
     def reader(self) -> TensorReader:
         """Return a reader of the tensors' bytes; use it as a context manager."""
-        return TensorReader(self.files, pickled=self.pickled)
+        return TensorReader(self.stamps, pickled=self.pickled)
 
 
 def read_config(folder: Path) -> dict[str, Any]:
@@ -117,6 +120,7 @@ def open_checkpoint(folder: Path) -> Checkpoint:
     config = read_config(folder)
     files, weight_map, pickled = weight_files(folder)
     tensors: dict[str, StoredTensor] = {}
+    stamps = {path: Stamp.of(path) for path in files}
     for path in files:
         for tensor in _read_tensors(path, pickled):
             if tensor.name in tensors:
@@ -126,7 +130,7 @@ def open_checkpoint(folder: Path) -> Checkpoint:
             tensors[tensor.name] = tensor
     if weight_map is not None:
         _check_index(folder, weight_map, tensors)
-    return Checkpoint(folder, config, files, tensors, pickled)
+    return Checkpoint(folder, config, files, tensors, pickled, stamps)
 
 
 def _read_tensors(path: Path, pickled: bool) -> tuple[StoredTensor, ...]:

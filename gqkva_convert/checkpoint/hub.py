@@ -152,12 +152,17 @@ def _weights_to_fetch(folder: Path, names: set[str]) -> list[str]:
 def open_remote(model: str, revision: str | None = None) -> Checkpoint:
     """Open a Hub model from its configuration and safetensors headers; no weights are downloaded.
 
+    Where the Hub is not asked (``HF_HUB_OFFLINE``), it is opened from the cache.
+
     Raises:
         HubError: The Hub does not give us the model, or it has no safetensors weights.
         CheckpointError: Its configuration is not one.
     """
-    from huggingface_hub import HfApi, hf_hub_download
+    from huggingface_hub import HfApi, constants, hf_hub_download
     from huggingface_hub.errors import NotASafetensorsRepoError
+
+    if constants.HF_HUB_OFFLINE:
+        return open_checkpoint(_from_hub(model, revision).folder)
 
     def fetch() -> Checkpoint:
         config = read_config(Path(hf_hub_download(model, "config.json", revision=revision)).parent)

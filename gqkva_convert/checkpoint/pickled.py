@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import pickle
 import warnings
+import zipfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gqkva_convert.checkpoint.header import StoredTensor
 from gqkva_convert.errors import CheckpointError
+from gqkva_convert.units import human_bytes
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -22,6 +24,7 @@ def load_pickled(path: Path) -> dict[str, Tensor]:
     """
     import torch
 
+    _require_uncompressed(path)
     try:
         data = _load(path)
     except pickle.UnpicklingError as error:
@@ -43,7 +46,32 @@ def load_pickled(path: Path) -> dict[str, Tensor]:
             raise CheckpointError(
                 f"{path}: {name!r} is sparse or quantised or without data, which safetensors cannot hold"
             )
+        if value.nbytes > value.untyped_storage().nbytes():
+            raise CheckpointError(
+                f"{path}: {name!r} repeats values that it does not store up to {human_bytes(value.nbytes)}; "
+                "save a contiguous copy of it"
+            )
     return data
+
+
+def _require_uncompressed(path: Path) -> None:
+    """Refuse entries that PyTorch does not write: a few bytes of them may unfold to any number.
+
+    Raises:
+        CheckpointError: An entry is compressed, or the archive cannot be listed.
+    """
+    if not zipfile.is_zipfile(path):
+        return
+    try:
+        with zipfile.ZipFile(path) as archive:
+            packed = [entry for entry in archive.infolist() if entry.compress_type != zipfile.ZIP_STORED]
+    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError) as error:
+        raise CheckpointError(f"{path} is truncated or not a PyTorch file, download it again") from error
+    if packed:
+        raise CheckpointError(
+            f"{path} holds compressed entries ({packed[0].filename}), which PyTorch does not write; save the "
+            "weights again with torch.save or as safetensors"
+        )
 
 
 def _load(path: Path) -> Any:

@@ -104,6 +104,9 @@ def test_a_cached_model_needs_no_network(hub: HubState, gqkva: Run, monkeypatch:
     """Compute nodes often have the cache and no route to the Hub."""
     commit = hub.repositories["owner/model"].refs["main"]
     assert gqkva("convert", "owner/model", "first", "--gkv", "2", "--revision", commit).exit_code == 0
+    inspected = gqkva("inspect", "owner/model", "--revision", commit, "--json").stdout
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     result = gqkva("convert", "owner/model", "second", "--gkv", "2", "--revision", commit)
     assert result.exit_code == 0, result.output
+    result = gqkva("inspect", "owner/model", "--revision", commit, "--json")
+    assert (result.exit_code, result.stdout) == (0, inspected)
