@@ -8,10 +8,10 @@ from typing import Any
 
 from torch import Tensor
 
-from gqkva_convert.checkpoint.folder import open_checkpoint
+from gqkva_convert.checkpoint.folder import WEIGHTS_KEY, open_checkpoint
 from gqkva_convert.checkpoint.jsonfile import write_json
 from gqkva_convert.checkpoint.publish import published_folder
-from gqkva_convert.checkpoint.sidecars import MEASURED, REPORT, TRAINING
+from gqkva_convert.checkpoint.sidecars import MEASURED, REPORT, TRAINING, is_followed
 from gqkva_convert.errors import TrainingError
 from gqkva_convert.records.report import describe_files, read_report
 from gqkva_convert.records.training import Training
@@ -47,17 +47,21 @@ def write_result(job: Job, model: Any, weights: dict[str, Tensor], training: Tra
     stored = {"BF16": "bfloat16", "F16": "float16", "F32": "float32"}
     import torch
 
-    kept = [stored[dtype] for dtype in dtypes if dtype in stored]
-    model = model.to(getattr(torch, kept[0] if len(kept) == 1 else "float32"))
+    common = [stored[dtype] for dtype in dtypes if dtype in stored]
+    model = model.to(getattr(torch, common[0] if len(common) == 1 else "float32"))
     with published_folder(job.out, overwrite=job.overwrite) as folder:
         model.save_pretrained(folder)
-        for path in sorted(job.folder.rglob("*")):
-            name = path.relative_to(job.folder)
+        source = job.folder.resolve()
+        for path in sorted(source.rglob("*")):
+            name = path.relative_to(source)
             hidden = any(part.startswith(".") for part in name.parts)
             stale = path.name.endswith(_WEIGHTS) or str(name) in MEASURED
-            if path.is_file() and not stale and not hidden:
+            if path.is_file() and not stale and not hidden and is_followed(path, source, checkpoint.files):
                 (folder / name).parent.mkdir(parents=True, exist_ok=True)
                 shutil.copyfile(path, folder / name)
+        if WEIGHTS_KEY in checkpoint.config:  # the result's weights have their usual name
+            kept = {name: value for name, value in checkpoint.config.items() if name != WEIGHTS_KEY}
+            write_json(folder / "config.json", kept)
         _report(folder, training)
 
 
