@@ -90,7 +90,7 @@ def rotary_frequencies(config: dict[str, Any], planes: int) -> tuple[float, ...]
     """Return the rotary frequency of each plane, in radians per position, for the configured ``rope_type``.
 
     Raises:
-        FamilyError: The kind is not one of transformers'.
+        FamilyError: The kind is not one of transformers', or turns another number of planes.
     """
     settings = rope_settings(config)
     if settings["rope_type"] == "default":
@@ -103,8 +103,6 @@ def _scaled_frequencies(config: dict[str, Any], kind: str, planes: int) -> tuple
     """Return the frequencies of an extended context, as transformers computes them."""
     from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
-    if kind not in ROPE_INIT_FUNCTIONS:
-        raise FamilyError(f"config.json: rotary positions of the kind {kind!r} are not known to transformers")
     found, _ = ROPE_INIT_FUNCTIONS[kind](stock_config(config), device="cpu")
     if len(found) != planes:
         raise FamilyError(

@@ -21,8 +21,9 @@ def stock_config(config: dict[str, Any], *, is_grouped: bool = False) -> Any:
         is_grouped: Whether a grouped model's becomes the grouped class; by default the stock one.
 
     Raises:
-        FamilyError: transformers refuses it.
+        FamilyError: transformers refuses it, or does not know its rotary positions.
     """
+    from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
     config = mistral_config(config) if is_deci(config) else config
@@ -30,12 +31,19 @@ def stock_config(config: dict[str, Any], *, is_grouped: bool = False) -> Any:
     ours = ("auto_map", "model_type", WEIGHTS_KEY)
     try:
         with quiet("transformers"):
-            return CONFIG_MAPPING[kind].from_dict(
+            made = CONFIG_MAPPING[kind].from_dict(
                 {name: value for name, value in config.items() if name not in ours}
             )
     except Exception as error:  # whatever its classes raise for a value that they do not expect
         reason = " ".join(str(error).split()) or type(error).__name__
+        scaling = config.get("rope_scaling") or config.get("rope_parameters")
+        if isinstance(scaling, dict) and "su" in (scaling.get("rope_type"), scaling.get("type")):
+            reason += "; rotary positions of the kind 'su' are called 'longrope' now, write that in its place"
         raise FamilyError(f"config.json: transformers refuses this configuration: {reason}") from error
+    kind = (getattr(made, "rope_parameters", None) or {}).get("rope_type", "default")
+    if kind != "default" and kind not in ROPE_INIT_FUNCTIONS:
+        raise FamilyError(f"config.json: rotary positions of the kind {kind!r} are not known to transformers")
+    return made
 
 
 def require_loadable(checkpoint: Checkpoint, family: Family) -> None:
@@ -112,9 +120,11 @@ def _refuse_missing(checkpoint: Checkpoint, family: Family, loader: str, missing
         or _module(name, family) in stored
     )
     if lacking:
+        file_name = checkpoint.absent.get(lacking[0])
+        place = "no file holds it" if file_name is None else f"it is not in {file_name}, as the index says"
         raise CheckpointError(
-            f"{checkpoint.folder}: no file holds {lacking[0]!r}, for which {loader} would take random values; "
-            f"the checkpoint is incomplete, download or save it again{_more(lacking)}"
+            f"{checkpoint.folder}: {lacking[0]!r} is missing: {place}, and {loader} would take random values; "
+            f"download or save the checkpoint again{_more(lacking)}"
         )
 
 
