@@ -92,11 +92,9 @@ def weight_files(
     usual = (SAFETENSORS, f"{SAFETENSORS}.index.json", PICKLED, f"{PICKLED}.index.json")
     name = next((name for name in ((named,) if named else usual) if (folder / name).is_file()), None)
     if name is None:
-        for looked_for in (named,) if named else usual:
-            if (folder / looked_for).is_symlink():
-                raise CheckpointError(
-                    f"{folder / looked_for} is a link to {(folder / looked_for).readlink()}, which is not there"
-                )
+        for path in (folder / looked_for for looked_for in ((named,) if named else usual)):
+            if path.is_symlink():
+                raise CheckpointError(f"{path} is a link to {path.readlink()}, which is not there")
         raise CheckpointError(
             f"{folder} holds no weights: {named}, which config.json names, is not there"
             if named
@@ -105,9 +103,7 @@ def weight_files(
     if not name.endswith(".index.json"):
         return (folder / name,), None, name == PICKLED
     weight_map = read_index(folder / name)
-    files = tuple(
-        _shard(folder / name, file_name) for file_name in dict.fromkeys(weight_map.values())
-    )
+    files = tuple(_shard(folder / name, file_name) for file_name in dict.fromkeys(weight_map.values()))
     return files, weight_map, name == f"{PICKLED}.index.json"
 
 

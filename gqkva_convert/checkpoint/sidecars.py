@@ -66,9 +66,7 @@ _NAMES_CODE = frozenset(
 FOLDERS = ("additional_chat_templates", "[0-9]_*")
 
 
-def carried_files(
-    folder: Path, weights: Collection[Path] = ()
-) -> tuple[dict[str, Path], dict[str, str]]:
+def carried_files(folder: Path, weights: Collection[Path] = ()) -> tuple[dict[str, Path], dict[str, str]]:
     """Divide a checkpoint's other files into those that go with a conversion and those that do not.
 
     Args:
@@ -97,9 +95,10 @@ def carried_files(
         elif is_followed(path, folder, weights):
             carried[name] = path
         else:
+            target = path.resolve()
             raise CheckpointError(
-                f"{path} is a link to {path.resolve()}, which is neither in the folder nor beside the weights; "
-                f"put the file itself there: cp --remove-destination {path.resolve()} {path}"
+                f"{path} is a link to {target}, neither in the folder nor beside the weights; if it belongs "
+                f"to the model, put a copy there: cp --remove-destination {target} {path}"
             )
     return carried, left
 

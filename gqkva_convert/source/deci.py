@@ -9,7 +9,6 @@ steps of 256.
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
 from typing import Any
 
 from gqkva_convert.errors import FamilyError

@@ -15,8 +15,8 @@ def rope_settings(config: dict[str, Any]) -> dict[str, Any]:
     """Return the rotary settings as transformers reads them, with ``rope_type`` and ``rope_theta``.
 
     Args:
-        config: A configuration of any version: ``rope_parameters``, or ``rope_scaling`` and ``rope_theta``; the
-            kind under ``rope_type`` or ``type``, or by an older name of it.
+        config: A configuration of any version: ``rope_parameters``, or ``rope_scaling`` and ``rope_theta``;
+            the kind under ``rope_type`` or ``type``, or by an older name of it.
 
     Raises:
         FamilyError: transformers refuses them, or the base of the frequencies is no number above 0.

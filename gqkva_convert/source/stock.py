@@ -57,7 +57,7 @@ def require_loadable(checkpoint: Checkpoint, family: Family) -> None:
         family: Record of its family.
 
     Raises:
-        CheckpointError: A tensor is missing, or has another shape than the class that the configuration names.
+        CheckpointError: A tensor is missing, or has another shape than in the configured class.
         FamilyError: transformers refuses the configuration.
     """
     import torch
@@ -66,9 +66,7 @@ def require_loadable(checkpoint: Checkpoint, family: Family) -> None:
 
     config = stock_config(checkpoint.config, is_grouped=True)
     loader = class_named((config.architectures or [family.architecture])[0], family.architecture)
-    stored = {
-        name: torch.empty(tensor.shape, device="meta") for name, tensor in checkpoint.tensors.items()
-    }
+    stored = {name: torch.empty(tensor.shape, device="meta") for name, tensor in checkpoint.tensors.items()}
     try:
         with quiet("transformers", logging.CRITICAL), without_bars():
             _, info = loader.from_pretrained(
@@ -123,7 +121,7 @@ def _refuse_missing(checkpoint: Checkpoint, family: Family, loader: str, missing
         file_name = checkpoint.absent.get(lacking[0])
         place = "no file holds it" if file_name is None else f"it is not in {file_name}, as the index says"
         raise CheckpointError(
-            f"{checkpoint.folder}: {lacking[0]!r} is missing: {place}, and {loader} would take random values; "
+            f"{checkpoint.folder}: {lacking[0]!r} is missing: {place}, and {loader} would draw it at random; "
             f"download or save the checkpoint again{_more(lacking)}"
         )
 

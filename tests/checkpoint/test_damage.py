@@ -20,8 +20,11 @@ STAND_INS = {
     "zeros": (bytes(4096), "begins with zeros alone"),
     "page": (b"\n<!DOCTYPE html>\n<html><body>Log in</body></html>", "is a web page"),
     "plain page": (b"<HTML><body>404</body>", "is a web page"),
-    "xml": (b"\xef\xbb\xbf<?xml version='1.0'?><Error><Code>AccessDenied</Code></Error>", "is an XML message"),
-    "json": (b'{"error": "Access to model x is restricted"}', "error message ({\"error\": \"Access to model x"),
+    "xml": (
+        b"\xef\xbb\xbf<?xml version='1.0'?><Error><Code>AccessDenied</Code></Error>",
+        "is an XML message",
+    ),
+    "json": (b'{"error": "Access to model x is restricted"}', 'error message ({"error": "Access to model x'),
     "errors": (b'{"errors": [{"status": 404}]}', "is a server's error message"),
     "text": (b"Entry not found\n", "is a server's error message (Entry not found)"),
     "status": (b"404: Not Found", "is a server's error message (404: Not Found)"),

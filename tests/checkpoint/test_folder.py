@@ -120,7 +120,7 @@ def test_a_single_file_wins_over_an_index(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["weights.safetensors", "other.safetensors.index.json"])
 def test_a_configuration_names_the_weights(tmp_path: Path, name: str) -> None:
-    """transformers reads that file even where one of the usual name lies beside it."""
+    """Transformers reads that file even where one of the usual name lies beside it."""
     if name.endswith(".index.json"):
         write_index(tmp_path, "other.safetensors", write_sharded(tmp_path))
     else:
@@ -129,9 +129,17 @@ def test_a_configuration_names_the_weights(tmp_path: Path, name: str) -> None:
     config = {"model_type": "llama", "hidden_size": 5, "transformers_weights": name}
     (tmp_path / "config.json").write_text(json.dumps(config))
     assert_holds_all(open_checkpoint(tmp_path))
-    for wrong in ("../weights.safetensors", "sub/weights.safetensors", "pytorch_model.bin", 3, "gone.safetensors"):
+    for wrong in (
+        "../weights.safetensors",
+        "sub/weights.safetensors",
+        "pytorch_model.bin",
+        3,
+        "gone.safetensors",
+    ):
         (tmp_path / "config.json").write_text(json.dumps(config | {"transformers_weights": wrong}))
-        with pytest.raises(CheckpointError, match=r"transformers_weights|gone.safetensors, which config.json"):
+        with pytest.raises(
+            CheckpointError, match=r"transformers_weights|gone.safetensors, which config.json"
+        ):
             open_checkpoint(tmp_path)
 
 
@@ -158,9 +166,9 @@ def test_the_index_decides_between_equal_copies(tmp_path: Path, kind: str) -> No
 
 @pytest.mark.parametrize("kind", ["safetensors", "pickle"])
 def test_the_last_copy_is_read_where_the_index_names_it(tmp_path: Path, kind: str) -> None:
-    """transformers loads the last shard's, others follow the index; here both find the same."""
+    """Transformers loads the last shard's, others follow the index; here both find the same."""
     weight_map = write_sharded(tmp_path, kind)
-    name, save = FORMATS[kind]
+    _name, save = FORMATS[kind]
     save({**SHARDS[0], "step": torch.tensor(12)}, tmp_path / weight_map["wte"])
     assert_holds_all(open_checkpoint(tmp_path))
 
@@ -208,7 +216,7 @@ def test_a_shard_outside_the_folder_is_refused(tmp_path: Path, kind: str, outsid
 
 @pytest.mark.parametrize("kind", ["safetensors", "pickle"])
 def test_a_tensor_that_the_index_omits_is_read(tmp_path: Path, kind: str) -> None:
-    """transformers reads shards whole, whatever the index lists of them."""
+    """Transformers reads shards whole, whatever the index lists of them."""
     weight_map = write_sharded(tmp_path, kind)
     del weight_map["h.0.bias"]
     write_index(tmp_path, FORMATS[kind][0], weight_map)

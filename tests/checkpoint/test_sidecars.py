@@ -119,7 +119,7 @@ def test_a_link_out_of_the_folder_stops_the_conversion(tmp_path: Path, name: str
     folder = tmp_path / "model"
     (folder / name).parent.mkdir(parents=True)
     (folder / name).symlink_to(secret)
-    with pytest.raises(CheckpointError, match="is a link to .*id_rsa, which is neither in the folder nor"):
+    with pytest.raises(CheckpointError, match=r"is a link to .*id_rsa, neither in the folder nor"):
         carried_files(folder)
 
 

@@ -52,17 +52,25 @@ SIZES: dict[str, tuple[str, Change, str]] = {
     "empty": (
         "llama",
         lambda t: t.update({"model.embed_tokens.weight": torch.empty(0)}),
-        "'model.embed_tokens.weight' has the shape [0], by config.json LlamaForCausalLM takes [37, 30]; it was "
-        "saved while its values lay in other processes",
+        "'model.embed_tokens.weight' has the shape [0], by config.json LlamaForCausalLM takes [37, 30]; it "
+        "was saved while its values lay in other processes",
     ),
     "norm": ("llama", lambda t: t.update({"model.norm.weight": torch.ones(31)}), "[31]"),
-    "missing": ("llama", lambda t: t.pop("model.layers.1.mlp.up_proj.weight"), "layers.1.mlp.up_proj.weight' is"),
+    "missing": (
+        "llama",
+        lambda t: t.pop("model.layers.1.mlp.up_proj.weight"),
+        "layers.1.mlp.up_proj.weight' is",
+    ),
     "positions": (
         "bert",
         lambda t: t.update({"bert.embeddings.position_embeddings.weight": torch.ones(19, 30)}),
         "position_embeddings.weight' has the shape [19, 30]",
     ),
-    "fc": ("gpt2", lambda t: t.update({"transformer.h.1.mlp.c_fc.weight": torch.ones(30, 30)}), "takes [30, 120]"),
+    "fc": (
+        "gpt2",
+        lambda t: t.update({"transformer.h.1.mlp.c_fc.weight": torch.ones(30, 30)}),
+        "takes [30, 120]",
+    ),
 }
 
 
@@ -141,7 +149,9 @@ def test_a_folder_of_links_is_one_model(copy: Callable[[str], Path], tmp_path: P
         assert gqkva("convert", source, out, "--gkv", 2).exit_code == 0
     names = sorted(path.name for path in (tmp_path / "one").iterdir())
     assert names == sorted(path.name for path in (tmp_path / "two").iterdir())
-    assert names == sorted([*GREETINGS, "config.json", "generation_config.json", "gqkva_report.json", "model.safetensors"])
+    assert names == sorted(
+        [*GREETINGS, "config.json", "generation_config.json", "gqkva_report.json", "model.safetensors"]
+    )
     assert not any(path.is_symlink() for path in (tmp_path / "two").iterdir())
 
 
@@ -251,7 +261,11 @@ def test_an_index_that_means_two_models_is_refused(
     first, *_, last = sorted(set(weight_map.values()))
     name = next(name for name, file in weight_map.items() if file == first)
     add_tensor(folder / last, name, stored(folder / first, name) + 1)
-    for command in (("convert", folder, tmp_path / "out", "--gkv", 2), ("inspect", folder), ("export", folder, "x")):
+    for command in (
+        ("convert", folder, tmp_path / "out", "--gkv", 2),
+        ("inspect", folder),
+        ("export", folder, "x"),
+    ):
         refused(gqkva(*command), 3, "stored twice with different values", first, last)
 
 
@@ -284,8 +298,10 @@ BUFFERS = {
 def test_stored_rotary_buffers_are_dropped_with_a_note(
     model_type: str, copy: Callable[[str], Path], tmp_path: Path, gqkva: Run
 ) -> None:
-    """transformers computes frequencies, sines and cosines anew, wherever old versions kept them."""
-    folder = changed(copy(model_type), lambda t: t.update({name: torch.ones(2) for name in BUFFERS[model_type]}))
+    """Stock models compute frequencies, sines and cosines anew, wherever old versions kept them."""
+    folder = changed(
+        copy(model_type), lambda t: t.update({name: torch.ones(2) for name in BUFFERS[model_type]})
+    )
     result = gqkva("convert", folder, tmp_path / "out", "--gkv", 2, "--dry-run", "--json")
     assert set(json.loads(result.stdout)["dropped"]) == set(BUFFERS[model_type])
     unknown = changed(folder, lambda t: t.update({BUFFERS[model_type][0] + "_of_mine": torch.ones(2)}))

@@ -37,7 +37,12 @@ def test_a_share_that_cannot_turn_is_refused(
 
 
 LONG = {"short_factor": [1.0, 1.5, 2.0, 2.5], "long_factor": [2.0, 3.0, 4.0, 5.0]}
-LLAMA3 = {"factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 16}
+LLAMA3 = {
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 16,
+}
 # Keys of rotary positions as config.json has had them, by family.
 SPELLINGS: list[tuple[str, dict[str, Any]]] = [
     ("llama", {}),
@@ -63,7 +68,10 @@ SPELLINGS: list[tuple[str, dict[str, Any]]] = [
     ("phi3", {"rope_scaling": {"rope_type": "su", "original_max_position_embeddings": 32, **LONG}}),
     ("gpt_neox", {"rotary_pct": 0.5, "rotary_emb_base": 5000}),
     ("gpt_neox", {"rotary_pct": 1.0, "rope_scaling": {"type": "linear", "factor": 2.0}}),
-    ("stablelm", {"partial_rotary_factor": 0.5, "rope_theta": 5000, "rope_scaling": {"type": "linear", "factor": 2.0}}),
+    (
+        "stablelm",
+        {"partial_rotary_factor": 0.5, "rope_theta": 5000, "rope_scaling": {"type": "linear", "factor": 2.0}},
+    ),
     ("phi", {"partial_rotary_factor": 0.5, "rope_scaling": {"type": "dynamic", "factor": 2.0}}),
     ("olmo", {"rope_scaling": {"type": "linear", "factor": 2.0}}),
     ("olmo2", {"rope_theta": 5e5}),
@@ -122,7 +130,11 @@ def test_models_with_old_names_of_rotary_settings_are_converted_and_verified(
 @pytest.mark.parametrize(
     ("model_type", "settings", "words"),
     [
-        ("phi3", {"rope_scaling": {"type": "su", **LONG}, "original_max_position_embeddings": 32}, "'longrope' now"),
+        (
+            "phi3",
+            {"rope_scaling": {"type": "su", **LONG}, "original_max_position_embeddings": 32},
+            "'longrope' now",
+        ),
         ("llama", {"rope_scaling": {"type": "mrope", "mrope_section": [1, 1]}}, "'mrope' are not known"),
         ("llama", {"rope_scaling": {"type": "linear", "factor": "2"}}, "factor of rope_scaling"),
         ("llama", {"rope_scaling": {"type": "linear"}}, "Missing required keys"),

@@ -36,7 +36,7 @@ def test_every_family_loads_whole_and_no_tensor_may_change(
 
 @pytest.mark.parametrize("model_type", ["llama", "bert", "gpt2", "t5", "clip", "whisper"])
 def test_a_tensor_that_is_missing_is_named(model_type: str, tiny: Callable[[str], Path]) -> None:
-    """transformers would warn, draw random values, and answer nonsense."""
+    """Stock loading would warn, draw random values, and answer nonsense."""
     model = open_model(tiny(model_type))
     norm = next(name for name in model.checkpoint.tensors if "norm" in name.lower() or ".ln_" in name)
     tensors = {name: tensor for name, tensor in model.checkpoint.tensors.items() if name != norm}
@@ -76,7 +76,9 @@ def test_old_names_of_norms_are_those_that_transformers_renames(
     name = "bert.embeddings.LayerNorm.gamma"
     wrong = replace(model.checkpoint.tensors[name], shape=(31,))
     changed = replace(model.checkpoint, tensors={**model.checkpoint.tensors, name: wrong})
-    with pytest.raises(CheckpointError, match=r"has the shape \[31\], by config.json BertForMaskedLM takes \[30\]"):
+    with pytest.raises(
+        CheckpointError, match=r"has the shape \[31\], by config.json BertForMaskedLM takes \[30\]"
+    ):
         require_loadable(changed, model.family)
 
 

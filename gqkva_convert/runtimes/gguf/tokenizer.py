@@ -38,9 +38,7 @@ _OTHER_TOKENIZERS = ("vocab.json", "vocab.txt", "spiece.model", "merges.txt", "t
 _GREEDY = ("lstrip", "rstrip", "single_word")
 
 
-def read_vocabulary(
-    folder: Path, config: dict[str, Any], weights: Collection[Path] = ()
-) -> Vocabulary:
+def read_vocabulary(folder: Path, config: dict[str, Any], weights: Collection[Path] = ()) -> Vocabulary:
     """Read the tokenizer of a checkpoint folder.
 
     Links are followed as in a conversion, and no code is run.
