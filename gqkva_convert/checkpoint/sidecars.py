@@ -92,14 +92,9 @@ def carried_files(folder: Path, weights: Collection[Path] = ()) -> tuple[dict[st
         reason = _left_behind(path, folder)
         if reason is not None:
             left[name] = reason
-        elif is_followed(path, folder, weights):
-            carried[name] = path
         else:
-            target = path.resolve()
-            raise CheckpointError(
-                f"{path} is a link to {target}, neither in the folder nor beside the weights; if it belongs "
-                f"to the model, put a copy there: cp --remove-destination {target} {path}"
-            )
+            _require_followed(path, folder, weights)
+            carried[name] = path
     return carried, left
 
 
@@ -120,6 +115,29 @@ def is_inside(path: Path, folder: Path) -> bool:
     if folder.parent.name == "snapshots":
         allowed.append((folder.parent.parent / "blobs").resolve())
     return any(resolved.is_relative_to(root) for root in allowed)
+
+
+def refuse_links(folder: Path, weights: Collection[Path]) -> None:
+    """Refuse a folder with a link that a copy of the whole folder would follow and may not (`is_followed`).
+
+    Raises:
+        CheckpointError: Names the link and where it leads.
+    """
+    folder = folder.resolve()
+    read = {folder / "config.json", *(folder / weight.name for weight in weights)}
+    for path in sorted(folder.rglob("*")):
+        hidden = any(part.startswith(".") for part in path.relative_to(folder).parts)
+        if path.is_file() and not hidden and path not in read:
+            _require_followed(path, folder, weights)
+
+
+def _require_followed(path: Path, folder: Path, weights: Collection[Path]) -> None:
+    if not is_followed(path, folder, weights):
+        target = path.resolve()
+        raise CheckpointError(
+            f"{path} is a link to {target}, neither in the folder nor beside the weights; if it belongs to the "
+            f"model, put a copy there: cp --remove-destination {target} {path}"
+        )
 
 
 def is_followed(path: Path, folder: Path, weights: Collection[Path] = ()) -> bool:

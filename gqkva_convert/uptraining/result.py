@@ -11,7 +11,7 @@ from torch import Tensor
 from gqkva_convert.checkpoint.folder import WEIGHTS_KEY, open_checkpoint
 from gqkva_convert.checkpoint.jsonfile import write_json
 from gqkva_convert.checkpoint.publish import published_folder
-from gqkva_convert.checkpoint.sidecars import MEASURED, REPORT, TRAINING, is_followed
+from gqkva_convert.checkpoint.sidecars import MEASURED, REPORT, TRAINING
 from gqkva_convert.errors import TrainingError
 from gqkva_convert.records.report import describe_files, read_report
 from gqkva_convert.records.training import Training
@@ -51,12 +51,11 @@ def write_result(job: Job, model: Any, weights: dict[str, Tensor], training: Tra
     model = model.to(getattr(torch, common[0] if len(common) == 1 else "float32"))
     with published_folder(job.out, overwrite=job.overwrite) as folder:
         model.save_pretrained(folder)
-        source = job.folder.resolve()
-        for path in sorted(source.rglob("*")):
-            name = path.relative_to(source)
+        for path in sorted(job.folder.rglob("*")):
+            name = path.relative_to(job.folder)
             hidden = any(part.startswith(".") for part in name.parts)
             stale = path.name.endswith(_WEIGHTS) or str(name) in MEASURED
-            if path.is_file() and not stale and not hidden and is_followed(path, source, checkpoint.files):
+            if path.is_file() and not stale and not hidden:
                 (folder / name).parent.mkdir(parents=True, exist_ok=True)
                 shutil.copyfile(path, folder / name)
         if WEIGHTS_KEY in checkpoint.config:  # the result's weights have their usual name

@@ -12,6 +12,10 @@ import pytest
 import tiny_models
 import torch
 from safetensors.torch import load_file, save_file
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import Whitespace
+from transformers import PreTrainedTokenizerFast
 from typer.testing import Result
 
 Run = Callable[..., Result]
@@ -153,6 +157,21 @@ def test_a_folder_of_links_is_one_model(copy: Callable[[str], Path], tmp_path: P
         [*GREETINGS, "config.json", "generation_config.json", "gqkva_report.json", "model.safetensors"]
     )
     assert not any(path.is_symlink() for path in (tmp_path / "two").iterdir())
+
+
+def test_training_copies_no_private_file_from_any_folder(
+    copy: Callable[[str], Path], tmp_path: Path, gqkva: Run
+) -> None:
+    """Its result holds every file of the folder that it began with, those in other folders, too."""
+    folder = copy("llama")
+    (tmp_path / "id_rsa").write_text("secret")
+    for name in ("notes/id.txt", "old.h5", "tokenizer_config.json"):
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).symlink_to(tmp_path / "id_rsa")
+        result = gqkva("uptrain", folder, tmp_path / "out", "--data", "x.txt", "--tokens", 64, "--any-model")
+        assert result.exit_code == 3, result.output
+        assert name in result.stderr
+        (folder / name).unlink()
 
 
 @pytest.mark.parametrize("name", ["tokenizer.json", "vocab.txt", "1_Pooling/config.json", "LICENSE"])
@@ -328,6 +347,34 @@ def test_keys_that_choose_a_kernel_change_nothing(
     (folder / "config.json").write_text(json.dumps(config | {key: value}))
     assert gqkva("convert", folder, tmp_path / "out", "--gkv", 2).exit_code == 0
     assert json.loads((tmp_path / "out" / "config.json").read_text())[key] == value
+
+
+def test_a_model_trained_from_named_weights_loads(
+    copy: Callable[[str], Path], tmp_path: Path, gqkva: Run
+) -> None:
+    """Training copies the configuration, and writes weights of the usual name."""
+    folder = copy("llama")
+    vocabulary = {
+        "[UNK]": 0,
+        "a": 1,
+        "bee": 2,
+        "sees": 3,
+        **{f"w{number}": number for number in range(4, 37)},
+    }
+    tokenizer = Tokenizer(WordLevel(vocabulary, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = Whitespace()
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="[UNK]", eos_token="w36").save_pretrained(
+        folder
+    )
+    (folder / "model.safetensors").rename(folder / "mine.safetensors")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"transformers_weights": "mine.safetensors"}))
+    data, out = tmp_path / "data.txt", tmp_path / "out"
+    data.write_text("a bee sees\n" * 50)
+    result = gqkva("uptrain", folder, out, "--data", data, "--tokens", 64, "--any-model")
+    assert result.exit_code == 0, result.output
+    assert "transformers_weights" not in json.loads((out / "config.json").read_text())
+    tiny_models.load(out, "LlamaForCausalLM")
 
 
 def test_weights_that_the_configuration_names_are_read(
