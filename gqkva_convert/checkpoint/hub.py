@@ -13,6 +13,7 @@ from gqkva_convert.checkpoint.folder import (
     PICKLED,
     SAFETENSORS,
     Checkpoint,
+    named_weights,
     open_checkpoint,
     read_config,
     read_index,
@@ -141,6 +142,9 @@ def is_fetched(model: str, revision: str | None = None) -> bool:
 
 def _weights_to_fetch(folder: Path, names: set[str]) -> list[str]:
     """Return the weight files that transformers would read, of all that a repository holds."""
+    named = named_weights(read_config(folder), folder)
+    if named is not None:
+        return sorted(set(read_index(folder / named).values())) if named.endswith(".json") else [named]
     for single in (SAFETENSORS, PICKLED):
         if single in names:
             return [single]
@@ -166,6 +170,11 @@ def open_remote(model: str, revision: str | None = None) -> Checkpoint:
 
     def fetch() -> Checkpoint:
         config = read_config(Path(hf_hub_download(model, "config.json", revision=revision)).parent)
+        if named_weights(config, model) not in (None, SAFETENSORS, f"{SAFETENSORS}.index.json"):
+            raise NoHeadersError(
+                f"{model}: config.json names {named_weights(config, model)} as the weights; fetch it with "
+                f"`hf download {model}` and inspect the folder"
+            )
         metadata = HfApi().get_safetensors_metadata(model, revision=revision)
         folder = Path(model)
         tensors = {
@@ -173,9 +182,9 @@ def open_remote(model: str, revision: str | None = None) -> Checkpoint:
             for file_name, file in metadata.files_metadata.items()
             for name, info in file.tensors.items()
         }
-        return Checkpoint(
-            folder, config, tuple(folder / name for name in metadata.files_metadata), tensors, False
-        )
+        files = tuple(folder / name for name in metadata.files_metadata)
+        absent = {name: file for name, file in metadata.weight_map.items() if name not in tensors}
+        return Checkpoint(folder, config, files, tensors, False, absent=absent)
 
     try:
         return ask_hub(model, fetch)

@@ -8,6 +8,7 @@ import zipfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from gqkva_convert.checkpoint.damage import refuse_stand_in
 from gqkva_convert.checkpoint.header import StoredTensor
 from gqkva_convert.errors import CheckpointError
 from gqkva_convert.units import human_bytes
@@ -27,12 +28,16 @@ def load_pickled(path: Path) -> dict[str, Tensor]:
     _require_uncompressed(path)
     try:
         data = _load(path)
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be read: {error.strerror or error}") from error
     except pickle.UnpicklingError as error:
+        refuse_stand_in(path)  # torch takes these words for a pickle of something else
         raise CheckpointError(
             f"{path} holds more than tensors and is not loaded, because unpickling could run code; "
             "save it again as safetensors where you trust it"
         ) from error
     except Exception as error:  # torch raises whatever a damaged byte leads it to
+        refuse_stand_in(path)
         raise CheckpointError(f"{path} is truncated or not a PyTorch file, download it again") from error
     if not isinstance(data, dict):
         raise CheckpointError(f"{path} holds a {type(data).__name__}, not named tensors")

@@ -123,3 +123,12 @@ class TensorReader:
                 )
             done += got
         return buffer
+
+
+def same_bytes(one: StoredTensor, other: StoredTensor, reader: TensorReader) -> bool:
+    """Return whether two tensors have one dtype, shape and content."""
+    if (one.dtype, one.shape) != (other.dtype, other.shape):
+        return False
+    chunk = 4 << 20
+    pieces = ((at, min(chunk, one.nbytes - at)) for at in range(0, one.nbytes, chunk))
+    return all(bool((reader.read(one, *piece) == reader.read(other, *piece)).all()) for piece in pieces)

@@ -283,9 +283,9 @@ def test_what_the_official_reader_refuses_is_refused(tmp_path: Path, lie: str) -
         read_header(path)
 
 
-@pytest.mark.parametrize("size", [0, 1, 7])
+@pytest.mark.parametrize("size", [1, 7])
 def test_a_file_too_short_for_a_header_is_refused(tmp_path: Path, size: int) -> None:
-    """An interrupted download often leaves an empty file."""
+    """An interrupted download often leaves next to nothing."""
     path = tmp_path / "model.safetensors"
     path.write_bytes(bytes(size))
     with pytest.raises(CheckpointError, match=f"model.safetensors: {size} bytes are too few"):
