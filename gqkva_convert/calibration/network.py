@@ -49,7 +49,7 @@ def load_network(folder: Path, nbytes: int, fallback: str) -> Any:
     try:
         config = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=False)
         loader = class_named((config.architectures or [fallback])[0], fallback)
-        model = loader.from_pretrained(folder, **options)
+        model = loader.from_pretrained(folder, **options, **WITHOUT_ADAPTER)
     except (OSError, ValueError, RuntimeError, KeyError) as error:
         raise CheckpointError(
             f"{folder}: transformers cannot load it to run data through it: {first_line(error)}"

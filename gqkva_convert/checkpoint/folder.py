@@ -6,8 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from gqkva_convert.checkpoint.adapters import refuse_adapter
 from gqkva_convert.checkpoint.header import StoredTensor, read_header
 from gqkva_convert.checkpoint.jsonfile import read_json
+from gqkva_convert.checkpoint.modules import transformer_folder
 from gqkva_convert.checkpoint.reader import TensorReader
 from gqkva_convert.errors import CheckpointError
 
@@ -47,12 +49,20 @@ def read_config(folder: Path) -> dict[str, Any]:
     """Read ``config.json`` of a checkpoint folder.
 
     Raises:
-        CheckpointError: The folder or the file is missing, or the file does not name a ``model_type``.
+        CheckpointError: The folder or the file is missing, the file does not name a ``model_type``, or an
+            adapter is to be merged first.
     """
     if not folder.is_dir():
         raise CheckpointError(f"{folder} is not a folder; give a checkpoint folder or a Hub model id")
     path = folder / "config.json"
+    refuse_adapter(folder)
     if not path.is_file():
+        inner = transformer_folder(folder)
+        if inner is not None:
+            raise CheckpointError(
+                f"{folder} has no config.json: its transformer is in {inner}; give {folder / inner}, and put "
+                "the result in its place in a copy of the whole folder"
+            )
         raise CheckpointError(f"{folder} is not a checkpoint: it has no config.json")
     config = read_json(path)
     if not isinstance(config, dict) or not isinstance(config.get("model_type"), str):
