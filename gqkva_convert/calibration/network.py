@@ -10,6 +10,7 @@ from typing import Any
 from gqkva_convert.errors import CheckpointError, DataError, first_line
 from gqkva_convert.heads import Place
 from gqkva_convert.modeling.families import GROUPED_FAMILIES, stock_type
+from gqkva_convert.modeling.loading import WITHOUT_ADAPTER
 from gqkva_convert.modeling.log_levels import quiet_transformers
 from gqkva_convert.modeling.resize import find_block
 
