@@ -16,7 +16,7 @@ from gqkva_convert.checkpoint.folder import Checkpoint
 from gqkva_convert.checkpoint.hub import locate
 from gqkva_convert.checkpoint.jsonfile import replace_json
 from gqkva_convert.checkpoint.reader import Bytes, TensorReader
-from gqkva_convert.checkpoint.sidecars import REPORT
+from gqkva_convert.checkpoint.sidecars import REPORT, module_weights
 from gqkva_convert.conversion.logits import check_logits
 from gqkva_convert.conversion.proof import Proof
 from gqkva_convert.conversion.written import check_files_beside
@@ -167,6 +167,8 @@ def _check_checksums(
     proof: Proof, checkpoint: Checkpoint, earlier: dict[str, str], advance: Progress
 ) -> dict[str, str]:
     found = {file.name: file_sha256(file, advance) for file in checkpoint.files}
+    # Those of sentence-transformers modules are few: they are not in the progress.
+    found |= {name: file_sha256(file) for name, file in module_weights(checkpoint.folder).items()}
     changed = [name for name, digest in earlier.items() if found.get(name) != digest]
     proof.add(
         "checksums",
