@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
+from typing import Any
 
 from gqkva_convert.checkpoint.adapters import ADAPTER_CONFIG
 from gqkva_convert.checkpoint.jsonfile import read_json, write_json
 from gqkva_convert.checkpoint.modules import MODULE_WEIGHTS, read_modules
+from gqkva_convert.errors import CheckpointError
 
 REPORT = "gqkva_report.json"
 EVALUATION = "gqkva_evaluation.json"
@@ -64,8 +66,8 @@ _NAMES_CODE = frozenset(
 )
 # Folders that transformers or sentence-transformers read beside the weights.
 _FOLDERS = ("additional_chat_templates", "[0-9]_*")
-# Why files are left behind that a user should know of.
-CODE = "custom code; the result needs none"
+# Why something is left behind that a user should know of.
+INPUT_CODE = "names code that is not carried; the class of transformers is loaded, as without remote code"
 STALE_ADAPTER = "names an adapter that is not here, and transformers would look for it"
 
 
@@ -87,9 +89,20 @@ def carried_files(folder: Path) -> tuple[dict[str, Path], dict[str, str]]:
         reason = _left_behind(path, folder, is_of_module=name in weights)
         if reason is None:
             carried[name] = path
+            if name in _NAMES_CODE and "auto_map" in _settings(path):
+                left[f"auto_map of {name}"] = INPUT_CODE
         else:
             left[name] = reason
     return carried, left
+
+
+def _settings(path: Path) -> dict[str, Any]:
+    """Return the settings in a file; none where they are not readable, which is reported when it is copied."""
+    try:
+        data = read_json(path)
+    except CheckpointError:
+        return {}
+    return data if isinstance(data, dict) else {}
 
 
 def folders_beside(folder: Path) -> list[Path]:
@@ -111,7 +124,7 @@ def module_weights(folder: Path) -> dict[str, Path]:
 
 def _left_behind(path: Path, folder: Path, *, is_of_module: bool) -> str | None:
     if path.suffix == ".py":
-        return CODE
+        return "custom code; the result needs none"
     if path.parent == folder and path.name == ADAPTER_CONFIG:
         return STALE_ADAPTER
     if path.parent == folder and path.name in _STALE_NAMES:

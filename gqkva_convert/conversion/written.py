@@ -14,7 +14,7 @@ from gqkva_convert.checkpoint.modules import MODULES, read_modules
 from gqkva_convert.checkpoint.sidecars import module_weights
 from gqkva_convert.conversion.proof import Proof
 from gqkva_convert.data.processors import load_processor
-from gqkva_convert.errors import DataError, first_line
+from gqkva_convert.errors import CheckpointError, DataError, first_line
 from gqkva_convert.modeling.families import stock_name
 from gqkva_convert.modeling.log_levels import quiet_transformers
 from gqkva_convert.source.model import SourceModel
@@ -36,6 +36,7 @@ _TOKENIZER_FILES = (
     "spiece.model",
     "sentencepiece.bpe.model",
 )
+_GENERATION = "generation_config.json"
 _PROCESSOR_FILES = ("preprocessor_config.json", "processor_config.json")
 # What sentence-transformers calls kinds of models that encode texts, by the name of their class.
 _ENCODERS = ("SentenceTransformer", "SparseEncoder")
@@ -57,7 +58,7 @@ def auto_class(model: SourceModel) -> tuple[str, Any]:
 
 def add_files_beside(folder: Path, excerpt: Path) -> None:
     """Link everything but weights and configuration into an excerpt of the folder."""
-    own = {name + end for name in (SAFETENSORS, PICKLED) for end in ("", ".index.json")}
+    own = {name + end for name in (SAFETENSORS, PICKLED) for end in ("", ".index.json")} | {ADAPTER_CONFIG}
     for path in folder.resolve().iterdir():
         is_weights = path.is_file() and path.suffix in (".safetensors", ".bin")
         if path.name not in own and not is_weights and not (excerpt / path.name).exists():
@@ -75,6 +76,11 @@ def check_files_beside(proof: Proof, model: SourceModel, source: Path | None) ->
     folder = model.checkpoint.folder
     if (folder / ADAPTER_CONFIG).exists():
         proof.add("adapter", f"transformers would load the adapter that {ADAPTER_CONFIG} names; remove it", "")
+    if (folder / _GENERATION).exists():
+        try:
+            read_json(folder / _GENERATION)
+        except CheckpointError as error:  # transformers passes over a damaged one in silence
+            proof.add("generation settings", str(error), "")
     inputs = model.family.inputs
     kinds: list[tuple[str, str, tuple[str, ...], Callable[[Any], Any]]] = [
         ("tokenizer", "AutoTokenizer", _TOKENIZER_FILES, _ids)
