@@ -8,7 +8,7 @@ from typing import Any
 
 from gqkva_convert.architectures import Family, Key
 from gqkva_convert.errors import FamilyError, WeightError
-from gqkva_convert.modeling.families import GROUPED_FAMILIES, MODEL_TYPE_PREFIX, grouped_name
+from gqkva_convert.modeling.families import GROUPED_FAMILIES, MODEL_TYPE_PREFIX, grouped_name, modeling_module
 from gqkva_convert.modeling.layouts import LAYOUTS
 from gqkva_convert.source.deci import PER_LAYER, is_deci
 
@@ -132,7 +132,12 @@ def _is_of_transformers(name: str) -> bool:
 
 
 def _check_class(config: dict[str, Any], family: Family, folder: Path) -> None:
-    """Refuse a grouped model of an unknown class."""
+    """Refuse a grouped model of an unknown class, or of code in another file than ours."""
+    own = f"{modeling_module(GROUPED_FAMILIES[family.model_type])}."
+    code = config.get("auto_map") or {}
+    for place in code.values() if isinstance(code, dict) else [code]:
+        if not str(place).startswith(own):
+            raise FamilyError(f"{folder}: auto_map in config.json names {place}, which is not in {own}py")
     names = set(map(grouped_name, GROUPED_FAMILIES[family.model_type].stock_classes))
     wrong = set(config.get("architectures") or ()) - names
     if wrong:

@@ -19,6 +19,8 @@ import transformers
 from safetensors.torch import load_file, save_file
 from typer.testing import Result
 
+from gqkva_convert.modeling.loading import load_model
+
 Run = Callable[..., Result]
 
 
@@ -88,6 +90,7 @@ def test_a_stale_adapter_configuration_is_left_behind_with_a_note(llama: Path, g
     assert not (out / "adapter_config.json").exists()
     assert gqkva("verify", out, "--against", llama).exit_code == 0
     transformers.AutoModelForCausalLM.from_pretrained(out)
+    load_model(llama, "LlamaForCausalLM")  # as evaluation, training and benchmarks do with the source
 
 
 def test_an_adapter_put_into_an_output_fails_its_proof(llama: Path, gqkva: Run) -> None:
@@ -308,6 +311,16 @@ def test_keys_that_say_what_the_family_does_stop_nothing(
     source = shutil.copytree(tiny(model_type), tmp_path / "source")
     edit(source / "config.json", **changes)
     assert gqkva("convert", source, tmp_path / "out", "--gkv", 2).exit_code == 0
+
+
+def test_a_grouped_model_runs_no_other_code(
+    tiny: Callable[[str], Path], tmp_path: Path, gqkva: Run
+) -> None:
+    """Its folder is loaded with remote code by those who trust what we wrote."""
+    out = tmp_path / "out"
+    assert gqkva("convert", tiny("bert"), out, "--gkv", 2).exit_code == 0
+    edit(out / "config.json", auto_map={"AutoModel": "modeling_evil.GqkvaBertModel"})
+    refused(gqkva("verify", out), 4, "modeling_evil")
 
 
 # Tokenizers.
