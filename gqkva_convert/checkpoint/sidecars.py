@@ -97,7 +97,7 @@ def carried_files(folder: Path) -> tuple[dict[str, Path], dict[str, str]]:
 
 
 def _settings(path: Path) -> dict[str, Any]:
-    """Return the settings in a file; none where they are not readable, which is reported when it is copied."""
+    """Return the settings in a file; none where it cannot be read, as is reported when it is copied."""
     try:
         data = read_json(path)
     except CheckpointError:

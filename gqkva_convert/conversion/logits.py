@@ -82,8 +82,7 @@ def _check_excerpt(
     write_excerpt(model, same, make_steps(model, same), chosen, output)
     output_model, back = open_model(output), reversed_plan(here)
     write_excerpt(output_model, back, make_steps(output_model, back), everything, expanded)
-    written, what = _written(model, output, is_whole=which.startswith("all"))
-    auto, loader = auto_class(model)
+    written, what, loader = _written(model, output, is_whole=which.startswith("all"))
     ours, load_failure = _logits(written, model.family.architecture, loader)
     reference, source_failure = _logits(expanded, model.family.architecture)
     failure = load_failure or source_failure
@@ -91,7 +90,7 @@ def _check_excerpt(
     proof.add(
         "loads in transformers",
         failure,
-        f"{what} with {auto}: no missing, unexpected or resized tensor ({which})",
+        f"{what}: no missing, unexpected or resized tensor ({which})",
     )
     if failure is None:
         difference = _difference(ours, reference)
@@ -103,14 +102,18 @@ def _check_excerpt(
         check_modules(proof, model.checkpoint.folder, written, expanded, beside, which)
 
 
-def _written(model: SourceModel, excerpt: Path, *, is_whole: bool) -> tuple[Path, str]:
-    """Return the folder to load, and what it is: the output's own, or an excerpt with its other files."""
+def _written(model: SourceModel, excerpt: Path, *, is_whole: bool) -> tuple[Path, str, Any]:
+    """Return the folder to load, what that is, and the class to load it with.
+
+    It is the output's own, or an excerpt with its other files.
+    """
     if is_deci(model.config):
-        return excerpt, "its weights as a Mistral, for transformers has no DeciLM,"
+        return excerpt, "its weights as a Mistral, for transformers has no DeciLM", None
+    auto, loader = auto_class(model)
     if is_whole:
-        return model.checkpoint.folder, "the folder"
+        return model.checkpoint.folder, f"the folder with {auto}", loader
     add_files_beside(model.checkpoint.folder, excerpt)
-    return excerpt, "some layers with the folder's other files"
+    return excerpt, f"some layers with the folder's other files, with {auto}", loader
 
 
 def _check_tied_heads(
@@ -176,7 +179,7 @@ def _unchanged_plan(plan: Plan) -> Plan:
 def _logits(folder: Path, fallback: str, loader: Any = None) -> tuple[Any, str | None]:
     """Return a model's float32 logits for fixed inputs, or the error of loading or running it.
 
-    It is loaded with ``loader`` where one is given, and otherwise with the class that its configuration names.
+    It is loaded with ``loader`` where one is given, and otherwise with the class its configuration names.
     """
     import torch
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -75,7 +76,9 @@ def check_files_beside(proof: Proof, model: SourceModel, source: Path | None) ->
     """
     folder = model.checkpoint.folder
     if (folder / ADAPTER_CONFIG).exists():
-        proof.add("adapter", f"transformers would load the adapter that {ADAPTER_CONFIG} names; remove it", "")
+        proof.add(
+            "adapter", f"transformers would load the adapter that {ADAPTER_CONFIG} names; remove it", ""
+        )
     if (folder / _GENERATION).exists():
         try:
             read_json(folder / _GENERATION)
@@ -108,32 +111,43 @@ def _check_alike(
 ) -> None:
     """Load the output's, and the source's where there is one, and compare what they give."""
     quiet_transformers()
-    loaded, faults = [], []
-    for place in places:
-        try:
-            reader = load_processor(place, auto)
-            loaded.append((type(reader).__name__, answer(reader)))
-            faults.append(None)
-        except DataError as error:
-            if isinstance(error.__cause__, ImportError):
-                proof.add(name, None, f"not checked: {first_line(error.__cause__)}")
-                return
-            faults.append(f"{error}: {first_line(error.__cause__ or error)}")
-    if faults[0] is not None:
-        if len(faults) > 1 and faults[1] is not None:
-            proof.add(name, None, f"loads neither here nor from the source: {faults[1]}")
-        else:
-            proof.add(name, faults[0], "")
-        return
-    kind, given = loaded[0]
-    failure = _beyond_embeddings(given, model) if auto == "AutoTokenizer" else None
-    if len(loaded) > 1:
-        other, wanted = loaded[1]
-        if given != wanted:
-            failure = f"gives something else than the source's ({kind} here, {other} there)"
-        proof.add(name, failure, f"{kind}, gives what the source's gives")
+    found = [_load(place, auto, answer) for place in places]
+    absent = next((reader.fault for reader in found if reader.is_without_package), None)
+    ours, theirs = found[0], found[-1] if len(found) > 1 else None
+    if absent is not None:
+        proof.add(name, None, f"not checked: {absent}")
+    elif ours.fault is not None:
+        is_new = theirs is None or theirs.fault is None
+        proof.add(name, ours.fault if is_new else None, f"loads neither here nor in the source: {ours.fault}")
+    elif theirs is not None and ours.given != theirs.given:
+        proof.add(name, f"gives something else than the source's ({ours.kind} here, {theirs.kind} there)", "")
     else:
-        proof.add(name, failure, f"{kind}, loads; without the source it is compared with nothing")
+        compared = "loads; without the source it is compared with nothing"
+        failure = _beyond_embeddings(ours.given, model) if auto == "AutoTokenizer" else None
+        proof.add(name, failure, f"{ours.kind}, {'gives what the source gives' if theirs else compared}")
+
+
+@dataclass(frozen=True)
+class _Reader:
+    """A tokenizer or processor: its class and what it gives, or why it does not load."""
+
+    kind: str = ""
+    given: Any = None
+    fault: str | None = None
+    is_without_package: bool = False
+
+
+def _load(folder: Path, auto: str, answer: Callable[[Any], Any]) -> _Reader:
+    try:
+        reader = load_processor(folder, auto)
+        return _Reader(type(reader).__name__, answer(reader))
+    except DataError as error:
+        cause = error.__cause__
+        if isinstance(cause, ImportError):
+            return _Reader(fault=first_line(cause), is_without_package=True)
+        return _Reader(fault=f"{error}: {first_line(cause or error)}")
+    except Exception as error:  # whatever a tokenizer raises for a text
+        return _Reader(fault=f"{folder}: {type(error).__name__}: {first_line(error)}")
 
 
 def _ids(tokenizer: Any) -> tuple[Any, ...]:

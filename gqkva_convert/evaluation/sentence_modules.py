@@ -40,7 +40,7 @@ def _modules_after(folder: Path) -> tuple[Module, ...]:
     kinds = [module.kind for module in modules]
     if kinds and kinds[:2] != ["Transformer", "Pooling"]:
         raise EvaluationError(
-            f"{folder / MODULES}: the modules {', '.join(kinds)} are not measured here; a Transformer followed "
+            f"{folder / MODULES}: the modules {', '.join(kinds)} are not measured; a Transformer followed "
             "by a Pooling is"
         )
     return modules[2:]

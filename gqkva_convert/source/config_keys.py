@@ -112,7 +112,7 @@ def _check_code(config: dict[str, Any], family: Family, folder: Path) -> None:
     for auto, place in code.items() if isinstance(code, dict) else [("auto_map", code)]:
         if not auto.startswith(_INPUT_CLASSES):
             raise FamilyError(
-                f"{folder}: config.json names code of the model's own (auto_map: {auto} is {place}), which is "
+                f"{folder}: config.json names code of its own (auto_map: {auto} is {place}), which is "
                 "never run here and may compute something else than the class of transformers; if "
                 f"transformers' {usual} computes the same, remove auto_map from config.json"
             )

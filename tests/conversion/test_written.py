@@ -1,4 +1,4 @@
-"""verify must load what was written as its users do: with its tokenizer, its modules, and no stray adapter."""
+"""verify must load what was written as its users do: with tokenizer and modules, and no stray adapter."""
 
 from __future__ import annotations
 
@@ -111,9 +111,7 @@ def test_the_printed_command_merges_the_adapter(place: str, llama: Path, gqkva: 
     peft = pytest.importorskip("peft")
     vocabulary = {word: number for number, word in enumerate(sentence_models.WORDS)}
     transformers.BertTokenizer(vocab=vocabulary).save_pretrained(llama)
-    settings = peft.LoraConfig(
-        r=2, task_type="CAUSAL_LM", target_modules=["q_proj"], init_lora_weights=False
-    )
+    settings = peft.LoraConfig(r=2, task_type="CAUSAL_LM", target_modules=["q_proj"], init_lora_weights=False)
     tuned = peft.get_peft_model(transformers.AutoModelForCausalLM.from_pretrained(llama), settings)
     tokens = torch.arange(9)[None]
     wanted = tuned(tokens).logits
@@ -145,7 +143,7 @@ def test_modules_keep_their_weights_and_are_proven(pickled: bool, tmp_path: Path
     assert result.exit_code == 0, result.output
     found = {check["check"]: check["detail"] for check in json.loads(result.stdout)["checks"]}
     assert "Transformer, Pooling, Dense, Normalize" in found["sentence-transformers"]
-    assert "gives what the source's gives" in found["tokenizer"]
+    assert "gives what the source gives" in found["tokenizer"]
     made = library.SentenceTransformer(str(out), device="cpu").encode(["the quick fox"])
     assert made.shape == (1, sentence_models.FEATURES)
 
@@ -211,7 +209,9 @@ def test_an_evaluation_goes_through_the_modules(tmp_path: Path, gqkva: Run) -> N
     from gqkva_convert.evaluation.metrics import spearman
 
     model = library.SentenceTransformer(str(source), device="cpu")
-    first, second = (model.encode([pair[side] for pair in pairs], normalize_embeddings=True) for side in (0, 1))
+    first, second = (
+        model.encode([pair[side] for pair in pairs], normalize_embeddings=True) for side in (0, 1)
+    )
     wanted = spearman((first * second).sum(-1), numpy.asarray([pair[2] for pair in pairs]), axis=-1)
     assert json.loads(result.stdout)[0]["metrics"][0]["value"] == pytest.approx(wanted, abs=1e-6)
 
@@ -229,10 +229,12 @@ def test_a_module_that_is_not_measured_is_refused(kind: str, tmp_path: Path, gqk
 
 
 def test_modules_of_their_own_code_or_weights_elsewhere_are_refused(tmp_path: Path, gqkva: Run) -> None:
-    """Their code is not carried; a transformer in a subfolder would stay unconverted and be the one loaded."""
+    """Their code is not carried; a transformer in a subfolder would be loaded, and is not converted."""
     source, out = sentence_models.save(tmp_path / "source"), tmp_path / "out"
     text = (source / "modules.json").read_text()
-    (source / "modules.json").write_text(text.replace("sentence_transformers.models.Dense", "custom_st.Dense"))
+    (source / "modules.json").write_text(
+        text.replace("sentence_transformers.models.Dense", "custom_st.Dense")
+    )
     refused(gqkva("convert", source, out, "--gkv", 2), 4, "custom_st.Dense", "modules.json")
     (source / "modules.json").write_text(text.replace('"path": ""', '"path": "0_Transformer"'))
     inner = source / "0_Transformer"
@@ -313,9 +315,7 @@ def test_keys_that_say_what_the_family_does_stop_nothing(
     assert gqkva("convert", source, tmp_path / "out", "--gkv", 2).exit_code == 0
 
 
-def test_a_grouped_model_runs_no_other_code(
-    tiny: Callable[[str], Path], tmp_path: Path, gqkva: Run
-) -> None:
+def test_a_grouped_model_runs_no_other_code(tiny: Callable[[str], Path], tmp_path: Path, gqkva: Run) -> None:
     """Its folder is loaded with remote code by those who trust what we wrote."""
     out = tmp_path / "out"
     assert gqkva("convert", tiny("bert"), out, "--gkv", 2).exit_code == 0
