@@ -40,8 +40,8 @@ BERT = Family(
     heads=("cls.*", "classifier.*", "qa_outputs.*"),
     dropped={"embeddings.position_ids": "position numbers, recomputed by transformers"},
     tied=(("cls.predictions.decoder.weight", "embeddings.word_embeddings.weight"),),
-    # Written for a pooler that transformers does not have.
-    config_keys=frozenset({"pooler_num_attention_heads", "pooler_size_per_head"}),
+    # Two were written for a pooler that transformers does not have.
+    config_keys=frozenset({"is_decoder", "pooler_num_attention_heads", "pooler_size_per_head"}),
     config_values={
         "position_embedding_type": ("absolute",),
         "add_cross_attention": (False,),

@@ -10,6 +10,7 @@ from typing import Any
 from gqkva_convert.errors import CheckpointError, DataError, first_line
 from gqkva_convert.heads import Place
 from gqkva_convert.modeling.families import GROUPED_FAMILIES, stock_type
+from gqkva_convert.modeling.loading import WITHOUT_ADAPTER
 from gqkva_convert.modeling.log_levels import quiet_transformers
 from gqkva_convert.modeling.resize import find_block
 
@@ -49,7 +50,7 @@ def load_network(folder: Path, nbytes: int, fallback: str) -> Any:
     try:
         config = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=False)
         loader = class_named((config.architectures or [fallback])[0], fallback)
-        model = loader.from_pretrained(folder, **options)
+        model = loader.from_pretrained(folder, **options, **WITHOUT_ADAPTER)
     except (OSError, ValueError, RuntimeError, KeyError) as error:
         raise CheckpointError(
             f"{folder}: transformers cannot load it to run data through it: {first_line(error)}"

@@ -91,18 +91,13 @@ def refuse_stand_in(path: Path) -> None:
         raise CheckpointError(f"{path} {found}")
 
 
-def refuse_damaged_files(folder: Path, nested: tuple[str, ...]) -> None:
+def refuse_damaged_files(folder: Path) -> None:
     """Refuse a folder whose tokenizer, template, processor or module files are something else.
-
-    Args:
-        folder: A checkpoint folder.
-        nested: Patterns of folders within it that are part of the model.
 
     Raises:
         CheckpointError: Names the first file and says what it is.
     """
-    subfolders = [sub for pattern in nested for sub in folder.glob(pattern) if sub.is_dir()]
-    for path in sorted(path for place in (folder, *subfolders) for path in place.iterdir()):
+    for path in sorted(folder.iterdir()):
         is_json = _JSON.fullmatch(path.name) is not None
         if not is_json and not _TEXTS.fullmatch(path.name):
             continue

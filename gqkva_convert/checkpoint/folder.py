@@ -8,11 +8,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from gqkva_convert.checkpoint.damage import refuse_damaged_files
+from gqkva_convert.checkpoint.adapters import refuse_adapter
+from gqkva_convert.checkpoint.damage import refuse_damaged_files, refuse_stand_in
 from gqkva_convert.checkpoint.header import StoredTensor, read_header
 from gqkva_convert.checkpoint.jsonfile import read_json
+from gqkva_convert.checkpoint.modules import transformer_folder
 from gqkva_convert.checkpoint.reader import Stamp, TensorReader, same_bytes
-from gqkva_convert.checkpoint.sidecars import FOLDERS
+from gqkva_convert.checkpoint.sidecars import folders_beside, module_weights
 from gqkva_convert.errors import CheckpointError
 
 SAFETENSORS = "model.safetensors"
@@ -58,12 +60,20 @@ def read_config(folder: Path) -> dict[str, Any]:
     """Read ``config.json`` of a checkpoint folder.
 
     Raises:
-        CheckpointError: The folder or the file is missing, or the file does not name a ``model_type``.
+        CheckpointError: The folder or the file is missing, the file does not name a ``model_type``, or an
+            adapter is to be merged first.
     """
     if not folder.is_dir():
         raise CheckpointError(f"{folder} is not a folder; give a checkpoint folder or a Hub model id")
     path = folder / "config.json"
+    refuse_adapter(folder)
     if not path.is_file():
+        inner = transformer_folder(folder)
+        if inner is not None:
+            raise CheckpointError(
+                f"{folder} has no config.json: its transformer is in {inner}; give {folder / inner}, and put "
+                "the result in its place in a copy of the whole folder"
+            )
         raise CheckpointError(f"{folder} is not a checkpoint: it has no config.json")
     config = read_json(path)
     if not isinstance(config, dict) or not isinstance(config.get("model_type"), str):
@@ -164,7 +174,11 @@ def open_checkpoint(folder: Path) -> Checkpoint:
     """
     config = read_config(folder)
     files, weight_map, pickled = weight_files(folder, config)
-    refuse_damaged_files(folder, FOLDERS)
+    refuse_damaged_files(folder)
+    for beside in folders_beside(folder):
+        refuse_damaged_files(beside)
+    for path in module_weights(folder).values():
+        refuse_stand_in(path)
     stamps = {path: Stamp.of(path) for path in files}
     found: dict[str, list[StoredTensor]] = {}
     for path in files:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
+from gqkva_convert.checkpoint.adapters import ADAPTER_CONFIG, refuse_adapter_among
 from gqkva_convert.checkpoint.folder import (
     PICKLED,
     SAFETENSORS,
@@ -20,6 +21,7 @@ from gqkva_convert.checkpoint.folder import (
 )
 from gqkva_convert.checkpoint.header import StoredTensor
 from gqkva_convert.checkpoint.hub_errors import explain, is_of_the_hub
+from gqkva_convert.checkpoint.modules import MODULE_WEIGHTS, read_modules
 from gqkva_convert.errors import CheckpointError, GqkvaError, HubError, OutputError
 
 Answer = TypeVar("Answer")
@@ -119,8 +121,10 @@ def _from_hub(model: str, revision: str | None) -> Located:
             return Located(Path(cached), model, Path(cached).name, {})
         info = HfApi().model_info(model, revision=revision, files_metadata=True)
         files = info.siblings or []
+        names = {file.rfilename for file in files}
+        _refuse_adapter(model, info.sha, names)
         folder = Path(snapshot_download(model, revision=info.sha, ignore_patterns=_NOT_FETCHED))
-        weights = _weights_to_fetch(folder, {file.rfilename for file in files})
+        weights = _weights_to_fetch(folder, names)
         snapshot_download(model, revision=info.sha, allow_patterns=weights)
         checksums = {file.rfilename: file.lfs.sha256 for file in files if file.lfs is not None}
         return Located(folder, model, info.sha, checksums)
@@ -141,7 +145,17 @@ def is_fetched(model: str, revision: str | None = None) -> bool:
 
 
 def _weights_to_fetch(folder: Path, names: set[str]) -> list[str]:
-    """Return the weight files that transformers would read, of all that a repository holds."""
+    """Return the weight files that transformers would read, and those of sentence-transformers modules."""
+    of_modules = sorted(
+        f"{module.path}/{name}"
+        for module in read_modules(folder)
+        for name in MODULE_WEIGHTS
+        if module.path and f"{module.path}/{name}" in names
+    )
+    return [*_own_weights(folder, names), *of_modules]
+
+
+def _own_weights(folder: Path, names: set[str]) -> list[str]:
     named = named_weights(read_config(folder), folder)
     if named is not None:
         return sorted(set(read_index(folder / named).values())) if named.endswith(".json") else [named]
@@ -151,6 +165,15 @@ def _weights_to_fetch(folder: Path, names: set[str]) -> list[str]:
         if f"{single}.index.json" in names:
             return sorted(set(read_index(folder / f"{single}.index.json").values()))
     raise CheckpointError(f"{folder} holds no weights that transformers reads")
+
+
+def _refuse_adapter(model: str, revision: str | None, names: set[str]) -> None:
+    """Refuse a repository that holds an adapter to be merged, before anything large is fetched."""
+    from huggingface_hub import hf_hub_download
+
+    refuse_adapter_among(
+        names, model, lambda: Path(hf_hub_download(model, ADAPTER_CONFIG, revision=revision))
+    )
 
 
 def open_remote(model: str, revision: str | None = None) -> Checkpoint:
@@ -169,6 +192,8 @@ def open_remote(model: str, revision: str | None = None) -> Checkpoint:
         return open_checkpoint(_from_hub(model, revision).folder)
 
     def fetch() -> Checkpoint:
+        files = HfApi().model_info(model, revision=revision).siblings or []
+        _refuse_adapter(model, revision, {file.rfilename for file in files})
         config = read_config(Path(hf_hub_download(model, "config.json", revision=revision)).parent)
         if named_weights(config, model) not in (None, SAFETENSORS, f"{SAFETENSORS}.index.json"):
             raise NoHeadersError(

@@ -5,8 +5,11 @@ from __future__ import annotations
 import shutil
 from collections.abc import Collection
 from pathlib import Path
+from typing import Any
 
+from gqkva_convert.checkpoint.adapters import ADAPTER_CONFIG
 from gqkva_convert.checkpoint.jsonfile import read_json, write_json
+from gqkva_convert.checkpoint.modules import MODULE_WEIGHTS, read_modules
 from gqkva_convert.errors import CheckpointError
 
 REPORT = "gqkva_report.json"
@@ -63,7 +66,10 @@ _NAMES_CODE = frozenset(
     }
 )
 # Folders that transformers or sentence-transformers read beside the weights.
-FOLDERS = ("additional_chat_templates", "[0-9]_*")
+_FOLDERS = ("additional_chat_templates", "[0-9]_*")
+# Why something is left behind that a user should know of.
+INPUT_CODE = "names code that is not carried; the class of transformers is loaded, as without remote code"
+STALE_ADAPTER = "names an adapter that is not here, and transformers would look for it"
 
 
 def carried_files(folder: Path, weights: Collection[Path] = ()) -> tuple[dict[str, Path], dict[str, str]]:
@@ -82,28 +88,57 @@ def carried_files(folder: Path, weights: Collection[Path] = ()) -> tuple[dict[st
     folder = folder.resolve()
     carried: dict[str, Path] = {}
     left: dict[str, str] = {}
-    nested = [
-        path for pattern in FOLDERS for sub in folder.glob(pattern) if sub.is_dir() for path in sub.iterdir()
-    ]
+    of_modules = module_weights(folder)
+    nested = [path for sub in folders_beside(folder) for path in sub.iterdir()]
     for path in sorted([*folder.iterdir(), *nested]):
         name = path.relative_to(folder).as_posix()
         if path.name.startswith(".") or not path.is_file() or name == "config.json":
             continue
-        reason = _left_behind(path, folder)
+        reason = _left_behind(path, folder, is_of_module=name in of_modules)
         if reason is not None:
             left[name] = reason
         else:
             _require_followed(path, folder, weights)
             carried[name] = path
+            if name in _NAMES_CODE and "auto_map" in _settings(path):
+                left[f"auto_map of {name}"] = INPUT_CODE
     return carried, left
 
 
-def _left_behind(path: Path, folder: Path) -> str | None:
+def _settings(path: Path) -> dict[str, Any]:
+    """Return the settings in a file; none where it cannot be read, as is reported when it is copied."""
+    try:
+        data = read_json(path)
+    except CheckpointError:
+        return {}
+    return data if isinstance(data, dict) else {}
+
+
+def folders_beside(folder: Path) -> list[Path]:
+    """Return the folders beside the weights that transformers or sentence-transformers read."""
+    named = [folder / module.path for module in read_modules(folder) if module.path]
+    found = [sub for pattern in _FOLDERS for sub in folder.glob(pattern)]
+    return sorted({sub for sub in [*named, *found] if sub.is_dir()})
+
+
+def module_weights(folder: Path) -> dict[str, Path]:
+    """Return the weights of a sentence-transformers model's modules, by relative name.
+
+    They read what the transformer gives, which a conversion keeps, and so stay valid.
+    """
+    paths = [module.path for module in read_modules(folder) if module.path]
+    names = [f"{path}/{name}" for path in paths for name in MODULE_WEIGHTS]
+    return {name: folder / name for name in names if (folder / name).is_file()}
+
+
+def _left_behind(path: Path, folder: Path, *, is_of_module: bool) -> str | None:
     if path.suffix == ".py":
         return "custom code; the result needs none"
+    if path.parent == folder and path.name == ADAPTER_CONFIG:
+        return STALE_ADAPTER
     if path.parent == folder and path.name in _STALE_NAMES:
         return "describes the source"
-    if path.name.endswith(_STALE_ENDINGS):
+    if path.name.endswith(_STALE_ENDINGS) and not is_of_module:
         return "weights or training state of the source"
     return None
 
@@ -161,7 +196,7 @@ def copy_files(files: dict[str, Path], target: Path) -> None:
     Configurations of tokenizers and processors lose ``auto_map``, which names code that is not copied.
     """
     for name, path in files.items():
-        (target / name).parent.mkdir(exist_ok=True)
+        (target / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(path, target / name)
         if path.name in _NAMES_CODE:
             data = read_json(path)

@@ -63,6 +63,7 @@ def _show_plan(data: dict[str, Any]) -> None:
 
 
 def _show_result(out: Path, report: Report) -> None:
+    from gqkva_convert.checkpoint.sidecars import INPUT_CODE, STALE_ADAPTER
     from gqkva_convert.plans.plan import Plan
     from gqkva_convert.source.config_keys import is_grouped
 
@@ -73,6 +74,9 @@ def _show_result(out: Path, report: Report) -> None:
     typer.echo(f"{out}: {before} -> {after}, {_sizes(source['parameters'], source['bytes'], made)}")
     if merged and plan.calibration is None and plan.merge == "closed-form":
         typer.echo("merged from weights alone; --calibration DATA loses less (docs/quality.md)", err=True)
+    for name, reason in report.files_left_behind.items():
+        if reason in (INPUT_CODE, STALE_ADAPTER):
+            typer.echo(f"left behind: {name}: {reason}", err=True)
     if is_grouped(report.config):
         typer.echo("load it with trust_remote_code=True, or with `import gqkva_convert` and without")
 

@@ -1,4 +1,4 @@
-"""The checks of `verify` that run a model: the tied-heads control, loading, and logits."""
+"""The checks of `verify` that run a model: the tied-heads control, loading, logits, modules."""
 
 from __future__ import annotations
 
@@ -13,11 +13,13 @@ from gqkva_convert.checkpoint.digest import file_sha256
 from gqkva_convert.checkpoint.folder import SAFETENSORS
 from gqkva_convert.conversion.excerpt import excerpt_plan, reversed_plan, write_excerpt
 from gqkva_convert.conversion.proof import Proof
+from gqkva_convert.conversion.written import add_files_beside, auto_class, check_modules
 from gqkva_convert.errors import OutputError
 from gqkva_convert.modeling.loading import example_inputs, load_model, main_output
 from gqkva_convert.modeling.log_levels import quiet_transformers
 from gqkva_convert.plans.plan import BlockPlan, Plan
 from gqkva_convert.records.report import count_parameters
+from gqkva_convert.source.deci import is_deci
 from gqkva_convert.source.model import SourceModel, open_model
 from gqkva_convert.steps.make import make_steps
 from gqkva_convert.transforms.merge import RULES
@@ -30,11 +32,22 @@ TOLERANCE = 1e-4
 TIED_TOLERANCE = {"F64": 1e-4, "F32": 1e-4, "F16": 0.01, "BF16": 0.05}
 
 
-def check_logits(proof: Proof, model: SourceModel, plan: Plan, layers: int | None) -> None:
+def check_logits(
+    proof: Proof, model: SourceModel, plan: Plan, layers: int | None, beside: Path | None = None
+) -> None:
     """Run an output against the plan applied in memory, on all of its layers or a few.
 
     Every head of the source's architecture gets the merged head it reads under the plan. That model must
-    merge back to the output's bytes, and compute what the output computes.
+    merge back to the output's bytes, and compute what the output computes. The output is the folder itself,
+    loaded with an Auto class as its users do; where that is too large, some of its layers with all of its
+    other files.
+
+    Args:
+        proof: Gets what was found.
+        model: The output.
+        plan: Its plan.
+        layers: Layers to run; None for the largest number that fits.
+        beside: Folder with the source's tokenizer and modules; None for the output's own.
 
     Raises:
         OutputError: There is no room for the scratch copies of those layers.
@@ -46,7 +59,7 @@ def check_logits(proof: Proof, model: SourceModel, plan: Plan, layers: int | Non
     )
     try:
         with TemporaryDirectory(prefix="gqkva-verify-") as scratch:
-            _check_excerpt(proof, model, plan, chosen, which, Path(scratch))
+            _check_excerpt(proof, model, plan, chosen, which, Path(scratch), beside)
     except OSError as error:
         raise OutputError(
             f"no scratch space for the logit checks in {tempfile.gettempdir()}: {error.strerror or error}; "
@@ -55,7 +68,13 @@ def check_logits(proof: Proof, model: SourceModel, plan: Plan, layers: int | Non
 
 
 def _check_excerpt(
-    proof: Proof, model: SourceModel, plan: Plan, chosen: list[int], which: str, scratch: Path
+    proof: Proof,
+    model: SourceModel,
+    plan: Plan,
+    chosen: list[int],
+    which: str,
+    scratch: Path,
+    beside: Path | None,
 ) -> None:
     output, expanded, again = (scratch / name for name in ("output", "expanded", "again"))
     here, everything = excerpt_plan(plan, chosen), range(len(chosen))
@@ -63,11 +82,16 @@ def _check_excerpt(
     write_excerpt(model, same, make_steps(model, same), chosen, output)
     output_model, back = open_model(output), reversed_plan(here)
     write_excerpt(output_model, back, make_steps(output_model, back), everything, expanded)
-    ours, load_failure = _logits(output, model.family.architecture)
+    written, what, loader = _written(model, output, is_whole=which.startswith("all"))
+    ours, load_failure = _logits(written, model.family.architecture, loader)
     reference, source_failure = _logits(expanded, model.family.architecture)
     failure = load_failure or source_failure
     _check_tied_heads(proof, plan, here, ours, (output, expanded, again), which, model.family.architecture)
-    proof.add("loads in transformers", failure, f"no missing, unexpected or resized tensor ({which})")
+    proof.add(
+        "loads in transformers",
+        failure,
+        f"{what}: no missing, unexpected or resized tensor ({which})",
+    )
     if failure is None:
         difference = _difference(ours, reference)
         proof.add(
@@ -75,6 +99,21 @@ def _check_excerpt(
             None if difference <= TOLERANCE else f"differ by {difference:.1e} of the largest logit",
             f"within {difference:.1e} of the largest of the plan applied in memory ({which})",
         )
+        check_modules(proof, model.checkpoint.folder, written, expanded, beside, which)
+
+
+def _written(model: SourceModel, excerpt: Path, *, is_whole: bool) -> tuple[Path, str, Any]:
+    """Return the folder to load, what that is, and the class to load it with.
+
+    It is the output's own, or an excerpt with its other files.
+    """
+    if is_deci(model.config):
+        return excerpt, "its weights as a Mistral, for transformers has no DeciLM", None
+    auto, loader = auto_class(model)
+    if is_whole:
+        return model.checkpoint.folder, f"the folder with {auto}", loader
+    add_files_beside(model.checkpoint.folder, excerpt)
+    return excerpt, f"some layers with the folder's other files, with {auto}", loader
 
 
 def _check_tied_heads(
@@ -137,13 +176,16 @@ def _unchanged_plan(plan: Plan) -> Plan:
     return Plan(plan.variant, "neighbour", "mean", 0, None, blocks)
 
 
-def _logits(folder: Path, fallback: str) -> tuple[Any, str | None]:
-    """Return a model's float32 logits for fixed inputs, or the error of loading or running it."""
+def _logits(folder: Path, fallback: str, loader: Any = None) -> tuple[Any, str | None]:
+    """Return a model's float32 logits for fixed inputs, or the error of loading or running it.
+
+    It is loaded with ``loader`` where one is given, and otherwise with the class its configuration names.
+    """
     import torch
 
     quiet_transformers()
     try:
-        network = load_model(folder, fallback)
+        network = load_model(folder, fallback, loader=loader)
         with torch.inference_mode():
             output = network(**example_inputs(network))
         logits = main_output(output)

@@ -16,9 +16,10 @@ from gqkva_convert.checkpoint.folder import Checkpoint
 from gqkva_convert.checkpoint.hub import locate
 from gqkva_convert.checkpoint.jsonfile import replace_json
 from gqkva_convert.checkpoint.reader import Bytes, TensorReader
-from gqkva_convert.checkpoint.sidecars import REPORT
+from gqkva_convert.checkpoint.sidecars import REPORT, module_weights
 from gqkva_convert.conversion.logits import check_logits
 from gqkva_convert.conversion.proof import Proof
+from gqkva_convert.conversion.written import check_files_beside
 from gqkva_convert.errors import UsageError, VerificationError
 from gqkva_convert.modeling.bundle import modeling_text
 from gqkva_convert.modeling.families import GROUPED_FAMILIES, modeling_module
@@ -53,9 +54,11 @@ def verify(
 
     Always: files, names, shapes and dtypes; checksums; finite values; the modelling file of a grouped model,
     unless another version of gqkva wrote it; the tied-heads control (the same plan on weights whose heads
-    already agree gives the same bytes back); the model loads in stock transformers, and its logits are those
-    of the source's architecture with every head replaced by the head the plan merged it into. With
-    ``against``, also every tensor recomputed from the source.
+    already agree gives the same bytes back); the folder loads in transformers with an Auto class, and its
+    logits are those of the source's architecture with every head replaced by the head the plan merged it
+    into; tokenizer, processors and sentence-transformers modules load and run, the last where that package is
+    installed. With ``against``, also every tensor recomputed from the source, and the answers of tokenizer,
+    processors and modules compared with the source's.
 
     Args:
         folder: Output of `convert`.
@@ -94,7 +97,9 @@ def verify(
     if against is not None:
         source_checksums = _check_source(proof, model, plan, report, str(against), revision, advance)
     if proof.passed:
-        check_logits(proof, model, plan, layers)
+        beside = None if against is None else locate(str(against), revision).folder
+        check_files_beside(proof, model, beside)
+        check_logits(proof, model, plan, layers, beside)
     result = Verification(
         passed=proof.passed,
         date=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
@@ -162,6 +167,8 @@ def _check_checksums(
     proof: Proof, checkpoint: Checkpoint, earlier: dict[str, str], advance: Progress
 ) -> dict[str, str]:
     found = {file.name: file_sha256(file, advance) for file in checkpoint.files}
+    # Those of sentence-transformers modules are few: they are not in the progress.
+    found |= {name: file_sha256(file) for name, file in module_weights(checkpoint.folder).items()}
     changed = [name for name, digest in earlier.items() if found.get(name) != digest]
     proof.add(
         "checksums",

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from gqkva_convert.checkpoint.jsonfile import read_json
+from gqkva_convert.checkpoint.modules import read_modules
 from gqkva_convert.data.processors import load_processor
 from gqkva_convert.data.records import PAIR_COLUMNS, SINGLE_COLUMNS, find_columns, read_score, score_column
 from gqkva_convert.data.sequences import encode, is_text, sequence_length
 from gqkva_convert.errors import DataError, EvaluationError
 from gqkva_convert.evaluation.metrics import Metric, mean, spearman
 from gqkva_convert.evaluation.samples import draw, records
+from gqkva_convert.evaluation.sentence_modules import after_pooling
 from gqkva_convert.evaluation.subject import Subject, forward
 from gqkva_convert.progress import Progress
 
@@ -50,11 +53,12 @@ def measure_embeddings(subject: Subject) -> tuple[list[Metric], int, str, dict[s
     wanted = sequence_length(subject.settings.length, subject.model, tokenizer)
     length = int(min(wanted, longest_of(subject.folder)))
     pooling = pooling_of(subject.folder)
+    head = after_pooling(subject.folder)
     progress = subject.measuring(len(some) * len(names))
     sides = []
     for name in names:
         texts = [record[name] for record in some]
-        sides.append(_embed(subject, texts, tokenizer, length, pooling, progress))
+        sides.append(_embed(subject, texts, tokenizer, length, pooling, head, progress))
     metrics = []
     if is_scored:
         cosines = [(first * second).sum(-1) for first, second in zip(*sides, strict=True)]
@@ -76,7 +80,8 @@ def longest_of(folder: Path) -> float:
 
 def pooling_of(folder: Path) -> str:
     """Return the pooling that sentence-transformers uses: "cls" if the folder says so, else "mean"."""
-    path = folder / "1_Pooling" / "config.json"
+    named = [module.path for module in read_modules(folder) if module.kind == "Pooling"]
+    path = folder / (named or ["1_Pooling"])[0] / "config.json"
     if not path.is_file():
         return "mean"
     config = read_json(path)
@@ -96,6 +101,7 @@ def _embed(
     tokenizer: Any,
     length: int,
     pooling: str,
+    head: Callable[[Any], Any],
     progress: Progress,
 ) -> list[Any]:
     """Embed texts with every model: vectors of length 1, each result float64 ``(texts, width)``."""
@@ -109,18 +115,20 @@ def _embed(
             for made, model in zip(rows, subject.models, strict=True):
                 states = forward(model, batch).last_hidden_state.float()
                 mask = batch["attention_mask"].to(states.device) if "attention_mask" in batch else None
-                made.append(_pool(states, mask, pooling).double().cpu().numpy())
+                made.append(_pool(states, mask, pooling, head).double().cpu().numpy())
             progress(len(places))
     back = np.argsort(order)
     return [np.concatenate(made)[back] for made in rows]
 
 
-def _pool(states: Any, mask: Any, pooling: str) -> Any:
+def _pool(
+    states: Any, mask: Any, pooling: str, head: Callable[[Any], Any] = lambda embeddings: embeddings
+) -> Any:
     import torch.nn.functional as functional
 
     if pooling == "cls":
-        return functional.normalize(states[:, 0], dim=-1)
+        return functional.normalize(head(states[:, 0]), dim=-1)
     if mask is None:
-        return functional.normalize(states.mean(1), dim=-1)
+        return functional.normalize(head(states.mean(1)), dim=-1)
     weights = mask[..., None].to(states.dtype)
-    return functional.normalize((states * weights).sum(1) / weights.sum(1).clamp(min=1), dim=-1)
+    return functional.normalize(head((states * weights).sum(1) / weights.sum(1).clamp(min=1)), dim=-1)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from gqkva_convert.data.sequences import pad
 from gqkva_convert.evaluation.agreement import AnswerScores, sample_sums, score_answers
 from gqkva_convert.evaluation.windows import Window
+from gqkva_convert.modeling.loading import WITHOUT_ADAPTER
 from gqkva_convert.modeling.log_levels import quiet_transformers
 from gqkva_convert.progress import Progress
 
@@ -120,6 +121,6 @@ def load_causal_lm(folder: Path) -> Any:
 
     quiet_transformers()
     model = transformers.AutoModelForCausalLM.from_pretrained(
-        folder, dtype=torch.float32, trust_remote_code=False
+        folder, dtype=torch.float32, trust_remote_code=False, **WITHOUT_ADAPTER
     )
     return model.eval()

@@ -8,7 +8,8 @@ from pathlib import Path
 
 from gqkva_convert.checkpoint.folder import PICKLED, SAFETENSORS, Checkpoint
 from gqkva_convert.checkpoint.hub_errors import holds_token
-from gqkva_convert.checkpoint.sidecars import FOLDERS, MEASURED, REPORT, is_inside
+from gqkva_convert.checkpoint.modules import MODULES
+from gqkva_convert.checkpoint.sidecars import MEASURED, REPORT, folders_beside, is_inside, module_weights
 from gqkva_convert.errors import CheckpointError
 
 CARD = "README.md"
@@ -38,7 +39,7 @@ _BELONGS = (
     "*.tiktoken",
     "normalizer.json",
     "chat_template.*",
-    "modules.json",
+    MODULES,
     "config_sentence_transformers.json",
     "sentence_*_config.json",
     "LICENSE*",
@@ -48,7 +49,7 @@ _BELONGS = (
     "Notice*",
     "USE_POLICY*",
 )
-_IN_FOLDERS = ("*.jinja", "config.json", "model.safetensors", "vocab.txt", "wordembedding_config.json")
+_IN_FOLDERS = ("*.jinja", "config.json", "*_config.json", "vocab.txt")
 _PICTURES = (".png", ".jpg", ".jpeg", ".svg", ".gif", ".webp")
 # Weights that transformers would read instead of, or mix up with, those that are sent.
 _OTHER_WEIGHTS = re.compile(r"(model|pytorch_model)(-\d+-of-\d+)?\.(safetensors|bin)(\.index\.json)?")
@@ -68,11 +69,15 @@ def choose_files(checkpoint: Checkpoint, card: str) -> tuple[dict[str, Path], di
     single = PICKLED if checkpoint.pickled else SAFETENSORS
     sent: dict[str, Path] = {}
     left: dict[str, str] = {}
+    of_modules = module_weights(folder)
+    beside = folders_beside(folder)
+    for sub in beside:
+        for inner in sorted(sub.iterdir()):
+            needed = inner.relative_to(folder).as_posix() in of_modules
+            belongs = needed or any(fnmatch(inner.name, pattern) for pattern in _IN_FOLDERS)
+            _place(inner, folder, belongs and inner.is_file(), needed, sent, left)
     for path in sorted(folder.iterdir()):
-        if path.is_dir() and any(fnmatch(path.name, pattern) for pattern in FOLDERS):
-            for inner in sorted(path.iterdir()):
-                belongs = inner.is_file() and any(fnmatch(inner.name, pattern) for pattern in _IN_FOLDERS)
-                _place(inner, folder, belongs, False, sent, left)
+        if any(path == sub or path in sub.parents for sub in beside):
             continue
         needed = path.name in weights or path.name == "config.json"
         needed = needed or (path.name == f"{single}.index.json" and single not in weights)

@@ -149,7 +149,7 @@ def prepare_push(
             left[shown] = "older than what was measured since; write it again with gqkva report"
     recorded = {name: public_record(path) for name, path in sent.items() if name in _RECORDS}
     files = [
-        PushFile(name, path, path.stat().st_size, checksums.get(path.name) or file_sha256(path))
+        PushFile(name, path, path.stat().st_size, checksums.get(name) or file_sha256(path))
         for name, path in sent.items()
         if name not in recorded
     ]

@@ -15,6 +15,8 @@ _MAIN_OUTPUTS = (
     "reconstruction",
     "last_hidden_state",
 )
+# With PEFT installed, transformers looks for an adapter beside the weights; here it looks in no folder.
+WITHOUT_ADAPTER = {"adapter_kwargs": {"subfolder": ".no-adapter"}}
 
 
 def load_model(
@@ -24,8 +26,12 @@ def load_model(
     *,
     device_map: Any = None,
     attn_implementation: str | None = None,
+    loader: Any = None,
 ) -> Any:
     """Load the class that a folder's configuration names; runs no code from the folder.
+
+    A configuration of an adapter beside the weights is passed over unless ``loader`` is given: it is stale,
+    since folders with an adapter to merge are refused when they are opened.
 
     Args:
         folder: Checkpoint folder.
@@ -33,6 +39,7 @@ def load_model(
         dtype: Dtype to load into; "auto" for the one it is stored in.
         device_map: As transformers takes it; None for the CPU.
         attn_implementation: As transformers calls it; by default what it chooses.
+        loader: Class to load with instead, one of transformers' Auto classes for example.
 
     Returns:
         The model, in eval mode.
@@ -45,13 +52,15 @@ def load_model(
     from gqkva_convert.modeling.classes import class_named
 
     config = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=False)
-    loader = class_named((config.architectures or [fallback])[0], fallback)
+    options: dict[str, Any] = {} if loader else dict(WITHOUT_ADAPTER)
+    loader = loader or class_named((config.architectures or [fallback])[0], fallback)
     model, info = loader.from_pretrained(
         folder,
         dtype=dtype,
         device_map=device_map,
         attn_implementation=attn_implementation,
         output_loading_info=True,
+        **options,
     )
     for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"):
         if info[kind]:

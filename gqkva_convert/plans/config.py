@@ -38,7 +38,7 @@ def write_config(model: SourceModel, plan: Plan, config: dict[str, Any], folder:
     if plan.architecture != DECI and not plan.is_native(model.family):
         family = GROUPED_FAMILIES[plan.architecture or model.family.model_type]
         (folder / f"{modeling_module(family)}.py").write_text(modeling_text(family))
-        name_classes(folder, FAMILIES[family.model_type].inputs)
+        name_classes(folder, FAMILIES[family.model_type], config)
 
 
 def converted_config(model: SourceModel, plan: Plan) -> dict[str, Any]:

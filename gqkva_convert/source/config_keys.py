@@ -8,7 +8,7 @@ from typing import Any
 
 from gqkva_convert.architectures import Family, Key
 from gqkva_convert.errors import FamilyError, WeightError
-from gqkva_convert.modeling.families import GROUPED_FAMILIES, MODEL_TYPE_PREFIX, grouped_name
+from gqkva_convert.modeling.families import GROUPED_FAMILIES, MODEL_TYPE_PREFIX, grouped_name, modeling_module
 from gqkva_convert.modeling.layouts import LAYOUTS
 from gqkva_convert.source.deci import PER_LAYER, is_deci
 from gqkva_convert.source.rope import stored_settings
@@ -18,7 +18,14 @@ from gqkva_convert.source.rope import stored_settings
 _ATTENTION_KEYS = re.compile(
     r"attn|attention|head|_kv|kv_|window|rope|rotary|alibi|qk_|qkv|softcap|sink|position_embedding|relative"
     r"|per_layer|block_config|layer_config|layer_types|cross|sparse|lora|compress"
+    r"|causal|directional|^is_decoder$"
 )
+# Of these, keys for what a model does without them: false is what changes it.
+_DIRECTION = re.compile(r"causal|directional")
+_ROTATION = re.compile(r"^(use_|apply_)?(rope|rotary(_emb\w*|_pos\w*)?)$")
+_SCALING = re.compile(r"^scale_(attn|attention|qk)|^(attn|attention)_scal")
+# Auto classes of tokenizers and processors: code for these changes no model.
+_INPUT_CLASSES = ("AutoTokenizer", "AutoProcessor", "AutoImageProcessor", "AutoVideoProcessor", "AutoFeature")
 # Keys that transformers itself reads the same way in every family, or that only matter in training.
 _COMMON_KEYS = frozenset(
     {
@@ -72,8 +79,10 @@ def check_config(config: dict[str, Any], family: Family, folder: Path) -> None:
     if is_grouped(config):
         known |= {LAYOUTS}
         _check_class(config, family, folder)
-    if is_deci(config):
+    elif is_deci(config):
         known |= {PER_LAYER}
+    else:
+        _check_code(config, family, folder)
     towers = {name for name, _, inner in (key.partition(".") for key in _number_names(family)) if inner}
     nested = [(f"{name}.", config[name]) for name in sorted(towers) if isinstance(config.get(name), dict)]
     for path, part in [("", config), *nested]:
@@ -85,15 +94,66 @@ def check_config(config: dict[str, Any], family: Family, folder: Path) -> None:
                         f"{folder}: config.json sets {path}{key} to {value!r}; "
                         f"{family.model_type} is supported with {' or '.join(map(repr, allowed))}"
                     )
-            elif value and _ATTENTION_KEYS.search(key) and key not in known and "drop" not in key:
+            elif key not in known and "drop" not in key and _changes_attention(key, value, family):
                 raise FamilyError(
                     f"{folder}: config.json sets {path}{key} to {value!r}, which the {family.model_type} "
                     "table does not know and which may change attention; remove the key if it does not"
                 )
 
 
+def _changes_attention(key: str, value: Any, family: Family) -> bool:
+    """Return whether a key that the table does not know may make attention another than the family's."""
+    if not _ATTENTION_KEYS.search(key) or value is None:
+        return False
+    if key == "is_decoder":  # a decoder is one anyway
+        return bool(value) and family.is_encoder
+    if _DIRECTION.search(key):
+        says_causal = ("bi" not in key and "non" not in key) == bool(value)
+        return says_causal == family.is_encoder
+    if _ROTATION.match(key) and any(attention.rotary for attention in family.attention):
+        return value is not True
+    if _SCALING.match(key):
+        return value is not True
+    return bool(value)
+
+
+def _check_code(config: dict[str, Any], family: Family, folder: Path) -> None:
+    """Refuse a stock model type with a class that is not stock: its code may compute something else.
+
+    Raises:
+        FamilyError: Says which.
+    """
+    usual = (config.get("architectures") or [family.architecture])[0]
+    code = config.get("auto_map") or {}
+    for auto, place in code.items() if isinstance(code, dict) else [("auto_map", code)]:
+        if not auto.startswith(_INPUT_CLASSES):
+            raise FamilyError(
+                f"{folder}: config.json names code of its own (auto_map: {auto} is {place}), which is "
+                "never run here and may compute something else than the class of transformers; if "
+                f"transformers' {usual} computes the same, remove auto_map from config.json"
+            )
+    known = GROUPED_FAMILIES[family.model_type].stock_classes
+    for name in config.get("architectures") or ():
+        if name not in known and not _is_of_transformers(name):
+            raise FamilyError(
+                f"{folder}: config.json names the class {name!r}, which transformers does not have; if "
+                f"{family.architecture} computes the same, write that name instead"
+            )
+
+
+def _is_of_transformers(name: str) -> bool:
+    import transformers
+
+    return hasattr(transformers, name)
+
+
 def _check_class(config: dict[str, Any], family: Family, folder: Path) -> None:
-    """Refuse a grouped model of an unknown class."""
+    """Refuse a grouped model of an unknown class, or of code in another file than ours."""
+    own = f"{modeling_module(GROUPED_FAMILIES[family.model_type])}."
+    code = config.get("auto_map") or {}
+    for place in code.values() if isinstance(code, dict) else [code]:
+        if not str(place).startswith(own):
+            raise FamilyError(f"{folder}: auto_map in config.json names {place}, which is not in {own}py")
     names = set(map(grouped_name, GROUPED_FAMILIES[family.model_type].stock_classes))
     wrong = set(config.get("architectures") or ()) - names
     if wrong:

@@ -9,6 +9,7 @@ from typing import Any
 
 from gqkva_convert.architectures import Attention, Bias, Family, HeadNorm, Key, Quotient
 from gqkva_convert.checkpoint.folder import Checkpoint, open_checkpoint
+from gqkva_convert.checkpoint.modules import require_one_transformer
 from gqkva_convert.errors import FamilyError, LayoutError
 from gqkva_convert.heads import HeadLayout, Place, place_name
 from gqkva_convert.modeling.families import find_family, stock_name
@@ -71,10 +72,12 @@ def open_model(folder: Path) -> SourceModel:
 
     Raises:
         CheckpointError: The folder is not a complete checkpoint.
-        FamilyError: Its family, or a key of its configuration, is not known.
+        FamilyError: Its family, a key of its configuration, or a module behind it is not known.
         WeightError: Its weights are quantised.
     """
-    return read_model(open_checkpoint(folder))
+    checkpoint = open_checkpoint(folder)
+    require_one_transformer(folder)
+    return read_model(checkpoint)
 
 
 def read_model(checkpoint: Checkpoint) -> SourceModel:

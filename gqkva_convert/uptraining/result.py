@@ -8,10 +8,11 @@ from typing import Any
 
 from torch import Tensor
 
+from gqkva_convert.checkpoint.adapters import ADAPTER_CONFIG
 from gqkva_convert.checkpoint.folder import WEIGHTS_KEY, open_checkpoint
 from gqkva_convert.checkpoint.jsonfile import write_json
 from gqkva_convert.checkpoint.publish import published_folder
-from gqkva_convert.checkpoint.sidecars import MEASURED, REPORT, TRAINING
+from gqkva_convert.checkpoint.sidecars import MEASURED, REPORT, TRAINING, module_weights
 from gqkva_convert.errors import TrainingError
 from gqkva_convert.records.report import describe_files, read_report
 from gqkva_convert.records.training import Training
@@ -51,10 +52,12 @@ def write_result(job: Job, model: Any, weights: dict[str, Tensor], training: Tra
     model = model.to(getattr(torch, common[0] if len(common) == 1 else "float32"))
     with published_folder(job.out, overwrite=job.overwrite) as folder:
         model.save_pretrained(folder)
+        of_modules = module_weights(job.folder)
         for path in sorted(job.folder.rglob("*")):
             name = path.relative_to(job.folder)
             hidden = any(part.startswith(".") for part in name.parts)
-            stale = path.name.endswith(_WEIGHTS) or str(name) in MEASURED
+            is_stale = path.name.endswith(_WEIGHTS) and name.as_posix() not in of_modules
+            stale = is_stale or str(name) in {*MEASURED, ADAPTER_CONFIG}
             if path.is_file() and not stale and not hidden:
                 (folder / name).parent.mkdir(parents=True, exist_ok=True)
                 shutil.copyfile(path, folder / name)

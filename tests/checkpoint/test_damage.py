@@ -9,7 +9,6 @@ import pytest
 
 from gqkva_convert.checkpoint.damage import refuse_damaged_files, stand_in
 from gqkva_convert.checkpoint.folder import open_checkpoint
-from gqkva_convert.checkpoint.sidecars import FOLDERS
 from gqkva_convert.errors import CheckpointError
 
 POINTER = f"version https://git-lfs.github.com/spec/v1\noid sha256:{'a' * 64}\nsize 13476839424\n".encode()
@@ -54,7 +53,7 @@ def test_what_stands_in_place_of_a_file_is_named(kind: str, tmp_path: Path) -> N
 def test_what_a_model_has_passes(name: str, tmp_path: Path) -> None:
     """Words of a vocabulary are no errors of a server."""
     (tmp_path / name).write_bytes(GENUINE[name])
-    refuse_damaged_files(tmp_path, FOLDERS)
+    refuse_damaged_files(tmp_path)
 
 
 @pytest.mark.parametrize("kind", ["pointer", "nothing", "page", "json"])
@@ -76,18 +75,18 @@ def test_half_a_file_beside_the_weights_is_named(name: str, tmp_path: Path) -> N
     (tmp_path / name).parent.mkdir(exist_ok=True)
     (tmp_path / name).write_text('{"version": "1.0", "model": {"vocab": ["a", ')
     with pytest.raises(CheckpointError, match=f"{name} is not JSON"):
-        refuse_damaged_files(tmp_path, FOLDERS)
+        refuse_damaged_files((tmp_path / name).parent)
 
 
 def test_a_link_to_nothing_is_named(tmp_path: Path) -> None:
     """The other end of a folder of links was moved; the tokenizer must not get lost in silence."""
     (tmp_path / "tokenizer.json").symlink_to("gone.json")
     with pytest.raises(CheckpointError, match=r"tokenizer.json is a link to gone.json, which is not there"):
-        refuse_damaged_files(tmp_path, FOLDERS)
+        refuse_damaged_files(tmp_path)
 
 
 def test_files_that_no_model_reads_may_be_anything(tmp_path: Path) -> None:
     """Notes and results beside a model are the reader's own."""
     for name in ("results.json", "notes.txt", "page.html", "LICENSE"):
         (tmp_path / name).write_text("")
-    refuse_damaged_files(tmp_path, FOLDERS)
+    refuse_damaged_files(tmp_path)

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import huggingface_hub
 import pytest
+import sentence_models
 from hub_server import TOKEN, HubState, running_hub, use_hub
 from typer.testing import Result
 
@@ -90,6 +92,40 @@ def test_what_can_be_refused_is_refused_before_the_download(hub: HubState, gqkva
     assert "choose one of [1, 2, 3, 6]" in result.stderr
     assert "config.json" in hub.sent
     assert "generation_config.json" not in hub.sent, "the model was downloaded before it was refused"
+
+
+def test_the_weights_of_modules_are_fetched_and_no_others(hub: HubState, tmp_path: Path, gqkva: Run) -> None:
+    """Without its dense layer an embedding model of the Hub does not load."""
+    folder = sentence_models.save(tmp_path / "sentences", pickled=True)
+    (folder / "onnx").mkdir()
+    (folder / "onnx" / "model.bin").write_bytes(b"never fetched")
+    hub.add("owner/sentences", folder)
+    result = gqkva("convert", "owner/sentences", "--gkv", "2", "--revision", "main")
+    assert result.exit_code == 0, result.output
+    name = "2_Dense/pytorch_model.bin"
+    assert (tmp_path / "sentences-gqa-2" / name).read_bytes() == (folder / name).read_bytes()
+    assert "onnx/model.bin" not in hub.sent
+
+
+@pytest.mark.parametrize("is_alone", [True, False])
+def test_an_adapter_on_the_hub_is_refused_before_the_download(
+    is_alone: bool, hub: HubState, llama: Path, tmp_path: Path, gqkva: Run
+) -> None:
+    """Most fine-tuned models there are adapters; the base model may be 140 GB."""
+    folder = tmp_path / "tuned"
+    folder.mkdir()
+    if not is_alone:
+        shutil.copytree(llama, folder, dirs_exist_ok=True)
+    settings = {"task_type": "CAUSAL_LM", "base_model_name_or_path": "owner/model"}
+    (folder / "adapter_config.json").write_text(json.dumps(settings))
+    (folder / "adapter_model.safetensors").write_bytes(b"never fetched")
+    hub.add("owner/tuned", folder)
+    for command in (["inspect", "owner/tuned"], ["convert", "owner/tuned", "--gkv", "2"]):
+        result = gqkva(*command)
+        assert result.exit_code == 3, result.output
+        assert "AutoModelForCausalLM" in result.stderr or "AutoPeftModelForCausalLM" in result.stderr
+        assert len(result.stderr.strip().splitlines()) == 1
+    assert not {"adapter_model.safetensors", "model.safetensors"} & hub.sent.keys()
 
 
 @pytest.mark.parametrize("name", ["foo--bar", "my..model", "x" * 97])

@@ -64,6 +64,7 @@ def fill(folder: Path, names: tuple[str, ...]) -> None:
 def test_what_a_model_needs_beside_its_weights_is_carried(tmp_path: Path) -> None:
     """Without its tokenizer or chat template the result answers nonsense; licences must follow copies."""
     fill(tmp_path, CARRIED)
+    (tmp_path / "modules.json").write_text("[]")
     carried, left = carried_files(tmp_path)
     assert carried == {name: tmp_path / name for name in CARRIED}
     assert left == {}

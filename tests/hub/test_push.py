@@ -6,11 +6,13 @@ import hashlib
 import json
 import os
 import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+import sentence_models
 import transformers
 from hub_server import READ_TOKEN, TOKEN, HubState
 from typer.testing import Result
@@ -72,6 +74,25 @@ def test_a_push_arrives_whole_in_one_commit_with_its_card(hub: HubState, stock: 
     assert TOKEN not in result.output + "".join(map(repr, files.values()))
     assert "POST /api/validate-yaml" in hub.requests
     assert "sending" in result.stderr
+
+
+@pytest.mark.parametrize("pickled", [False, True], ids=["safetensors", "bin"])
+def test_modules_are_sent_with_their_weights(
+    pickled: bool, hub: HubState, tmp_path: Path, gqkva: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An embedding model without its dense layer does not load; one with another was not proven."""
+    monkeypatch.setitem(sys.modules, "sentence_transformers", None)
+    source, out = sentence_models.save(tmp_path / "source", pickled=pickled), tmp_path / "out"
+    assert gqkva("convert", source, out, "--gkv", "2").exit_code == 0
+    assert gqkva("verify", out).exit_code == 0
+    assert gqkva("push", out, REPO).exit_code == 0
+    files = hub.repositories[REPO].files("main")
+    assert files is not None
+    name = "2_Dense/pytorch_model.bin" if pickled else "2_Dense/model.safetensors"
+    for inner in (name, "2_Dense/config.json", "1_Pooling/config.json", "modules.json"):
+        assert files[inner] == (out / inner).read_bytes()
+    (out / name).write_bytes((out / name).read_bytes() + b" ")
+    one_line(gqkva("push", out, REPO), 9, name)
 
 
 def test_nothing_sent_names_a_folder_of_this_machine(hub: HubState, stock: Path, gqkva: Run) -> None:

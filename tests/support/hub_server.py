@@ -258,7 +258,7 @@ class Handler(BaseHTTPRequestHandler):
         elif kind == "commit":
             self.commit(repository, found[1], revision, body)
         elif kind == "tree":
-            is_deep = self.query.get("recursive") == ["True"]
+            is_deep = self.query.get("recursive", [""])[0].lower() == "true"  # requests and httpx differ
             self.reply(200, self.tree(files, unquote(inside), is_deep))
         elif kind == "paths-info":
             wanted = json.loads(body)["paths"]
