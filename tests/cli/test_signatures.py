@@ -145,5 +145,5 @@ def test_a_file_of_settings_may_still_be_called_a_recipe(llama: Path, gqkva: Run
     """Scripts of before this go on working; the help names it no more."""
     for name in ("--settings", "--recipe"):
         result = gqkva("uptrain", llama, name, "none.yaml")
-        assert (result.exit_code, "none.yaml: No such file" in result.stderr) == (12, True)
+        assert (result.exit_code, "none.yaml: cannot be read: No such file" in result.stderr) == (12, True)
     assert "--recipe" not in gqkva("uptrain", "--help").stdout
