@@ -1,6 +1,14 @@
 """GPT-NeoX and Pythia: query, key and value of each head side by side in one projection."""
 
-from gqkva_convert.architectures.schema import Attention, Bias, Family, Inputs, Projection, Rotary
+from gqkva_convert.architectures.schema import (
+    Attention,
+    Bias,
+    Family,
+    Inputs,
+    Projection,
+    Rotary,
+    recomputed_rotary,
+)
 
 _BIAS = Bias(True, "attention_bias")
 
@@ -41,7 +49,7 @@ GPT_NEOX = Family(
     dropped={
         "layers.{layer}.attention.bias": "causal mask, recomputed by transformers",
         "layers.{layer}.attention.masked_bias": "mask constant, recomputed by transformers",
-        "layers.{layer}.attention.rotary_emb.inv_freq": "rotary frequencies, recomputed by transformers",
+        **recomputed_rotary("layers.{layer}.attention."),
     },
     tied=(("embed_out.weight", "embed_in.weight"),),
     config_keys=frozenset({"rotary_pct", "rotary_emb_base"}),

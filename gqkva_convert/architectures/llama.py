@@ -19,13 +19,12 @@ from gqkva_convert.architectures.schema import (
     Role,
     Rotary,
     Span,
+    recomputed_rotary,
     separate,
 )
 
 CONFIGURED_BIAS = Bias(False, "attention_bias")
-RECOMPUTED = {
-    "layers.{layer}.self_attn.rotary_emb.inv_freq": "rotary frequencies, recomputed by transformers"
-}
+RECOMPUTED = recomputed_rotary("layers.{layer}.self_attn.")
 
 
 def _projections(bias: Bias, output_bias: Bias | None = None) -> tuple[Projection, ...]:

@@ -88,6 +88,19 @@ def separate(
     return (*(Projection(f"{block}{name}", (role,), bias) for name, role in inputs), output_projection)
 
 
+def recomputed_rotary(block: str) -> dict[str, str]:
+    """Return the buffers of rotary positions that old checkpoints hold, and why they are dropped.
+
+    Frequencies and cached sines and cosines were saved in each attention block, later in the model.
+    """
+    names = ("inv_freq", "cos_cached", "sin_cached")
+    return {
+        f"{place}rotary_emb.{name}": "rotary positions, recomputed by transformers"
+        for place in ("", block)
+        for name in names
+    }
+
+
 @dataclass(frozen=True)
 class HeadNorm:
     """A norm on queries or keys.

@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from contextlib import nullcontext
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from gqkva_convert.checkpoint.adapters import refuse_adapter
+from gqkva_convert.checkpoint.damage import refuse_damaged_files
 from gqkva_convert.checkpoint.header import StoredTensor, read_header
 from gqkva_convert.checkpoint.jsonfile import read_json
 from gqkva_convert.checkpoint.modules import transformer_folder
-from gqkva_convert.checkpoint.reader import TensorReader
+from gqkva_convert.checkpoint.reader import Stamp, TensorReader, same_bytes
+from gqkva_convert.checkpoint.sidecars import FOLDERS
 from gqkva_convert.errors import CheckpointError
 
 SAFETENSORS = "model.safetensors"
 PICKLED = "pytorch_model.bin"
+# The configuration key that names another file.
+WEIGHTS_KEY = "transformers_weights"
 
 
 @dataclass(frozen=True)
@@ -27,6 +33,9 @@ class Checkpoint:
         files: Weight files in index order.
         tensors: Every tensor by name, in file order.
         pickled: Whether the weights are PyTorch pickles (``.bin``) rather than safetensors.
+        stamps: The files' stamps from before their headers were read.
+        absent: Tensors that the index names and no file holds, with the file that it gives them: right for
+            tied copies alone.
     """
 
     folder: Path
@@ -34,6 +43,8 @@ class Checkpoint:
     files: tuple[Path, ...]
     tensors: dict[str, StoredTensor]
     pickled: bool
+    stamps: Mapping[Path, Stamp] = field(default_factory=dict)
+    absent: dict[str, str] = field(default_factory=dict)
 
     @property
     def nbytes(self) -> int:
@@ -42,7 +53,7 @@ class Checkpoint:
 
     def reader(self) -> TensorReader:
         """Return a reader of the tensors' bytes; use it as a context manager."""
-        return TensorReader(self.files, pickled=self.pickled)
+        return TensorReader(self.stamps, pickled=self.pickled)
 
 
 def read_config(folder: Path) -> dict[str, Any]:
@@ -73,8 +84,14 @@ def read_config(folder: Path) -> dict[str, Any]:
     return config
 
 
-def weight_files(folder: Path) -> tuple[tuple[Path, ...], dict[str, str] | None, bool]:
+def weight_files(
+    folder: Path, config: Mapping[str, Any]
+) -> tuple[tuple[Path, ...], dict[str, str] | None, bool]:
     """Find a folder's weights as transformers would.
+
+    Args:
+        folder: Checkpoint folder.
+        config: Its configuration, which may name the file (`named_weights`).
 
     Returns:
         The files in index order, the index's map from tensor to file name (None for a single file), and
@@ -83,26 +100,57 @@ def weight_files(folder: Path) -> tuple[tuple[Path, ...], dict[str, str] | None,
     Raises:
         CheckpointError: There are none, or the index names a file that is missing or outside the folder.
     """
-    for name in (SAFETENSORS, PICKLED):
-        pickled = name == PICKLED
-        if (folder / name).is_file():
-            return (folder / name,), None, pickled
-        index_path = folder / f"{name}.index.json"
-        if index_path.is_file():
-            weight_map = read_index(index_path)
-            files = []
-            for file_name in dict.fromkeys(weight_map.values()):
-                if Path(file_name).name != file_name or file_name in ("", ".", ".."):
-                    raise CheckpointError(f"{index_path}: shard {file_name!r} lies outside the folder")
-                if not (folder / file_name).is_file():
-                    raise CheckpointError(
-                        f"{index_path} names the shard {file_name}, which is missing; download it again"
-                    )
-                files.append(folder / file_name)
-            return tuple(files), weight_map, pickled
-    raise CheckpointError(
-        f"{folder} holds no weights: none of {SAFETENSORS}, {PICKLED} or their index files is there"
-    )
+    named = named_weights(config, folder)
+    usual = (SAFETENSORS, f"{SAFETENSORS}.index.json", PICKLED, f"{PICKLED}.index.json")
+    name = next((name for name in ((named,) if named else usual) if (folder / name).is_file()), None)
+    if name is None:
+        for path in (folder / looked_for for looked_for in ((named,) if named else usual)):
+            if path.is_symlink():
+                raise CheckpointError(f"{path} is a link to {path.readlink()}, which is not there")
+        raise CheckpointError(
+            f"{folder} holds no weights: {named}, which config.json names, is not there"
+            if named
+            else f"{folder} holds no weights: none of {SAFETENSORS}, {PICKLED} or their index files is there"
+        )
+    if not name.endswith(".index.json"):
+        return (folder / name,), None, name == PICKLED
+    weight_map = read_index(folder / name)
+    files = tuple(_shard(folder / name, file_name) for file_name in dict.fromkeys(weight_map.values()))
+    return files, weight_map, name == f"{PICKLED}.index.json"
+
+
+def named_weights(config: Mapping[str, Any], where: object) -> str | None:
+    """Return the safetensors file, or index of such files, that a configuration names; None if it does not.
+
+    Raises:
+        CheckpointError: transformers would not read it, or it lies outside the folder.
+    """
+    name = config.get(WEIGHTS_KEY)
+    if name is None:
+        return None
+    if not isinstance(name, str) or not name.endswith((".safetensors", ".safetensors.index.json")):
+        raise CheckpointError(
+            f"{where}: config.json sets {WEIGHTS_KEY} to {name!r}; transformers reads a .safetensors file or "
+            "a .safetensors.index.json there"
+        )
+    if not _is_name(name):
+        raise CheckpointError(f"{where}: config.json sets {WEIGHTS_KEY} to {name!r}, outside the folder")
+    return name
+
+
+def _shard(index_path: Path, file_name: str) -> Path:
+    path = index_path.with_name(file_name) if _is_name(file_name) else None
+    if path is None:
+        raise CheckpointError(f"{index_path}: shard {file_name!r} lies outside the folder")
+    if not path.is_file():
+        raise CheckpointError(
+            f"{index_path} names the shard {file_name}, which is missing; download it again"
+        )
+    return path
+
+
+def _is_name(text: str) -> bool:
+    return Path(text).name == text and text not in ("", ".", "..")
 
 
 def read_index(path: Path) -> dict[str, str]:
@@ -125,18 +173,20 @@ def open_checkpoint(folder: Path) -> Checkpoint:
         CheckpointError: It is incomplete or malformed; the message says which file and why.
     """
     config = read_config(folder)
-    files, weight_map, pickled = weight_files(folder)
-    tensors: dict[str, StoredTensor] = {}
+    files, weight_map, pickled = weight_files(folder, config)
+    refuse_damaged_files(folder, FOLDERS)
+    stamps = {path: Stamp.of(path) for path in files}
+    found: dict[str, list[StoredTensor]] = {}
     for path in files:
         for tensor in _read_tensors(path, pickled):
-            if tensor.name in tensors:
-                raise CheckpointError(
-                    f"{tensor.name!r} is stored twice: in {tensors[tensor.name].file.name} and {path.name}"
-                )
-            tensors[tensor.name] = tensor
-    if weight_map is not None:
-        _check_index(folder, weight_map, tensors)
-    return Checkpoint(folder, config, files, tensors, pickled)
+            found.setdefault(tensor.name, []).append(tensor)
+    with TensorReader(stamps, pickled=pickled) if _are_repeated(found) else nullcontext() as reader:
+        tensors = {
+            name: places[0] if len(places) == 1 else _loaded(places, weight_map or {}, reader)
+            for name, places in found.items()
+        }
+    absent = _check_index(folder, weight_map or {}, tensors)
+    return Checkpoint(folder, config, files, tensors, pickled, stamps, absent)
 
 
 def _read_tensors(path: Path, pickled: bool) -> tuple[StoredTensor, ...]:
@@ -147,15 +197,49 @@ def _read_tensors(path: Path, pickled: bool) -> tuple[StoredTensor, ...]:
     return read_header(path).tensors
 
 
-def _check_index(folder: Path, weight_map: dict[str, str], tensors: dict[str, StoredTensor]) -> None:
+def _are_repeated(found: Mapping[str, list[StoredTensor]]) -> bool:
+    return any(len(places) > 1 for places in found.values())
+
+
+def _loaded(
+    places: list[StoredTensor], weight_map: Mapping[str, str], reader: TensorReader | None
+) -> StoredTensor:
+    """Return the tensor that the index names, of several with one name.
+
+    transformers reads every shard whole, in the order of their names, and keeps the last of a name. Others
+    follow the index. Both must find the same values.
+
+    Raises:
+        CheckpointError: They would not.
+    """
+    assert reader is not None
+    last = max(places, key=lambda tensor: tensor.file.name)
+    named = next((place for place in places if place.file.name == weight_map.get(place.name)), last)
+    if named is not last and not same_bytes(named, last, reader):
+        raise CheckpointError(
+            f"{named.name!r} is stored twice with different values: the index names {named.file.name}, "
+            f"transformers loads it from {last.file.name}; remove one of them"
+        )
+    return named
+
+
+def _check_index(
+    folder: Path, weight_map: Mapping[str, str], tensors: Mapping[str, StoredTensor]
+) -> dict[str, str]:
+    """Return the names that no shard holds, with the shard that the index gives them.
+
+    What shards hold beyond the index is loaded by transformers as if the index named it.
+
+    Raises:
+        CheckpointError: A tensor lies in another shard than the index says.
+    """
+    absent = {}
     for name, file_name in weight_map.items():
         found = tensors.get(name)
         if found is None:
-            raise CheckpointError(f"{folder}: the index names {name!r}, which is not in {file_name}")
-        if found.file.name != file_name:
+            absent[name] = file_name
+        elif found.file.name != file_name:
             raise CheckpointError(
                 f"{folder}: the index puts {name!r} in {file_name}, it lies in {found.file.name}"
             )
-    extra = next((name for name in tensors if name not in weight_map), None)
-    if extra is not None:
-        raise CheckpointError(f"{folder}: {tensors[extra].file.name} holds {extra!r}, which the index omits")
+    return absent

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from gqkva_convert.checkpoint.damage import refuse_stand_in
 from gqkva_convert.checkpoint.dtypes import BITS, tensor_bytes
 from gqkva_convert.checkpoint.jsonfile import parse_json
 from gqkva_convert.errors import CheckpointError
@@ -55,23 +56,30 @@ def read_header(path: Path) -> Header:
 
     Raises:
         CheckpointError: The file is shorter than its header says, or the header is not one, or its ranges
-            overlap, leave holes, or do not fit their shapes.
+            overlap, leave holes, or do not fit their shapes. Says what the file is instead where that shows.
     """
     try:
-        with path.open("rb") as file:
-            size = os.fstat(file.fileno()).st_size
-            prefix = file.read(8)
-            if len(prefix) < 8:
-                raise CheckpointError(f"{path}: {size} bytes are too few for a safetensors file")
-            (length,) = struct.unpack("<Q", prefix)
-            if length > min(MAX_HEADER_BYTES, size - 8):
-                raise CheckpointError(
-                    f"{path}: header of {length} bytes announced in a file of {size}; "
-                    "the file is truncated or not safetensors, download it again"
-                )
-            raw = file.read(length)
+        return _read_header(path)
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be read: {error.strerror}") from error
+    except CheckpointError:
+        refuse_stand_in(path)
+        raise
+
+
+def _read_header(path: Path) -> Header:
+    with path.open("rb") as file:
+        size = os.fstat(file.fileno()).st_size
+        prefix = file.read(8)
+        if len(prefix) < 8:
+            raise CheckpointError(f"{path}: {size} bytes are too few for a safetensors file")
+        (length,) = struct.unpack("<Q", prefix)
+        if length > min(MAX_HEADER_BYTES, size - 8):
+            raise CheckpointError(
+                f"{path}: header of {length} bytes announced in a file of {size}; "
+                "the file is truncated or not safetensors, download it again"
+            )
+        raw = file.read(length)
     return parse_header(raw, path, data_start=8 + length, data_bytes=size - 8 - length)
 
 

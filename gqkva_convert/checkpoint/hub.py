@@ -14,6 +14,7 @@ from gqkva_convert.checkpoint.folder import (
     PICKLED,
     SAFETENSORS,
     Checkpoint,
+    named_weights,
     open_checkpoint,
     read_config,
     read_index,
@@ -151,6 +152,10 @@ def _weights_to_fetch(folder: Path, names: set[str]) -> list[str]:
         for name in MODULE_WEIGHTS
         if module.path and f"{module.path}/{name}" in names
     )
+    named = named_weights(read_config(folder), folder)
+    if named is not None:
+        own = sorted(set(read_index(folder / named).values())) if named.endswith(".json") else [named]
+        return [*own, *of_modules]
     for single in (SAFETENSORS, PICKLED):
         if single in names:
             return [single, *of_modules]
@@ -171,17 +176,27 @@ def _refuse_adapter(model: str, revision: str | None, names: set[str]) -> None:
 def open_remote(model: str, revision: str | None = None) -> Checkpoint:
     """Open a Hub model from its configuration and safetensors headers; no weights are downloaded.
 
+    Where the Hub is not asked (``HF_HUB_OFFLINE``), it is opened from the cache.
+
     Raises:
         HubError: The Hub does not give us the model, or it has no safetensors weights.
         CheckpointError: Its configuration is not one.
     """
-    from huggingface_hub import HfApi, hf_hub_download
+    from huggingface_hub import HfApi, constants, hf_hub_download
     from huggingface_hub.errors import NotASafetensorsRepoError
+
+    if constants.HF_HUB_OFFLINE:
+        return open_checkpoint(_from_hub(model, revision).folder)
 
     def fetch() -> Checkpoint:
         files = HfApi().model_info(model, revision=revision).siblings or []
         _refuse_adapter(model, revision, {file.rfilename for file in files})
         config = read_config(Path(hf_hub_download(model, "config.json", revision=revision)).parent)
+        if named_weights(config, model) not in (None, SAFETENSORS, f"{SAFETENSORS}.index.json"):
+            raise NoHeadersError(
+                f"{model}: config.json names {named_weights(config, model)} as the weights; fetch it with "
+                f"`hf download {model}` and inspect the folder"
+            )
         metadata = HfApi().get_safetensors_metadata(model, revision=revision)
         folder = Path(model)
         tensors = {
@@ -189,9 +204,9 @@ def open_remote(model: str, revision: str | None = None) -> Checkpoint:
             for file_name, file in metadata.files_metadata.items()
             for name, info in file.tensors.items()
         }
-        return Checkpoint(
-            folder, config, tuple(folder / name for name in metadata.files_metadata), tensors, False
-        )
+        files = tuple(folder / name for name in metadata.files_metadata)
+        absent = {name: file for name, file in metadata.weight_map.items() if name not in tensors}
+        return Checkpoint(folder, config, files, tensors, False, absent=absent)
 
     try:
         return ask_hub(model, fetch)

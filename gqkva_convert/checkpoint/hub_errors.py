@@ -4,28 +4,32 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
-from typing import Any
+from traceback import walk_tb
 
 from gqkva_convert.errors import first_line
 
 # What huggingface_hub talks through, depending on its version; their errors have no common base with ours.
 HTTP_LIBRARIES = {"httpx", "httpx2", "httpcore", "httpcore2", "requests"}
 _PASSING = frozenset({408, 429, 500, 502, 503, 504})
+# What a missing or misshapen part of an answer leads to.
+_WRONG_FORM = (LookupError, TypeError, AttributeError)
 _BY_STATUS = {402: "room", 403: "forbidden", 409: "changed", 413: "room", 429: "busy"}
 # In messages, which may cut a token short, whatever looks like one is hidden.
 _LIKE_A_TOKEN = re.compile(r"\b(hf|api_org|hf_oauth|hf_jwt)_[A-Za-z0-9._-]{6,}")
+# Names and passwords in addresses, and what their queries call a token.
+_IN_ADDRESSES = re.compile(r"(?<=://)[^/\s@]+(?=@)|(?<=token=)[^&\s'\"]+")
 # In files, names such as hf_hub_download are no tokens.
 _TOKEN = re.compile(rb"\b(?:hf_[A-Za-z0-9]{30,}|(?:api_org|hf_oauth|hf_jwt)_[A-Za-z0-9._-]{20,})")
 
 
 def redact(text: str) -> str:
-    """Hide what looks like a token, and the token in use."""
+    """Hide what looks like a token, passwords in addresses, and the token in use."""
     from huggingface_hub import get_token
 
     token = get_token()
     if token and len(token) > 5:
         text = text.replace(token, "***")
-    return _LIKE_A_TOKEN.sub(r"\1_***", text)
+    return _IN_ADDRESSES.sub("***", _LIKE_A_TOKEN.sub(r"\1_***", text))
 
 
 def holds_token(content: bytes) -> bool:
@@ -96,7 +100,7 @@ def is_of_the_hub(error: Exception) -> bool:
         if _home(cause) in (*HTTP_LIBRARIES, "hf_xet"):
             return True
         # What huggingface_hub raises for answers of a wrong form, and hf_xet for whatever it meets.
-        if isinstance(cause, (ValueError, RuntimeError)) and _raised_by(cause, ("huggingface_hub", "hf_xet")):
+        if isinstance(cause, (*_WRONG_FORM, ValueError, RuntimeError)) and _came_through_hub(cause):
             return True
     return False
 
@@ -109,7 +113,7 @@ def may_pass(error: BaseException) -> bool:
     return any(
         _home(cause) in HTTP_LIBRARIES
         or isinstance(cause, (ConnectionError, TimeoutError))
-        or (isinstance(cause, RuntimeError) and _raised_by(cause, ("huggingface_hub", "hf_xet")))
+        or (isinstance(cause, RuntimeError) and _came_through_hub(cause))
         for cause in _causes(error)
     )
 
@@ -125,6 +129,8 @@ def what_happened(error: BaseException) -> str:
 def _own_words(error: BaseException) -> str:
     """Return what the first cause of an error says, without signatures in addresses of storage."""
     *_, first = _causes(error)
+    if isinstance(first, (*_WRONG_FORM, ValueError)):
+        return f"an answer of another form than expected, {type(first).__name__} {first_line(first)}"[:200]
     return re.sub(r"\?\S+", "", first_line(first))[:200]
 
 
@@ -148,12 +154,12 @@ def _home(error: BaseException) -> str:
     return type(error).__module__.partition(".")[0]
 
 
-def _raised_by(error: BaseException, packages: tuple[str, ...]) -> bool:
-    trace = error.__traceback__
-    last: Any = None
-    while trace is not None:
-        last, trace = trace.tb_frame.f_globals.get("__name__", ""), trace.tb_next
-    return str(last).partition(".")[0] in packages
+def _came_through_hub(error: BaseException) -> bool:
+    """Tell whether an error was raised in the Hub's libraries, or in what they called."""
+    return any(
+        frame.f_globals.get("__name__", "").partition(".")[0] in ("huggingface_hub", "hf_xet")
+        for frame, _ in walk_tb(error.__traceback__)
+    )
 
 
 def _server_words(error: BaseException) -> str:

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from gqkva_convert.checkpoint.damage import refuse_stand_in
 from gqkva_convert.errors import CheckpointError
 
 
@@ -39,14 +40,19 @@ def read_json(path: Path) -> Any:
     """Parse a JSON file.
 
     Raises:
-        CheckpointError: It is missing, unreadable, not JSON, or repeats a key.
+        CheckpointError: It is missing, unreadable, not JSON (says what it is instead), or repeats a key.
     """
     try:
-        return parse_json(path.read_bytes(), str(path))
+        content = path.read_bytes()
     except FileNotFoundError as error:
         raise CheckpointError(f"{path} does not exist") from error
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be read: {error.strerror}") from error
+    try:
+        return parse_json(content, str(path))
+    except CheckpointError:
+        refuse_stand_in(path)
+        raise
 
 
 def write_json(path: Path, data: Any) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
+from gqkva_convert.checkpoint.damage import refuse_stand_in
 from gqkva_convert.checkpoint.jsonfile import read_json
 from gqkva_convert.errors import CheckpointError, FamilyError
 
@@ -60,7 +61,7 @@ def require_one_transformer(folder: Path) -> None:
     Raises:
         FamilyError: A module has code of its own, or holds another transformer; it would be lost, or be
             loaded unconverted.
-        CheckpointError: ``modules.json`` is not readable.
+        CheckpointError: ``modules.json`` is not readable, or weights of a module are something else.
     """
     for module in read_modules(folder):
         if not f"{module.code}.".startswith(_PACKAGE):
@@ -69,6 +70,9 @@ def require_one_transformer(folder: Path) -> None:
                 "that is never run here; remove that module if the model does not need it"
             )
         inner = folder / module.path
+        for name in MODULE_WEIGHTS if module.path else ():
+            if (inner / name).is_file():
+                refuse_stand_in(inner / name)
         nested = next((path for path in sorted(inner.rglob("config.json")) if _is_model(path)), None)
         if module.path and nested is not None:
             raise FamilyError(

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import pickle
 import warnings
+import zipfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from gqkva_convert.checkpoint.damage import refuse_stand_in
 from gqkva_convert.checkpoint.header import StoredTensor
 from gqkva_convert.errors import CheckpointError
+from gqkva_convert.units import human_bytes
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -22,14 +25,19 @@ def load_pickled(path: Path) -> dict[str, Tensor]:
     """
     import torch
 
+    _require_uncompressed(path)
     try:
         data = _load(path)
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be read: {error.strerror or error}") from error
     except pickle.UnpicklingError as error:
+        refuse_stand_in(path)  # torch takes these words for a pickle of something else
         raise CheckpointError(
             f"{path} holds more than tensors and is not loaded, because unpickling could run code; "
             "save it again as safetensors where you trust it"
         ) from error
     except Exception as error:  # torch raises whatever a damaged byte leads it to
+        refuse_stand_in(path)
         raise CheckpointError(f"{path} is truncated or not a PyTorch file, download it again") from error
     if not isinstance(data, dict):
         raise CheckpointError(f"{path} holds a {type(data).__name__}, not named tensors")
@@ -43,7 +51,32 @@ def load_pickled(path: Path) -> dict[str, Tensor]:
             raise CheckpointError(
                 f"{path}: {name!r} is sparse or quantised or without data, which safetensors cannot hold"
             )
+        if value.nbytes > value.untyped_storage().nbytes():
+            raise CheckpointError(
+                f"{path}: {name!r} repeats values that it does not store up to {human_bytes(value.nbytes)}; "
+                "save a contiguous copy of it"
+            )
     return data
+
+
+def _require_uncompressed(path: Path) -> None:
+    """Refuse entries that PyTorch does not write: a few bytes of them may unfold to any number.
+
+    Raises:
+        CheckpointError: An entry is compressed, or the archive cannot be listed.
+    """
+    if not zipfile.is_zipfile(path):
+        return
+    try:
+        with zipfile.ZipFile(path) as archive:
+            packed = [entry for entry in archive.infolist() if entry.compress_type != zipfile.ZIP_STORED]
+    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError) as error:
+        raise CheckpointError(f"{path} is truncated or not a PyTorch file, download it again") from error
+    if packed:
+        raise CheckpointError(
+            f"{path} holds compressed entries ({packed[0].filename}), which PyTorch does not write; save the "
+            "weights again with torch.save or as safetensors"
+        )
 
 
 def _load(path: Path) -> Any:

@@ -7,6 +7,7 @@ shards, or removes it.
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import re
@@ -128,8 +129,8 @@ def check_target(target: Path, overwrite: bool) -> None:
     if not overwrite:
         raise OutputError(f"{target} already exists; choose another folder or give --overwrite")
     is_ours = any((target / name).is_file() for name in ("config.json", GGUF_REPORT))
-    is_checkpoint = target.is_dir() and not target.is_symlink() and is_ours
-    if not is_checkpoint and not (target.is_dir() and not any(target.iterdir())):
+    is_folder = target.is_dir() and not target.is_symlink()
+    if not is_folder or not (is_ours or not any(target.iterdir())):
         raise OutputError(f"{target} is not a checkpoint folder, so --overwrite does not replace it")
 
 
@@ -152,7 +153,12 @@ def locked(target: Path) -> Iterator[None]:
 def _take_lock(path: Path, target: Path) -> int:
     # By hand: filelock.FileLock leaves its file beside the folder.
     while True:
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        try:
+            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o666)
+        except OSError as error:
+            if error.errno != errno.ELOOP:
+                raise
+            raise OutputError(f"{path} is a link, which no run of ours leaves behind; remove it") from error
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             # The holder before us may have removed the file between our open and our lock.

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -15,23 +16,47 @@ from gqkva_convert.errors import CheckpointError
 Bytes = npt.NDArray[np.uint8]
 
 
+class Stamp(NamedTuple):
+    """What changes when a file is written to or replaced."""
+
+    device: int
+    inode: int
+    size: int
+    modified: int
+
+    @classmethod
+    def of(cls, file: Path | int) -> Stamp:
+        """Return the stamp of a file or of a file descriptor."""
+        found = os.fstat(file) if isinstance(file, int) else file.stat()
+        return cls(found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns)
+
+
 class TensorReader:
     """Reads ranges of tensors from safetensors files and PyTorch pickles; use as a context manager.
 
-    Safe to use from several threads: every read names its own offset.
+    Safe to use from several threads: every read names its own offset. Leaving the context without an error
+    checks that no file was written to since its stamp was taken.
+
+    Args:
+        stamps: The files, each with its stamp from before its header was read.
+        pickled: Whether they are pickles.
+
+    Raises:
+        CheckpointError: A file cannot be read, or has changed.
     """
 
-    def __init__(self, files: tuple[Path, ...], *, pickled: bool) -> None:
+    def __init__(self, stamps: Mapping[Path, Stamp], *, pickled: bool) -> None:
+        self._stamps = stamps
         self._descriptors: dict[Path, int] = {}
         self._pickled: dict[Path, dict[str, Any]] = {}
         if pickled:
             from gqkva_convert.checkpoint.pickled import load_pickled
 
-            for path in files:
+            for path in stamps:
                 self._pickled[path] = load_pickled(path)
             return
         try:
-            for path in files:
+            for path in stamps:
                 self._descriptors[path] = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         except OSError as error:
             self.close()
@@ -40,8 +65,24 @@ class TensorReader:
     def __enter__(self) -> TensorReader:
         return self
 
-    def __exit__(self, *error: object) -> None:
-        self.close()
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        try:
+            if kind is None:
+                self._require_unchanged()
+        finally:
+            self.close()
+
+    def _require_unchanged(self) -> None:
+        """Refuse files of which part may be old and part new."""
+        for path, stamp in self._stamps.items():
+            try:
+                same = Stamp.of(self._descriptors.get(path, path)) == stamp
+            except OSError:
+                same = False
+            if not same:
+                raise CheckpointError(
+                    f"{path} was written to while being read; run again once it is complete"
+                )
 
     def close(self) -> None:
         for descriptor in self._descriptors.values():
@@ -82,3 +123,12 @@ class TensorReader:
                 )
             done += got
         return buffer
+
+
+def same_bytes(one: StoredTensor, other: StoredTensor, reader: TensorReader) -> bool:
+    """Return whether two tensors have one dtype, shape and content."""
+    if (one.dtype, one.shape) != (other.dtype, other.shape):
+        return False
+    chunk = 4 << 20
+    pieces = ((at, min(chunk, one.nbytes - at)) for at in range(0, one.nbytes, chunk))
+    return all(bool((reader.read(one, *piece) == reader.read(other, *piece)).all()) for piece in pieces)

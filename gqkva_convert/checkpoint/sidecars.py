@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -65,34 +66,42 @@ _NAMES_CODE = frozenset(
     }
 )
 # Folders that transformers or sentence-transformers read beside the weights.
-_FOLDERS = ("additional_chat_templates", "[0-9]_*")
+FOLDERS = ("additional_chat_templates", "[0-9]_*")
 # Why something is left behind that a user should know of.
 INPUT_CODE = "names code that is not carried; the class of transformers is loaded, as without remote code"
 STALE_ADAPTER = "names an adapter that is not here, and transformers would look for it"
 
 
-def carried_files(folder: Path) -> tuple[dict[str, Path], dict[str, str]]:
+def carried_files(folder: Path, weights: Collection[Path] = ()) -> tuple[dict[str, Path], dict[str, str]]:
     """Divide a checkpoint's other files into those that go with a conversion and those that do not.
+
+    Args:
+        folder: The checkpoint.
+        weights: Its weight files; links to what lies beside them are followed (`is_followed`).
 
     Returns:
         Relative name to file for those carried, and relative name to reason for those left behind.
+
+    Raises:
+        CheckpointError: A file that would be carried is a link that is not followed.
     """
     folder = folder.resolve()
     carried: dict[str, Path] = {}
     left: dict[str, str] = {}
-    weights = module_weights(folder)
+    of_modules = module_weights(folder)
     nested = [path for sub in folders_beside(folder) for path in sub.iterdir()]
     for path in sorted([*folder.iterdir(), *nested]):
         name = path.relative_to(folder).as_posix()
         if path.name.startswith(".") or not path.is_file() or name == "config.json":
             continue
-        reason = _left_behind(path, folder, is_of_module=name in weights)
-        if reason is None:
+        reason = _left_behind(path, folder, is_of_module=name in of_modules)
+        if reason is not None:
+            left[name] = reason
+        else:
+            _require_followed(path, folder, weights)
             carried[name] = path
             if name in _NAMES_CODE and "auto_map" in _settings(path):
                 left[f"auto_map of {name}"] = INPUT_CODE
-        else:
-            left[name] = reason
     return carried, left
 
 
@@ -108,7 +117,7 @@ def _settings(path: Path) -> dict[str, Any]:
 def folders_beside(folder: Path) -> list[Path]:
     """Return the folders beside the weights that transformers or sentence-transformers read."""
     named = [folder / module.path for module in read_modules(folder) if module.path]
-    found = [sub for pattern in _FOLDERS for sub in folder.glob(pattern)]
+    found = [sub for pattern in FOLDERS for sub in folder.glob(pattern)]
     return sorted({sub for sub in [*named, *found] if sub.is_dir()})
 
 
@@ -131,8 +140,6 @@ def _left_behind(path: Path, folder: Path, *, is_of_module: bool) -> str | None:
         return "describes the source"
     if path.name.endswith(_STALE_ENDINGS) and not is_of_module:
         return "weights or training state of the source"
-    if not is_inside(path, folder):
-        return "a link that leads out of the folder"
     return None
 
 
@@ -143,6 +150,44 @@ def is_inside(path: Path, folder: Path) -> bool:
     if folder.parent.name == "snapshots":
         allowed.append((folder.parent.parent / "blobs").resolve())
     return any(resolved.is_relative_to(root) for root in allowed)
+
+
+def refuse_links(folder: Path, weights: Collection[Path]) -> None:
+    """Refuse a folder with a link that a copy of the whole folder would follow and may not (`is_followed`).
+
+    Raises:
+        CheckpointError: Names the link and where it leads.
+    """
+    folder = folder.resolve()
+    read = {folder / "config.json", *(folder / weight.name for weight in weights)}
+    for path in sorted(folder.rglob("*")):
+        hidden = any(part.startswith(".") for part in path.relative_to(folder).parts)
+        if path.is_file() and not hidden and path not in read:
+            _require_followed(path, folder, weights)
+
+
+def _require_followed(path: Path, folder: Path, weights: Collection[Path]) -> None:
+    if not is_followed(path, folder, weights):
+        target = path.resolve()
+        raise CheckpointError(
+            f"{path} is a link to {target}, neither in the folder nor beside the weights; if it belongs to "
+            f"the model, put a copy there: cp --remove-destination {target} {path}"
+        )
+
+
+def is_followed(path: Path, folder: Path, weights: Collection[Path] = ()) -> bool:
+    """Return whether a link may be read and copied in place of a file; what is no link may be.
+
+    A folder of links to another checkpoint is followed: weights of a model lie in that other folder, and the
+    link leads to the file of its own name there. Any other link could give away a private file of the
+    reader's, since the result may be uploaded, and whoever made the folder chose where it leads.
+    """
+    if is_inside(path, folder):
+        return True
+    resolved, name = path.resolve(), path.relative_to(folder)
+    homes = {weight.resolve().parent for weight in weights}
+    is_blob = resolved.parent.name == "blobs" and (resolved.parents[1] / "snapshots").is_dir()
+    return any(resolved == home / name or (is_blob and resolved.parent == home) for home in homes)
 
 
 def copy_files(files: dict[str, Path], target: Path) -> None:

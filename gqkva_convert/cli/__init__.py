@@ -33,7 +33,9 @@ class PublicFunctions(TyperGroup):
             return super().invoke(ctx)
         except GqkvaError as error:
             if not isinstance(error, OtherProcessError):
-                typer.echo(f"error: {error}", err=True)
+                from gqkva_convert.checkpoint.hub_errors import redact
+
+                typer.echo(f"error: {redact(str(error))}", err=True)
             raise typer.Exit(error.exit_code) from error
         except KeyboardInterrupt as error:
             for hint in (*error.args, "interrupted"):

@@ -13,8 +13,10 @@ from gqkva_convert.conversion.prepare import Conversion, make_draft, plan_shards
 from gqkva_convert.errors import NotExpressibleError, UsageError
 from gqkva_convert.heads import HeadLayout, Place
 from gqkva_convert.plans.plan import BlockPlan, Plan
-from gqkva_convert.source.deci import DECI, require_deci_form
+from gqkva_convert.source.deci import DECI
+from gqkva_convert.source.deci_form import require_deci_form
 from gqkva_convert.source.model import Block, SourceModel, active_norms, config_number, open_model
+from gqkva_convert.source.stock import require_loadable
 from gqkva_convert.steps.others import tied_copies
 from gqkva_convert.steps.shards import parse_size
 
@@ -43,6 +45,7 @@ def prepare_export(
     wished += ["--max-shard-size", max_shard_size] if max_shard_size else []
     command = ("export", located.name, str(out), *wished)
     draft = make_draft(source, plan, tied_copies(source))
+    require_loadable(source.checkpoint, source.family)
     return plan_shards(located, source, draft, Path(out), max_shard_bytes, command=command)
 
 

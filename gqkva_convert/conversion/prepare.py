@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from gqkva_convert.checkpoint.hub import Located, locate, peek
+from gqkva_convert.checkpoint.sidecars import carried_files
 from gqkva_convert.errors import OutputError, UsageError
 from gqkva_convert.planning.choose import complete_plan, request_plan
 from gqkva_convert.plans.config import converted_config
@@ -17,6 +18,7 @@ from gqkva_convert.progress import Stages, no_stages
 from gqkva_convert.records.report import count_parameters
 from gqkva_convert.refinement.calibrated import CalibratedModel
 from gqkva_convert.source.model import SourceModel, open_model, read_model
+from gqkva_convert.source.stock import require_loadable
 from gqkva_convert.steps.make import make_steps
 from gqkva_convert.steps.others import tied_copies
 from gqkva_convert.steps.shards import Shard, make_shards, parse_size
@@ -107,9 +109,10 @@ def prepare(
     max_shard_bytes = parse_size(max_shard_size) if max_shard_size else None
 
     def first_draft(source: SourceModel, tied: dict[str, str]) -> Draft:
-        if request is not None:
-            return make_draft(source, request_plan(source, request), tied)
-        return make_draft(source, read_plan(Path(str(plan)), source), tied)
+        asked = read_plan(Path(str(plan)), source) if request is None else request_plan(source, request)
+        draft = make_draft(source, asked, tied)
+        require_loadable(source.checkpoint, source.family)
+        return draft
 
     headers = peek(str(model), revision)
     if headers is not None:
@@ -145,6 +148,7 @@ def plan_shards(
         OutputError: The target is or holds the source.
     """
     shards = make_shards(draft.steps, source.checkpoint.files, max_shard_bytes)
+    carried_files(located.folder, source.checkpoint.files)  # refused before anything is computed
     if target.resolve() == located.folder.resolve() or target.resolve() in located.folder.resolve().parents:
         raise OutputError(f"{target} is or holds the source; choose another folder")
     parts = draft.plan, draft.steps, draft.config

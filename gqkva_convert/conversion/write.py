@@ -42,7 +42,7 @@ def write(
     data = DataMerges(conversion.plan, conversion.calibrated)
     with published_folder(conversion.target, overwrite=overwrite) as folder:
         _take_over(folder, conversion, source)
-        carried, left_behind = carried_files(conversion.located.folder)
+        carried, left_behind = carried_files(conversion.located.folder, conversion.model.checkpoint.files)
         _check_space(folder, conversion, carried)
         copy_files(carried, folder)
         data.prepare(stages)

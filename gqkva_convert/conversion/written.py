@@ -15,7 +15,7 @@ from gqkva_convert.checkpoint.modules import MODULES, read_modules
 from gqkva_convert.checkpoint.sidecars import module_weights
 from gqkva_convert.conversion.proof import Proof
 from gqkva_convert.data.processors import load_processor
-from gqkva_convert.errors import CheckpointError, DataError, first_line
+from gqkva_convert.errors import DataError, first_line
 from gqkva_convert.modeling.families import stock_name
 from gqkva_convert.modeling.log_levels import quiet_transformers
 from gqkva_convert.source.model import SourceModel
@@ -37,7 +37,6 @@ _TOKENIZER_FILES = (
     "spiece.model",
     "sentencepiece.bpe.model",
 )
-_GENERATION = "generation_config.json"
 _PROCESSOR_FILES = ("preprocessor_config.json", "processor_config.json")
 # What sentence-transformers calls kinds of models that encode texts, by the name of their class.
 _ENCODERS = ("SentenceTransformer", "SparseEncoder")
@@ -79,11 +78,6 @@ def check_files_beside(proof: Proof, model: SourceModel, source: Path | None) ->
         proof.add(
             "adapter", f"transformers would load the adapter that {ADAPTER_CONFIG} names; remove it", ""
         )
-    if (folder / _GENERATION).exists():
-        try:
-            read_json(folder / _GENERATION)
-        except CheckpointError as error:  # transformers passes over a damaged one in silence
-            proof.add("generation settings", str(error), "")
     inputs = model.family.inputs
     kinds: list[tuple[str, str, tuple[str, ...], Callable[[Any], Any]]] = [
         ("tokenizer", "AutoTokenizer", _TOKENIZER_FILES, _ids)

@@ -59,7 +59,7 @@ class Facts:
         self.address = repo_id or folder.resolve().name
         self.name = self.address.rpartition("/")[2]
         self.model: SourceModel = open_model(folder)
-        self.plan = Plan.from_report(self.report)
+        self.plan = Plan.from_report(self.report, self.model)
         self.source = self.report.source
         self.evaluation = read_evaluation(folder) or Evaluation(format_version=1, results=[])
         self.bench: Bench | None = read_bench(folder)

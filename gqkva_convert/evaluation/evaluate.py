@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from gqkva_convert.checkpoint.digest import files_sha256
-from gqkva_convert.checkpoint.folder import weight_files
+from gqkva_convert.checkpoint.folder import read_config, weight_files
 from gqkva_convert.checkpoint.hub import locate
 from gqkva_convert.data.names import everywhere
 from gqkva_convert.data.tasks import CAUSAL, EMBEDDING, IMAGES, MASKED, TEXTS, TO_TARGET
@@ -112,7 +112,9 @@ def evaluate(
         require_tasks(subject)  # before hours on the data
     common = {
         "against": None if against is None else str(against),
-        "model_sha256": files_sha256({file.name: file for file in weight_files(located.folder)[0]}),
+        "model_sha256": files_sha256(
+            {file.name: file for file in weight_files(located.folder, read_config(located.folder))[0]}
+        ),
         **describe_run(),
     }
     results: list[Result] = []

@@ -18,6 +18,7 @@ from gqkva_convert.modeling.loading import load_model
 from gqkva_convert.modeling.log_levels import quiet_transformers
 from gqkva_convert.progress import Progress, Stages
 from gqkva_convert.source.model import open_model
+from gqkva_convert.source.stock import require_loadable
 
 
 @dataclass(frozen=True)
@@ -90,14 +91,15 @@ def open_subject(folder: Path, against: str | None, settings: EvaluationSettings
 
 def _load(folder: Path, settings: EvaluationSettings) -> Any:
     quiet_transformers()
-    family = open_model(folder).family
+    source = open_model(folder)
+    require_loadable(source.checkpoint, source.family)
     device = find_device(settings.device)
     on_gpu = device.type == "cuda"
     dtype = settings.dtype or ("auto" if on_gpu else "float32")
     # With auto accelerate decides, over several GPUs where the model needs them.
     place = ("auto" if settings.device == "auto" else str(device)) if on_gpu else None
     try:
-        return load_model(folder, family.architecture, dtype, device_map=place)
+        return load_model(folder, source.family.architecture, dtype, device_map=place)
     except (OSError, ValueError, RuntimeError, KeyError, MemoryError) as error:
         if is_out_of_memory(error):
             raise EvaluationError(f"{folder} does not fit into the memory of {settings.device}") from error

@@ -98,15 +98,12 @@ def _place(
     path: Path, folder: Path, belongs: bool, needed: bool, sent: dict[str, Path], left: dict[str, str]
 ) -> None:
     name = path.relative_to(folder).as_posix()
-    outside = not is_inside(path, folder)
-    if needed and outside:
+    if belongs and not path.name.startswith(".") and not is_inside(path, folder):
         raise CheckpointError(f"{path} is a link that leads out of the folder; put the file itself there")
     if path.name.startswith("."):
         left[name] = "hidden"
     elif not belongs:
         left[name] = "a folder that no model reads" if path.is_dir() else "no file that a model is made of"
-    elif outside:
-        left[name] = "a link that leads out of the folder"
     else:
         sent[name] = path
 

@@ -124,6 +124,8 @@ class Sending:
 
     def _check_account(self) -> None:
         account = self._ask(self.api.whoami)
+        if not isinstance(account, dict):
+            raise HubError(f"{self.api.endpoint} does not answer as the Hub does; check HF_ENDPOINT")
         token = (account.get("auth") or {}).get("accessToken") or {}
         if token.get("role") == "read":
             raise HubError(

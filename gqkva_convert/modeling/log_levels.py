@@ -25,3 +25,17 @@ def quiet(library: str, level: int = logging.ERROR) -> Iterator[None]:
         yield
     finally:
         logger.setLevel(before)
+
+
+@contextmanager
+def without_bars() -> Iterator[None]:
+    """Temporarily silence transformers' progress bars."""
+    from transformers.utils import logging as bars
+
+    before = bars.is_progress_bar_enabled()
+    bars.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if before:
+            bars.enable_progress_bar()

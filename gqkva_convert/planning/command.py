@@ -18,6 +18,7 @@ from gqkva_convert.plans.plan import Plan
 from gqkva_convert.plans.request import Request, given_wishes, make_request
 from gqkva_convert.progress import Stages, no_stages
 from gqkva_convert.source.model import open_model
+from gqkva_convert.source.stock import require_loadable
 
 _FRONT = "front.json"
 
@@ -91,6 +92,7 @@ def plan(
         raise OutputError(f"{folder} is a file, and the pictures go into a folder of that name")
     located = locate(str(model), revision)
     source = open_model(located.folder)
+    require_loadable(source.checkpoint, source.family)
     draft = request_plan(source, request)
     chosen, calibrated, findings = complete_plan(located, source, draft, request, stages, compare=pictures)
     if findings is None:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from gqkva_convert.architectures import FAMILIES, Attention, Family, Key
+from gqkva_convert.checkpoint.folder import WEIGHTS_KEY
 from gqkva_convert.checkpoint.jsonfile import write_json
 from gqkva_convert.errors import FamilyError
 from gqkva_convert.heads import HeadLayout, Place
@@ -24,7 +25,8 @@ from gqkva_convert.modeling.families import (
 from gqkva_convert.modeling.layouts import LAYOUTS, layouts_to_config
 from gqkva_convert.plans.plan import Plan
 from gqkva_convert.plans.tokenizer_classes import name_classes
-from gqkva_convert.source.deci import DECI, deci_config, is_deci, mistral_config
+from gqkva_convert.source.deci import DECI, is_deci, mistral_config
+from gqkva_convert.source.deci_form import deci_config
 from gqkva_convert.source.model import SourceModel, config_number
 
 Layouts = Mapping[Place, HeadLayout]
@@ -46,6 +48,7 @@ def converted_config(model: SourceModel, plan: Plan) -> dict[str, Any]:
     layouts and the classes that read them.
     """
     config = dict(model.config)
+    config.pop(WEIGHTS_KEY, None)  # the result's weights have their usual name
     if plan.dtype is not None:
         key = "torch_dtype" if "torch_dtype" in config and "dtype" not in config else "dtype"
         config[key] = plan.dtype

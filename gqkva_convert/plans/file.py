@@ -5,14 +5,16 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from gqkva_convert.checkpoint.yamlfile import read_text
 from gqkva_convert.errors import GqkvaError, LayoutError, UsageError, first_line, place_of, placed
 from gqkva_convert.heads import HeadLayout
 from gqkva_convert.plans.plan import BlockPlan, Plan
 from gqkva_convert.source.model import Block, SourceModel
+
+_TOKEN = re.compile(r'"[^"\\]*(?:\\.[^"\\]*)*"|[{}\[\]:,]|[^\s{}\[\]:,"]+')
 
 
 def write_plan(plan: Plan, file: Path) -> None:
@@ -36,10 +38,7 @@ def read_plan(file: Path, model: SourceModel) -> Plan:
         UsageError: It is no plan; names the line.
         LayoutError: Its heads cannot be, or are not those of this model; names the line.
     """
-    try:
-        text = file.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"{file}: no plan can be read there ({type(error).__name__})") from error
+    text = read_text(file, UsageError)
     data, lines = _parsed(text, file), _Lines(text)
     if not isinstance(data, dict) or not isinstance(data.get("blocks"), list):
         raise UsageError(f"{file}, line 1: not a conversion plan: it has no list of blocks")
@@ -119,43 +118,43 @@ def _described(kind: str, layer: int, layout: HeadLayout) -> str:
 
 
 class _Lines:
-    """The line of every part of a JSON text; YAML, of which it is a part, has a parser that tells."""
+    """The line of every part of a JSON text that has been parsed, read in one pass."""
 
     def __init__(self, text: str) -> None:
         self.text = text
 
-    @cached_property
-    def root(self) -> Any:
-        """Return the parsed text, its tabs replaced, which YAML does not allow."""
-        import yaml
-
-        return yaml.compose(self.text.replace("\t", " "), Loader=yaml.SafeLoader)
-
     def repeated(self) -> tuple[str, int]:
         """Return the first key that an object has twice, and the line of its second place."""
-        waiting = [self.root]
-        while True:
-            node = waiting.pop()
-            if node.id == "sequence":
-                waiting += node.value
-            elif node.id == "mapping":
-                seen = set()
-                for key, value in node.value:
-                    if key.value in seen:
-                        return key.value, key.start_mark.line + 1
-                    seen.add(key.value)
-                    waiting.append(value)
+        seen = set()
+        for place, line in self._entries():
+            if tuple(place) in seen:
+                return str(place[-1]), line
+            seen.add(tuple(place))
+        raise AssertionError
 
     def of(self, *path: str | int) -> int:
         """Return the line of the part at a path, or of the nearest part around it."""
-        node: Any = self.root
-        line = node.start_mark.line + 1
-        for part in path:
-            if isinstance(part, int):
-                named = node = node.value[part]
-            else:
-                named, node = next((pair for pair in node.value if pair[0].value == part), (None, None))
-            if named is None:
-                return int(line)
-            line = named.start_mark.line + 1
-        return int(line)
+        nearest, depth = 1 + self.text.count("\n", 0, len(self.text) - len(self.text.lstrip())), 0
+        for place, line in self._entries():
+            if len(place) == depth + 1 <= len(path) and place == [*path[: depth + 1]]:
+                nearest, depth = line, depth + 1
+        return nearest
+
+    def _entries(self) -> Iterator[tuple[list[str | int], int]]:
+        """Give the place and line of each key of an object and each entry of a list, in order."""
+        place: list[Any] = []
+        is_object: list[bool] = []
+        line, end, before = 1, 0, ""
+        for token in _TOKEN.finditer(self.text):
+            line += self.text.count("\n", end, token.start())
+            end, mark = token.start(), token[0]
+            if before in ("{", "[", ",") and mark not in ("}", "]"):
+                place[-1] = json.loads(mark) if is_object[-1] else place[-1] + 1
+                yield place, line
+            if mark in ("{", "["):
+                place.append(-1)
+                is_object.append(mark == "{")
+            elif mark in ("}", "]"):
+                place.pop()
+                is_object.pop()
+            before = mark

@@ -223,17 +223,28 @@ class Plan:
             raise refusal(error) from error
 
     @classmethod
-    def from_report(cls, report: Report) -> Plan:
+    def from_report(cls, report: Report, model: SourceModel | None = None) -> Plan:
         """Read the plan of a report.
 
+        Args:
+            report: The report.
+            model: The converted model, where the plan must be of its blocks.
+
         Raises:
-            VerificationError: It is no plan; names the field.
+            VerificationError: It is no plan, or one of other blocks; names the field.
         """
         try:
-            return cls.from_dict(report.plan)
+            plan = cls.from_dict(report.plan)
         except GqkvaError as error:
             field = ".".join(map(str, ("plan", *place_of(error))))
             raise VerificationError(f"the report is damaged: {field}: {error}") from error
+        if model is not None:
+            planned = [(block.place, block.target) for block in plan.blocks]
+            if planned != [(block.place, block.layout) for block in model.blocks]:
+                raise VerificationError(
+                    f"the report is damaged: plan.blocks are not those of {model.checkpoint.folder}"
+                )
+        return plan
 
 
 @cache

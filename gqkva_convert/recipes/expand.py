@@ -4,19 +4,24 @@ from __future__ import annotations
 
 import itertools
 import re
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import yaml
 from pydantic import ValidationError
 
+from gqkva_convert.checkpoint.yamlfile import parse_yaml
 from gqkva_convert.errors import RecipeError
 from gqkva_convert.recipes.schema import WORK, Recipe, Repeated, Step, unknown
 
 _WORD = re.compile(r"[a-z][a-z0-9_]*")
 _REFERENCE = re.compile(r"\$\{([^}]*)\}")
+# Repetitions within repetitions, and variables of variables, grow by their powers.
+MOST_STEPS = 10_000
+MOST_PARTS = 1_000_000
+MOST_CHARACTERS = 16 << 20
 _NOT_IN_NAMES = re.compile(r"[^a-z0-9_-]+")
 
 
@@ -54,10 +59,7 @@ class Changes:
             name, equals, text = change.partition("=")
             if not equals:
                 raise RecipeError(f"--set {change!r}: write variable=value or step.option=value")
-            try:
-                value = yaml.safe_load(text)
-            except yaml.YAMLError as error:
-                raise RecipeError(f"--set {change!r}: the value is not YAML") from error
+            value = parse_yaml(text, f"--set {change!r}", RecipeError)
             step, dot, option = name.strip().partition(".")
             if dot:
                 found.options.append((step, option.replace("-", "_"), value, change))
@@ -92,13 +94,17 @@ def expand(recipe: Recipe, changes: Iterable[str], work: Path) -> tuple[Step, ..
     """
     asked = Changes.read(changes, recipe.variables)
     variables: dict[str, Any] = {WORK: str(work)}
+    budget = _Budget()
     for name, value in {**recipe.variables, **asked.variables}.items():
         _check_word(name, "variable")
-        variables[name] = _fill(value, variables, f"variable {name}")
-    steps = tuple(_written_out(recipe.steps, variables, asked))
-    names = [step.name for step in steps]
-    for name in names:
-        if names.count(name) > 1:
+        variables[name] = _fill(value, variables, f"variable {name}", budget)
+    steps = tuple(itertools.islice(_written_out(recipe.steps, variables, asked, budget), MOST_STEPS + 1))
+    if len(steps) > MOST_STEPS:
+        raise RecipeError(
+            f"more than {MOST_STEPS:,} steps once repetitions are written out; divide the recipe"
+        )
+    for name, count in Counter(step.name for step in steps).items():
+        if count > 1:
             raise RecipeError(
                 f"two steps are called {name!r} once repetitions are written out; give the steps names, or "
                 "the values others"
@@ -114,15 +120,16 @@ def _written_out(
     steps: Sequence[Step | Repeated],
     variables: Mapping[str, Any],
     asked: Changes,
+    budget: _Budget,
     behind: tuple[str, ...] = (),
 ) -> Iterator[Step]:
     for step in steps:
         if isinstance(step, Repeated):
-            choices = [_choices(name, value, variables) for name, value in step.values.items()]
+            choices = [_choices(name, value, variables, budget) for name, value in step.values.items()]
             for chosen in itertools.product(*choices):
                 values = dict(zip(step.values, chosen, strict=True))
                 names = [_NOT_IN_NAMES.sub("-", str(_name(value)).lower()) for value in chosen]
-                yield from _written_out(step.steps, {**variables, **values}, asked, (*behind, *names))
+                yield from _written_out(step.steps, {**variables, **values}, asked, budget, (*behind, *names))
             continue
         name = "-".join((step.name, *behind))
         options = {**step.options, **asked.of(step.name, name)}
@@ -130,8 +137,8 @@ def _written_out(
             yield Step(
                 name=name,
                 command=step.command,
-                options=_fill(options, variables, f"step {step.name}"),
-                accelerate=_fill(step.accelerate, variables, f"step {step.name}"),
+                options=_fill(options, variables, f"step {step.name}", budget),
+                accelerate=_fill(step.accelerate, variables, f"step {step.name}", budget),
                 repeats=step.name if behind else "",
             )
         except ValidationError as error:
@@ -139,12 +146,12 @@ def _written_out(
             raise RecipeError(f"step {name}: {first['loc'][0]}: {first['msg'].lower()}") from error
 
 
-def _choices(name: str, value: Any, variables: Mapping[str, Any]) -> list[Any]:
+def _choices(name: str, value: Any, variables: Mapping[str, Any], budget: _Budget) -> list[Any]:
     """Return the values of a name in turn; all entries of a mapping get the same keys."""
     _check_word(name, "for")
     if name in variables:
         raise RecipeError(f"for {name}: there is a variable of that name; give it another")
-    value = _fill(value, variables, f"for {name}")
+    value = _fill(value, variables, f"for {name}", budget)
     if (
         isinstance(value, dict)
         and value
@@ -170,18 +177,42 @@ def _check_word(name: str, what: str) -> None:
         raise RecipeError(f"{what} {name}: names are lower-case letters, digits and _")
 
 
-def _fill(value: Any, variables: Mapping[str, Any], where: str) -> Any:
+@dataclass
+class _Budget:
+    """The parts and characters that may still be written out."""
+
+    parts: int = MOST_PARTS
+    characters: int = MOST_CHARACTERS
+
+    def pay(self, value: Any, where: str) -> Any:
+        """Take off a value with all that is in it, and return it."""
+        self.parts -= 1
+        self.characters -= len(value) if isinstance(value, str) else 0
+        if min(self.parts, self.characters) < 0:
+            raise RecipeError(
+                f"{where}: the recipe has more than {MOST_PARTS:,} parts or {MOST_CHARACTERS:,} characters "
+                "once repetitions and variables are written out; divide it"
+            )
+        for part in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
+            self.pay(part, where)
+        return value
+
+
+def _fill(value: Any, variables: Mapping[str, Any], where: str, budget: _Budget) -> Any:
     """Replace the variables in a value; a variable that is the whole value keeps its type."""
     if isinstance(value, list):
-        return [_fill(part, variables, where) for part in value]
+        return [_fill(part, variables, where, budget) for part in value]
     if isinstance(value, dict):
-        return {key: _fill(part, variables, where) for key, part in value.items()}
+        return {key: _fill(part, variables, where, budget) for key, part in value.items()}
     if not isinstance(value, str):
-        return value
+        return budget.pay(value, where)
     whole = _REFERENCE.fullmatch(value)
     if whole:
-        return _found(whole[1], variables, where)
-    return _REFERENCE.sub(lambda match: str(_found(match[1], variables, where)), value)
+        return budget.pay(_found(whole[1], variables, where), where)
+    budget.pay(value, where)
+    return _REFERENCE.sub(
+        lambda match: str(budget.pay(str(_found(match[1], variables, where)), where)), value
+    )
 
 
 def _found(reference: str, variables: Mapping[str, Any], where: str) -> Any:

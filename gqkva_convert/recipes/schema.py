@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import difflib
+from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from gqkva_convert.checkpoint.yamlfile import read_yaml
 from gqkva_convert.errors import RecipeError
 
 # Variables that every recipe has: the folder that its results go to.
@@ -108,15 +109,7 @@ def read_recipe(path: Path, commands: Iterable[str]) -> Recipe:
     Raises:
         RecipeError: It cannot be read, or does not say what a recipe says; names the place.
     """
-    try:
-        data = yaml.load(path.read_text(encoding="utf-8"), _NoRepeats)
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
-        raise RecipeError(f"{path}: cannot be read: {reason}") from error
-    except (yaml.YAMLError, RecursionError) as error:
-        mark = getattr(error, "problem_mark", None)
-        where = f" line {mark.line + 1}" if mark is not None else ""
-        raise RecipeError(f"{path}{where}: not YAML: {getattr(error, 'problem', None) or error}") from error
+    data = read_yaml(path, RecipeError)
     if not isinstance(data, dict):
         raise RecipeError(f"{path} is no recipe: it holds no mapping with description, needs and steps")
     for key in data:
@@ -134,20 +127,6 @@ def read_recipe(path: Path, commands: Iterable[str]) -> Recipe:
         raise RecipeError(f"{path}: {fault_of(error)}") from error
 
 
-class _NoRepeats(yaml.SafeLoader):  # type: ignore[misc]
-    """YAML in which no mapping names a key twice."""
-
-    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
-        keys = [self.construct_object(key, deep=deep) for key, _ in node.value]
-        for key in keys:
-            if keys.count(key) > 1:
-                raise yaml.MarkedYAMLError(
-                    problem=f"{key!r} stands there twice", problem_mark=node.start_mark
-                )
-        found: dict[Any, Any] = super().construct_mapping(node, deep=deep)
-        return found
-
-
 class _Reader:
     """Makes steps of ``command: options`` mappings; each gets a name of its own."""
 
@@ -155,6 +134,7 @@ class _Reader:
         self.path = path
         self.commands = commands
         self.used: set[str] = set()
+        self.commands_seen: Counter[str] = Counter()
         self.number = 0
 
     def steps(self, data: Any) -> list[Step | Repeated]:
@@ -193,7 +173,7 @@ class _Reader:
         options = entry[given[0]] or {}
         if not isinstance(options, dict):
             raise RecipeError(f"{where}: the options of {given[0]} are a mapping, found {options!r}")
-        name = str(extra.pop("name", None) or _free_name(given[0], self.used))
+        name = str(extra.pop("name", None) or self._free_name(given[0]))
         if name in self.used:
             raise RecipeError(f"{where}: two steps are called {name!r}; names are for telling them apart")
         self.used.add(name)
@@ -203,10 +183,10 @@ class _Reader:
         except ValidationError as error:
             raise RecipeError(f"{where}: {fault_of(error)}") from error
 
-
-def _free_name(command: str, used: set[str]) -> str:
-    return next(
-        name
-        for name in (command, *(f"{command}-{number}" for number in range(2, len(used) + 3)))
-        if name not in used
-    )
+    def _free_name(self, command: str) -> str:
+        while True:
+            self.commands_seen[command] += 1
+            number = self.commands_seen[command]
+            name = command if number == 1 else f"{command}-{number}"
+            if name not in self.used:
+                return name

@@ -8,6 +8,7 @@ from typing import Any
 
 from gqkva_convert.checkpoint.jsonfile import read_json
 from gqkva_convert.checkpoint.sidecars import REPORT
+from gqkva_convert.checkpoint.yamlfile import parse_yaml
 from gqkva_convert.errors import CheckpointError
 
 FIELDS = ("license", "license_name", "license_link", "language", "tags", "pipeline_tag")
@@ -40,14 +41,12 @@ def stated_card(card: Any) -> dict[str, Any]:
 # By hand: huggingface_hub.metadata_load reads a file of any size and raises whatever YAML does.
 def front_matter(path: Path) -> dict[str, Any]:
     """Read the `FIELDS` of a card's front matter that hold text or lists of text."""
-    import yaml
-
     try:
         with path.open("rb") as file:
             text = file.read(_MOST_BYTES).decode("utf-8", errors="replace")
         block = _FRONT_MATTER.match(text)
-        data = yaml.safe_load(block[1]) if block else None
-    except (OSError, yaml.YAMLError, ValueError, RecursionError):
+        data = parse_yaml(block[1], str(path), CheckpointError) if block else None
+    except (OSError, CheckpointError):
         return {}
     return _fields(data) if isinstance(data, dict) else {}
 

@@ -11,6 +11,7 @@ from gqkva_convert.errors import FamilyError, WeightError
 from gqkva_convert.modeling.families import GROUPED_FAMILIES, MODEL_TYPE_PREFIX, grouped_name, modeling_module
 from gqkva_convert.modeling.layouts import LAYOUTS
 from gqkva_convert.source.deci import PER_LAYER, is_deci
+from gqkva_convert.source.rope import stored_settings
 
 # Keys that match change attention in some model. One that the family's table does not know, and that is not
 # switched off, stops the conversion.
@@ -28,10 +29,24 @@ _INPUT_CLASSES = ("AutoTokenizer", "AutoProcessor", "AutoImageProcessor", "AutoV
 # Keys that transformers itself reads the same way in every family, or that only matter in training.
 _COMMON_KEYS = frozenset(
     {
+        # The kernel that computes attention; all compute the same.
         "_attn_implementation",
-        "attn_implementation",
         "_attn_implementation_autoset",
         "_attn_implementation_internal",
+        "_flash_attn_2_enabled",
+        "_flash_attn_3_enabled",
+        "_sdpa_enabled",
+        "attn_impl",
+        "attn_implementation",
+        "flash_attention",
+        "flash_attn",
+        "use_flash_attention",
+        "use_flash_attention_2",
+        "use_flash_attn",
+        "use_flash_attn_2",
+        "use_memory_efficient_attention",
+        "use_sdpa_attention",
+        "use_xformers_attention",
         "max_position_embeddings",
         "original_max_position_embeddings",
         "rope_parameters",
@@ -59,6 +74,7 @@ def check_config(config: dict[str, Any], family: Family, folder: Path) -> None:
             f"{folder}: the weights are quantised ({method}); averaging codes means nothing, "
             "convert the original checkpoint and quantise the result"
         )
+    stored_settings(config)
     known = _COMMON_KEYS | family.config_keys | _table_keys(family)
     if is_grouped(config):
         known |= {LAYOUTS}

@@ -5,28 +5,47 @@ from __future__ import annotations
 from typing import Any
 
 from gqkva_convert.errors import FamilyError
+from gqkva_convert.source.stock import stock_config
 
 # Beyond it a number does not fit a float32.
 _LARGEST = 3e38
 
 
 def rope_settings(config: dict[str, Any]) -> dict[str, Any]:
-    """Return the rotary settings as `rope_parameters` holds them, with ``rope_type`` and ``rope_theta``.
+    """Return the rotary settings as transformers reads them, with ``rope_type`` and ``rope_theta``.
 
     Args:
-        config: A configuration with ``rope_parameters``, or the older ``rope_scaling`` and ``rope_theta``.
+        config: A configuration of any version: ``rope_parameters``, or ``rope_scaling`` and ``rope_theta``;
+            the kind under ``rope_type`` or ``type``, or by an older name of it.
 
     Raises:
-        FamilyError: They are no JSON object, or the base of the frequencies is no number above 0.
+        FamilyError: transformers refuses them, or the base of the frequencies is no number above 0.
     """
-    settings = config.get("rope_parameters") or config.get("rope_scaling") or {}
+    stored_settings(config)
+    settings = dict(stock_config(config).rope_parameters or {})
+    positive_number(settings.get("rope_theta"), "rope_theta")
+    return settings
+
+
+def stored_settings(config: dict[str, Any]) -> dict[str, Any]:
+    """Return what the configuration says under ``rope_scaling`` or ``rope_parameters``, unchanged.
+
+    Raises:
+        FamilyError: It is no JSON object, or one for each type of layer, or its factor is no number above 0.
+    """
+    key = "rope_scaling" if config.get("rope_scaling") else "rope_parameters"
+    settings = config.get(key) or {}
     if not isinstance(settings, dict):
-        raise FamilyError(f"config.json: rope_parameters must be a JSON object, found {settings!r}")
-    bases = settings.get("rope_theta"), config.get("rope_theta"), config.get("rotary_emb_base")
-    theta = next((base for base in bases if base), 10000.0)
-    positive_number(theta, "rope_theta")
-    kind = str(settings.get("rope_type") or settings.get("type") or "default")
-    return {**settings, "rope_type": kind, "rope_theta": theta}
+        raise FamilyError(f"config.json: {key} must be a JSON object, found {settings!r}")
+    nested = [name for name, value in settings.items() if isinstance(value, dict)]
+    if nested:
+        raise FamilyError(
+            f"config.json: {key} says something else for each type of layer ({', '.join(nested)}), which "
+            f"{config.get('model_type')} models of transformers do not read"
+        )
+    if settings.get("factor") is not None:
+        positive_number(settings["factor"], f"factor of {key}")
+    return settings
 
 
 def positive_number(value: object, key: str) -> float:

@@ -10,9 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gqkva_convert.errors import FamilyError
-from gqkva_convert.modeling.families import stock_type
 from gqkva_convert.source.model import Block, SourceModel
-from gqkva_convert.source.rope import rope_settings
+from gqkva_convert.source.rope import rope_settings, stored_settings
+from gqkva_convert.source.stock import stock_config
 from gqkva_convert.transforms.rotary_averages import Turning, make_turning, still
 
 # Longer contexts are averaged over as if they ended here: distant pairs are most of them and matter least.
@@ -26,7 +26,7 @@ def rotary_fraction(model: SourceModel, default: float) -> float:
         FamilyError: The configured share is not from 0 to 1.
     """
     config = model.config
-    nested = rope_settings(config).get("partial_rotary_factor")
+    nested = stored_settings(config).get("partial_rotary_factor")
     said = (nested, config.get("partial_rotary_factor"), config.get("rotary_pct"), default)
     fraction = next(value for value in said if isinstance(value, (int, float)))
     if not 0 <= fraction <= 1:
@@ -90,7 +90,7 @@ def rotary_frequencies(config: dict[str, Any], planes: int) -> tuple[float, ...]
     """Return the rotary frequency of each plane, in radians per position, for the configured ``rope_type``.
 
     Raises:
-        FamilyError: The kind is not one of transformers'.
+        FamilyError: The kind is not one of transformers', or turns another number of planes.
     """
     settings = rope_settings(config)
     if settings["rope_type"] == "default":
@@ -101,14 +101,9 @@ def rotary_frequencies(config: dict[str, Any], planes: int) -> tuple[float, ...]
 
 def _scaled_frequencies(config: dict[str, Any], kind: str, planes: int) -> tuple[float, ...]:
     """Return the frequencies of an extended context, as transformers computes them."""
-    from transformers import AutoConfig
     from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
-    if kind not in ROPE_INIT_FUNCTIONS:
-        raise FamilyError(f"config.json: rotary positions of the kind {kind!r} are not known to transformers")
-    stock = {name: value for name, value in config.items() if name not in ("model_type", "auto_map")}
-    settings = AutoConfig.for_model(stock_type(config["model_type"]), **stock)
-    found, _ = ROPE_INIT_FUNCTIONS[kind](settings, device="cpu")
+    found, _ = ROPE_INIT_FUNCTIONS[kind](stock_config(config), device="cpu")
     if len(found) != planes:
         raise FamilyError(
             f"config.json: {kind!r} rotary positions turn {len(found)} planes, expected {planes}"

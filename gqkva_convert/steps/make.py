@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from gqkva_convert.errors import FamilyError
+from gqkva_convert.errors import CheckpointError, FamilyError
 from gqkva_convert.plans.plan import Plan
 from gqkva_convert.source.model import SourceModel
 from gqkva_convert.steps.blocks import block_steps, out_dtype
@@ -20,6 +20,7 @@ def make_steps(model: SourceModel, plan: Plan, tied: dict[str, str] | None = Non
 
     Raises:
         FamilyError: A tensor is missing, has the wrong shape, or is not known to the family's table.
+        CheckpointError: The index names a tensor that no file holds and that transformers needs.
         WeightError: A tensor to be merged is quantised.
     """
     if len(model.blocks) != len(plan.blocks):
@@ -46,5 +47,18 @@ def make_steps(model: SourceModel, plan: Plan, tied: dict[str, str] | None = Non
                 f"{tensor.file}: the {model.family.model_type} table does not know the tensor {name!r}; "
                 "nothing was written"
             )
+    _check_absent(model)
     ordered = [step for name in model.checkpoint.tensors for step in claimed.get(name, ())]
     return Steps(tuple(ordered), dropped)
+
+
+def _check_absent(model: SourceModel) -> None:
+    """Refuse tensors that the index alone names, unless transformers may tie or recompute them."""
+    copies = {model.prefix + name for pair in model.family.tied for name in pair}
+    copies |= {name for pair in model.family.tied for name in pair}
+    for name in sorted(model.checkpoint.absent.keys() - copies):
+        if drop_reason(model, name) is None:
+            raise CheckpointError(
+                f"{model.checkpoint.folder}: the index names {name!r}, which is not in "
+                f"{model.checkpoint.absent[name]}; download it again"
+            )

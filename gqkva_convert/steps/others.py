@@ -5,8 +5,7 @@ from __future__ import annotations
 import re
 from functools import lru_cache
 
-from gqkva_convert.checkpoint.header import StoredTensor
-from gqkva_convert.checkpoint.reader import TensorReader
+from gqkva_convert.checkpoint.reader import same_bytes
 from gqkva_convert.source.model import SourceModel
 
 
@@ -22,17 +21,9 @@ def tied_copies(model: SourceModel) -> dict[str, str]:
         for copy_name, original_name in model.family.tied:
             copy = tensors.get(copy_name) or tensors.get(model.prefix + copy_name)
             original = tensors.get(model.prefix + original_name) or tensors.get(original_name)
-            if copy and original and copy is not original and _same_bytes(copy, original, reader):
+            if copy and original and copy is not original and same_bytes(copy, original, reader):
                 copies[copy.name] = f"the same bytes as {original.name}, which transformers ties it to"
     return copies
-
-
-def _same_bytes(one: StoredTensor, other: StoredTensor, reader: TensorReader) -> bool:
-    if (one.dtype, one.shape) != (other.dtype, other.shape):
-        return False
-    chunk = 4 << 20
-    pieces = ((at, min(chunk, one.nbytes - at)) for at in range(0, one.nbytes, chunk))
-    return all(bool((reader.read(one, *piece) == reader.read(other, *piece)).all()) for piece in pieces)
 
 
 def drop_reason(model: SourceModel, name: str) -> str | None:

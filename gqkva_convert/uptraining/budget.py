@@ -14,6 +14,9 @@ from gqkva_convert.uptraining.rows.stored import StoredRows
 from gqkva_convert.uptraining.settings import TrainingSettings
 from gqkva_convert.uptraining.trainable import learning_rate, matching_rate
 
+# A step may read somewhat more than a small budget, which is said; what is meant otherwise fills the memory.
+MOST_BUDGETS = 64
+
 
 def make_schedule(job: Job, rows: Rows, model: Any, task: str, matching: float) -> Schedule:
     """Make the learning rates of a run's steps.
@@ -26,12 +29,17 @@ def make_schedule(job: Job, rows: Rows, model: Any, task: str, matching: float) 
         matching: Share of the steps that match attention blocks.
 
     Raises:
-        TrainingError: The budget does not suit the task.
+        TrainingError: The budget does not suit the task, or a step exceeds it by far.
     """
     settings = job.settings
     if task == IMAGES and settings.samples is None:
         raise TrainingError("images have no tokens; give --samples")
     wanted = _budget_rows(settings, rows) * settings.num_train_epochs
+    if settings.batch_size > MOST_BUDGETS * max(1, wanted):
+        raise TrainingError(
+            f"a step of {settings.batch_size:,} rows is more than {MOST_BUDGETS} times the budget of "
+            f"{math.ceil(wanted):,}; give a smaller --batch-size or a larger budget"
+        )
     steps = max(1, math.ceil(wanted / settings.batch_size))
     matching_steps = min(steps - 1, round(matching * steps))
     return Schedule(

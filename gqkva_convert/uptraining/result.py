@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from gqkva_convert.checkpoint.adapters import ADAPTER_CONFIG
-from gqkva_convert.checkpoint.folder import open_checkpoint
+from gqkva_convert.checkpoint.folder import WEIGHTS_KEY, open_checkpoint
 from gqkva_convert.checkpoint.jsonfile import write_json
 from gqkva_convert.checkpoint.publish import published_folder
 from gqkva_convert.checkpoint.sidecars import MEASURED, REPORT, TRAINING, module_weights
@@ -48,8 +48,8 @@ def write_result(job: Job, model: Any, weights: dict[str, Tensor], training: Tra
     stored = {"BF16": "bfloat16", "F16": "float16", "F32": "float32"}
     import torch
 
-    kept = [stored[dtype] for dtype in dtypes if dtype in stored]
-    model = model.to(getattr(torch, kept[0] if len(kept) == 1 else "float32"))
+    common = [stored[dtype] for dtype in dtypes if dtype in stored]
+    model = model.to(getattr(torch, common[0] if len(common) == 1 else "float32"))
     with published_folder(job.out, overwrite=job.overwrite) as folder:
         model.save_pretrained(folder)
         of_modules = module_weights(job.folder)
@@ -61,6 +61,9 @@ def write_result(job: Job, model: Any, weights: dict[str, Tensor], training: Tra
             if path.is_file() and not stale and not hidden:
                 (folder / name).parent.mkdir(parents=True, exist_ok=True)
                 shutil.copyfile(path, folder / name)
+        if WEIGHTS_KEY in checkpoint.config:  # the result's weights have their usual name
+            kept = {name: value for name, value in checkpoint.config.items() if name != WEIGHTS_KEY}
+            write_json(folder / "config.json", kept)
         _report(folder, training)
 
 

@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from gqkva_convert.checkpoint.yamlfile import read_yaml
 from gqkva_convert.errors import TrainingError
 from gqkva_convert.uptraining.quantities import Count, Share, Weights
 
@@ -250,14 +251,7 @@ def read_settings(path: Path) -> dict[str, Any]:
     Raises:
         TrainingError: It is missing, or not a mapping.
     """
-    import yaml
-
-    try:
-        found = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise TrainingError(f"{path}: {error.strerror or error}; give a YAML file of settings") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise TrainingError(f"{path} is not YAML: {str(error).splitlines()[0]}") from error
+    found = read_yaml(path, TrainingError)
     if not isinstance(found, dict) or not all(isinstance(name, str) for name in found):
         raise TrainingError(f"{path} is not a mapping of settings to values")
     return found

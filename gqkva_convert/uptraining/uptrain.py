@@ -9,9 +9,11 @@ from typing import Any
 from gqkva_convert.checkpoint.folder import open_checkpoint
 from gqkva_convert.checkpoint.hub import BUILT_IN, locate
 from gqkva_convert.checkpoint.publish import check_target
-from gqkva_convert.checkpoint.sidecars import REPORT
+from gqkva_convert.checkpoint.sidecars import REPORT, refuse_links
 from gqkva_convert.data.names import everywhere, exists
 from gqkva_convert.errors import CheckpointError, OutputError, TrainingError
+from gqkva_convert.source.model import family_of
+from gqkva_convert.source.stock import require_loadable
 from gqkva_convert.uptraining.job import Job, Watch
 from gqkva_convert.uptraining.run_folder import RunFolder
 from gqkva_convert.uptraining.settings import (
@@ -186,7 +188,9 @@ def _train(
     any_model = any_model or stored.get("any_model", False)
     is_named = not named.exists() and (any_model or str(folder) == BUILT_IN)
     folder = locate(str(folder)).folder if is_named else named
-    open_checkpoint(folder)
+    checkpoint = open_checkpoint(folder)
+    refuse_links(folder, checkpoint.files)
+    require_loadable(checkpoint, family_of(checkpoint.config, folder))
     if not any_model and not (folder / REPORT).is_file():
         raise CheckpointError(
             f"{folder} is no output of `gqkva convert` (it has no {REPORT}); give one, or --any-model"

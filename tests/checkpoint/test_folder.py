@@ -118,6 +118,31 @@ def test_a_single_file_wins_over_an_index(tmp_path: Path) -> None:
     assert_holds_all(open_checkpoint(tmp_path))
 
 
+@pytest.mark.parametrize("name", ["weights.safetensors", "other.safetensors.index.json"])
+def test_a_configuration_names_the_weights(tmp_path: Path, name: str) -> None:
+    """Transformers reads that file even where one of the usual name lies beside it."""
+    if name.endswith(".index.json"):
+        write_index(tmp_path, "other.safetensors", write_sharded(tmp_path))
+    else:
+        save_file(ALL, tmp_path / name)
+    save_file({"old": torch.ones(2)}, tmp_path / "model.safetensors")
+    config = {"model_type": "llama", "hidden_size": 5, "transformers_weights": name}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    assert_holds_all(open_checkpoint(tmp_path))
+    for wrong in (
+        "../weights.safetensors",
+        "sub/weights.safetensors",
+        "pytorch_model.bin",
+        3,
+        "gone.safetensors",
+    ):
+        (tmp_path / "config.json").write_text(json.dumps(config | {"transformers_weights": wrong}))
+        with pytest.raises(
+            CheckpointError, match=r"transformers_weights|gone.safetensors, which config.json"
+        ):
+            open_checkpoint(tmp_path)
+
+
 def test_an_index_names_a_missing_shard(tmp_path: Path) -> None:
     """A stopped download is the commonest damage; the message says which file to fetch."""
     write_sharded(tmp_path)
@@ -129,13 +154,35 @@ def test_an_index_names_a_missing_shard(tmp_path: Path) -> None:
         open_checkpoint(tmp_path)
 
 
-def test_a_tensor_stored_twice_is_refused(tmp_path: Path) -> None:
-    """Which of the two is the model's cannot be known."""
-    weight_map = write_sharded(tmp_path)
-    save_file({**SHARDS[1], "wte": torch.ones(2, 3)}, tmp_path / weight_map["step"])
+@pytest.mark.parametrize("kind", ["safetensors", "pickle"])
+def test_the_index_decides_between_equal_copies(tmp_path: Path, kind: str) -> None:
+    """Old savers wrote a tied or shared tensor into two shards; it is one tensor."""
+    weight_map = write_sharded(tmp_path, kind)
+    FORMATS[kind][1]({**SHARDS[1], "wte": SHARDS[0]["wte"].clone()}, tmp_path / weight_map["step"])
+    checkpoint = open_checkpoint(tmp_path)
+    assert_holds_all(checkpoint)
+    assert checkpoint.tensors["wte"].file.name == weight_map["wte"]
+
+
+@pytest.mark.parametrize("kind", ["safetensors", "pickle"])
+def test_the_last_copy_is_read_where_the_index_names_it(tmp_path: Path, kind: str) -> None:
+    """Transformers loads the last shard's, others follow the index; here both find the same."""
+    weight_map = write_sharded(tmp_path, kind)
+    _name, save = FORMATS[kind]
+    save({**SHARDS[0], "step": torch.tensor(12)}, tmp_path / weight_map["wte"])
+    assert_holds_all(open_checkpoint(tmp_path))
+
+
+@pytest.mark.parametrize("kind", ["safetensors", "pickle"])
+@pytest.mark.parametrize("other", [torch.ones(7, 5), torch.ones(2, 3), torch.ones(7, 5, dtype=torch.float16)])
+def test_different_values_under_one_name_are_refused(tmp_path: Path, kind: str, other: torch.Tensor) -> None:
+    """What is checked must be what is loaded, whoever loads it."""
+    weight_map = write_sharded(tmp_path, kind)
+    FORMATS[kind][1]({**SHARDS[1], "wte": other}, tmp_path / weight_map["step"])
     with pytest.raises(
         CheckpointError,
-        match=r"'wte' is stored twice: in model-00001-of-00002.\w+ and model-00002-of-00002.\w+",
+        match=r"'wte' is stored twice with different values: the index names \w+-00001-of-00002.\w+, "
+        r"transformers loads it from \w+-00002-of-00002.\w+",
     ):
         open_checkpoint(tmp_path)
 
@@ -167,26 +214,23 @@ def test_a_shard_outside_the_folder_is_refused(tmp_path: Path, kind: str, outsid
     assert repr(outside) in str(refusal.value)
 
 
-def test_a_tensor_the_index_omits_is_refused(tmp_path: Path) -> None:
-    """Transformers would not load it, so neither may a conversion use it or drop it in silence."""
-    weight_map = write_sharded(tmp_path)
+@pytest.mark.parametrize("kind", ["safetensors", "pickle"])
+def test_a_tensor_that_the_index_omits_is_read(tmp_path: Path, kind: str) -> None:
+    """Transformers reads shards whole, whatever the index lists of them."""
+    weight_map = write_sharded(tmp_path, kind)
     del weight_map["h.0.bias"]
-    write_index(tmp_path, "model.safetensors", weight_map)
-    with pytest.raises(
-        CheckpointError, match=r"model-00001-of-00002.safetensors holds 'h.0.bias', which the index omits"
-    ):
-        open_checkpoint(tmp_path)
+    write_index(tmp_path, FORMATS[kind][0], weight_map)
+    assert_holds_all(open_checkpoint(tmp_path))
 
 
-def test_a_tensor_no_shard_holds_is_refused(tmp_path: Path) -> None:
-    """A shard of another upload looks complete and is not."""
-    weight_map = write_sharded(tmp_path)
-    write_index(tmp_path, "model.safetensors", {**weight_map, "h.2.weight": weight_map["step"]})
-    with pytest.raises(
-        CheckpointError,
-        match=r"the index names 'h.2.weight', which is not in model-00002-of-00002.safetensors",
-    ):
-        open_checkpoint(tmp_path)
+@pytest.mark.parametrize("kind", ["safetensors", "pickle"])
+def test_a_tensor_that_no_shard_holds_is_noted(tmp_path: Path, kind: str) -> None:
+    """It may be a tied copy, as the family's table tells, or of another upload."""
+    weight_map = write_sharded(tmp_path, kind)
+    write_index(tmp_path, FORMATS[kind][0], {**weight_map, "h.2.weight": weight_map["step"]})
+    checkpoint = open_checkpoint(tmp_path)
+    assert checkpoint.absent == {"h.2.weight": weight_map["step"]}
+    assert_holds_all(checkpoint)
 
 
 def test_a_tensor_in_another_shard_than_the_index_says_is_refused(tmp_path: Path) -> None:
@@ -221,7 +265,7 @@ def test_an_index_that_is_not_json_is_refused(tmp_path: Path) -> None:
     """Git LFS leaves a pointer of a few lines where a download was skipped."""
     write_config(tmp_path)
     (tmp_path / "model.safetensors.index.json").write_text("version https://git-lfs.github.com/spec/v1\n")
-    with pytest.raises(CheckpointError, match=r"model.safetensors.index.json is not JSON"):
+    with pytest.raises(CheckpointError, match=r"model.safetensors.index.json is a git-lfs pointer"):
         open_checkpoint(tmp_path)
 
 

@@ -140,6 +140,50 @@ def test_a_cached_model_needs_no_network(hub: HubState, gqkva: Run, monkeypatch:
     """Compute nodes often have the cache and no route to the Hub."""
     commit = hub.repositories["owner/model"].refs["main"]
     assert gqkva("convert", "owner/model", "first", "--gkv", "2", "--revision", commit).exit_code == 0
+    inspected = gqkva("inspect", "owner/model", "--revision", commit, "--json").stdout
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     result = gqkva("convert", "owner/model", "second", "--gkv", "2", "--revision", commit)
     assert result.exit_code == 0, result.output
+    result = gqkva("inspect", "owner/model", "--revision", commit, "--json")
+    assert (result.exit_code, result.stdout) == (0, inspected)
+
+
+def test_weights_that_the_configuration_names_are_fetched(hub: HubState, llama: Path, gqkva: Run) -> None:
+    """Those of the usual name may be another model's."""
+    from safetensors.torch import load_file, save_file
+
+    tensors = {
+        name: tensor for path in llama.glob("*.safetensors") for name, tensor in load_file(path).items()
+    }
+    save_file(tensors, llama / "mine.safetensors", metadata={"format": "pt"})
+    config = json.loads((llama / "config.json").read_text())
+    (llama / "config.json").write_text(json.dumps(config | {"transformers_weights": "mine.safetensors"}))
+    hub.add("owner/named", llama)
+    result = gqkva("inspect", "owner/named")
+    assert (result.exit_code, result.stderr.count("\n")) == (8, 1), result.output
+    assert "config.json names mine.safetensors as the weights" in result.stderr
+    assert gqkva("convert", "owner/named", "out", "--gkv", "2").exit_code == 0
+    assert {name for name in hub.sent if name.endswith(".safetensors")} == {"mine.safetensors"}
+    assert gqkva("inspect", "out").exit_code == 0
+
+
+def test_a_model_of_wrong_shapes_is_refused_before_the_download(
+    hub: HubState, llama: Path, gqkva: Run
+) -> None:
+    """Headers alone tell that its tensors would not load."""
+    config = json.loads((llama / "config.json").read_text())
+    (llama / "config.json").write_text(json.dumps(config | {"vocab_size": 99}))
+    hub.add("owner/other", llama)
+    result = gqkva("convert", "owner/other", "out", "--gkv", "2")
+    assert (result.exit_code, result.stderr.count("\n")) == (3, 1), result.output
+    assert "has the shape [37, 30], by config.json LlamaForCausalLM takes [99, 30]" in result.stderr
+    assert "generation_config.json" not in hub.sent
+
+
+def test_a_tokenizer_that_is_a_page_on_the_hub_is_named(hub: HubState, llama: Path, gqkva: Run) -> None:
+    """Somebody has uploaded the failed download."""
+    (llama / "tokenizer.json").write_text("<!doctype html><title>Sign in</title>")
+    hub.add("owner/page", llama)
+    result = gqkva("convert", "owner/page", "out", "--gkv", "2")
+    assert (result.exit_code, result.stderr.count("error: ")) == (3, 1), result.output
+    assert "tokenizer.json is a web page" in result.stderr

@@ -60,5 +60,6 @@ def test_tokens_are_hidden_in_messages_and_found_in_files(monkeypatch: pytest.Mo
     monkeypatch.setenv("HF_TOKEN", "secret-of-mine")
     token = "hf_" + "a" * 34
     assert redact(f"with {token}, {token[:12]} and secret-of-mine") == "with hf_***, hf_*** and ***"
+    assert redact("https://me:pw@x/y?token=abc&a=1") == "https://***@x/y?token=***&a=1"
     assert holds_token(f"token: {token}".encode())
     assert not holds_token(b"from huggingface_hub import hf_hub_download")

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from gqkva_convert.checkpoint.pickled import list_tensors, load_pickled
-from gqkva_convert.checkpoint.reader import TensorReader
+from gqkva_convert.checkpoint.reader import Stamp, TensorReader
 from gqkva_convert.errors import CheckpointError
 
 both_formats = pytest.mark.parametrize("zipped", [True, False], ids=["zip", "legacy"])
@@ -75,6 +75,26 @@ def test_anything_but_named_tensors_is_refused(tmp_path: Path, zipped: bool, dat
     with pytest.raises(CheckpointError, match=message) as refusal:
         list_tensors(path)
     assert str(path) in str(refusal.value)
+
+
+def test_compressed_entries_are_refused(tmp_path: Path) -> None:
+    """Zeros shrink a thousandfold: a download of 3 MB would take 3 GB of memory."""
+    written = save(tmp_path / "written.bin", {"wte": torch.zeros(256, 1024)}, zipped=True)
+    packed = tmp_path / "pytorch_model.bin"
+    with zipfile.ZipFile(written) as source, zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as target:
+        for name in source.namelist():
+            target.writestr(name, source.read(name))
+    assert packed.stat().st_size < written.stat().st_size / 100
+    with pytest.raises(CheckpointError, match=r"holds compressed entries \(written/data.pkl\)"):
+        load_pickled(packed)
+
+
+@both_formats
+def test_values_that_are_not_stored_are_refused(tmp_path: Path, zipped: bool) -> None:
+    """One number repeated a billion times takes 4 bytes in the file."""
+    path = save(tmp_path / "pytorch_model.bin", {"wte": torch.ones(1).expand(1 << 20, 1 << 10)}, zipped)
+    with pytest.raises(CheckpointError, match=r"'wte' repeats values that it does not store up to 4.29 GB"):
+        list_tensors(path)
 
 
 def test_a_sparse_tensor_is_refused(tmp_path: Path) -> None:
@@ -155,7 +175,7 @@ def test_a_cut_legacy_file_is_refused(tmp_path: Path) -> None:
 
 def read_all(path: Path) -> dict[str, bytes]:
     """Every tensor's bytes, as a conversion reads them."""
-    with TensorReader((path,), pickled=True) as reader:
+    with TensorReader({path: Stamp.of(path)}, pickled=True) as reader:
         return {tensor.name: reader.read(tensor).tobytes() for tensor in list_tensors(path)}
 
 
@@ -222,7 +242,7 @@ def test_any_range_of_a_tensor_can_be_read(tmp_path: Path, zipped: bool) -> None
     path = save(tmp_path / "pytorch_model.bin", {"w": weight}, zipped)
     raw = weight.contiguous().numpy().tobytes()
     (tensor,) = list_tensors(path)
-    with TensorReader((path,), pickled=True) as reader:
+    with TensorReader({path: Stamp.of(path)}, pickled=True) as reader:
         assert reader.descriptor(tensor) is None
         for start, count in ((0, 70), (10, 20), (69, 1), (3, 0), (70, 0)):
             assert reader.read(tensor, start, count).tobytes() == raw[start : start + count]

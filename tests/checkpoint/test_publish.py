@@ -224,7 +224,12 @@ def a_link_to_a_checkpoint(target: Path) -> None:
     target.symlink_to("real")
 
 
-@pytest.mark.parametrize("make", [folder_of_notes, a_file, a_link_to_a_checkpoint])
+def a_link_to_an_empty_folder(target: Path) -> None:
+    (target.parent / "real").mkdir()
+    target.symlink_to("real")
+
+
+@pytest.mark.parametrize("make", [folder_of_notes, a_file, a_link_to_a_checkpoint, a_link_to_an_empty_folder])
 def test_what_is_no_checkpoint_is_never_replaced(target: Path, make: Any) -> None:
     """`--overwrite ~` must not delete a home."""
     make(target)
@@ -253,6 +258,18 @@ def test_the_root_is_refused_in_one_line() -> None:
     """`convert MODEL /` should be told, not traced."""
     with pytest.raises(OutputError), published_folder(Path("/"), overwrite=True):
         pytest.fail("the block must not run")
+
+
+def test_a_lock_that_is_a_link_is_not_followed(target: Path) -> None:
+    """Whoever can write beside the target could otherwise have any file of the user's made."""
+    lock = target.with_name(f".{target.name}.gqkva-lock")
+    lock.symlink_to(target.parent / "elsewhere")
+    with (
+        pytest.raises(OutputError, match=r"gqkva-lock is a link, which no run of ours leaves behind"),
+        published_folder(target, overwrite=True),
+    ):
+        pytest.fail("the block must not run")
+    assert names(target.parent) == [lock.name]
 
 
 def test_a_second_run_is_refused_while_the_first_writes(target: Path) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from gqkva_convert.checkpoint.sidecars import REPORT, carried_files, copy_files
+from gqkva_convert.errors import CheckpointError
 
 CARRIED = (
     "LICENSE",
@@ -112,14 +113,66 @@ def test_hidden_files_and_other_folders_stay(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["tokenizer.json", "additional_chat_templates/x.jinja"])
-def test_a_link_out_of_the_folder_is_not_followed(tmp_path: Path, name: str) -> None:
+def test_a_link_out_of_the_folder_stops_the_conversion(tmp_path: Path, name: str) -> None:
     """A downloaded folder must not carry a reader's private file into an upload."""
     secret = tmp_path / "id_rsa"
     secret.write_text("secret")
     folder = tmp_path / "model"
     (folder / name).parent.mkdir(parents=True)
     (folder / name).symlink_to(secret)
-    assert carried_files(folder) == ({}, {name: "a link that leads out of the folder"})
+    with pytest.raises(CheckpointError, match=r"is a link to .*id_rsa, neither in the folder nor"):
+        carried_files(folder)
+
+
+@pytest.fixture
+def farm(tmp_path: Path) -> Path:
+    """A folder of links to another checkpoint, as `ln -s` makes one."""
+    base, folder = tmp_path / "base", tmp_path / "farm"
+    base.mkdir()
+    fill(base, ("model.safetensors", "tokenizer.json", "chat_template.jinja", "1_Pooling/config.json"))
+    (base / "id_rsa").write_text("secret")
+    folder.mkdir()
+    for path in base.iterdir():
+        if path.name != "id_rsa":
+            (folder / path.name).symlink_to(path)
+    return folder
+
+
+def test_links_to_what_lies_beside_the_linked_weights_are_carried(farm: Path) -> None:
+    """A user's own folder of links is one model in two places, and its tokenizer belongs to it."""
+    names = {"1_Pooling/config.json", "chat_template.jinja", "tokenizer.json"}
+    carried, left = carried_files(farm, [farm / "model.safetensors"])
+    assert (set(carried), set(left)) == (names, {"model.safetensors"})
+
+
+def test_links_beside_the_weights_lead_to_files_of_their_own_name(farm: Path) -> None:
+    """Weights may lie in a home folder; a link named as a tokenizer must not fetch a key from there."""
+    (farm / "vocab.txt").symlink_to(farm.parent / "base" / "id_rsa")
+    with pytest.raises(CheckpointError, match=r"vocab.txt is a link to .*id_rsa"):
+        carried_files(farm, [farm / "model.safetensors"])
+
+
+def test_links_are_not_followed_because_a_file_only_looks_like_weights(farm: Path) -> None:
+    """Weights are what the model is loaded from; the rest of a downloaded folder opens no other folder."""
+    (farm / "model.safetensors").unlink()
+    fill(farm, ("model.safetensors",))
+    (farm / "other.safetensors").symlink_to(farm.parent / "base" / "model.safetensors")
+    with pytest.raises(CheckpointError, match="is a link to"):
+        carried_files(farm, [farm / "model.safetensors"])
+
+
+def test_links_to_a_hub_snapshot_are_carried(snapshot: Path, tmp_path: Path) -> None:
+    """The cache names its blobs by their content; a folder of links to a snapshot leads to these."""
+    blobs = snapshot.parents[1] / "blobs"
+    (blobs / "e5f6").write_text("weights")
+    (snapshot / "model.safetensors").symlink_to("../../blobs/e5f6")
+    folder = tmp_path / "farm"
+    folder.mkdir()
+    for name in ("model.safetensors", "tokenizer.json"):
+        (folder / name).symlink_to(snapshot / name)
+    assert set(carried_files(folder, [folder / "model.safetensors"])[0]) == {"tokenizer.json"}
+    with pytest.raises(CheckpointError, match="is a link to"):
+        carried_files(folder)
 
 
 def test_a_folder_that_is_a_link_out_is_not_followed(tmp_path: Path) -> None:
@@ -129,9 +182,8 @@ def test_a_folder_that_is_a_link_out_is_not_followed(tmp_path: Path) -> None:
     folder = tmp_path / "model"
     folder.mkdir()
     (folder / "additional_chat_templates").symlink_to("../private")
-    carried, left = carried_files(folder)
-    assert carried == {}
-    assert left == {"additional_chat_templates/diary.jinja": "a link that leads out of the folder"}
+    with pytest.raises(CheckpointError, match=r"diary.jinja is a link to"):
+        carried_files(folder)
 
 
 def test_a_link_within_the_folder_is_carried(tmp_path: Path) -> None:
@@ -167,9 +219,14 @@ def test_a_hub_snapshot_may_not_reach_other_models(snapshot: Path) -> None:
     other = snapshot.parents[2] / "models--org--private" / "blobs"
     other.mkdir(parents=True)
     (other / "e5f6").write_text("secret")
-    (snapshot / "vocab.txt").symlink_to(other / "e5f6")
-    (snapshot / "merges.txt").symlink_to("../../../models--org--private/blobs/e5f6")
-    assert set(carried_files(snapshot)[1]) == {"vocab.txt", "merges.txt"}
+    for name, target in (
+        ("vocab.txt", other / "e5f6"),
+        ("merges.txt", "../../../models--org--private/blobs/e5f6"),
+    ):
+        (snapshot / name).symlink_to(target)
+        with pytest.raises(CheckpointError, match=f"{name} is a link to"):
+            carried_files(snapshot)
+        (snapshot / name).unlink()
 
 
 def test_a_folder_called_blobs_beside_a_plain_folder_is_no_cache(tmp_path: Path) -> None:
@@ -179,7 +236,8 @@ def test_a_folder_called_blobs_beside_a_plain_folder_is_no_cache(tmp_path: Path)
     (tmp_path / "blobs").mkdir()
     (tmp_path / "blobs" / "a1b2").write_text("secret")
     (folder / "tokenizer.json").symlink_to("../../blobs/a1b2")
-    assert set(carried_files(folder)[1]) == {"tokenizer.json"}
+    with pytest.raises(CheckpointError, match="is a link to"):
+        carried_files(folder)
 
 
 @pytest.mark.parametrize("how", ["dot", "relative", "link"])

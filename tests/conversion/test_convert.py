@@ -15,7 +15,8 @@ from safetensors.numpy import load_file
 from typer.testing import Result
 
 from gqkva_convert import convert, verify
-from gqkva_convert.checkpoint.folder import open_checkpoint
+from gqkva_convert.checkpoint.folder import PICKLED, open_checkpoint
+from gqkva_convert.errors import CheckpointError
 
 Run = Callable[..., Result]
 
@@ -147,18 +148,16 @@ def test_what_belongs_to_the_model_goes_along_and_stale_files_do_not(llama: Path
     )
     stale = ("tf_model.h5", "model.gguf", "README.md", "training_args.bin", "modeling_llama.py")
     for name in (*kept, *stale):
-        (llama / name).write_text(json.dumps(name))
+        (llama / name).write_text(json.dumps({"text": name}))
     (llama / "tokenizer_config.json").write_text(
         '{"auto_map": {"AutoTokenizer": "code.py"}, "model_max_length": 9}'
     )
-    (tmp_path / "secret").write_text("not yours")
-    (llama / "vocab.json").symlink_to(tmp_path / "secret")
     out = convert(llama, tmp_path / "out", gkv=2, max_shard_size="1GB")
     for name in set(kept) - {"tokenizer_config.json"}:
-        assert (out / name).read_text() == json.dumps(name)
+        assert (out / name).read_text() == json.dumps({"text": name})
     assert json.loads((out / "tokenizer_config.json").read_text()) == {"model_max_length": 9}
     report = json.loads((out / "gqkva_report.json").read_text())
-    for name in (*stale, "vocab.json"):
+    for name in stale:
         assert not (out / name).exists()
         assert name in report["files_left_behind"]
     assert not (out / "model.safetensors.index.json").exists()
@@ -278,3 +277,51 @@ def test_copied_heads_of_a_real_model_merge_without_loss(shared_models: Path, tm
     """stories260K-mha is stories260K with each key/value head copied to its two readers."""
     out = convert(shared_models / "stories260K-mha-hf", tmp_path / "out", gkv=4, merge="mean")
     assert all_tensors(out) == all_tensors(shared_models / "stories260K-hf")
+
+
+def write_into(file: Path) -> None:
+    with file.open("r+b") as opened:
+        opened.seek(-1, 2)
+        opened.write(b"\x7f")
+
+
+def replace_by_copy(file: Path) -> None:
+    copy = file.with_name("copy")
+    copy.write_bytes(file.read_bytes())
+    copy.replace(file)
+
+
+def remove(file: Path) -> None:
+    file.unlink()
+
+
+@pytest.mark.parametrize("pickled", [False, True], ids=["safetensors", "bin"])
+@pytest.mark.parametrize("change", [write_into, replace_by_copy, remove])
+def test_a_source_that_changes_while_it_is_read_is_no_source(
+    change: Callable[[Path], None], pickled: bool, llama: Path, tmp_path: Path
+) -> None:
+    """A download or a training run may still be writing: half old, half new would load and answer nonsense.
+
+    A file that is put in another's place leaves the one that is being read as it was.
+    """
+    *_, file = stored = sorted(llama.glob("*.safetensors"))
+    if pickled:
+        weights = {name: torch.from_numpy(array) for one in stored for name, array in load_file(one).items()}
+        file = llama / PICKLED
+        torch.save(weights, file)
+        for one in (*stored, llama / "model.safetensors.index.json"):
+            one.unlink()
+    done: list[int] = []
+
+    def meanwhile(count: int) -> None:
+        if not done:
+            change(file)
+        done.append(count)
+
+    if change is not write_into and not pickled:
+        assert (convert(llama, tmp_path / "out", gkv=2, progress=meanwhile) / "config.json").is_file()
+        return
+    with pytest.raises(CheckpointError, match=rf"{file.name} was written to while being read") as refusal:
+        convert(llama, tmp_path / "out", gkv=2, progress=meanwhile)
+    assert refusal.value.exit_code == 3
+    assert not [path for path in tmp_path.iterdir() if path.name.startswith((".out", "out"))]

@@ -248,6 +248,14 @@ def test_modules_of_their_own_code_or_weights_elsewhere_are_refused(tmp_path: Pa
     refused(gqkva("convert", source, out, "--gkv", 2), 3, "outside the folder")
 
 
+def test_a_pointer_in_place_of_a_modules_weights_is_named(tmp_path: Path, gqkva: Run) -> None:
+    """Cloned without git-lfs, a module is as broken as the weights."""
+    source = sentence_models.save(tmp_path / "source")
+    pointer = "version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 1000\n"
+    (source / "2_Dense" / "model.safetensors").write_text(pointer)
+    refused(gqkva("convert", source, tmp_path / "out", "--gkv", 2), 3, "2_Dense", "git-lfs pointer")
+
+
 def test_a_pickle_of_a_module_that_holds_code_is_never_loaded(tmp_path: Path, gqkva: Run) -> None:
     """It is carried as it is, and no program of ours opens it."""
     pytest.importorskip("sentence_transformers")
@@ -400,13 +408,3 @@ def test_an_excerpt_carries_the_folders_other_files(tmp_path: Path, gqkva: Run) 
     found = {check["check"]: check["detail"] for check in json.loads(result.stdout)["checks"]}
     assert found["loads in transformers"].startswith("some layers with the folder's other files")
     assert "layers 0 of 2" in found["sentence-transformers"]
-
-
-def test_settings_of_generation_that_are_not_readable_fail_the_proof(llama: Path, gqkva: Run) -> None:
-    """Transformers generates without them, and says nothing."""
-    out = llama.parent / "out"
-    assert gqkva("convert", llama, out, "--gkv", 2).exit_code == 0
-    (out / "generation_config.json").write_text('{"num_beams": "many"')
-    result = gqkva("verify", out)
-    assert result.exit_code == 9, result.output
-    assert "generation_config.json" in result.stderr

@@ -139,6 +139,12 @@ def test_files_that_are_no_plans_are_refused(tmp_path: Path, llama: Path, gqkva:
         ("[]", "it has no list of blocks"),
         ("{}", "no list of blocks"),
         ("[" * 100000, "nested"),
+        ('{"blocks": [], "' + "k" * 2000 + '": {"' + "k" * 2000 + '": 1}}', "line 1: a plan has no 'kkk"),
+        ('{"blocks": [],\n"a"\n:1}', "line 2: a plan has no 'a'"),
+        ('{"blocks": [],\n"\\u0007\\u0000": 1}', "line 2: a plan has no '\\x07"),
+        ("{" + '"seed": 0,\n' * 5000 + '"blocks": []}', "line 2: 'seed' stands there twice"),
+        ('{"blocks": [' + "7,\n" * 500_000 + "7]}", "line 1: "),
+        ('{"blocks": [' + " " * (16 << 20) + "]}", "is larger than 16.78 MB"),
         ('{"seed": ' + 5000 * "9" + "}", "line 1: not a conversion plan: Exceeds the limit"),
         ('{"seed": 0,\n"seed": 1, "blocks": []}', "line 2: 'seed' stands there twice"),
     ):
@@ -147,7 +153,7 @@ def test_files_that_are_no_plans_are_refused(tmp_path: Path, llama: Path, gqkva:
         assert result.exit_code == 2
         assert words in result.stderr
     result = gqkva("convert", llama, tmp_path / "out", "--plan", tmp_path / "absent.json")
-    assert "no plan can be read there" in result.stderr
+    assert "cannot be read: No such file" in result.stderr
     for option in (["--gkv", "2"], ["--seed", "0"], ["--dtype", "float32"], ["--calibration-samples", "4"]):
         result = gqkva("convert", llama, tmp_path / "out", "--plan", tmp_path / "plan.json", *option)
         assert "says everything itself" in result.stderr

@@ -67,6 +67,19 @@ def test_the_demo_recipe_runs_from_a_model_to_its_measurements(gqkva: Run, tmp_p
     assert log.count("\ngqkva ") == len(json.loads(result.stdout)["steps"])
 
 
+MANY = list(range(200))
+
+
+def growing(first: str, form: str, between: str) -> str:
+    """Nine variables, each of 99 times the one before."""
+    variables = [f"a0: {first}"]
+    for number in range(1, 9):
+        before = f"${{a{number - 1}}}" if between == "" else f"'${{a{number - 1}}}'"
+        variables.append(f"a{number}: {form.format(between.join([before] * 99))}")
+    listed = "".join(f"  {variable}\n" for variable in variables)
+    return f"description: x\nneeds: y\nvariables:\n{listed}steps: [{{inspect: {{model: m}}}}]\n"
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
@@ -161,6 +174,14 @@ def test_the_demo_recipe_runs_from_a_model_to_its_measurements(gqkva: Run, tmp_p
             "description: x\nneeds: y\ngpus: {name: H100, cont: 2}\nsteps: [{inspect: {model: m}}]\n",
             "gpus: no key 'cont'; did you mean 'count'?",
         ),
+        ("description: x\nneeds: y\nsteps: &s\n - for: {x: [1]}\n   steps: *s\n", "it holds itself"),
+        (
+            f"description: x\nneeds: y\nsteps:\n - for: {{a: {MANY}, b: {MANY}, c: {MANY}, d: {MANY}}}\n"
+            "   steps: [{inspect: {model: m}}]\n",
+            "more than 10,000 steps once repetitions are written out",
+        ),
+        (growing(str(MANY), "[{}]", ", "), "variable a2: the recipe has more than 1,000,000 parts"),
+        (growing("xxxxxxxxxx", "'{}'", ""), "variable a4: the recipe has more than 1,000,000 parts"),
     ],
 )
 def test_a_wrong_recipe_is_refused_in_one_line(text: str, message: str, gqkva: Run, tmp_path: Path) -> None:
@@ -180,7 +201,7 @@ def test_a_wrong_recipe_is_refused_in_one_line(text: str, message: str, gqkva: R
         ("gvk=2", "no variable 'gvk'; did you mean 'gkv'?"),
         ("convrt.gkv=2", "no step 'convrt'; did you mean 'convert'?"),
         ("convert.gvk=2", "convert has no option 'gvk'"),
-        ("convert.gkv=[", "the value is not YAML"),
+        ("convert.gkv=[", "--set 'convert.gkv=[', line 1: not YAML"),
     ],
 )
 def test_a_wrong_change_is_refused(change: str, message: str, gqkva: Run, recipe: Path) -> None:

@@ -555,7 +555,7 @@ def change_tokenizer(folder: Path, **changes: Any) -> None:
         ({"pre_tokenizer": {"type": "Whitespace"}}, 5, "known to be one of llama.cpp's (dbrx, gpt-2, "),
         ({"pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": True}}, 5, "not known to be one of"),
         (
-            {"added_tokens": [{"id": 37, "content": "<x>"}]},
+            {"model": {"vocab": {f"t{place}": place for place in range(38)}}},
             3,
             "has 38 tokens, config.json gives the model 37",
         ),
@@ -576,6 +576,22 @@ def test_tokenizers_that_it_cannot_hold(
     assert message in result.stderr
     assert result.stderr.count("\n") == 1
     assert not (tmp_path / "out").exists()
+
+
+def test_added_tokens_that_the_model_lacks_are_left_out(tmp_path: Path, gqkva: Run) -> None:
+    """A padding token added after training has no embedding; transformers loads such folders, too."""
+    source = grouped(tmp_path, "GQA")
+    added = [{"id": place, "content": f"<x{place}>", "special": True} for place in (36, 37, 38, 39, 40)]
+    change_tokenizer(source, added_tokens=added)
+    result = gqkva("export", source, tmp_path / "out", "--runtime", "gguf")
+    assert result.exit_code == 0, result.output
+    assert "the model has 37 tokens, so that added ones of the tokenizer are left out" in result.stdout
+    assert "'<x37>' (37), '<x38>' (38), '<x39>' (39) and 1 more" in result.stdout
+    reader = read(tmp_path / "out")
+    tokens = key(reader, "tokenizer.ggml.tokens")
+    assert (len(tokens), tokens[36]) == (37, "<x36>")
+    (rows,) = (tensor.shape for tensor in reader.tensors if tensor.name == "token_embd.weight")
+    assert rows[1] == 37
 
 
 def test_small_differences_are_said(tmp_path: Path, gqkva: Run) -> None:
@@ -605,7 +621,8 @@ def test_a_folder_without_a_tokenizer(tmp_path: Path, gqkva: Run) -> None:
     (source / "tokenizer.json").symlink_to(tmp_path / "elsewhere.json")
     result = gqkva("export", source, tmp_path / "out", "--runtime", "gguf")
     assert result.exit_code == 3
-    assert "has no tokenizer" in result.stderr
+    assert "tokenizer.json is a link to" in result.stderr
+    (source / "tokenizer.json").unlink()
     (source / "vocab.json").write_text("{}")
     result = gqkva("export", source, tmp_path / "out", "--runtime", "gguf")
     assert result.exit_code == 5

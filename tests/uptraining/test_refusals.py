@@ -61,6 +61,11 @@ def test_a_folder_that_is_no_conversion_is_refused(
             12,
             ["which per_device_batch_size 4 does not"],
         ),
+        (
+            ["--batch-size", "1000000000"],
+            12,
+            ["a step of 1,000,000,000 rows is more than 64 times the budget"],
+        ),
         (["--stop-within", "1%"], 12, ["stop_within needs a teacher"]),
         (["--set", "resample=0.2"], 12, ["resample needs a teacher"]),
         (["--set", "augment=shift"], 12, ["augment changes images"]),
@@ -71,7 +76,7 @@ def test_a_folder_that_is_no_conversion_is_refused(
         (["--loss", "task=inf"], 12, ["loss.task: Input should be a finite number"]),
         (["--length", "1"], 12, ["length: Input should be greater than or equal to 2"]),
         (["--resume"], 12, ["leave out --data"]),
-        (["--settings", "none.yaml"], 12, ["none.yaml: No such file"]),
+        (["--settings", "none.yaml"], 12, ["none.yaml: cannot be read: No such file"]),
         (["--mixed-precision", "fp7"], 12, ["mixed_precision: Input should be"]),
     ],
 )

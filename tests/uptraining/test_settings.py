@@ -56,7 +56,7 @@ def test_settings_that_cannot_be_are_refused(values: dict[str, Any], message: st
 
 @pytest.mark.parametrize(
     ("text", "message"),
-    [("- a list", "is not a mapping"), ("{", "is not YAML"), (None, "No such file")],
+    [("- a list", "is not a mapping"), ("{", "line 1: not YAML"), (None, "No such file")],
 )
 def test_recipes_that_are_none_are_refused(text: str | None, message: str, tmp_path: Path) -> None:
     if text is not None:

@@ -20,6 +20,7 @@ from gqkva_convert.progress import Stages, no_stages
 from gqkva_convert.records.bench import Bench
 from gqkva_convert.records.environment import describe_run
 from gqkva_convert.source.model import open_model
+from gqkva_convert.source.stock import require_loadable
 
 if TYPE_CHECKING:
     from gqkva_convert.evaluation.speed.run import Run
@@ -75,6 +76,8 @@ def bench(
     settings = settings_of(locals())
     names = {CONVERTED: str(model)} | ({} if against is None else {ORIGINAL: str(against)})
     sources = {name: open_model(locate(where).folder) for name, where in names.items()}
+    for source in sources.values():
+        require_loadable(source.checkpoint, source.family)
     folder = Path(model)
     save = save and folder.is_dir()  # of a model of the Hub nothing is kept
     if save and not os.access(folder, os.W_OK):

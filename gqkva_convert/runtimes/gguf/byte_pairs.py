@@ -69,8 +69,8 @@ def read_byte_pairs(data: dict[str, Any], folder: Path, size: int) -> Vocabulary
     if name is None:
         other = cut.merging or cut.whole
         raise refused(folder, f"has ignore_merges {json.dumps(ignores)}, llama.cpp's {other} not")
-    tokens, types = listed_tokens(data, folder, size)
-    return Vocabulary("gpt2", name, tuple(tokens), tuple(types), notes=tuple(notes))
+    tokens, types, lost = listed_tokens(data, folder, size)
+    return Vocabulary("gpt2", name, tuple(tokens), tuple(types), notes=(*notes, *lost))
 
 
 def _cut(pre_tokenizer: Any) -> tuple[str, ...]:

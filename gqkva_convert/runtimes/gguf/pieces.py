@@ -9,7 +9,14 @@ from typing import Any
 
 from gqkva_convert.errors import NotExpressibleError
 from gqkva_convert.runtimes.gguf.package import load_gguf
-from gqkva_convert.runtimes.gguf.vocabulary import WITHOUT, Vocabulary, listed_tokens, refused, require_room
+from gqkva_convert.runtimes.gguf.vocabulary import (
+    WITHOUT,
+    Vocabulary,
+    left_out,
+    listed_tokens,
+    refused,
+    require_room,
+)
 
 _SPACE = "\u2581"
 _BYTE = re.compile(r"<0x[0-9A-F]{2}>")
@@ -25,7 +32,7 @@ def read_pieces(data: dict[str, Any], config: dict[str, Any], folder: Path, size
         described = json.dumps({name: data.get(name) for name in ("normalizer", "pre_tokenizer")})
         raise refused(folder, f"prepares texts in a way that llama.cpp does not: {described}")
     vocab = data["model"]["vocab"]
-    tokens, types = listed_tokens(data, folder, size)
+    tokens, types, left = listed_tokens(data, folder, size)
     for text, number in vocab.items():
         if _BYTE.fullmatch(text):
             types[number] = int(kinds.BYTE)
@@ -68,7 +75,7 @@ def read_pieces(data: dict[str, Any], config: dict[str, Any], folder: Path, size
         tuple(types),
         tuple(scores),
         adds_space=adds_space,
-        notes=tuple(notes),
+        notes=(*notes, *left),
     )
 
 
@@ -133,8 +140,11 @@ def read_sentencepiece(copy: Path, folder: Path, size: int) -> Vocabulary:
         raise NotExpressibleError(
             f"{folder}: tokenizer.model is no BPE, which llama.cpp has alone; {WITHOUT}"
         )
-    found = list(gguf.vocab.SentencePieceVocab(copy).all_tokens())
-    require_room(folder, len(found), size)
+    vocab = gguf.vocab.SentencePieceVocab(copy)
+    require_room(folder, vocab.vocab_size_base, size)
+    every = list(vocab.all_tokens())
+    lost = {number: token[0].decode() for number, token in enumerate(every) if number >= size}
+    found = every[:size]
     gaps = [
         (f"[PAD{number}]".encode(), _UNMERGED, gguf.TokenType.UNUSED) for number in range(len(found), size)
     ]
@@ -146,4 +156,5 @@ def read_sentencepiece(copy: Path, folder: Path, size: int) -> Vocabulary:
         tuple(int(kind) for kind in types),
         scores,
         adds_space=bool(stored.normalizer_spec.add_dummy_prefix),
+        notes=left_out(lost, size),
     )

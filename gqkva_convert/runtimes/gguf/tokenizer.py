@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import logging
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -38,20 +38,21 @@ _OTHER_TOKENIZERS = ("vocab.json", "vocab.txt", "spiece.model", "merges.txt", "t
 _GREEDY = ("lstrip", "rstrip", "single_word")
 
 
-def read_vocabulary(folder: Path, config: dict[str, Any]) -> Vocabulary:
+def read_vocabulary(folder: Path, config: dict[str, Any], weights: Collection[Path] = ()) -> Vocabulary:
     """Read the tokenizer of a checkpoint folder.
 
-    Links out of the folder are not followed, and no code is run.
+    Links are followed as in a conversion, and no code is run.
 
     Args:
         folder: The checkpoint.
         config: The configuration to be exported; names special tokens and the number of tokens.
+        weights: The weight files.
 
     Raises:
         NotExpressibleError: llama.cpp would divide texts differently.
         CheckpointError: The tokenizer's files are damaged.
     """
-    carried, _ = carried_files(folder)
+    carried, _ = carried_files(folder, weights)
     files = {name: path for name, path in carried.items() if name in _FILES or name.endswith(".jinja")}
     if "tokenizer.json" in files:
         files.pop("tokenizer.model", None)  # transformers, too, reads the first where both are there

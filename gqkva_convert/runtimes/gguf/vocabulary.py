@@ -50,23 +50,40 @@ class Vocabulary:
             writer.add_add_space_prefix(self.adds_space)
 
 
-def listed_tokens(data: dict[str, Any], folder: Path, size: int) -> tuple[list[bytes], list[int]]:
-    """Return every token's text and type; unused ids get a placeholder."""
+def listed_tokens(
+    data: dict[str, Any], folder: Path, size: int
+) -> tuple[list[bytes], list[int], tuple[str, ...]]:
+    """Return every token's text and type, and notes; unused ids get a placeholder.
+
+    Added tokens behind the model's last one are left out: it has no embedding for them.
+    """
     kinds = load_gguf().TokenType
+    added = {token["content"] for token in data.get("added_tokens") or ()}
     texts: dict[int, str] = {number: text for text, number in data["model"]["vocab"].items()}
     types = dict.fromkeys(texts, kinds.NORMAL)
+    ordinary = [number for number, text in texts.items() if text not in added]
     for token in data.get("added_tokens") or ():
         texts[token["id"]] = token["content"]
         types[token["id"]] = kinds.CONTROL if token.get("special") else kinds.USER_DEFINED
     if not all(type(number) is int and number >= 0 for number in texts):
         raise ValueError("a token's number is not a whole number")
-    require_room(folder, max(texts, default=-1) + 1, size)
+    require_room(folder, max(ordinary, default=-1) + 1, size)
+    lost = {number: text for number, text in texts.items() if number >= size}
     every = [texts.get(number, f"[PAD{number}]").encode() for number in range(size)]
-    return every, [int(types.get(number, kinds.UNUSED)) for number in range(size)]
+    return every, [int(types.get(number, kinds.UNUSED)) for number in range(size)], left_out(lost, size)
+
+
+def left_out(lost: dict[int, str], size: int) -> tuple[str, ...]:
+    """Return a note on the added tokens, by number, that a model of ``size`` tokens lacks."""
+    if not lost:
+        return ()
+    named = ", ".join(f"{lost[number]!r} ({number})" for number in sorted(lost)[:3])
+    more = f" and {len(lost) - 3} more" if len(lost) > 3 else ""
+    return (f"the model has {size} tokens, so that added ones of the tokenizer are left out: {named}{more}",)
 
 
 def require_room(folder: Path, tokens: int, size: int) -> None:
-    """Refuse a tokenizer with more tokens than the model."""
+    """Refuse a tokenizer with more ordinary tokens than the model."""
     if tokens > size:
         raise CheckpointError(
             f"{folder}: the tokenizer has {tokens} tokens, config.json gives the model {size}; "

@@ -39,7 +39,8 @@ from gqkva_convert.runtimes.gguf.package import load_gguf
 from gqkva_convert.runtimes.gguf.tensors import DTYPES, RuntimeTensor, make_tensors, tensor_blocks
 from gqkva_convert.runtimes.gguf.tokenizer import read_vocabulary
 from gqkva_convert.runtimes.gguf.vocabulary import Vocabulary
-from gqkva_convert.source.deci import DECI, require_deci_form
+from gqkva_convert.source.deci import DECI
+from gqkva_convert.source.deci_form import require_deci_form
 from gqkva_convert.source.model import SourceModel
 from gqkva_convert.steps.merged_blocks import MergedBlocks
 from gqkva_convert.transforms.precision import Array
@@ -161,7 +162,7 @@ def prepare_gguf(
     if rope.factors:
         divisors = RuntimeTensor("rope_freqs.weight", (len(rope.factors),), "F32", (), values=rope.factors)
         tensors = (*tensors, divisors)
-    vocabulary = read_vocabulary(conversion.located.folder, config)
+    vocabulary = read_vocabulary(conversion.located.folder, config, source.checkpoint.files)
     _, window = context_length(family, config)
     if window is not None:
         notes.append(

@@ -71,6 +71,7 @@ def teacher(
     from gqkva_convert.calibration.network import load_network
     from gqkva_convert.data.tasks import CAUSAL, trained_task
     from gqkva_convert.source.model import family_of
+    from gqkva_convert.source.stock import require_loadable
     from gqkva_convert.uptraining.objectives.runner import ModelRunner
     from gqkva_convert.uptraining.objectives.teacher import NOTE
     from gqkva_convert.uptraining.rows.reading import open_rows
@@ -79,6 +80,7 @@ def teacher(
     located = locate(str(model), revision)
     checkpoint = open_checkpoint(located.folder)
     family = family_of(checkpoint.config, located.folder)
+    require_loadable(checkpoint, family)
     network = load_network(located.folder, checkpoint.nbytes, family.architecture)
     task = trained_task(network)
     rows, collator = open_rows(chosen, located.folder, network, task)

@@ -15,6 +15,8 @@ from gqkva_convert.data.alike import ANSWERS, require_alike
 from gqkva_convert.errors import TrainingError, first_line, is_out_of_memory
 from gqkva_convert.modeling.families import stock_name
 from gqkva_convert.modeling.loading import load_model
+from gqkva_convert.source.model import family_of
+from gqkva_convert.source.stock import require_loadable
 from gqkva_convert.uptraining.rows.row import Row
 from gqkva_convert.uptraining.settings import TrainingSettings
 
@@ -37,7 +39,8 @@ def load_teacher(settings: TrainingSettings, folder: Path, student: Any, device:
     """
     assert settings.teacher is not None
     located = locate(settings.teacher, None)
-    open_checkpoint(located.folder)
+    checkpoint = open_checkpoint(located.folder)
+    require_loadable(checkpoint, family_of(checkpoint.config, located.folder))
     fallback = stock_name(type(student).__name__)
     dtype = settings.teacher_dtype or ("float32" if device.type == "cpu" else "bfloat16")
     try:
