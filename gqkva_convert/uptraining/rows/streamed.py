@@ -6,7 +6,7 @@ import itertools
 import random
 from typing import Any
 
-from gqkva_convert.data.records import load_records
+from gqkva_convert.data.records import load_records, one_line
 from gqkva_convert.data.sequences import TEXTS
 from gqkva_convert.errors import DataError
 from gqkva_convert.uptraining.rows.maker import RowMaker
@@ -31,7 +31,7 @@ class StreamedRows(Rows):
     """
 
     def __init__(self, maker: RowMaker, *, held_out: int, seed: int) -> None:
-        self.records = load_records(maker.data, streaming=True)
+        self.records = load_records(maker.data, streaming=True, columns=maker.columns)
         self.maker = maker
         self._epoch_start = 0
         self.random = random.Random(seed)
@@ -43,6 +43,7 @@ class StreamedRows(Rows):
         self.held_out: list[Row] = [self._made() for _ in range(held_out)]
         self.buffer = [self._made() for _ in range(_LOOKED_AT)]
         self.tokens_per_row = sum(map(row_tokens, self.buffer)) / _LOOKED_AT
+        self.readings = () if maker.reading is None else (maker.reading,)
 
     def row(self, number: int) -> Row:
         self.seek(number)
@@ -68,7 +69,8 @@ class StreamedRows(Rows):
                 self._skipped += 1
             if self.maker.ready:
                 break
-            some = list(itertools.islice(self._iterator, TEXTS))
+            with one_line(self.maker.data):
+                some = list(itertools.islice(self._iterator, TEXTS))
             if some:
                 self.maker.add(some)
                 continue
@@ -80,7 +82,7 @@ class StreamedRows(Rows):
             # The next epoch makes the same rows again: those held out stay out.
             self._epoch_start = self.maker.made
             self.maker.restart()
-            self.records = load_records(self.maker.data, streaming=True)
+            self.records = load_records(self.maker.data, streaming=True, columns=self.maker.columns)
             self._iterator = iter(self.records)
             self._skipped = 0
         return self.maker.ready.pop(0)
