@@ -189,7 +189,8 @@ class StoredHeads(Sequence[NDArray[Any]]):
         weight, size = self.projection.weight, self.head_dim
         if self.projection.head_axis == 1:
             columns: NDArray[Any] = self._columns[:, start : start + size]
-            return _decode_finite(np.ascontiguousarray(columns), weight).T
+            head: NDArray[Any] = _decode_finite(np.ascontiguousarray(columns), weight).T
+            return head
         row = weight.nbytes // weight.shape[0]
         stored = self.reader.read(weight, start * row, size * row).view(STORED[weight.dtype])
         return _decode_finite(stored.reshape(size, -1), weight)

@@ -144,7 +144,7 @@ _Unit = list[tuple[Step, _Output]]
 
 
 def _units(outputs: Sequence[_Output]) -> list[_Unit]:
-    """Return the steps that are no copies, in order; those of one merged block together, whatever their files."""
+    """Return the steps that are no copies, in order; those of a merged block together, in whatever files."""
     units: dict[object, _Unit] = {}
     for output in outputs:
         for step in output.steps:

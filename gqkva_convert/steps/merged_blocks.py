@@ -5,7 +5,6 @@ from __future__ import annotations
 import threading
 from collections import OrderedDict
 from collections.abc import Callable
-from contextlib import ExitStack
 
 from gqkva_convert.checkpoint.reader import TensorReader
 from gqkva_convert.heads import Place
@@ -45,16 +44,16 @@ class MergedBlocks:
         self.fitted = fitted
         self.kept = kept
         self._thread = threading.local()
-        self._lock = threading.Lock()
-        self._limits: ExitStack | None = None
 
     def __enter__(self) -> MergedBlocks:
+        from threadpoolctl import threadpool_limits
+
+        # Here rather than in the threads that merge: limits nest only within one thread.
+        self._limits = threadpool_limits(1, user_api="blas")
         return self
 
     def __exit__(self, *error: object) -> None:
-        if self._limits is not None:
-            self._limits.close()
-            self._limits = None
+        self._limits.restore_original_limits()
 
     def heads(self, merge: BlockMerge) -> Heads:
         """Return the merged heads of a block.
@@ -68,20 +67,10 @@ class MergedBlocks:
         if place not in done:
             while len(done) >= self.kept:
                 done.popitem(last=False)
-            self._limit_blas()
             found = self.fitted(place)
             done[place] = merge_block(merge, self.reader, self.measured(place)) if found is None else found
         done.move_to_end(place)
         return done[place]
-
-    def _limit_blas(self) -> None:
-        """Give BLAS one thread a caller, on first use: the libraries are loaded by then."""
-        from threadpoolctl import threadpool_limits
-
-        with self._lock:
-            if self._limits is None:
-                self._limits = ExitStack()
-                self._limits.enter_context(threadpool_limits(1, user_api="blas"))
 
 
 def merge_block(merge: BlockMerge, reader: TensorReader, measured: InputMoments | None = None) -> Heads:

@@ -79,7 +79,7 @@ class HeadMerge:
         return merged_groups(self.order, self.source.stored_heads(role), self.target.stored_heads(role))
 
     def inner_products(self, rows: NDArray[Any], moment: Array | None) -> NDArray[Any]:
-        """Return `closed_form.inner_products` of rows of queries, keys or values, precise enough to merge by."""
+        """Return `closed_form.inner_products` of rows of queries, keys or values."""
         return inner_products(rows.astype(np.float64) if self.has_bias else rows, moment)
 
     def members(self, role: str) -> list[tuple[int, int]]:

@@ -228,7 +228,8 @@ def _balance(scores: Scores, keys: _Shared) -> _Shared:
     if resting:
         part = sizes[np.ix_(resting, resting)]
         values, vectors = np.linalg.eigh((part + part.T) / 2)
-        basis = _factors(values, wanted, floor)[:, None] * vectors.T
+        # Of all such bases the symmetric one: it changes as little as the sizes do.
+        basis = (vectors * _factors(values, wanted, floor)) @ vectors.T
         for one in (*balanced[0], *balanced[1]):
             one[resting] = basis @ one[resting]
     return _Shared(*balanced)
