@@ -29,11 +29,8 @@ _LEAST, _MOST = 1e-20, 1e30
 
 
 def noise_share(dtype: Any) -> float:
-    """Return the share of the largest eigenvalue below which one of inner products of a dtype is rounding.
-
-    Rounding of ``n`` summed products grows with the root of ``n``: by then some units of the last place.
-    """
-    return 1e-6 if dtype == np.float32 else 1e-12
+    """Return the share of the largest eigenvalue below which one of inner products of a dtype is rounding."""
+    return 1e-7 if dtype == np.float32 else 1e-12
 
 
 def inner_products(rows: NDArray[Any], moment: Array | None) -> NDArray[Any]:

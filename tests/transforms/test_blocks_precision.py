@@ -24,13 +24,13 @@ Array = NDArray[np.float64]
 SourceHeads = dict[str, NDArray[np.float32]]
 
 
-def stored(values: Array) -> NDArray[np.float32]:
-    """The numbers that a bfloat16 checkpoint holds, decoded."""
-    return decode(encode(values, "BF16"), "BF16")
+def stored(values: Array, dtype: str) -> NDArray[np.float32]:
+    """The numbers that a checkpoint of 16-bit weights holds, decoded."""
+    return decode(encode(values, dtype), dtype)
 
 
-def source_heads(kind: str, seed: int = 0) -> SourceHeads:
-    random = np.random.default_rng(seed)
+def source_heads(kind: str, dtype: str = "BF16") -> SourceHeads:
+    random = np.random.default_rng(0)
     counts = {"query": INPUTS, "key": INPUTS, "value": INPUTS, "output": HIDDEN}
     heads = {role: random.standard_normal((HEADS, HEAD_DIM, size)) for role, size in counts.items()}
     for role, found in heads.items():
@@ -43,9 +43,11 @@ def source_heads(kind: str, seed: int = 0) -> SourceHeads:
         elif kind == "deficient":  # only three directions, and a dead head
             found[:] = random.standard_normal((HEADS, HEAD_DIM, 3)) @ found[:, :3]
             found[1] = 0
+        elif kind == "narrow":  # all heads in the same few directions: the others are rounding alone
+            found[:] = random.standard_normal((HEADS, HEAD_DIM, 5)) @ found[0, :5]
         elif kind == "outliers" and role != "output":  # a few inputs of huge weight
             found[:, :, :3] *= 100
-    return {role: stored(found) for role, found in heads.items()}
+    return {role: stored(found, dtype) for role, found in heads.items()}
 
 
 def head_merge(target: HeadLayout, *, has_bias: bool = False) -> HeadMerge:
@@ -53,48 +55,54 @@ def head_merge(target: HeadLayout, *, has_bias: bool = False) -> HeadMerge:
     return HeadMerge(SOURCE, target, tuple(range(HEADS)), *rules, FIRST, SECOND, TURNING, has_bias=has_bias)
 
 
-def losses(
-    target: HeadLayout, heads: SourceHeads, found: Heads, moment: Array | None = None
-) -> tuple[float, float]:
-    """The squared errors of scores and of outputs over all heads, relative to the source's, in float64."""
+def losses(target: HeadLayout, heads: SourceHeads, found: Heads) -> tuple[float, float]:
+    """What the closed forms minimise, over all heads and relative to the source's energy, in float64."""
     wide = {role: part.astype(np.float64) for role, part in heads.items()}
-    root = np.ones(INPUTS) if moment is None else np.sqrt(moment)
     totals = np.zeros((2, 2))
     for head in range(HEADS):
-        query, key = wide["query"][head] * root, wide["key"][head] * root
-        value, output = wide["value"][head] * root, wide["output"][head]
-        other = {
-            role: found[role, target.stored_heads(role)[head]].astype(np.float64) * root
+        query, key, value, output = (wide[role][head] for role in ("query", "key", "value", "output"))
+        near_query, near_key, near_value = (
+            found[role, target.stored_heads(role)[head]].astype(np.float64)
             for role in ("query", "key", "value")
-        }
-        for distance in (0, 3, 50):
-            angle = distance * 0.1 ** np.arange(4)
-            turn = np.eye(HEAD_DIM)
-            turn[FIRST, FIRST] = turn[SECOND, SECOND] = np.cos(angle)
-            turn[FIRST, SECOND], turn[SECOND, FIRST] = -np.sin(angle), np.sin(angle)
-            scores = query.T @ turn @ key
-            totals[0] += [np.sum((scores - other["query"].T @ turn @ other["key"]) ** 2), np.sum(scores**2)]
+        )
+        weight = np.sqrt(np.vdot(value @ value.T, output @ output.T))
+        energy, error = (
+            np.vdot(query @ query.T, TURNING.average(key @ key.T)),
+            np.vdot(near_query @ near_query.T, TURNING.average(near_key @ near_key.T))
+            - 2 * np.vdot(near_query @ query.T, TURNING.average(near_key @ key.T)),
+        )
+        totals[0] += weight * np.array([energy + error, energy])
         outputs = value.T @ output
-        merged = other["value"].T @ found["output", head].astype(np.float64)
+        merged = near_value.T @ found["output", head].astype(np.float64)
         totals[1] += [np.sum((outputs - merged) ** 2), np.sum(outputs**2)]
     return float(totals[0, 0] / totals[0, 1]), float(totals[1, 0] / totals[1, 1])
 
 
+# By kind, how much larger a loss may be. Where most directions are rounding alone, rounds of queries and keys
+# gain little each, and where they end depends on the last bits.
+TOLERANCES = {
+    "random": 1e-4,
+    "scales": 1e-4,
+    "dependent": 1e-4,
+    "alike": 1e-4,
+    "outliers": 1e-4,
+    "deficient": 0.05,
+    "narrow": 0.05,
+}
+
+
 @pytest.mark.parametrize("variant", TARGETS)
-@pytest.mark.parametrize("kind", ["random", "scales", "dependent", "alike", "deficient", "outliers"])
-def test_float32_loses_nothing_that_bfloat16_would_keep(kind: str, variant: str) -> None:
-    """The losses are those of float64 throughout, to less than a rounding of the weights costs."""
-    target, heads = TARGETS[variant], source_heads(kind)
+@pytest.mark.parametrize("kind", TOLERANCES)
+@pytest.mark.parametrize("dtype", ["BF16", "F16"])
+def test_float32_loses_no_more_than_float64(kind: str, variant: str, dtype: str) -> None:
+    """16-bit weights leave room for float32's rounding, however badly conditioned they are."""
+    target, heads = TARGETS[variant], source_heads(kind, dtype)
     one = head_merge(target)
-    narrow = losses(target, heads, merge_heads(one, heads, NO_DATA, None))
-    wide = {role: part.astype(np.float64) for role, part in heads.items()}
-    exact = merge_heads(one, wide, NO_DATA, None)
-    rounded = {name: stored(head) for name, head in exact.items()}
-    assert all(head.dtype == np.float64 for head in exact.values())
-    for found, best, written in zip(
-        narrow, losses(target, heads, exact), losses(target, heads, rounded), strict=True
-    ):
-        assert found < best * (1 + 1e-4) + 1e-6, (found, best, written)
+    narrow = merge_heads(one, heads, NO_DATA, None)
+    wide = merge_heads(one, {role: part.astype(np.float64) for role, part in heads.items()}, NO_DATA, None)
+    assert all(head.dtype == np.float32 for head in narrow.values())
+    for found, best in zip(losses(target, heads, narrow), losses(target, heads, wide), strict=True):
+        assert found < best * (1 + TOLERANCES[kind]) + 1e-6
 
 
 def test_merged_heads_are_those_of_float64_to_rounding() -> None:
