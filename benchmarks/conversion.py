@@ -24,7 +24,7 @@ from typing import Any
 from machine import describe_machine, describe_versions
 from make_checkpoint import SHAPES
 from measure import Run, heavy_imports, run_process, warm
-from products import product_seconds
+from products import time_products
 from results import render, tables
 
 from gqkva_convert.checkpoint.folder import open_checkpoint
@@ -168,8 +168,9 @@ class Bench:
                 self.raw["rounds"].append(row)
                 if row["exit_status"] != 0:
                     del commands[tool]
-            self.raw["products"].append(product_seconds(SHAPES[self.large], int(GKV)))
-            _say(f"numpy's products: {self.raw['products'][-1]:.2f} s")
+            products = {"load": os.getloadavg()[0], **time_products(SHAPES[self.large], int(GKV))}
+            self.raw["products"].append(products)
+            _say(f"numpy's products: {products['seconds']:.2f} s, CPU {products['cpu_seconds']:.2f} s")
             self.save()
 
 

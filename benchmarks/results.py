@@ -54,7 +54,7 @@ def _mean_ratio(raw: Raw, tool: str, key: str = "seconds") -> float | None:
 def _beyond_copy(raw: Raw) -> float | None:
     """Return the default conversion's time beyond a copy, relative to numpy's products of its size."""
     ours, copy = (_median(_runs(raw, tool), "seconds") for tool in ("convert", "copy"))
-    return None if ours is None or copy is None else (ours - copy) / median(raw["products"])
+    return None if ours is None or copy is None else (ours - copy) / _median(raw["products"], "seconds")
 
 
 def _heavy(raw: Raw, command: str) -> float:
@@ -124,7 +124,7 @@ def tools_table(raw: Raw) -> str:
         if not runs:
             failed = next((row for row in raw["rounds"] if row["tool"] == tool), None)
             note = ABSENT if failed is None else f"failed ({failed['exit_status']})"
-            rows.append((label, note, "", "", "", "", ""))
+            rows.append((label, note, "", "", "", "", "", ""))
             continue
         seconds = median(row["seconds"] for row in runs)
         rows.append(
@@ -132,15 +132,17 @@ def tools_table(raw: Raw) -> str:
                 label,
                 f"{seconds:.2f}",
                 f"{seconds / copy_seconds:.2f}",
+                f"{median(row['cpu_seconds'] for row in runs):.1f}",
                 f"{median(row['cpu_seconds'] / row['seconds'] for row in runs):.2f}",
                 f"{median(row['peak_rss_bytes'] for row in runs) / 1e6:,.0f}",
                 f"{median(row['peak_anonymous_bytes'] for row in runs) / 1e6:,.0f}",
                 f"{runs[0]['output_bytes'] / 1e9:.2f}",
             )
         )
-    products = median(raw["products"])
-    row = (PRODUCTS, f"{products:.2f}", f"{products / copy_seconds:.2f}", "", "", "", "")
-    heading = ("tool", "seconds", "x `cp -r`", "cores busy", "peak RSS, MB", "anonymous, MB", "written, GB")
+    products, cpu = (median(row[key] for row in raw["products"]) for key in ("seconds", "cpu_seconds"))
+    row = (PRODUCTS, f"{products:.2f}", f"{products / copy_seconds:.2f}", f"{cpu:.1f}", "", "", "", "")
+    heading = ("tool", "seconds", "x `cp -r`", "CPU, s", "cores busy")
+    heading += ("peak RSS, MB", "anonymous, MB", "written, GB")
     return _table(heading, [*rows, row])
 
 
@@ -214,7 +216,8 @@ def render(raw: Raw) -> str:
         "each tool is a whole process, its source in the page cache, the disk idle before it starts. Peak "
         "RSS includes memory-mapped file pages and is never below "
         f"{raw['floor_rss_bytes'] / 1e6:.0f} MB, the size of the process that starts the tools; anonymous "
-        "memory is not backed by a file and is sampled every 20 ms."
+        "memory is not backed by a file and is sampled every 20 ms. numpy's products are timed with "
+        "the threads that it takes by itself, their CPU time with one."
     )
     return "\n\n".join(
         (
