@@ -18,13 +18,12 @@ BENCHMARKS = ROOT / "docs" / "benchmarks.md"
 @pytest.fixture
 def conversion(monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
     """`benchmarks/conversion.py`, whose modules import each other by name."""
-    before = set(sys.modules)
     monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
     import conversion as module
 
     yield module
-    for name in set(sys.modules) - before:
-        del sys.modules[name]
+    for path in (ROOT / "benchmarks").glob("*.py"):
+        sys.modules.pop(path.stem, None)
 
 
 def measured(command: str, note: str = "") -> dict[str, str]:
