@@ -1,4 +1,4 @@
-"""Measure the cost of a conversion, against copying, mergekit, and loading the whole model.
+"""Measure the cost of a conversion, against copying, numpy's products, mergekit, and loading the whole model.
 
     python benchmarks/conversion.py --folder DIR [--rounds 3] [--mergekit PYTHON] [--small]
 
@@ -13,6 +13,7 @@ import argparse
 import datetime
 import hashlib
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -21,7 +22,9 @@ from pathlib import Path
 from typing import Any
 
 from machine import describe_machine, describe_versions
+from make_checkpoint import SHAPES
 from measure import Run, heavy_imports, run_process, warm
+from products import time_products
 from results import render, tables
 
 from gqkva_convert.checkpoint.folder import open_checkpoint
@@ -30,6 +33,9 @@ from gqkva_convert.checkpoint.jsonfile import write_json
 HERE = Path(__file__).parent
 GQKVA = [sys.executable, "-m", "gqkva_convert"]
 GKV = "8"
+# The default, the closed form from weights alone, and the GQA paper's conversion.
+CONVERT = ("convert", "--gkv", GKV)
+CONVERT_MEAN = (*CONVERT, "--merge", "mean")
 STARTUP_REPEATS = 5
 OFFLINE = {"HF_HUB_OFFLINE": "1"}
 
@@ -48,6 +54,7 @@ class Bench:
         self.rounds: int = arguments.rounds
         self.seed: int = arguments.seed
         self.mergekit: Path | None = arguments.mergekit
+        self.only: list[str] = [tool for tool in arguments.only.split(",") if tool]
         self.json: Path | None = arguments.json
         self.large, self.less = ("small", "tiny") if arguments.small else ("7b", "1b")
         self.raw: dict[str, Any] = {
@@ -76,7 +83,8 @@ class Bench:
         """Return the commands to time, by name."""
         commands: dict[str, list[str | Path]] = {
             "copy": ["cp", "-r", source, self.output],
-            "convert": [*GQKVA, "convert", source, self.output, "--gkv", GKV],
+            "convert": [*GQKVA, CONVERT[0], source, self.output, *CONVERT[1:]],
+            "convert_mean": [*GQKVA, CONVERT_MEAN[0], source, self.output, *CONVERT_MEAN[1:]],
             "load_pool_save": [sys.executable, HERE / "load_pool_save.py", source, self.output, "--gkv", GKV],
         }
         if self.mergekit is not None:
@@ -87,22 +95,25 @@ class Bench:
             options = ["--lazy-unpickle", "--out-shard-size", "5B", "--no-copy-tokenizer"]
             script: list[str | Path] = [self.mergekit, "-m", "mergekit.scripts.run_yaml"]
             commands["mergekit"] = [*script, recipe, self.output, *options]
-        return commands
+        return {tool: command for tool, command in commands.items() if not self.only or tool in self.only}
 
     def time(self, tool: str, command: list[str | Path], source: Path) -> dict[str, Any]:
         """Time one run and describe its output, which is then removed."""
         self.clear()
-        speed = warm(source)
+        speed, load = warm(source), os.getloadavg()[0]
         run = run_process(command, environment=OFFLINE)
-        row = {"tool": tool, **asdict(run), "warm_bytes_per_second": speed, "output_bytes": 0}
+        row = {"tool": tool, **asdict(run), "warm_bytes_per_second": speed, "load": load, "output_bytes": 0}
         if run.exit_status == 0:
             row["output_bytes"] = sum(path.stat().st_size for path in self.output.iterdir())
-            if tool in ("convert", "load_pool_save") and tool not in self.raw["merged_sha256"]:
+            if tool in ("convert_mean", "load_pool_save") and tool not in self.raw["merged_sha256"]:
                 self.raw["merged_sha256"][tool] = merged_sha256(self.output)
-        elif tool in ("copy", "convert"):
+        elif tool in ("copy", "convert", "convert_mean"):
             raise SystemExit(f"{tool} failed with {run.exit_status}: {run.error}")
         self.clear()
-        _say(f"{tool}: {run.seconds:.2f} s, {run.peak_rss_bytes / 1e6:.0f} MB {run.error[-200:]}")
+        _say(
+            f"{tool}: {run.seconds:.2f} s, {run.cpu_seconds / run.seconds:.2f} cores busy, "
+            f"{run.peak_rss_bytes / 1e6:.0f} MB {run.error[-200:]}"
+        )
         return row
 
     def clear(self) -> None:
@@ -120,11 +131,11 @@ class Bench:
         self.measure_startup(large)
         self.measure_plan()
         self.raw["less"] = []
-        command = [*GQKVA, "convert", less, self.output, "--gkv", GKV]
+        command = [*GQKVA, CONVERT_MEAN[0], less, self.output, *CONVERT_MEAN[1:]]
         for number in range(1, self.rounds + 1):
             self.raw["less"].append({"round": number, **self.time("convert less", command, less)})
         self.clear()
-        self.raw["heavy_imports"]["convert"] = heavy_imports(["convert", less, self.output, "--gkv", GKV])
+        self.raw["heavy_imports"]["convert"] = heavy_imports([CONVERT[0], less, self.output, *CONVERT[1:]])
         self.save()
         self.measure_conversion(large)
 
@@ -148,6 +159,7 @@ class Bench:
         """Run every tool once per round; skip another project's tool after it has failed."""
         commands = self.commands(source)
         self.raw["rounds"] = []
+        self.raw["products"] = []
         for number in range(1, self.rounds + 1):
             tools = list(commands)
             first = (number - 1) % len(tools)
@@ -156,6 +168,9 @@ class Bench:
                 self.raw["rounds"].append(row)
                 if row["exit_status"] != 0:
                     del commands[tool]
+            products = {"load": os.getloadavg()[0], **time_products(SHAPES[self.large], int(GKV))}
+            self.raw["products"].append(products)
+            _say(f"numpy's products: {products['seconds']:.2f} s, CPU {products['cpu_seconds']:.2f} s")
             self.save()
 
 
@@ -191,6 +206,8 @@ def _public_command(arguments: argparse.Namespace) -> str:
         parts.append("--mergekit PYTHON")
     if arguments.small:
         parts.append("--small")
+    if arguments.only:
+        parts.append(f"--only {arguments.only}")
     return " ".join(parts)
 
 
@@ -203,6 +220,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0, help="seed of the random weights")
     parser.add_argument("--mergekit", type=Path, help="Python of an environment with mergekit 0.1.5")
     parser.add_argument("--small", action="store_true", help="a small model, to try this script")
+    parser.add_argument("--only", default="", help="tools to run, for example copy,convert; default all")
     parser.add_argument("--json", type=Path, help="write every raw number")
     parser.add_argument("--markdown", type=Path, help="write the results as a section of the documentation")
     arguments = parser.parse_args()

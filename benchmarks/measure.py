@@ -27,6 +27,7 @@ class Run:
         peak_rss_bytes: Largest resident set (``ru_maxrss``), file-backed pages included. Linux counts the
             parent's own size at the start too, so it is never below that of `true`.
         peak_anonymous_bytes: Largest ``RssAnon`` sampled every 20 ms: memory that is not backed by a file.
+        cpu_seconds: Seconds that cores worked for it, in its own code and in the kernel.
         exit_status: Exit status; negative for a signal.
         error: The end of its stderr if it failed.
     """
@@ -34,6 +35,7 @@ class Run:
     seconds: float
     peak_rss_bytes: int
     peak_anonymous_bytes: int
+    cpu_seconds: float
     exit_status: int
     error: str
 
@@ -55,7 +57,8 @@ def run_process(command: Sequence[str | Path], *, environment: Mapping[str, str]
         process.returncode = os.waitstatus_to_exitcode(status)
         error = "" if process.returncode == 0 else _tail(stderr.seek(0, os.SEEK_END), stderr.fileno())
     unit = 1 if sys.platform == "darwin" else 1024
-    return Run(seconds, usage.ru_maxrss * unit, peaks[0], process.returncode, error)
+    cpu_seconds = usage.ru_utime + usage.ru_stime
+    return Run(seconds, usage.ru_maxrss * unit, peaks[0], cpu_seconds, process.returncode, error)
 
 
 def _sample_anonymous(pid: int, stop: threading.Event, peaks: list[int]) -> None:

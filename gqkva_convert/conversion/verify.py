@@ -243,8 +243,7 @@ def _check_source(
         trained = f"on {report.uptraining.tokens:,} tokens; its weights cannot be recomputed"
         proof.add("trained since", None, trained)
         return checksums
-    with source.checkpoint.reader() as reader:
-        merged = MergedBlocks(reader)
+    with source.checkpoint.reader() as reader, MergedBlocks(reader) as merged:
         steps = make_steps(source, plan, tied_copies(source))
         with model.checkpoint.reader() as output:
             fixed = {name: tensor.sha256 for name, tensor in report.tensors.items()}

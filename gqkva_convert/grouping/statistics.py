@@ -106,7 +106,7 @@ def value_overlap(statistics: BlockStatistics, weighted: bool) -> Array:
 
 def _read(blocks: Array, readers: Array) -> Array:
     """Multiply products ``(heads, features, heads, features)`` by the roots of the heads' readers."""
-    roots = np.stack([square_root(reader) for reader in readers])
+    roots = square_root(readers)
     left = np.matmul(roots.transpose(0, 2, 1), blocks.reshape(*blocks.shape[:2], -1)).reshape(blocks.shape)
     both: Array = np.matmul(left.transpose(2, 0, 1, 3), roots[:, None]).transpose(1, 2, 0, 3)
     return both

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Literal
 
 import numpy as np
@@ -17,7 +19,7 @@ from gqkva_convert.heads import ROLES, HeadLayout, Place, place_name
 from gqkva_convert.source.model import Block, SourceModel, active_norms, has_bias, stored_count
 from gqkva_convert.source.rotary import RotaryPlanes, rotary_planes
 from gqkva_convert.transforms.blocks import InputMoments
-from gqkva_convert.transforms.precision import STORED, decode
+from gqkva_convert.transforms.precision import STORED, decode, is_finite
 
 
 @dataclass(frozen=True)
@@ -154,50 +156,88 @@ def is_side_by_side(packing: str, roles: tuple[str, ...], layout: HeadLayout) ->
     return packing == "per_head" and len({stored_count(layout, role) for role in roles}) == 1
 
 
-def read_heads(block: StoredBlock, reader: TensorReader) -> dict[str, NDArray[Any]]:
-    """Read a block's stored heads.
+class StoredHeads(Sequence[NDArray[Any]]):
+    """The stored heads of one role of a block, each read and decoded when it is asked for.
 
-    Returns:
-        By role ``(heads, head_dim, inputs)``, as `decode` gives them; a bias is the last input of q, k and v.
+    A head is ``(head_dim, inputs)``, as `decode` gives it; a bias is the last input of q, k and v.
+
+    Raises:
+        WeightError: A head that is read holds NaN or infinity.
+    """
+
+    def __init__(self, block: StoredBlock, role: str, reader: TensorReader) -> None:
+        self.projection = block.projection(role)
+        self.starts = self.projection.starts[role]
+        self.head_dim = block.layout.head_dim
+        self.has_bias = role != "output" and block.has_input_bias
+        self.reader = reader
+
+    def __len__(self) -> int:
+        return len(self.starts)
+
+    def __getitem__(self, head: Any) -> Any:
+        start = self.starts[head]
+        rows = self._rows(start)
+        if not self.has_bias:
+            return rows
+        bias = np.zeros(len(rows), rows.dtype)
+        if self.projection.bias is not None:
+            bias = _decode_finite(self._bias[start : start + self.head_dim], self.projection.bias)
+        return np.concatenate([rows, bias[:, None]], axis=1)
+
+    def _rows(self, start: int) -> NDArray[Any]:
+        weight, size = self.projection.weight, self.head_dim
+        if self.projection.head_axis == 1:
+            columns: NDArray[Any] = self._columns[:, start : start + size]
+            head: NDArray[Any] = _decode_finite(np.ascontiguousarray(columns), weight).T
+            return head
+        row = weight.nbytes // weight.shape[0]
+        stored = self.reader.read(weight, start * row, size * row).view(STORED[weight.dtype])
+        return _decode_finite(stored.reshape(size, -1), weight)
+
+    @cached_property
+    def _columns(self) -> NDArray[Any]:
+        """Read the stored elements of a weight whose columns are heads."""
+        weight = self.projection.weight
+        return self.reader.read(weight).view(STORED[weight.dtype]).reshape(weight.shape)
+
+    @cached_property
+    def _bias(self) -> NDArray[Any]:
+        bias = self.projection.bias
+        assert bias is not None
+        return self.reader.read(bias).view(STORED[bias.dtype])
+
+
+def stored_heads(block: StoredBlock, reader: TensorReader) -> dict[str, StoredHeads]:
+    """Return a block's stored heads by role, none of them read yet."""
+    return {role: StoredHeads(block, role, reader) for role in (*ROLES, "output")}
+
+
+def read_heads(block: StoredBlock, reader: TensorReader) -> dict[str, NDArray[Any]]:
+    """Read a block's stored heads, by role ``(heads, head_dim, inputs)``, as `StoredHeads` gives them.
 
     Raises:
         WeightError: They hold NaN or infinity.
     """
-    return {role: _role_heads(block, role, reader) for role in (*ROLES, "output")}
-
-
-def _role_heads(block: StoredBlock, role: str, reader: TensorReader) -> NDArray[Any]:
-    projection = block.projection(role)
-    weight = _decode_tensor(projection.weight, reader)
-    weight = weight if projection.head_axis == 0 else weight.T
-    if role != "output" and block.has_input_bias:
-        bias = np.zeros(len(weight), weight.dtype)
-        if projection.bias is not None:
-            bias = _decode_tensor(projection.bias, reader)
-        weight = np.concatenate([weight, bias[:, None]], axis=1)
-    return np.stack([weight[start : start + block.layout.head_dim] for start in projection.starts[role]])
+    return {role: np.stack(list(heads)) for role, heads in stored_heads(block, reader).items()}
 
 
 def gain_moments(block: StoredBlock, reader: TensorReader) -> InputMoments:
     """Return second moments of a block's inputs from weights alone: squared gains of the norm before it."""
     if block.gain is None:
         return InputMoments(None, None)
-    gain = _read_elements(block.gain, reader).astype(np.float64)
+    stored = reader.read(block.gain).view(STORED[block.gain.dtype])
+    gain = decode(stored, block.gain.dtype).astype(np.float64)
     squares = np.square(gain + block.gain_offset)
     if block.has_input_bias:
         squares = np.concatenate([squares, [1.0]])  # a constant input carries the bias
     return InputMoments(squares, squares)
 
 
-def _decode_tensor(tensor: StoredTensor, reader: TensorReader) -> NDArray[Any]:
-    values = _read_elements(tensor, reader).reshape(tensor.shape)
-    if not np.isfinite(values).all():
+def _decode_finite(stored: NDArray[Any], tensor: StoredTensor) -> NDArray[Any]:
+    if not is_finite(stored, tensor.dtype):
         raise WeightError(
             f"{tensor.file}: {tensor.name!r} holds NaN or infinity, so it cannot be merged; "
             "use an undamaged checkpoint"
         )
-    return values
-
-
-def _read_elements(tensor: StoredTensor, reader: TensorReader) -> NDArray[Any]:
-    return decode(reader.read(tensor).view(STORED[tensor.dtype]), tensor.dtype)
+    return decode(stored, tensor.dtype)

@@ -39,26 +39,34 @@ def step_bytes(
     if not step.heads:
         yield from _cast(step, reader)
     elif step.merge is not None:
-        yield 0, _block_bytes(step, merged.heads(step.merge))
+        yield from _block_bytes(step, merged.heads(step.merge))
     elif step.axis == 0:
         yield from _heads_along_rows(step, rule, seed, reader)
     else:
         yield from _heads_along_columns(step, rule, seed, reader)
 
 
-def _block_bytes(step: Step, merged: Heads) -> Bytes:
-    """Return the bytes of a tensor of a block that was merged as a whole."""
-    heads = [merged[head.role, head.stored] for head in step.heads]
-    if step.content == "bias":
-        values = np.concatenate([head[:, -1] for head in heads])
-    else:
-        inputs = step.shape[1 - step.axis]  # without the bias
-        rows = np.concatenate([head[:, :inputs] for head in heads])
-        values = rows if step.axis == 0 else rows.T
-    output = encode(np.ascontiguousarray(values).reshape(-1), step.dtype)
-    if not is_finite(output, step.dtype):
-        raise WeightError(f"{step.name!r} does not fit {step.dtype}: a value overflows; use bfloat16")
-    return output.view(np.uint8)
+def _block_bytes(step: Step, merged: Heads) -> Iterator[tuple[int, Bytes]]:
+    """Yield the bytes of a tensor of a block that was merged as a whole, some heads or rows at a time."""
+    inputs = step.shape[1 - step.axis] if step.content == "weight" else 0  # without the bias
+    columns: list[Array] = []
+    position = 0
+    for head in step.heads:
+        values = merged[head.role, head.stored]
+        values = values[:, -1] if step.content == "bias" else values[:, :inputs]
+        output = encode(values if step.axis == 0 else values.T, step.dtype)
+        if not is_finite(output, step.dtype):
+            raise WeightError(f"{step.name!r} does not fit {step.dtype}: a value overflows; use bfloat16")
+        if step.axis == 1:
+            columns.append(output)
+            continue
+        yield position, output.reshape(-1).view(np.uint8)
+        position += output.nbytes
+    rows = max(1, PIECE_BYTES * step.shape[0] // step.nbytes)
+    for first in range(0, step.shape[0] if columns else 0, rows):
+        piece = np.concatenate([column[first : first + rows] for column in columns], axis=1)
+        yield position, piece.reshape(-1).view(np.uint8)
+        position += piece.nbytes
 
 
 def _cast(step: Step, reader: TensorReader) -> Iterator[tuple[int, Bytes]]:

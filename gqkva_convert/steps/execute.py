@@ -6,6 +6,7 @@ import os
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,6 +26,8 @@ from gqkva_convert.steps.step import Step
 _WRITE_BYTES = 4 << 20
 # The kernel lets one writer at a time into a file, so that a second core is used by a second file.
 _SHARDS_AT_ONCE = 2
+# A thread that merges a block holds its merged heads: 0.2 GiB at the size of 7B.
+_MOST_THREADS = 16
 
 
 class _StoppedError(Exception):
@@ -55,40 +58,24 @@ def write_shards(
         WeightError: Weights cannot be merged.
         OutputError: A file cannot be written.
     """
-    missing = []
+    outputs = []
     for shard in shards:
         if (folder / shard.file_name).exists():
             progress(shard.nbytes)
         else:
-            missing.append(shard)
-    cores = min(8, os.cpu_count() or 1)
+            outputs.append(_Output(shard, folder, metadata))
     stop = threading.Event()
-    with (
-        checkpoint.reader() as reader,
-        ThreadPoolExecutor(max(1, cores - 1)) as computers,
-        ThreadPoolExecutor(_SHARDS_AT_ONCE) as writers,
-    ):
-        merged = make_merged(reader)
-
-        def write_one(shard: Shard) -> None:
-            tensors = [(step.name, step.dtype, step.shape) for step in shard.steps]
-            with ShardWriter(folder / shard.file_name, tensors, metadata) as writer:
-                writing = _Writing(plan, reader, merged, writer, stop, progress)
-                computations: list[Future[None]] = []
-                try:
-                    for step in shard.steps:
-                        if not step.is_copy:
-                            computations.append(computers.submit(writing.compute, step))
-                    writing.copy([step for step in shard.steps if step.is_copy])
-                    for computation in computations:
-                        computation.result()
-                except BaseException:
-                    stop.set()
-                    wait(computations)  # none may write once the file is closed
-                    raise
-                writer.finish()
-
-        futures = [writers.submit(write_one, shard) for shard in missing]
+    with ExitStack() as stack:
+        reader = stack.enter_context(checkpoint.reader())
+        merged = stack.enter_context(make_merged(reader))
+        merged.kept = 1  # a block's tensors are one unit
+        for output in outputs:
+            stack.callback(output.discard)
+        computers = stack.enter_context(ThreadPoolExecutor(_usable_cores()))
+        copiers = stack.enter_context(ThreadPoolExecutor(_SHARDS_AT_ONCE))
+        writing = _Writing(plan, reader, merged, stop, progress)
+        futures = [computers.submit(writing.compute, unit) for unit in _units(outputs)]
+        futures += [copiers.submit(writing.copy, output) for output in outputs]
         try:
             wait(futures, return_when=FIRST_EXCEPTION)
         finally:
@@ -97,6 +84,11 @@ def write_shards(
                 for future in futures:
                     future.cancel()
         _raise_first(futures)
+
+
+def _usable_cores() -> int:
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return min(_MOST_THREADS, cores or 1)
 
 
 def _raise_first(futures: list[Future[None]]) -> None:
@@ -109,26 +101,82 @@ def _raise_first(futures: list[Future[None]]) -> None:
     assert not errors, "stopped without a reason"
 
 
+class _Output:
+    """A shard's file: opened by the first thread that writes to it, finished by the last.
+
+    Args:
+        shard: The file and its steps.
+        folder: Where it is written.
+        metadata: Free text for its header.
+    """
+
+    def __init__(self, shard: Shard, folder: Path, metadata: dict[str, str]) -> None:
+        self.steps = shard.steps
+        self._path = folder / shard.file_name
+        self._metadata = metadata
+        self._writer: ShardWriter | None = None
+        self._left = 1 + sum(not step.is_copy for step in shard.steps)  # all copies count as one
+        self._lock = threading.Lock()
+
+    def writer(self) -> ShardWriter:
+        with self._lock:
+            if self._writer is None:
+                tensors = [(step.name, step.dtype, step.shape) for step in self.steps]
+                self._writer = ShardWriter(self._path, tensors, self._metadata)
+            return self._writer
+
+    def count_down(self) -> None:
+        """Note that a computed step, or all copies, are written."""
+        with self._lock:
+            self._left -= 1
+            if self._left == 0:
+                assert self._writer is not None
+                self._writer.finish()
+
+    def discard(self) -> None:
+        """Remove the file unless it is finished; no thread may write any more."""
+        if self._writer is not None:
+            self._writer.discard()
+
+
+# Steps that one thread computes, each with the file that it goes to.
+_Unit = list[tuple[Step, _Output]]
+
+
+def _units(outputs: Sequence[_Output]) -> list[_Unit]:
+    """Return the steps that are no copies, in order; those of a merged block together, in whatever files."""
+    units: dict[object, _Unit] = {}
+    for output in outputs:
+        for step in output.steps:
+            if not step.is_copy:
+                key = step.name if step.merge is None else step.merge.block.place
+                units.setdefault(key, []).append((step, output))
+    return list(units.values())
+
+
 @dataclass(frozen=True)
 class _Writing:
-    """The filling of one shard; its methods run in several threads, each at its own offset."""
+    """The filling of shards; its methods run in several threads, each at its own offset."""
 
     plan: Plan
     reader: TensorReader
     merged: MergedBlocks
-    writer: ShardWriter
     stop: threading.Event
     progress: Progress
 
-    def copy(self, steps: Sequence[Step]) -> None:
-        """Copy whole tensors; tensors that follow each other in both files are one copy."""
+    def copy(self, output: _Output) -> None:
+        """Copy a shard's whole tensors; tensors that follow each other in both files are one copy."""
+        self._require_going()
+        writer = output.writer()
         runs: list[list[Step]] = []
-        for step in steps:
+        for step in output.steps:
+            if not step.is_copy:
+                continue
             if self.reader.descriptor(step.source) is None:
                 for start in range(0, step.nbytes, COPY_BYTES):
                     size = min(COPY_BYTES, step.nbytes - start)
-                    self._write(step, start, self.reader.read(step.source, start, size))
-            elif runs and self._continues(runs[-1][-1], step):
+                    self._write(writer, step, start, self.reader.read(step.source, start, size))
+            elif runs and _continues(writer, runs[-1][-1], step):
                 runs[-1].append(step)
             else:
                 runs.append([step])
@@ -139,38 +187,44 @@ class _Writing:
             for start in range(0, count, COPY_BYTES):
                 self._require_going()
                 size = min(COPY_BYTES, count - start)
-                self.writer.copy(run[0].name, start, descriptor, run[0].source.offset + start, size)
+                writer.copy(run[0].name, start, descriptor, run[0].source.offset + start, size)
                 self.progress(size)
+        output.count_down()
 
-    def _continues(self, last: Step, step: Step) -> bool:
-        """Return whether a tensor follows another one directly, in the source and in the output."""
-        return (
-            step.source.file == last.source.file
-            and step.source.offset == last.source.offset + last.nbytes
-            and self.writer.offsets[step.name] == self.writer.offsets[last.name] + last.nbytes
-        )
-
-    def compute(self, step: Step) -> None:
-        """Compute a tensor that is no copy and write it, some megabytes at a time."""
-        gathered: list[Bytes] = []
-        first = size = 0
-        for start, data in step_bytes(step, self.plan.merge, self.plan.seed, self.reader, self.merged):
+    def compute(self, unit: _Unit) -> None:
+        """Compute tensors that are no copies and write them, some megabytes at a time."""
+        for step, output in unit:
             self._require_going()
-            if not gathered:
-                first = start
-            gathered.append(data)
-            size += data.nbytes
-            if size >= _WRITE_BYTES:
-                self._write(step, first, np.concatenate(gathered))
-                gathered, size = [], 0
-        if gathered:
-            self._write(step, first, np.concatenate(gathered))
+            writer = output.writer()
+            gathered: list[Bytes] = []
+            first = size = 0
+            for start, data in step_bytes(step, self.plan.merge, self.plan.seed, self.reader, self.merged):
+                self._require_going()
+                if not gathered:
+                    first = start
+                gathered.append(data)
+                size += data.nbytes
+                if size >= _WRITE_BYTES:
+                    self._write(writer, step, first, np.concatenate(gathered))
+                    gathered, size = [], 0
+            if gathered:
+                self._write(writer, step, first, np.concatenate(gathered))
+            output.count_down()
 
-    def _write(self, step: Step, start: int, data: Bytes) -> None:
+    def _write(self, writer: ShardWriter, step: Step, start: int, data: Bytes) -> None:
         self._require_going()
-        self.writer.write(step.name, start, data)
+        writer.write(step.name, start, data)
         self.progress(data.nbytes)
 
     def _require_going(self) -> None:
         if self.stop.is_set():
             raise _StoppedError
+
+
+def _continues(writer: ShardWriter, last: Step, step: Step) -> bool:
+    """Return whether a tensor follows another one directly, in the source and in the output."""
+    return (
+        step.source.file == last.source.file
+        and step.source.offset == last.source.offset + last.nbytes
+        and writer.offsets[step.name] == writer.offsets[last.name] + last.nbytes
+    )

@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 from gqkva_convert.checkpoint.reader import TensorReader
 from gqkva_convert.heads import Place
-from gqkva_convert.source.stored_block import gain_moments, read_heads
+from gqkva_convert.source.stored_block import gain_moments, stored_heads
 from gqkva_convert.steps.step import BlockMerge
 from gqkva_convert.transforms.blocks import Heads, InputMoments, merge_heads
 
@@ -19,13 +19,17 @@ Fitted = Callable[[Place], Heads | None]
 
 
 class MergedBlocks:
-    """Merged blocks, kept while their tensors are being written; safe to use from several threads.
+    """Merged blocks, kept while their tensors are being written; use as a context manager.
+
+    Safe to use from several threads. Each keeps the blocks that it merged; a block whose tensors are written
+    by one thread is merged once. Until the context is left, BLAS uses one thread for each that calls it, so
+    that blocks merge side by side and a merge gives the same bits whatever the number of threads.
 
     Args:
         reader: Reader of the source.
         measured: Moments measured on data; by default weights alone count.
         fitted: Heads of a block that are made already; None where they are not.
-        kept: How many blocks to keep; the four tensors of a block are near each other in a checkpoint.
+        kept: How many blocks a thread keeps; the tensors of a block are near each other in a checkpoint.
     """
 
     def __init__(
@@ -39,22 +43,34 @@ class MergedBlocks:
         self.measured = measured
         self.fitted = fitted
         self.kept = kept
-        self.done: OrderedDict[Place, Heads] = OrderedDict()
-        self.lock = threading.Lock()
+        self._thread = threading.local()
+
+    def __enter__(self) -> MergedBlocks:
+        from threadpoolctl import threadpool_limits
+
+        # Here rather than in the threads that merge: limits nest only within one thread.
+        self._limits = threadpool_limits(1, user_api="blas")
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._limits.restore_original_limits()
 
     def heads(self, merge: BlockMerge) -> Heads:
-        """Return the merged heads of a block."""
+        """Return the merged heads of a block.
+
+        Raises:
+            WeightError: Its weights hold NaN or infinity.
+            FamilyError: Its rotary positions are of a kind that is not known.
+        """
+        done: OrderedDict[Place, Heads] = self._thread.__dict__.setdefault("done", OrderedDict())
         place = merge.block.place
-        with self.lock:
-            if place not in self.done:
-                while len(self.done) >= self.kept:
-                    self.done.popitem(last=False)
-                found = self.fitted(place)
-                if found is None:
-                    found = merge_block(merge, self.reader, self.measured(place))
-                self.done[place] = found
-            self.done.move_to_end(place)
-            return self.done[place]
+        if place not in done:
+            while len(done) >= self.kept:
+                done.popitem(last=False)
+            found = self.fitted(place)
+            done[place] = merge_block(merge, self.reader, self.measured(place)) if found is None else found
+        done.move_to_end(place)
+        return done[place]
 
 
 def merge_block(merge: BlockMerge, reader: TensorReader, measured: InputMoments | None = None) -> Heads:
@@ -69,5 +85,5 @@ def merge_block(merge: BlockMerge, reader: TensorReader, measured: InputMoments 
         WeightError: Its weights hold NaN or infinity.
         FamilyError: Its rotary positions are of a kind that is not known.
     """
-    heads, gains = read_heads(merge.block, reader), gain_moments(merge.block, reader)
+    heads, gains = stored_heads(merge.block, reader), gain_moments(merge.block, reader)
     return merge_heads(merge.head_merge(), heads, gains, measured)

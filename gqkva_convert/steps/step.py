@@ -73,6 +73,7 @@ class BlockMerge:
             planes.second,
             planes.turning() if is_closed and norm == "none" else None,
             norm,
+            self.block.has_input_bias,
         )
 
 

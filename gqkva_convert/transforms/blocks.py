@@ -1,8 +1,11 @@
 """Merging all heads of one attention block: values with the output projection, keys with the queries.
 
 Arrays and maps of heads alone. Values merge by `closed_form` (Eckart and Young, 1936) or `aligned` (Jin et
-al., 2024, arXiv 2412.20677), queries and keys by `scores` or `aligned`; each module states its equation. All
-sums are float64; heads come out in the dtype that they came in.
+al., 2024, arXiv 2412.20677), queries and keys by `scores` or `aligned`; each module states its equation.
+
+Products with a block's inputs are in the dtype of its heads, which is wider than the stored one; what heads
+are mixed by is computed from them in float64. Where a bias or measured moments come in, inner products are
+float64 too: a few strong directions would hide the others behind float32's rounding.
 """
 
 from __future__ import annotations
@@ -16,14 +19,15 @@ from numpy.typing import NDArray
 
 from gqkva_convert.heads import HeadLayout, merged_groups
 from gqkva_convert.transforms.aligned import aligned_scores, aligned_values, rescale
-from gqkva_convert.transforms.closed_form import inner_products, shared_subspace
+from gqkva_convert.transforms.closed_form import inner_products, noise_share, shared_subspace
 from gqkva_convert.transforms.merge import RULES
 from gqkva_convert.transforms.rotary_averages import Turning
 from gqkva_convert.transforms.scores import Mixes, ScoredHead, Scores, shared_scores
 
 Array = NDArray[np.float64]
-# Stored heads of the source by role, ``(heads, head_dim, inputs)``; a bias is the last input of q, k and v.
-SourceHeads = Mapping[str, NDArray[Any]]
+# Stored heads of the source by role and number, ``(head_dim, inputs)`` each; a bias is the last input of q, k
+# and v. A head may be read when it is asked for.
+SourceHeads = Mapping[str, Any]
 # A stored head of the result by role and number: ``(head_dim, inputs)``, the last input for the bias if there
 # is one; for the output projection ``(head_dim, hidden_size)``.
 Heads = dict[tuple[str, int], NDArray[Any]]
@@ -56,6 +60,7 @@ class HeadMerge:
         second: Second feature of each rotary plane.
         turning: Averages over distances; needed by the closed form where no norm follows.
         norm: Norm on queries or keys between projection and score; a ``centred`` one subtracts the mean.
+        has_bias: Whether the last input of queries, keys and values is a constant that carries biases.
     """
 
     source: HeadLayout
@@ -67,10 +72,15 @@ class HeadMerge:
     second: tuple[int, ...] = ()
     turning: Turning | None = None
     norm: Literal["none", "plain", "centred"] = "none"
+    has_bias: bool = False
 
     def groups(self, role: str) -> tuple[tuple[int, ...], ...]:
         """Return the source's stored heads behind each stored head of a role."""
         return merged_groups(self.order, self.source.stored_heads(role), self.target.stored_heads(role))
+
+    def inner_products(self, rows: NDArray[Any], moment: Array | None) -> NDArray[Any]:
+        """Return `closed_form.inner_products` of rows of queries, keys or values."""
+        return inner_products(rows.astype(np.float64) if self.has_bias else rows, moment)
 
     def members(self, role: str) -> list[tuple[int, int]]:
         """Return the stored head that each attention head of the result reads, and its place in the group."""
@@ -95,36 +105,60 @@ def merge_heads(
     Returns:
         Every stored head of the result, in the dtype of ``heads``; output blocks by their place.
     """
-    outputs = [heads["output"][head] for head in merge.order]
     result: Heads = {}
-    squares: dict[int, Array] = {}
+    weights = np.zeros(len(merge.order))
     for stored, (members, rule) in enumerate(zip(merge.groups("value"), merge.value_rules, strict=True)):
-        rows = np.concatenate(heads["value"][list(members)]).astype(np.float64)
-        products = inner_products(rows, _moments(rule, gains, measured).key)
-        squares |= dict(zip(members, _diagonal_blocks(products, len(members)), strict=True))
-        result["value", stored] = heads["value"][members[0]]
+        places = [place for place, (one, _) in enumerate(merge.members("value")) if one == stored]
+        outputs = {place: heads["output"][merge.order[place]] for place in places}
+        rows = _rows(heads["value"], members)
+        products = merge.inner_products(rows, _moments(rule, gains, measured).key)
+        readers = {place: inner_products(output, None) for place, output in outputs.items()}
+        for place, energy in _energies(merge, products, readers).items():
+            weights[place] = np.sqrt(max(energy, 0))
         if len(members) > 1:
-            result["value", stored] = _merge_values(merge, rows, products, outputs, stored)
-    weights = _weights(merge, heads["output"], squares)
-    result |= {("output", place): output for place, output in enumerate(outputs)}
+            rows, outputs = _merge_values(merge, rows, products, outputs, readers, stored)
+        result["value", stored] = rows
+        result |= {("output", place): output for place, output in outputs.items()}
     pairs = zip(merge.members("query"), merge.members("key"), strict=True)
     scored = [ScoredHead(*query, *key) for query, key in pairs]
     for component in _components(scored):
         some = [scored[place] for place in component]
         moments = _moments(merge.score_rules[some[0].key], gains, measured)
         result |= _merge_scores(merge, heads, some, moments, _relative(weights[component]))
-    return {name: np.asarray(head, heads["key"].dtype) for name, head in result.items()}
+    return result
+
+
+def _rows(heads: Any, members: Sequence[int]) -> NDArray[Any]:
+    """Return the features of some heads, ``(members * head_dim, inputs)``."""
+    return np.concatenate([heads[member] for member in members])
+
+
+def _mixed(mix: Array, rows: NDArray[Any]) -> NDArray[Any]:
+    """Multiply rows of weights in their own dtype."""
+    result: NDArray[Any] = mix.astype(rows.dtype, copy=False) @ rows
+    return result
 
 
 def _moments(rule: str, gains: InputMoments, measured: InputMoments | None) -> InputMoments:
     return gains if measured is None or RULES[rule].ignores_data else measured
 
 
-def _diagonal_blocks(products: Array, members: int) -> list[Array]:
-    """Return the products of each member's features with each other, ``(head_dim, head_dim)``."""
-    head_dim = len(products) // members
-    spans = [slice(member * head_dim, (member + 1) * head_dim) for member in range(members)]
-    return [products[span, span] for span in spans]
+def _energies(
+    merge: HeadMerge, products: NDArray[Any], readers: Mapping[int, NDArray[Any]]
+) -> dict[int, float]:
+    """Return the energy ``E |R' v|^2`` of the outputs of attention heads that read one value group.
+
+    Args:
+        merge: The block's merge.
+        products: ``E v v'`` of the group's heads, ``(members * head_dim, members * head_dim)``.
+        readers: ``R R'`` of each attention head's output block, by its place in the result.
+    """
+    head_dim, members = merge.source.head_dim, merge.members("value")
+    blocks = products.reshape(len(products) // head_dim, head_dim, -1, head_dim)
+    return {
+        place: float(np.vdot(blocks[members[place][1], :, members[place][1]].astype(np.float64), reader))
+        for place, reader in readers.items()
+    }
 
 
 def _components(heads: Sequence[ScoredHead]) -> list[list[int]]:
@@ -137,43 +171,48 @@ def _components(heads: Sequence[ScoredHead]) -> list[list[int]]:
 
 
 def _merge_values(
-    merge: HeadMerge, rows: Array, products: Array, outputs: list[NDArray[Any]], stored: int
-) -> Array:
-    """Merge one group of value heads; changes the ``outputs`` that read it.
+    merge: HeadMerge,
+    rows: NDArray[Any],
+    products: NDArray[Any],
+    outputs: Mapping[int, NDArray[Any]],
+    readers: Mapping[int, NDArray[Any]],
+    stored: int,
+) -> tuple[NDArray[Any], dict[int, NDArray[Any]]]:
+    """Merge one group of value heads.
 
     Args:
         merge: The block's merge.
         rows: The group's heads, ``(members * head_dim, inputs)``.
         products: Inner products of the rows, ``(members * head_dim, members * head_dim)``.
-        outputs: Output block of each attention head of the result, ``(head_dim, hidden_size)``.
+        outputs: Output blocks that read the group, by place, ``(head_dim, hidden_size)`` each.
+        readers: Inner products of their rows, ``(head_dim, head_dim)`` each.
         stored: Number of the group.
 
     Returns:
-        The shared head, ``(head_dim, inputs)``.
+        The shared head, ``(head_dim, inputs)``, and the output blocks that read it.
     """
-    rule = RULES[merge.value_rules[stored]]
-    members = enumerate(merge.members("value"))
-    readers_of = [(place, member) for place, (one, member) in members if one == stored]
+    rule, members = RULES[merge.value_rules[stored]], merge.members("value")
     head_dim = merge.source.head_dim
     count = len(products) // head_dim
     if rule.group_method == "closed-form":
-        readers = np.zeros((count, head_dim, head_dim))
-        for place, member in readers_of:
-            output = outputs[place].astype(np.float64)
-            readers[member] += output @ output.T
-        combination, absorbed = shared_subspace(products, readers)
+        summed = np.zeros((count, head_dim, head_dim))
+        for place, reader in readers.items():
+            summed[members[place][1]] += reader
+        combination, absorbed = shared_subspace(products, summed)
         mix = combination.transpose(1, 0, 2).reshape(head_dim, -1)
     else:
+        products = products.astype(np.float64, copy=False)
         absorbed = np.stack([np.eye(head_dim)] * count)
         if rule.group_method == "aligned":
             absorbed = aligned_values(products, head_dim)
         mix = absorbed.transpose(1, 0, 2).reshape(head_dim, -1) / count
         if rule.rescales:
             mix = rescale(mix, products)
-    for place, member in readers_of:
-        outputs[place] = absorbed[member] @ outputs[place]
-    shared: Array = mix @ rows
-    return shared
+    # Output blocks are columns of most stored weights; transposed, they stay what they are in memory.
+    return _mixed(mix, rows), {
+        place: (output.T @ absorbed[members[place][1]].T.astype(output.dtype)).T
+        for place, output in outputs.items()
+    }
 
 
 def _merge_scores(
@@ -194,29 +233,32 @@ def _merge_scores(
     """
     head_dim = merge.source.head_dim
     slots = {"query": sorted({head.query for head in scored}), "key": sorted({head.key for head in scored})}
-    groups = {role: merge.groups(role) for role in slots}
     rows = {
-        (role, slot): np.concatenate(heads[role][list(groups[role][slot])]).astype(np.float64)
+        (role, slot): _rows(heads[role], merge.groups(role)[slot])
         for role, used in slots.items()
         for slot in used
     }
     if all(len(found) == head_dim for found in rows.values()):
         return dict(rows)
     products = {
-        (role, slot): inner_products(found, moments.query if role == "query" else moments.key)
+        (role, slot): merge.inner_products(found, moments.query if role == "query" else moments.key)
         for (role, slot), found in rows.items()
     }
+    noise = max(noise_share(found.dtype) for found in products.values())
     numbered = tuple(
         ScoredHead(
             slots["query"].index(head.query), head.query_member, slots["key"].index(head.key), head.key_member
         )
         for head in scored
     )
-    queries, keys = (tuple(products[role, slot] for slot in slots[role]) for role in ("query", "key"))
+    queries, keys = (
+        tuple(products[role, slot].astype(np.float64, copy=False) for slot in slots[role])
+        for role in ("query", "key")
+    )
     planes, rule = (list(merge.first), list(merge.second)), merge.score_rules[scored[0].key]
-    mixes = _mixes(merge, Scores(numbered, queries, keys, weights, head_dim, *planes), rule)
+    mixes = _mixes(merge, Scores(numbered, queries, keys, weights, head_dim, *planes, noise), rule)
     return {
-        (role, slot): mix @ rows[role, slot]
+        (role, slot): _mixed(mix, rows[role, slot])
         for role, found in zip(("query", "key"), mixes, strict=True)
         for slot, mix in zip(slots[role], found, strict=True)
     }
@@ -248,21 +290,7 @@ def _means(scores: Scores) -> tuple[Mixes, Mixes]:
     return [mean(products) for products in scores.queries], [mean(products) for products in scores.keys]
 
 
-def _weights(merge: HeadMerge, outputs: NDArray[Any], squares: Mapping[int, Array]) -> Array:
-    """Return the weight of each head's scores, ``(attention heads of the result,)``.
-
-    The root of the energy ``E |R' v|^2`` of its output, from the source's output blocks ``R``, ``(heads,
-    head_dim, hidden_size)``, and ``squares``, ``E v v'`` of each value head, ``(head_dim, head_dim)``.
-    """
-    energies = []
-    for head in merge.order:
-        output = outputs[head].astype(np.float64)
-        energies.append(float(np.sum(squares[merge.source.value[head]] * (output @ output.T))))
-    result: Array = np.sqrt(np.maximum(energies, 0))
-    return result
-
-
 def _relative(weights: Array) -> Array:
-    """Normalise the weights of one component to mean 1, at least 1e-3 for heads without energy."""
+    """Normalise weights of attention heads, roots of their outputs' energies, to mean 1; at least 1e-3."""
     mean = weights.mean()
     return np.maximum(weights / mean, 1e-3) if mean > 0 else np.ones(len(weights))

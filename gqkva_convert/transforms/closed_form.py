@@ -9,7 +9,7 @@ with ``R_p`` the reader of head s(p). The best ``W`` of rank head_dim are the le
 ``sum_s V_s (sum_p R_p R_p') V_s'`` with ``V_s = C^1/2 W_s`` (Eckart and Young, 1936). It is a combination of
 the heads themselves, so that their inner products are all that is needed and no moment is ever inverted.
 A plane of two features under rotary positions is one complex number, and passes only such a number on to its
-queries. Everything here is float64.
+queries. Inner products are as precise as the weights; everything computed from them is float64.
 """
 
 from __future__ import annotations
@@ -22,34 +22,51 @@ from numpy.typing import NDArray
 Array = NDArray[np.float64]
 ComplexArray = NDArray[np.complex128]
 
-# Eigenvalues below this share of the largest are noise: such directions carry nothing.
+# Energies below this share of the largest count as this share.
 RELATIVE_TOLERANCE = 1e-12
+# Traces of inner products that float32 is far from underflow and overflow at.
+_LEAST, _MOST = 1e-20, 1e30
 
 
-def inner_products(rows: Array, moment: Array | None) -> Array:
+def noise_share(dtype: Any) -> float:
+    """Return the share of the largest eigenvalue below which one of inner products of a dtype is rounding."""
+    return 1e-7 if dtype == np.float32 else 1e-12
+
+
+def inner_products(rows: NDArray[Any], moment: Array | None) -> NDArray[Any]:
     """Return ``E (w_i' x)(w_j' x)`` of all rows of weights.
 
     Args:
-        rows: ``(rows, inputs)``.
+        rows: ``(rows, inputs)``, float32 or float64.
         moment: ``C``: None for the identity, ``(inputs,)`` for a diagonal, or ``(inputs, inputs)``.
 
     Returns:
-        ``(rows, rows)``, symmetric to the last bit.
+        ``(rows, rows)``, symmetric to the last bit, in the dtype of the rows. float64 for a full moment,
+        whose few strong directions would hide the others in float32, and for squares beyond its range.
     """
-    weighted: Array = rows
+    products: NDArray[Any]
+    if moment is not None and moment.ndim == 2:
+        wide = rows.astype(np.float64, copy=False)
+        products = (wide @ moment) @ wide.T
+        products += products.T.copy()
+        products /= 2
+        return products
     if moment is not None:
-        weighted = rows * moment if moment.ndim == 1 else rows @ moment
-    products: Array = weighted @ rows.T
-    products += products.T.copy()
-    products /= 2
+        rows = rows * np.sqrt(moment).astype(rows.dtype)
+    with np.errstate(over="ignore", under="ignore"):
+        products = rows @ rows.T  # numpy computes half of it, and copies the other half
+    if rows.dtype == np.float32 and not _LEAST < np.trace(products) < _MOST:
+        wide = rows.astype(np.float64)
+        products = wide @ wide.T
     return products
 
 
-def shared_subspace(products: Array, readers: Array) -> tuple[Array, Array]:
+def shared_subspace(products: NDArray[Any], readers: Array) -> tuple[Array, Array]:
     """Return the best shared head of several value heads, or key heads without rotary positions.
 
     Args:
-        products: Inner products of all features of all heads, ``(heads * head_dim, heads * head_dim)``.
+        products: Inner products of all features of all heads, ``(heads * head_dim, heads * head_dim)``, in
+            the dtype that they were computed in.
         readers: For each head ``sum_p R_p R_p'`` over its readers, ``(heads, head_dim, head_dim)``.
 
     Returns:
@@ -57,17 +74,16 @@ def shared_subspace(products: Array, readers: Array) -> tuple[Array, Array]:
         ``sum_s combination[s] @ heads[s]``, and a reader of head s becomes ``absorbed[s] @ reader``.
     """
     count, head_dim, _ = readers.shape
-    roots = np.stack([square_root(reader) for reader in readers])
+    noise, products = noise_share(products.dtype), products.astype(np.float64, copy=False)
+    roots = square_root(readers)
     left = _read(products, roots)
     gram = _read(left.T, roots)
     values, vectors = np.linalg.eigh((gram + gram.T) / 2)
     values, vectors = values[::-1][:head_dim], vectors[:, ::-1][:, :head_dim]
-    kept = values > RELATIVE_TOLERANCE * max(float(values[0]), np.finfo(np.float64).tiny)
+    kept = values > noise * max(float(values[0]), np.finfo(np.float64).tiny)
     inverse = np.where(kept, 1 / np.sqrt(np.where(kept, values, 1)), 0)
     basis = vectors * inverse  # F basis is orthonormal, for F = [V_s L_s]_s with L_s L_s' = readers[s]
-    combination = np.stack(
-        [basis[place * head_dim : (place + 1) * head_dim].T @ root.T for place, root in enumerate(roots)]
-    )
+    combination = np.matmul(roots, basis.reshape(count, head_dim, head_dim)).transpose(0, 2, 1)
     absorbed = (basis.T @ left).reshape(head_dim, count, head_dim).transpose(1, 0, 2)
     # As large as its members, rather than of unit variance.
     scale = np.sqrt(max(float(np.trace(products)) / len(products), np.finfo(np.float64).tiny))
@@ -77,7 +93,7 @@ def shared_subspace(products: Array, readers: Array) -> tuple[Array, Array]:
 def subspace_residual(products: Array, readers: Array) -> float:
     """Return the loss of `shared_subspace`: the sum of the eigenvalues beyond the first head_dim."""
     head_dim = readers.shape[1]
-    roots = np.stack([square_root(reader) for reader in readers])
+    roots = square_root(readers)
     gram = _read(_read(products, roots).T, roots)
     values = np.linalg.eigvalsh((gram + gram.T) / 2)
     return float(np.maximum(values[:-head_dim], 0).sum())
@@ -156,8 +172,8 @@ def _weighted(products: ComplexArray, shares: Array) -> ComplexArray:
     return result
 
 
-def square_root(matrix: Any) -> Array:
-    """Return ``L`` with ``L L' = matrix`` for a positive semidefinite ``(size, size)``, singular or not."""
-    values, vectors = np.linalg.eigh((matrix + matrix.T) / 2)
-    root: Array = vectors * np.sqrt(np.maximum(values, 0))
-    return root
+def square_root(matrices: Array) -> Array:
+    """Return ``L`` with ``L L' = M`` for positive semidefinite ``(..., size, size)``, singular or not."""
+    values, vectors = np.linalg.eigh((matrices + np.swapaxes(matrices, -1, -2)) / 2)
+    roots: Array = vectors * np.sqrt(np.maximum(values, 0))[..., None, :]
+    return roots

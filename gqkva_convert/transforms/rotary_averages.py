@@ -45,12 +45,16 @@ class Turning:
         return self._turned(products, -1)
 
     def _turned(self, products: Any, sign: int) -> Array:
-        columns = products[..., :, self.partner]
-        rows = products[..., self.partner, :]
-        both = columns[..., self.partner, :]
-        result: Array = (
-            self.cosines * products + sign * (self.mixed * columns + self.mixed.T * rows) + self.sines * both
-        )
+        mixed = self.mixed if sign > 0 else -self.mixed
+        part = np.take(products, self.partner, axis=-1)
+        result: Array = np.take(part, self.partner, axis=-2)
+        result *= self.sines
+        part *= mixed
+        result += part
+        part = np.take(products, self.partner, axis=-2)
+        part *= mixed.T
+        result += part
+        result += self.cosines * products
         return result
 
 

@@ -9,7 +9,8 @@ distances (`rotary_averages`),
 For fixed keys the best queries solve a linear system of head_dim unknowns a feature, and the other way
 round; the two take turns, and neither ever makes the sum larger. With one shared key and a query for each
 head this is GQA and MQA (without rotary positions its optimum is the truncated singular value decomposition),
-with both shared it is GQKVA. Everything is float64 and works on inner products alone.
+with both shared it is GQKVA. Everything is float64 and works on inner products alone; ``noise`` says how
+precise those are.
 """
 
 from __future__ import annotations
@@ -26,13 +27,9 @@ from gqkva_convert.transforms.rotary_averages import Turning
 
 Array = NDArray[np.float64]
 
-# Added to a system's diagonal, relative to its mean: what carries nothing stays small.
-RIDGE = 1e-12
 MAX_ROUNDS = 40
 # Rounds end when one lowers the loss by less than this share of it.
 _ENOUGH = 2e-3
-# A loss below this share of the scores' energy is rounding.
-_NOISE = 1e-13
 # A system smaller than this is that of heads without weights.
 _NOTHING = 1e-200
 
@@ -60,6 +57,8 @@ class Scores:
         head_dim: Features per head.
         first: First feature of each rotary plane.
         second: Second feature of each rotary plane.
+        noise: Share of the largest eigenvalue of inner products below which one is rounding; systems get
+            it as a ridge, relative to the mean of their diagonal: what carries nothing stays small.
     """
 
     heads: tuple[ScoredHead, ...]
@@ -69,6 +68,7 @@ class Scores:
     head_dim: int
     first: list[int] = field(default_factory=list)
     second: list[int] = field(default_factory=list)
+    noise: float = 1e-12
 
     @property
     def resting(self) -> list[int]:
@@ -98,16 +98,36 @@ def shared_scores(scores: Scores, turning: Turning, rounds: int = MAX_ROUNDS) ->
     keys = [_first_key(scores, shared) for shared in range(len(scores.keys))]
     if all(len(products) == scores.head_dim for products in scores.keys):
         keys = [np.eye(scores.head_dim) for _ in scores.keys]
-    queries, explained = _best(scores, keys, "query", turning.average)
+    shared_keys = _Shared(keys, [key @ products for key, products in zip(keys, scores.keys, strict=True)])
+    shared_queries, explained = _best(scores, shared_keys, "query", turning.average)
     energy, previous = score_energy(scores, turning), np.inf
     for _ in range(rounds):
-        keys = _balance(scores, _best(scores, queries, "key", turning.average_back)[0])
-        queries, explained = _best(scores, keys, "query", turning.average)
+        shared_keys, _ = _best(scores, shared_queries, "key", turning.average_back)
+        shared_keys = _balance(scores, shared_keys)
+        shared_queries, explained = _best(scores, shared_keys, "query", turning.average)
         loss = max(energy - explained, 0.0)
-        if loss > previous * (1 - _ENOUGH) or loss <= _NOISE * energy:
+        if loss > previous * (1 - _ENOUGH) or loss <= scores.noise / 10 * energy:
             break
         previous = loss
-    return queries, keys
+    return shared_queries.mixes, shared_keys.mixes
+
+
+@dataclass(frozen=True)
+class _Shared:
+    """Shared heads of a role.
+
+    Attributes:
+        mixes: Shares of the members' features, ``(head_dim, members * head_dim)`` each.
+        products: Inner products with the members' features, of the same shapes.
+    """
+
+    mixes: Mixes
+    products: list[Array]
+
+    @property
+    def sizes(self) -> list[Array]:
+        """Return inner products of each head's features, ``(head_dim, head_dim)`` each."""
+        return [products @ mix.T for products, mix in zip(self.products, self.mixes, strict=True)]
 
 
 def score_loss(scores: Scores, turning: Turning, queries: Sequence[Array], keys: Sequence[Array]) -> float:
@@ -139,74 +159,85 @@ def _head_energy(scores: Scores, turning: Turning, head: ScoredHead) -> np.float
 
 
 def _best(
-    scores: Scores, given: Sequence[Array], role: Literal["query", "key"], average: Callable[[Array], Array]
-) -> tuple[Mixes, float]:
+    scores: Scores, given: _Shared, role: Literal["query", "key"], average: Callable[[Array], Array]
+) -> tuple[_Shared, float]:
     """Solve for the shared heads of a role given those of the other: normal equations of the module's sum.
 
     Args:
         scores: Layout and inner products.
-        given: Mixes of the other role, ``(head_dim, members * head_dim)`` each.
+        given: Shared heads of the other role.
         role: Role to solve for.
         average: Average of rotary positions over distances, seen from that role.
 
     Returns:
-        The mixes, and the energy of scores that they explain.
+        The shared heads, and the energy of scores that they explain.
     """
-    own, other = (scores.queries, scores.keys) if role == "query" else (scores.keys, scores.queries)
-    shared = [mix @ products for mix, products in zip(given, other, strict=True)]
-    sizes = [average(left @ mix.T) for left, mix in zip(shared, given, strict=True)]
-    systems = [np.zeros((scores.head_dim, scores.head_dim)) for _ in own]
-    sides = [np.zeros((scores.head_dim, len(products))) for products in own]
+    own, head_dim = scores.queries if role == "query" else scores.keys, scores.head_dim
+    weights = np.zeros((len(own), len(given.mixes)))
+    sides = [np.zeros((head_dim, len(products))) for products in own]
     for head, weight in zip(scores.heads, scores.weights, strict=True):
         ends = (head.query, head.query_member), (head.key, head.key_member)
         (one, member), (partner, read) = ends if role == "query" else ends[::-1]
-        systems[one] += weight * sizes[partner]
-        sides[one][:, scores.span(member)] += weight * average(shared[partner][:, scores.span(read)])
-    mixes = [_solve(system, side) for system, side in zip(systems, sides, strict=True)]
-    explained = sum(
-        float(np.sum((mix @ products) * side)) for mix, products, side in zip(mixes, own, sides, strict=True)
-    )
-    return mixes, explained
+        weights[one, partner] += weight
+        sides[one][:, scores.span(member)] += weight * given.products[partner][:, scores.span(read)]
+    # Heads that read the same others in the same proportion have one system.
+    totals = np.maximum(weights.sum(axis=1), _NOTHING)
+    shares, system_of = np.unique(weights / totals[:, None], axis=0, return_inverse=True)
+    sizes = given.sizes
+    systems = [sum(share * size for share, size in zip(row, sizes, strict=True)) for row in shares]
+    inverses = [_inverse(average(system), scores.noise) for system in systems]
+    for side in sides:
+        for start in range(0, side.shape[1], head_dim):
+            side[:, start : start + head_dim] = average(side[:, start : start + head_dim])
+    mixes = [
+        (inverses[system] / total) @ side
+        for system, side, total in zip(system_of.reshape(-1), sides, totals, strict=True)
+    ]
+    products = [mix @ members for mix, members in zip(mixes, own, strict=True)]
+    explained = sum(float(np.vdot(found, side)) for found, side in zip(products, sides, strict=True))
+    return _Shared(mixes, products), explained
 
 
-def _solve(system: Array, side: Array) -> Array:
-    """Return the ridge solution of a positive semidefinite ``system @ x = side``."""
+def _inverse(system: Array, noise: float) -> Array:
+    """Return the ridge inverse of a positive semidefinite ``(size, size)``; zeros for one of zeros."""
     mean = float(np.trace(system)) / len(system)
     if mean < _NOTHING:
-        return np.zeros_like(side)
-    scaled = (system + system.T) / (2 * mean) + RIDGE * np.eye(len(system))
-    result: Array = np.linalg.solve(scaled, side / mean)
+        return np.zeros_like(system)
+    scaled = (system + system.T) / (2 * mean) + noise * np.eye(len(system))
+    result: Array = np.linalg.inv(scaled) / mean
     return result
 
 
-def _balance(scores: Scores, keys: Mixes) -> Mixes:
+def _balance(scores: Scores, keys: _Shared) -> _Shared:
     """Return the keys in a basis in which all features have the mean energy of the members'.
 
     The queries, solved for afterwards, take the inverse. Features of very different size would lose
     precision to rounding.
     """
     first, second, resting = scores.first, scores.second, scores.resting
-    sizes = sum(
-        (key @ products) @ key.T for key, products in zip(keys, scores.keys, strict=True)
-    ) / np.float64(len(keys))
-    wanted = sum(float(np.trace(products)) / len(products) for products in scores.keys) / len(keys)
+    sizes = sum(keys.sizes) / np.float64(len(keys.mixes))
+    wanted = sum(float(np.trace(products)) / len(products) for products in scores.keys) / len(scores.keys)
     if wanted < _NOTHING:
         return keys
-    # The basis B with B S B' = wanted I, for the mean second moment S of the keys; a plane only scales.
-    basis = np.zeros((scores.head_dim, scores.head_dim))
+    # Multiplied by B with B S B' = wanted I, for the mean second moment S of the keys; a plane only scales.
+    factors, floor = np.ones(scores.head_dim), 100 * scores.noise
     if first:
         squares = (sizes[first, first] + sizes[second, second]) / 2
-        basis[first, first] = basis[second, second] = _factors(squares, wanted)
+        factors[first] = factors[second] = _factors(squares, wanted, floor)
+    balanced = [[one * factors[:, None] for one in part] for part in (keys.mixes, keys.products)]
     if resting:
         part = sizes[np.ix_(resting, resting)]
         values, vectors = np.linalg.eigh((part + part.T) / 2)
-        basis[np.ix_(resting, resting)] = _factors(values, wanted)[:, None] * vectors.T
-    return [basis @ key for key in keys]
+        # Of all such bases the symmetric one: it changes as little as the sizes do.
+        basis = (vectors * _factors(values, wanted, floor)) @ vectors.T
+        for one in (*balanced[0], *balanced[1]):
+            one[resting] = basis @ one[resting]
+    return _Shared(*balanced)
 
 
-def _factors(squares: Array, wanted: float) -> Array:
-    """Return the factors that scale squares to ``wanted``; 1 for features that are only noise."""
-    known = squares > 1e-10 * max(float(squares.max()), _NOTHING)
+def _factors(squares: Array, wanted: float, floor: float) -> Array:
+    """Return the factors that scale squares to ``wanted``; 1 for those below ``floor`` of the largest."""
+    known = squares > floor * max(float(squares.max()), _NOTHING)
     result: Array = np.where(known, np.sqrt(wanted / np.where(known, squares, 1)), 1)
     return result
 

@@ -281,8 +281,7 @@ def _write_file(export: RuntimeExport, path: Path, progress: Progress) -> None:
         writer.write_header_to_file()
         writer.write_kv_data_to_file()
         writer.write_ti_data_to_file()
-        with checkpoint.reader() as reader:
-            merged = MergedBlocks(reader)
+        with checkpoint.reader() as reader, MergedBlocks(reader) as merged:
             for tensor in export.tensors:
                 blocks = tensor_blocks(tensor, conversion.plan, reader, merged)
                 writer.write_tensor_data(_Stream(tensor.nbytes, blocks, progress))
