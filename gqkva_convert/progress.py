@@ -14,6 +14,17 @@ class Bytes(int):
     """The size of a stage that counts bytes."""
 
 
+class Note(str):
+    """What a user should know, in place of a stage's name."""
+
+    __slots__ = ()
+
+
+def note(stages: Stages, text: str) -> None:
+    """Tell the user something while work goes on."""
+    stages(Note(text), 0)
+
+
 def no_progress(done: int) -> None:
     """Show nothing."""
 

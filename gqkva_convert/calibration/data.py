@@ -9,15 +9,13 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from gqkva_convert.data.documents import DocumentReader, Reading
 from gqkva_convert.data.images import checked_pixels
+from gqkva_convert.data.pairs import TARGETS_OR_TEXTS, PairReader
 from gqkva_convert.data.processors import load_processor
 from gqkva_convert.data.records import (
     IMAGE_COLUMNS,
-    SINGLE_COLUMNS,
-    TARGET_COLUMNS,
-    Record,
     find_column,
-    find_columns,
     is_running_text,
     read_records,
 )
@@ -26,11 +24,10 @@ from gqkva_convert.data.sequences import (
     decoder_inputs,
     encode,
     in_groups,
-    is_text,
-    read_texts,
     sequence_length,
-    tokenise,
+    tokenise_documents,
 )
+from gqkva_convert.data.shapes import Record, renamed_columns
 from gqkva_convert.data.tasks import arguments, is_causal
 from gqkva_convert.errors import DataError, placed
 
@@ -56,6 +53,7 @@ class DataSettings:
         length: Tokens a sequence; None for 2,048 or as many as the model reads.
         seed: Seed of what is drawn.
         batch_tokens: Most positions in one forward pass.
+        column: Columns to read, or ``KNOWN=NAME`` where a known column has another name.
     """
 
     data: str
@@ -63,8 +61,15 @@ class DataSettings:
     length: int | None = None
     seed: int = 0
     batch_tokens: int = 4096
+    column: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
+        if not isinstance(self.column, (list, tuple)) or not all(
+            isinstance(name, str) for name in self.column
+        ):
+            raise placed(DataError(f"calibration columns are names, found {self.column!r}"), "column")
+        object.__setattr__(self, "column", tuple(self.column))
+        renamed_columns(self.column)
         if not isinstance(self.data, str) or not self.data.strip():
             said = f"calibration data are a file, a folder or a name, found {self.data!r}"
             raise placed(DataError(said), "data")
@@ -81,13 +86,16 @@ class DataSettings:
             raise placed(DataError(said), "length")
 
 
-def make_batches(settings: DataSettings, folder: Path, model: Any) -> list[Batch]:
+def make_batches(
+    settings: DataSettings, folder: Path, model: Any, say: Callable[[Reading], None] = lambda reading: None
+) -> list[Batch]:
     """Make inputs for a model's forward pass.
 
     Args:
         settings: What to read.
         folder: Checkpoint folder, for its tokenizer or image processor; no code of it is run.
         model: The transformers model, for the inputs it takes.
+        say: Called with what was read of texts.
 
     Returns:
         Batches of tensors by argument name, in an order that the seed fixes.
@@ -106,13 +114,17 @@ def make_batches(settings: DataSettings, folder: Path, model: Any) -> list[Batch
     length = sequence_length(settings.length, model, tokenizer)
     if has_images:
         return _images(settings, folder, model, lambda records: _captions(tokenizer, records, length))
+    reader: DocumentReader | PairReader
     if model.config.is_encoder_decoder:
-        batches = _source_and_target(settings, tokenizer, length, model)
-    elif is_causal(model):
-        batches = _windows(settings, tokenizer, length)
+        reader = PairReader(settings.data, TARGETS_OR_TEXTS, settings.column)
+        batches = _source_and_target(settings, reader, tokenizer, length, model)
     else:
-        batches = _sentences(settings, tokenizer, length)
+        reader = DocumentReader(settings.data, tokenizer, settings.column)
+        made = _windows if is_causal(model) else _sentences
+        batches = made(settings, reader, tokenizer, length)
     _check_known(batches, tokenizer, settings.data)
+    if reader.reading is not None:
+        say(reader.reading)
     return batches
 
 
@@ -134,20 +146,22 @@ def _check_known(batches: list[Batch], tokenizer: Any, data: str) -> None:
         )
 
 
-def _texts(settings: DataSettings) -> Iterator[str]:
-    return read_texts(read_records(settings.data, settings.seed))
+def _records(settings: DataSettings) -> Iterator[Record]:
+    return read_records(settings.data, settings.seed, settings.column)
 
 
-def _windows(settings: DataSettings, tokenizer: Any, length: int) -> list[Batch]:
+def _windows(settings: DataSettings, reader: DocumentReader, tokenizer: Any, length: int) -> list[Batch]:
     """Cut running text into full windows; documents follow one another behind an end-of-text token."""
     import torch
 
     joined = is_running_text(settings.data)
     between = [] if joined or tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
     stream: list[int] = []
-    for texts in in_groups(_texts(settings), TEXTS):
-        for ids in tokenise(tokenizer, texts, joined=joined):
-            stream += [*between, *ids]
+    for some in in_groups(reader.read(_records(settings)), TEXTS):
+        found = tokenise_documents(tokenizer, some, joined=joined)
+        # A chat template writes its special tokens itself.
+        for document, (ids, _) in zip(some, found, strict=False):
+            stream += [*([] if document.is_rendered else between), *ids]
         if len(stream) >= settings.samples * length * _SPREAD:
             break
     count = len(stream) // length
@@ -162,10 +176,10 @@ def _windows(settings: DataSettings, tokenizer: Any, length: int) -> list[Batch]
     return [{"input_ids": torch.stack(some)} for some in in_groups(rows, per_batch)]
 
 
-def _sentences(settings: DataSettings, tokenizer: Any, length: int) -> list[Batch]:
+def _sentences(settings: DataSettings, reader: DocumentReader, tokenizer: Any, length: int) -> list[Batch]:
     """Encode texts one by one, cut at the longest sequence, with the special tokens around them."""
     read = settings.samples * (_SPREAD if is_running_text(settings.data) else 1)
-    texts = list(islice(_texts(settings), read))
+    texts = [document.text for document in islice(reader.read(_records(settings)), read)]
     _require_two(texts, "texts", settings)
     if len(texts) > settings.samples:
         texts = random.Random(settings.seed).sample(texts, settings.samples)
@@ -188,9 +202,12 @@ def _require_two(samples: Sequence[Any], kind: str, settings: DataSettings) -> N
         raise DataError(f"{settings.data}: {len(samples)} {kind} are too few to calibrate on")
 
 
-def _source_and_target(settings: DataSettings, tokenizer: Any, length: int, model: Any) -> list[Batch]:
+def _source_and_target(
+    settings: DataSettings, reader: PairReader, tokenizer: Any, length: int, model: Any
+) -> list[Batch]:
     """Encode pairs of a text for the encoder and one for the decoder."""
-    pairs = list(_pairs(islice(read_records(settings.data, settings.seed), settings.samples)))
+    found = reader.read(islice(_records(settings), settings.samples))
+    pairs = [pair for texts, _ in found for pair in _halves(texts)]
     _require_two(pairs, "texts", settings)
     batches = []
     for some in in_groups(pairs, max(1, settings.batch_tokens // (2 * length))):
@@ -201,18 +218,13 @@ def _source_and_target(settings: DataSettings, tokenizer: Any, length: int, mode
     return batches
 
 
-def _pairs(records: Iterator[Record]) -> Iterator[tuple[str, str]]:
-    """Yield sources and targets; of a single text the first and the second half."""
-    names: tuple[str, ...] = ()
-    for record in records:
-        names = names or find_columns(record, [*TARGET_COLUMNS, *SINGLE_COLUMNS], "texts")
-        if len(names) == 2 and is_text(record, *names):
-            yield record[names[0]], record[names[1]]
-        elif len(names) == 1 and isinstance(record[names[0]], str):
-            words = record[names[0]].split(" ")
-            half = len(words) // 2
-            if len(words) > 3:
-                yield " ".join(words[:half]), " ".join(words[half:])
+def _halves(texts: tuple[str, ...]) -> list[tuple[str, str]]:
+    """Return a source and its target; of a single text the first and the second half, unless it is short."""
+    if len(texts) == 2:
+        return [(texts[0], texts[1])]
+    words = texts[0].split(" ")
+    half = len(words) // 2
+    return [(" ".join(words[:half]), " ".join(words[half:]))] if len(words) > 3 else []
 
 
 def _without_types(batch: Batch) -> Batch:
@@ -224,7 +236,7 @@ def _images(
 ) -> list[Batch]:
     """Read pixels of images, and what else a model reads of their records."""
     processor = load_processor(folder, "AutoImageProcessor")
-    records = list(islice(read_records(settings.data, settings.seed), settings.samples))
+    records = list(islice(_records(settings), settings.samples))
     column = find_column(records[0], IMAGE_COLUMNS, "images") if records else ""
     _require_two(records, "images", settings)
     return [

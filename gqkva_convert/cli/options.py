@@ -8,12 +8,6 @@ from typing import Annotated
 
 import typer
 
-# What every option that names data takes.
-_DATA_KINDS = (
-    "a txt, jsonl, csv or parquet file, a folder of images, a Hub id (ID:CONFIGURATION where it has "
-    "several), or wikitext, c4, stsb, cifar10, python-library"
-)
-
 
 @dataclass(frozen=True)
 class Shown:
@@ -21,6 +15,18 @@ class Shown:
 
     help: str
     metavar: str | None = None
+
+
+# What every option that names data takes.
+_DATA_KINDS = (
+    "a txt, jsonl, csv or parquet file, a folder of them or of images, a Hub id, or wikitext, c4, stsb, "
+    "cifar10, python-library; NAME:CONFIGURATION[SPLIT] where it has several"
+)
+_COLUMN = Shown(
+    "Column of the data to read, or KNOWN=NAME such as prompt=Frage; give it several times. By default as "
+    "docs/data.md says.",
+    "NAME",
+)
 
 
 # By name; what one command says otherwise, by the command's name and its own.
@@ -41,6 +47,7 @@ _HELP: dict[str, str | Shown] = {
     "refine": "Fit merged blocks to the original's: output, layerwise, both (with a comma) or none; by "
     "default output with --calibration.",
     "calibration": f"Data to run through the model: {_DATA_KINDS}.",
+    "column": _COLUMN,
     "calibration_samples": "Sequences or images of --calibration; by default 128.",
     "calibration_length": "Tokens per sequence; by default 2048, or the model's maximum if that is less.",
     "dtype": "float32, bfloat16, float16 or float64; by default each tensor keeps its own.",
@@ -66,6 +73,7 @@ _HELP: dict[str, str | Shown] = {
     "evaluate.stride": "Tokens predicted by each window; by default --length.",
     "evaluate.documents": "records: each is a text; joined: all are one; by default joined for wikitext and "
     "txt.",
+    "evaluate.assistant_only_loss": "Measure on answers alone: an assistant's turns, completions.",
     "evaluate.batch_size": "Windows, texts, pairs or images in one forward pass; by default about 8192 "
     "tokens, or 32.",
     "evaluate.max_new_tokens": "Longest text that a sequence-to-sequence model writes.",

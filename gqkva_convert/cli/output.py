@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from gqkva_convert.progress import Bytes, Stages
+from gqkva_convert.progress import Bytes, Note, Stages, no_progress
 
 if TYPE_CHECKING:
     from rich.progress import Progress, ProgressColumn, Task
@@ -66,6 +66,9 @@ def stage_progress() -> Iterator[Stages]:
     with _progress(Done()) as progress:
 
         def begin(name: str, total: int) -> Callable[[int], None]:
+            if isinstance(name, Note):
+                typer.echo(f"note: {name}", err=True)
+                return no_progress
             task = progress.add_task(name, total=total, is_bytes=isinstance(total, Bytes))
             return lambda count: progress.advance(task, count)
 

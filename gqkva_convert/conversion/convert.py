@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, overload
 
@@ -35,6 +36,7 @@ def convert(
     calibration: str | Path | DataSettings | None = None,
     calibration_samples: int | None = None,
     calibration_length: int | None = None,
+    column: Sequence[str] | None = None,
     seed: int | None = None,
     dtype: str | None = None,
     max_shard_size: str | None = None,
@@ -62,6 +64,7 @@ def convert(  # type: ignore[misc]
     calibration: str | Path | DataSettings | None = None,
     calibration_samples: int | None = None,
     calibration_length: int | None = None,
+    column: Sequence[str] | None = None,
     seed: int | None = None,
     dtype: str | None = None,
     max_shard_size: str | None = None,
@@ -94,6 +97,7 @@ def convert(  # type: ignore[misc]
         calibration: Data to run through the model: a file, a folder, a Hub id, or `DataSettings`.
         calibration_samples: Sequences or images of them; None for 128.
         calibration_length: Tokens per sequence; None for 2,048, or the model's maximum if that is less.
+        column: Columns of ``calibration`` to read, or ``KNOWN=NAME`` where a known column has another name.
         seed: Seed of everything drawn at random; None for 0.
         dtype: ``float32``, ``bfloat16`` or ``float16``; None keeps each tensor's dtype.
         max_shard_size: Largest output file, such as ``"2GB"``; None keeps the source's division.

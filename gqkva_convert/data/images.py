@@ -6,7 +6,7 @@ import io
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
-from gqkva_convert.data.records import Record
+from gqkva_convert.data.shapes import Record
 from gqkva_convert.errors import DataError, first_line
 from gqkva_convert.modeling.families import find_family
 

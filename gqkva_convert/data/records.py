@@ -7,12 +7,21 @@ import logging
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
+from dataclasses import replace
 from typing import Any
 
+from gqkva_convert.data.files import (
+    data_files,
+    file_format,
+    folder_of_files,
+    is_format,
+    is_saved,
+    one_file,
+    open_saved,
+)
+from gqkva_convert.data.names import DataName
+from gqkva_convert.data.shapes import Record, renamed_columns
 from gqkva_convert.errors import DataError
-
-Record = dict[str, Any]
 
 # Short names of data sets that people calibrate and measure on: Hub id, configuration, what to measure on.
 KNOWN = {
@@ -26,45 +35,28 @@ LIBRARY = "python-library"
 TRAIN, TEST = "train", "test"
 # Parts of a data set that has several, best first.
 _PARTS = {TRAIN: ("train", "validation"), TEST: ("test", "validation", "dev")}
-_BUILDERS = {
-    ".txt": "text",
-    ".json": "json",
-    ".jsonl": "json",
-    ".gz": "json",
-    ".csv": "csv",
-    ".parquet": "parquet",
-}
-_IMAGES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp"})
-TEXT_COLUMNS = ("text", "content", "sentence")
-PAIR_COLUMNS = (("sentence1", "sentence2"), ("sentence_A", "sentence_B"), ("premise", "hypothesis"))
-SINGLE_COLUMNS = tuple((name,) for name in TEXT_COLUMNS)
-_SCORED_PAIR = ("sentence1", "sentence2", "score")
 SCORE_COLUMNS = ("score", "label", "similarity_score")
 LABEL_COLUMNS = ("label", "labels", "fine_label")
-TARGET_COLUMNS = (
-    ("dialogue", "summary"),
-    ("document", "summary"),
-    ("article", "highlights"),
-    ("source", "target"),
-    ("input", "output"),
-)
 IMAGE_COLUMNS = ("image", "img", "pixel_values")
 # Records that a shuffle holds at once.
 _SHUFFLE_BUFFER = 10_000
 
 
-def load_records(data: str, *, streaming: bool, part: str = TRAIN, split: str | None = None) -> Any:
-    """Open a data set with `datasets`.
+def load_records(
+    data: str, *, streaming: bool, part: str = TRAIN, split: str | None = None, columns: Sequence[str] = ()
+) -> Any:
+    """Open a data set with `datasets`; no code of it is run and nothing of it is unpickled.
 
     Args:
-        data: A file, a folder, a Hub id (``ID:CONFIGURATION`` where it has several), or a short name: of
-            `KNOWN`, or `LIBRARY`.
+        data: A file, a folder, a Hub id, or a short name: of `KNOWN`, or `LIBRARY`; with a configuration and
+            a split where it has several (`DataName`).
         streaming: Whether records are read as they are asked for, or prepared on disk beforehand.
         part: Which part of a data set that has several: `TRAIN`, or `TEST` (validation where there is none).
         split: Its name for that part, where it is another.
+        columns: Columns that a user asks for; those that stand for known ones are called so.
 
     Raises:
-        DataError: It cannot be found or read.
+        DataError: It cannot be found or read, or has no such column.
     """
     try:
         import datasets
@@ -73,41 +65,68 @@ def load_records(data: str, *, streaming: bool, part: str = TRAIN, split: str | 
     datasets.disable_progress_bars()
     datasets.logging.set_verbosity(datasets.logging.CRITICAL)  # what it cannot read we say ourselves
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # its retries are not our user's business
+    given = DataName.read(data)
+    if split is not None and given.split not in (None, split):
+        raise DataError(f"{data} names a split itself, and --split {split} another; leave one out")
+    given = replace(given, split=split or given.split)
     with _one_line(data):
-        if data == LIBRARY and not Path(data).exists():
-            if split is not None and split not in (TRAIN, TEST):
-                raise DataError(
-                    f"{LIBRARY} has the parts {TRAIN} and {TEST}, no {split}; leave out the split"
-                )
-            return _library(split or part, streaming=streaming)
-        found: Any = datasets.load_dataset(**_where(data, part, split), streaming=streaming)
+        found: Any
+        if given.name == LIBRARY and not given.path.exists():
+            return _library(given, part, streaming=streaming)
+        if is_saved(given.path):
+            found = open_saved(given, streaming=streaming)
+        else:
+            found = datasets.load_dataset(**_where(given, part), streaming=streaming)
         if not isinstance(found, (datasets.IterableDataset, datasets.Dataset)):
             found = found[next(name for name in (*_PARTS[part], *found) if name in found)]
         for name, feature in (found.features or {}).items():
             if isinstance(feature, datasets.Image):
                 # `read_image` opens them and can name one that is damaged.
                 found = found.cast_column(name, datasets.Image(decode=False))
+        found = _with_known_names(found, data, columns)
     return found
 
 
-def _library(part: str, *, streaming: bool) -> Any:
+def _with_known_names(found: Any, data: str, columns: Sequence[str]) -> Any:
+    """Call columns as the user says they are meant."""
+    renamed, read = renamed_columns(columns)
+    has = list(found.features or next(iter(found), {})) if columns else []
+    for name in (*renamed, *read):
+        if name not in has:
+            near = difflib.get_close_matches(name, has, n=1)
+            meant = f"; did you mean {near[0]}?" if near else f"; it has {', '.join(has)}"
+            raise DataError(f"{data} has no column {name!r}{meant}")
+    hidden = [known for known in renamed.values() if known in has and known not in renamed]
+    found = found.remove_columns(hidden) if hidden else found
+    return found.rename_columns(renamed) if renamed else found
+
+
+def _library(given: DataName, part: str, *, streaming: bool) -> Any:
     """Read files of the standard library; for measuring, files the built-in model has not seen."""
     import datasets
 
     from gqkva_convert.data.python_library import iter_texts
 
-    texts = [text for _, text in iter_texts(held_out=part == TEST)]
+    if given.configuration is not None or given.split not in (None, TRAIN, TEST):
+        wrong = given.configuration or given.split
+        raise DataError(f"{LIBRARY} has the parts {TRAIN} and {TEST}, no {wrong}; leave out the split")
+    texts = [text for _, text in iter_texts(held_out=(given.split or part) == TEST)]
     found = datasets.Dataset.from_dict({"text": texts})
     return found.to_iterable_dataset() if streaming else found
 
 
-def read_records(data: str, seed: int) -> Iterator[Record]:
+def read_records(data: str, seed: int, columns: Sequence[str] = ()) -> Iterator[Record]:
     """Yield records of a data set, shuffled by the seed unless it is running text.
+
+    Args:
+        data: Its name, like ``columns`` as for `load_records`.
+        seed: Seed of the order.
+        columns: Columns that a user asks for.
 
     Raises:
         DataError: It cannot be found or read.
     """
-    found = load_records(data, streaming=True)
+    found = load_records(data, streaming=True, columns=columns)
     if not is_running_text(data):
         found = found.shuffle(seed=seed, buffer_size=_SHUFFLE_BUFFER)
     with _one_line(data):
@@ -123,12 +142,16 @@ def _one_line(data: str) -> Iterator[None]:
         raise
     except Exception as error:
         reason = f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''}"
-        remedy = "give a txt, jsonl, csv or parquet file, a folder of images, or a Hub id"
-        if Path(data).is_file():
+        remedy = "give a txt, jsonl, csv or parquet file, a folder, or a Hub id"
+        if DataName.read(data).path.is_file():
             remedy = "mend the file (rows are counted from 0)" if " in row " in reason else "mend the file"
         near = difflib.get_close_matches(data, (*KNOWN, LIBRARY), n=1)
         if near and near[0] != data:
             remedy = f"did you mean {near[0]}?"
+        elif "zstandard" in str(error).lower():
+            remedy = "pip install zstandard"
+        elif "config name" in str(error).lower():
+            remedy = "choose one behind the name, as in NAME:CONFIGURATION"
         elif "split" in str(error).lower():
             remedy = "choose another --split, or leave it out"
         raise DataError(f"cannot read {data!r} as a data set ({reason}); {remedy}") from error
@@ -171,62 +194,36 @@ def read_score(value: Any, data: str) -> float:
 
 def is_running_text(data: str) -> bool:
     """Return whether records are lines of one text, whose order matters: of txt files, or of WikiText."""
-    if data in ("wikitext", KNOWN["wikitext"][0]) or data.startswith(f"{KNOWN['wikitext'][0]}:"):
+    given = DataName.read(data)
+    if given.name in ("wikitext", KNOWN["wikitext"][0]):
         return True
-    path = Path(data)
-    if not path.is_dir():
-        return path.suffix == ".txt"
-    # As a rule the first file that is found decides.
-    kinds = (file.suffix.lower() for file in path.rglob("*"))
-    known = (kind for kind in kinds if kind in _BUILDERS or kind in _IMAGES)
-    first = next(known, None)
-    return first == ".txt" and all(kind == ".txt" for kind in known)
+    if not given.path.is_dir():
+        return file_format(given.path) == "text"
+    formats = {file_format(file) for file in data_files(given.path)}
+    return formats == {"text"}
 
 
-def _where(data: str, part: str, split: str | None) -> dict[str, Any]:
-    path = Path(data)
-    if data in KNOWN and not path.exists():
-        name, configuration, measured = KNOWN[data]
-        return {"path": name, "name": configuration, "split": split or (measured if part == TEST else part)}
-    if path.is_file():
-        if path.suffix not in _BUILDERS:
-            raise DataError(f"{path}: a file of data ends in {', '.join(_BUILDERS)}")
-        if path.stat().st_size == 0:
-            raise DataError(f"{path} is empty")
-        if split is not None:
-            raise DataError(f"{path} is one file; a split is a part of a folder or of a data set on the Hub")
-        names = {"column_names": list(_SCORED_PAIR)} if _is_bare_pairs(path) else {}
-        return {"path": _BUILDERS[path.suffix], "data_files": str(path), "split": "train", **names}
+def _where(given: DataName, part: str) -> dict[str, Any]:
+    path, split = given.path, given.split
     part_of = {} if split is None else {"split": split}
+    if given.name in KNOWN and not path.exists():
+        name, configuration, measured = KNOWN[given.name]
+        part_of = {"split": split or (measured if part == TEST else part)}
+        return {"path": name, "name": given.configuration or configuration, **part_of}
+    if path.is_file():
+        if split is not None or given.configuration is not None:
+            raise DataError(f"{path} is one file; a split is a part of a folder or of a data set on the Hub")
+        return one_file(path)
+    named = {} if given.configuration is None else {"name": given.configuration}
     if path.is_dir():
-        images = [file for file in path.rglob("*") if file.suffix.lower() in _IMAGES]
-        if images:
-            # Folders in it are labels, a single one too, which `datasets` would take for none.
-            is_one = len({file.parent for file in images}) == 1 and images[0].parent != path
-            labels = {"drop_labels": False} if is_one else {}
-            return {"path": "imagefolder", "data_dir": str(path), **labels, **part_of}
-        return {"path": str(path), **part_of}
-    if data in set(_BUILDERS.values()) or data == "imagefolder":
-        raise DataError(f"{data!r} is a format, not data; give a file, a folder or the id of a data set")
-    if path.suffix in _BUILDERS or data.startswith((".", "/", "~")):
-        raise DataError(f"{data} does not exist")
-    name, colon, configuration = data.partition(":")
-    return {"path": name, **({"name": configuration} if colon else {}), **part_of}
-
-
-def _is_bare_pairs(path: Path) -> bool:
-    """Return whether a CSV file has no headings: two texts and a number in the first line, too."""
-    if path.suffix != ".csv":
-        return False
-    import csv
-
-    with path.open(encoding="utf-8", newline="") as file:
-        first = next(csv.reader(file), [])
-    try:
-        float(first[2])
-    except (IndexError, ValueError):
-        return False
-    return len(first) == 3
+        return {**folder_of_files(given), **part_of}
+    if is_format(given.name):
+        raise DataError(
+            f"{given.name!r} is a format, not data; give a file, a folder or the id of a data set"
+        )
+    if file_format(path) is not None or given.name.startswith((".", "/", "~")):
+        raise DataError(f"{given.name} does not exist")
+    return {"path": given.name, **named, **part_of}
 
 
 def find_columns(record: Record, choices: Iterable[tuple[str, ...]], what: str) -> tuple[str, ...]:
@@ -249,14 +246,3 @@ def find_column(record: Record, names: Iterable[str], what: str) -> str:
         DataError: It has none of them.
     """
     return find_columns(record, [(name,) for name in names], what)[0]
-
-
-def text_columns(record: Record) -> tuple[str, ...]:
-    """Find the columns of a record with texts: one, or both sides of a pair, or a dialogue and its summary.
-
-    Raises:
-        DataError: There are none.
-    """
-    alone: list[tuple[str, ...]] = [(name,) for name in TEXT_COLUMNS if name in record]
-    choices = alone or [*PAIR_COLUMNS, *TARGET_COLUMNS, (TEXT_COLUMNS[0],)]
-    return find_columns(record, choices, "texts")

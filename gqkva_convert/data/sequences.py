@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from gqkva_convert.data.records import Record, text_columns
+from gqkva_convert.data.documents import Document
 from gqkva_convert.errors import DataError
 from gqkva_convert.modeling.loading import text_positions
 
@@ -43,30 +43,6 @@ def in_groups(items: Iterable[Item], size: int) -> Iterator[list[Item]]:
         yield group
 
 
-def is_text(record: Record, *names: str) -> bool:
-    """Return whether a record has a text that is not blank under all of some names."""
-    return all(isinstance(record[name], str) and record[name].strip() for name in names)
-
-
-def read_texts(records: Iterable[Record], *, keep_blank: bool = False) -> Iterator[str]:
-    """Yield every text of every record, both sides of pairs included.
-
-    Args:
-        records: Records with the same columns.
-        keep_blank: Yield texts without a word, too: they are the empty lines of running text.
-
-    Raises:
-        DataError: The records have no texts.
-    """
-    columns: tuple[str, ...] = ()
-    for record in records:
-        columns = columns or text_columns(record)
-        for name in columns:
-            text = record[name]
-            if isinstance(text, str) and (keep_blank or text.strip()):
-                yield text
-
-
 def join_lines(texts: Iterable[str]) -> str:
     """Join the records of running text to one text, a line each."""
     return "".join(text.rstrip("\n") + "\n" for text in texts)
@@ -79,6 +55,42 @@ def tokenise(tokenizer: Any, texts: Sequence[str], *, joined: bool = False) -> l
     given = [join_lines(texts)] if joined else list(texts)
     found: list[list[int]] = tokenizer(given, add_special_tokens=False, verbose=False)["input_ids"]
     return found
+
+
+def tokenise_documents(
+    tokenizer: Any, documents: Sequence[Document], *, joined: bool = False
+) -> list[tuple[list[int], list[bool] | None]]:
+    """Return documents' token ids, without special tokens but their own, and which of them answer.
+
+    A token answers where one of its characters does; None where all tokens count.
+
+    Args:
+        tokenizer: The model's own.
+        documents: The documents.
+        joined: Whether they are lines of one text.
+
+    Raises:
+        DataError: The tokenizer does not say which characters its tokens stand for.
+    """
+    if not documents or all(document.answers is None for document in documents):
+        texts = [document.text for document in documents]
+        return [(ids, None) for ids in tokenise(tokenizer, texts, joined=joined)]
+    if not tokenizer.is_fast:
+        raise DataError(
+            f"{type(tokenizer).__name__} does not say which characters its tokens stand for, so answers "
+            "cannot be told apart; leave assistant_only_loss out"
+        )
+    found = tokenizer(
+        [document.text for document in documents],
+        add_special_tokens=False,
+        return_offsets_mapping=True,
+        verbose=False,
+    )
+    masks = [
+        [any(first < end and start < last for start, end in document.answers or ()) for first, last in places]
+        for document, places in zip(documents, found["offset_mapping"], strict=True)
+    ]
+    return list(zip(found["input_ids"], masks, strict=True))
 
 
 def cut_texts(

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from gqkva_convert.data.records import read_records, text_columns
+from gqkva_convert.data.records import read_records
+from gqkva_convert.data.shapes import find_shape
 from gqkva_convert.errors import DataError
 
 PAD, END, BEGIN, MASK = "<pad>", "</s>", "<s>", "<mask>"
@@ -59,12 +60,20 @@ def train_tokenizer(data: str, vocab_size: int, *, kind: str) -> Any:
 
 
 def _texts(data: str) -> Iterator[str]:
-    read = 0
+    read, match = 0, None
     for record in read_records(data, seed=0):
-        for name in text_columns(record):
-            text = record[name]
-            if isinstance(text, str) and text:
-                yield text
-                read += len(text)
+        match = match or find_shape(record)
+        for text in _strings(match.values(record) if match is not None else {}):
+            yield text
+            read += len(text)
         if read >= _CHARACTERS:
             return
+
+
+def _strings(value: Any) -> Iterator[str]:
+    """Yield the texts of a record, those of its messages too: no tokenizer, no chat template."""
+    if isinstance(value, str) and value:
+        yield value
+    elif isinstance(value, (dict, list)):
+        for each in value.values() if isinstance(value, dict) else value:
+            yield from _strings(each)

@@ -6,16 +6,11 @@ from typing import Any
 
 from gqkva_convert.data.images import checked_pixels
 from gqkva_convert.data.labels import label_numbers
+from gqkva_convert.data.pairs import COMPARED
 from gqkva_convert.data.processors import load_processor
-from gqkva_convert.data.records import (
-    IMAGE_COLUMNS,
-    LABEL_COLUMNS,
-    PAIR_COLUMNS,
-    SINGLE_COLUMNS,
-    find_column,
-    find_columns,
-)
+from gqkva_convert.data.records import IMAGE_COLUMNS, LABEL_COLUMNS, find_column, find_columns
 from gqkva_convert.data.sequences import encode, sequence_length
+from gqkva_convert.data.shapes import renamed_columns
 from gqkva_convert.data.tasks import IMAGES
 from gqkva_convert.evaluation.agreement import AnswerScores, score_answers
 from gqkva_convert.evaluation.samples import draw, records
@@ -64,7 +59,8 @@ def _images(subject: Subject, found: Any) -> Any:
 
 
 def _texts(subject: Subject, found: Any) -> Any:
-    names = find_columns(found[0], (*PAIR_COLUMNS, *SINGLE_COLUMNS), "texts")
+    asked = renamed_columns(subject.settings.column)[1]
+    names = asked or find_columns(found[0], COMPARED.choices, "texts")
     tokenizer = load_processor(subject.folder, "AutoTokenizer")
     length = sequence_length(subject.settings.length, subject.model, tokenizer)
 

@@ -11,9 +11,10 @@ import numpy as np
 
 from gqkva_convert.checkpoint.jsonfile import read_json
 from gqkva_convert.checkpoint.modules import read_modules
+from gqkva_convert.data.pairs import COMPARED, PairReader
 from gqkva_convert.data.processors import load_processor
-from gqkva_convert.data.records import PAIR_COLUMNS, SINGLE_COLUMNS, find_columns, read_score, score_column
-from gqkva_convert.data.sequences import encode, is_text, sequence_length
+from gqkva_convert.data.records import read_score, score_column
+from gqkva_convert.data.sequences import encode, sequence_length
 from gqkva_convert.errors import DataError, EvaluationError
 from gqkva_convert.evaluation.metrics import Metric, mean, spearman
 from gqkva_convert.evaluation.samples import draw, records
@@ -35,8 +36,10 @@ def measure_embeddings(subject: Subject) -> tuple[list[Metric], int, str, dict[s
         EvaluationError: They are texts without scores, and there is no other model.
     """
     found = records(subject.settings)
-    names = find_columns(found[0], (*PAIR_COLUMNS, *SINGLE_COLUMNS), "pairs of texts or texts")
     data = str(subject.settings.data)
+    reader = PairReader(data, COMPARED, subject.settings.column)
+    usable = list(reader.read(found))
+    names = reader.names
     score = score_column(found[0], names, data)
     is_scored = score is not None
     if not is_scored and subject.against is None:
@@ -44,11 +47,11 @@ def measure_embeddings(subject: Subject) -> tuple[list[Metric], int, str, dict[s
             f"{subject.settings.data} has no scored pairs, so an encoder is measured on it against another "
             "model; give --against"
         )
-    usable = [record for record in found if is_text(record, *names)]
     if not usable:
         raise DataError(f"{subject.settings.data} has no record with text under {' and '.join(names)}")
+    subject.say(reader.reading)
     some = draw(usable, subject.settings)
-    scores = np.asarray([read_score(record[score], data) for record in some if is_scored])
+    scores = np.asarray([read_score(record[score], data) for _, record in some if score is not None])
     tokenizer = load_processor(subject.folder, "AutoTokenizer")
     wanted = sequence_length(subject.settings.length, subject.model, tokenizer)
     length = int(min(wanted, longest_of(subject.folder)))
@@ -56,8 +59,8 @@ def measure_embeddings(subject: Subject) -> tuple[list[Metric], int, str, dict[s
     head = after_pooling(subject.folder)
     progress = subject.measuring(len(some) * len(names))
     sides = []
-    for name in names:
-        texts = [record[name] for record in some]
+    for side in range(len(names)):
+        texts = [pair[side] for pair, _ in some]
         sides.append(_embed(subject, texts, tokenizer, length, pooling, head, progress))
     metrics = []
     if is_scored:
@@ -68,7 +71,7 @@ def measure_embeddings(subject: Subject) -> tuple[list[Metric], int, str, dict[s
         likeness = np.mean([(side[0] * side[1]).sum(-1) for side in sides], axis=0)
         metrics.append(Metric("cosine with the original", "higher", mean, [likeness]))
     unit = "pairs" if len(names) == 2 else "texts"
-    return metrics, len(some), unit, {"pooling": pooling, "length": length}
+    return metrics, len(some), unit, {"pooling": pooling, "length": length, "reading": reader.reading}
 
 
 def longest_of(folder: Path) -> float:

@@ -53,6 +53,8 @@ def evaluate(
     length: int | None = None,
     stride: int | None = None,
     documents: str | None = None,
+    column: Sequence[str] = (),
+    assistant_only_loss: bool = False,
     batch_size: int | None = None,
     max_new_tokens: int = 128,
     seed: int = 0,
@@ -83,6 +85,9 @@ def evaluate(
         stride: Tokens predicted by one window; None for ``length``, where each sees one token before it.
         documents: ``"records"``: each record is a text; ``"joined"``: all are one, line after line; None for
             joined where the data are running text (wikitext, a ``.txt`` file), else records.
+        column: Columns of ``data`` to read, or ``KNOWN=NAME`` where a known column has another name.
+        assistant_only_loss: Measure causal language models on answers alone: an assistant's turns,
+            completions.
         batch_size: Windows, texts, pairs or images in one forward pass; None for about 8,192 tokens or 32.
         max_new_tokens: Longest text that a sequence-to-sequence model writes.
         seed: Seed of what is drawn, and of intervals.
@@ -143,6 +148,7 @@ def _on_data(subject: Subject, common: dict[str, Any]) -> list[Result]:
     settings = subject.settings
     with _fitting(subject):
         metrics, samples, unit, found = _measure(subject)
+    reading = found.pop("reading", None)
     task = _HUB_TASKS[subject.task]
     return [
         Result(
@@ -154,6 +160,7 @@ def _on_data(subject: Subject, common: dict[str, Any]) -> list[Result]:
             unit=unit,
             metrics=[metric.score(settings.seed) for metric in metrics],
             settings={**found, **_chosen(subject, "samples", "seed")},
+            **({} if reading is None else {"reading": reading.to_dict()}),
             **common,
         )
     ]
@@ -174,6 +181,8 @@ def _fitting(subject: Subject) -> Iterator[None]:
 
 
 def _measure(subject: Subject) -> tuple[list[Metric], int, str, dict[str, Any]]:
+    if subject.settings.assistant_only_loss and subject.task != CAUSAL:
+        raise EvaluationError("--assistant-only-loss is for causal language models; leave it out")
     if subject.task == CAUSAL:
         return _measure_language(subject)
     if subject.task == MASKED:
@@ -192,7 +201,8 @@ def _measure(subject: Subject) -> tuple[list[Metric], int, str, dict[str, Any]]:
 def _measure_language(subject: Subject) -> tuple[list[Metric], int, str, dict[str, Any]]:
     settings = subject.settings
     chosen, found = windows(settings, subject.folder, subject.model)
-    tokens = sum(len(window.targets) for window in chosen)
+    subject.say(found["reading"])
+    tokens = sum(window.answers for window in chosen)
     batch = _BATCH_TOKENS if settings.batch_size is None else settings.batch_size * found["length"]
     progress = subject.begin(f"measuring {settings.data}", tokens)
     scores = score_windows(subject.model, subject.against, chosen, batch_tokens=batch, progress=progress)

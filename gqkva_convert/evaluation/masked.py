@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
 from typing import Any
 
+from gqkva_convert.data.documents import Document
 from gqkva_convert.data.processors import load_processor
 from gqkva_convert.data.sequences import divide_texts, sequence_length
 from gqkva_convert.errors import DataError
@@ -32,9 +34,11 @@ def score_masked(subject: Subject) -> tuple[AnswerScores, dict[str, Any]]:
     if tokenizer.mask_token_id is None:
         raise DataError(f"{subject.folder}: its tokenizer has no mask")
     length = sequence_length(subject.settings.length, subject.model, tokenizer)
-    rows = draw(_pieces(subject, tokenizer, length), subject.settings)
+    documents, reading = texts(subject.settings, tokenizer)
+    rows = draw(_pieces(documents, tokenizer, length), subject.settings)
     if not rows:
         raise DataError(f"{subject.settings.data} holds no text that could be measured")
+    subject.say(reading)
     progress = subject.measuring(len(rows))
     order = sorted(range(len(rows)), key=lambda place: len(rows[place]))
     samples: dict[int, dict[str, float]] = {}
@@ -51,11 +55,11 @@ def score_masked(subject: Subject) -> tuple[AnswerScores, dict[str, Any]]:
             samples |= zip(places, sample_sums(values, wanted.sum(1).tolist()), strict=True)
             progress(len(places))
     scores = AnswerScores.of("masked token", (samples[place] for place in sorted(samples)))
-    return scores, {"length": length, "masked_share": SHARE}
+    return scores, {"length": length, "masked_share": SHARE, "reading": reading}
 
 
-def _pieces(subject: Subject, tokenizer: Any, length: int) -> list[list[int]]:
-    pieces = divide_texts(tokenizer, texts(subject.settings), length)
+def _pieces(documents: Sequence[Document], tokenizer: Any, length: int) -> list[list[int]]:
+    pieces = divide_texts(tokenizer, [document.text for document in documents], length)
     return [piece for piece in pieces if any(_maskable(piece, tokenizer))]
 
 

@@ -50,7 +50,7 @@ def score_windows(
                 end += 1
             places = order[start:end]
             some = [windows[place] for place in places]
-            counts = [len(window.targets) for window in some]
+            counts = [window.answers for window in some]
             sums = sample_sums(_scores(model, against, some), counts)
             for place, sample in zip(places, sums, strict=True):
                 samples[place] = sample
@@ -70,6 +70,12 @@ def _scores(model: Any, against: Any, windows: Sequence[Window]) -> dict[str, An
     places = torch.arange(ids.shape[1])
     wanted = (begins <= places) & (places < ends)
     targets = torch.tensor([token for window in windows for token in window.targets])
+    if any(window.counted is not None for window in windows):
+        counted = torch.tensor(
+            [flag for window in windows for flag in window.counted or [True] * len(window.targets)]
+        )
+        wanted[wanted.clone()] = counted
+        targets = targets[counted]
     # Padding is on the right, where causal attention never looks: no mask is needed.
     logits = [
         network(input_ids=ids.to(network.device), use_cache=False).logits

@@ -7,9 +7,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
+from gqkva_convert.data.documents import Document, DocumentReader, Reading
 from gqkva_convert.data.processors import load_processor
 from gqkva_convert.data.records import TEST, is_running_text, load_records
-from gqkva_convert.data.sequences import TEXTS, in_groups, join_lines, read_texts, sequence_length, tokenise
+from gqkva_convert.data.sequences import TEXTS, in_groups, join_lines, sequence_length, tokenise_documents
 from gqkva_convert.errors import DataError
 from gqkva_convert.evaluation.settings import EvaluationSettings
 from gqkva_convert.evaluation.windows import Window, rolling_windows
@@ -24,7 +25,9 @@ def records(settings: EvaluationSettings) -> Any:
         DataError: They cannot be read, or are none.
     """
     assert settings.data is not None
-    found = load_records(settings.data, streaming=False, part=TEST, split=settings.split)
+    found = load_records(
+        settings.data, streaming=False, part=TEST, split=settings.split, columns=settings.column
+    )
     if len(found) == 0:
         raise DataError(f"{settings.data} holds no records")
     return found
@@ -43,15 +46,27 @@ def is_joined(settings: EvaluationSettings) -> bool:
     return settings.documents == "joined" or (settings.documents is None and is_running_text(settings.data))
 
 
-def texts(settings: EvaluationSettings) -> list[str]:
-    """Yield every text of the data; running text is one, its lines joined."""
+def texts(settings: EvaluationSettings, tokenizer: Any) -> tuple[list[Document], Reading | None]:
+    """Return every text of the data, and what was read; running text is one, its lines joined.
+
+    Args:
+        settings: Of the measurement.
+        tokenizer: The model's own, for its chat template.
+    """
     joined = is_joined(settings)
-    found = list(read_texts(records(settings), keep_blank=joined))
-    return [join_lines(found)] if joined else found
+    assert settings.data is not None
+    reader = DocumentReader(settings.data, tokenizer, settings.column, answers=settings.assistant_only_loss)
+    found = list(reader.read(records(settings), keep_blank=joined))
+    if joined and any(document.is_rendered or document.answers for document in found):
+        raise DataError(
+            f"{settings.data} holds chats or answers, which are not joined; leave out --documents"
+        )
+    lines = (document.text for document in found)
+    return ([Document(join_lines(lines))] if joined else found), reader.reading
 
 
 def windows(settings: EvaluationSettings, folder: Path, model: Any) -> tuple[list[Window], dict[str, Any]]:
-    """Cut all texts into windows, and describe how.
+    """Cut all texts into windows, and describe how; ``reading`` is what was read.
 
     Raises:
         DataError: There is too little text, or a setting that does not suit the model.
@@ -63,10 +78,13 @@ def windows(settings: EvaluationSettings, folder: Path, model: Any) -> tuple[lis
         raise DataError(f"--stride {stride} leaves tokens out between windows of {length}; give at most that")
     prefix = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
     found: list[Window] = []
-    documents = texts(settings)
-    tokens = (ids for some in in_groups(documents, TEXTS) for ids in tokenise(tokenizer, some))
-    for number, ids in enumerate(tokens):
-        found += rolling_windows(ids, prefix, length, stride, number)
+    documents, reading = texts(settings, tokenizer)
+    tokens = (each for some in in_groups(documents, TEXTS) for each in tokenise_documents(tokenizer, some))
+    for number, (document, (ids, answering)) in enumerate(zip(documents, tokens, strict=True)):
+        # A chat template writes its special tokens itself.
+        before = None if document.is_rendered else prefix
+        made = rolling_windows(ids, before, length, stride, number, counted=answering)
+        found += [window for window in made if window.answers]
     if not found:
         raise DataError(f"{settings.data} holds no text that could be measured")
     chosen = draw(found, settings)
@@ -78,4 +96,6 @@ def windows(settings: EvaluationSettings, folder: Path, model: Any) -> tuple[lis
         "stride": stride,
         "prefix_token": prefix,
         "joined": is_joined(settings),
+        **({"assistant_only_loss": True} if settings.assistant_only_loss else {}),
+        "reading": reading,
     }

@@ -24,6 +24,8 @@ class EvaluationSettings:
     length: int | None = None
     stride: int | None = None
     documents: str | None = None
+    column: tuple[str, ...] = ()
+    assistant_only_loss: bool = False
     batch_size: int | None = None
     max_new_tokens: int = 128
     num_fewshot: int | None = None
@@ -34,9 +36,12 @@ class EvaluationSettings:
     def __post_init__(self) -> None:
         if self.data is None and not self.tasks:
             raise EvaluationError("nothing to measure on; give --data, --tasks or both")
-        goes_with = {"--data": ("split", "stride", "documents"), "--tasks": ("num_fewshot",)}
+        goes_with = {
+            "--data": ("split", "stride", "documents", "column", "assistant_only_loss"),
+            "--tasks": ("num_fewshot",),
+        }
         for option, names in goes_with.items():
-            given = [name for name in names if getattr(self, name) is not None]
+            given = [name for name in names if getattr(self, name) not in (None, (), False)]
             if given and not getattr(self, option.removeprefix("--")):
                 raise EvaluationError(f"--{given[0].replace('_', '-')} goes with {option}; leave it out")
         for name, least in (("samples", 1), ("length", 2), ("stride", 1), ("batch_size", 1)):
@@ -72,4 +77,6 @@ def choose_settings(settings: EvaluationSettings | None, arguments: Mapping[str,
     names = tasks.split(",") if isinstance(tasks, str) else tasks
     if "data" in given:
         given["data"] = str(given["data"])
+    if "column" in given:
+        given["column"] = tuple(given["column"])
     return EvaluationSettings(**given, tasks=tuple(name.strip() for name in names if name.strip()))

@@ -9,6 +9,7 @@ from typing import Any
 
 from gqkva_convert.checkpoint.hub import locate
 from gqkva_convert.data.alike import ANSWERS, require_alike
+from gqkva_convert.data.documents import Reading
 from gqkva_convert.data.sequences import Item, in_groups
 from gqkva_convert.data.tasks import arguments, find_task
 from gqkva_convert.errors import EvaluationError, first_line, is_out_of_memory
@@ -16,7 +17,7 @@ from gqkva_convert.evaluation.device import find_device
 from gqkva_convert.evaluation.settings import EvaluationSettings
 from gqkva_convert.modeling.loading import load_model
 from gqkva_convert.modeling.log_levels import quiet_transformers
-from gqkva_convert.progress import Progress, Stages
+from gqkva_convert.progress import Progress, Stages, note
 from gqkva_convert.source.model import open_model
 from gqkva_convert.source.stock import require_loadable
 
@@ -45,6 +46,11 @@ class Subject:
     def measuring(self, total: int) -> Progress:
         """Begin the stage of measuring ``total`` samples."""
         return self.begin(f"measuring {self.settings.data}", total)
+
+    def say(self, reading: Reading | None) -> None:
+        """Tell what was read of the data."""
+        if reading is not None:
+            note(self.begin, reading.describe())
 
     def batches(self, samples: Sequence[Item], usual: int) -> Iterator[list[Item]]:
         """Yield groups of samples of the requested batch size, or else `usual`."""

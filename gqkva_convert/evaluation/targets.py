@@ -6,9 +6,9 @@ from typing import Any
 
 import numpy as np
 
+from gqkva_convert.data.pairs import TARGETS, PairReader
 from gqkva_convert.data.processors import load_processor
-from gqkva_convert.data.records import TARGET_COLUMNS, find_columns
-from gqkva_convert.data.sequences import cut_texts, decoder_inputs, encode, is_text, pad, sequence_length
+from gqkva_convert.data.sequences import cut_texts, decoder_inputs, encode, pad, sequence_length
 from gqkva_convert.errors import DataError, EvaluationError
 from gqkva_convert.evaluation.agreement import AnswerScores, sample_sums, score_answers
 from gqkva_convert.evaluation.metrics import Metric, mean
@@ -33,10 +33,11 @@ def measure_targets(subject: Subject) -> tuple[list[Metric], int, dict[str, Any]
 
     rouge = _scorer()
     found = records(subject.settings)
-    source, target = find_columns(found[0], TARGET_COLUMNS, "texts and targets")
-    some = draw([record for record in found if is_text(record, source, target)], subject.settings)
+    reader = PairReader(str(subject.settings.data), TARGETS, subject.settings.column)
+    some = draw([pair for pair, _ in reader.read(found)], subject.settings)
     if not some:
         raise DataError(f"{subject.settings.data} holds no pair of a text and its target")
+    subject.say(reader.reading)
     tokenizer = load_processor(subject.folder, "AutoTokenizer")
     length = sequence_length(subject.settings.length, subject.model, tokenizer)
     progress = subject.measuring(len(some))
@@ -44,9 +45,9 @@ def measure_targets(subject: Subject) -> tuple[list[Metric], int, dict[str, Any]
     written: list[dict[str, list[float]]] = [{name: [] for name in (*ROUGE, "exact")} for _ in subject.models]
     with torch.inference_mode():
         for part in subject.batches(some, _BATCH):
-            inputs = encode(tokenizer, [record[source] for record in part], length)
+            inputs = encode(tokenizer, [source for source, _ in part], length)
             inputs.pop("token_type_ids", None)
-            wanted = [str(record[target]) for record in part]
+            wanted = [target for _, target in part]
             rows = cut_texts(tokenizer, wanted, length, as_target=True)
             for sample in _likelihood(subject, inputs, rows, tokenizer.pad_token_id or 0):
                 scores.add(sample)
@@ -62,7 +63,8 @@ def measure_targets(subject: Subject) -> tuple[list[Metric], int, dict[str, Any]
     for name, title in (*ROUGE.items(), ("exact", "exact match")):
         ours, *theirs = ([np.asarray(columns[name])] for columns in written)
         metrics.append(Metric(title, "higher", mean, ours, theirs[0] if theirs else None))
-    return metrics, len(some), {"length": length, "max_new_tokens": subject.settings.max_new_tokens}
+    settings = {"length": length, "max_new_tokens": subject.settings.max_new_tokens}
+    return metrics, len(some), {**settings, "reading": reader.reading}
 
 
 def _scorer() -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -38,6 +39,7 @@ def plan(
     calibration: str | Path | DataSettings | None = None,
     calibration_samples: int | None = None,
     calibration_length: int | None = None,
+    column: Sequence[str] | None = None,
     seed: int | None = None,
     dtype: str | None = None,
     revision: str | None = None,
@@ -61,6 +63,7 @@ def plan(
         calibration: Data to run through the model: a file, a folder, a Hub id, or `DataSettings`.
         calibration_samples: Sequences or images of it; None for 128.
         calibration_length: Tokens a sequence; None for 2,048 or as many as the model reads.
+        column: Columns of ``calibration`` to read, or ``KNOWN=NAME`` where a known column has another name.
         seed: Seed of everything drawn at random; None for 0.
         dtype: Dtype wanted; None keeps each tensor's.
         revision: Branch, tag or commit of a Hub id.

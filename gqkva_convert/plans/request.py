@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -96,8 +96,10 @@ class Request:
             options["calibration"] = self.calibration.data
             options["calibration_samples"] = self.calibration.samples
             options["calibration_length"] = self.calibration.length
+        columns = () if self.calibration is None else self.calibration.column
         given = {name: value for name, value in options.items() if value is not None}
-        return [text for name, value in given.items() for text in (f"--{name.replace('_', '-')}", str(value))]
+        pairs = [*given.items(), *(("column", name) for name in columns)]
+        return [text for name, value in pairs for text in (f"--{name.replace('_', '-')}", str(value))]
 
     @property
     def variant(self) -> Variant | None:
@@ -105,7 +107,7 @@ class Request:
 
 
 # Options of `gqkva plan` and `gqkva convert` that make a request.
-WISHES = (*(each.name for each in fields(Request)), "calibration_samples", "calibration_length")
+WISHES = (*(each.name for each in fields(Request)), "calibration_samples", "calibration_length", "column")
 
 
 def given_wishes(arguments: Mapping[str, Any]) -> dict[str, Any]:
@@ -118,6 +120,7 @@ def make_request(
     calibration: str | Path | DataSettings | None = None,
     calibration_samples: int | None = None,
     calibration_length: int | None = None,
+    column: Sequence[str] | None = None,
     seed: int = 0,
     **wishes: Any,
 ) -> Request:
@@ -127,6 +130,7 @@ def make_request(
         calibration: Name of the data to run through the model, or `DataSettings`.
         calibration_samples: Sequences or images of it; None for 128.
         calibration_length: Tokens of each sample.
+        column: Columns of it to read.
         seed: As `Request`.
         wishes: The other attributes of `Request`.
 
@@ -134,12 +138,17 @@ def make_request(
         UsageError: The options contradict each other.
     """
     sizes = {"samples": calibration_samples, "length": calibration_length}
-    given = {name: size for name, size in sizes.items() if size is not None}
+    given: dict[str, Any] = {name: size for name, size in sizes.items() if size is not None}
+    if calibration is None and column:
+        raise UsageError("--column goes with --calibration; leave it out")
     if calibration is None and given:
         raise UsageError("--calibration-samples and --calibration-length go with --calibration")
+    if column:
+        given["column"] = tuple(column)
     if isinstance(calibration, DataSettings):
         if given:
-            raise UsageError(f"DataSettings say everything themselves; leave out calibration_{min(given)}")
+            wrong = next(iter(given)) if column else f"calibration_{min(given)}"
+            raise UsageError(f"DataSettings say everything themselves; leave out {wrong}")
     elif calibration is not None:
         calibration = DataSettings(str(calibration), seed=seed, **given)
     return Request(**wishes, seed=seed, calibration=calibration)

@@ -66,6 +66,7 @@ class Result(Record):
     unit: str | None = None
     metrics: list[Score]
     settings: dict[str, Any] | None = None
+    reading: dict[str, Any] | None = None
     against: str | None = None
     model_sha256: str | None = None
     versions: dict[str, Any] | None = None

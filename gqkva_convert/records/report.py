@@ -55,6 +55,7 @@ class Calibration(Record):
     samples: int
     held_out_samples: int
     held_out_error: dict[str, dict[str, Loss]] | None = None
+    reading: dict[str, Any] | None = None
 
 
 class Check(Record):

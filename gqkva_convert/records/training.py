@@ -22,6 +22,7 @@ class Training(Record):
     distinct_rows: int | None = None
     steps_left_out: int | None = None
     held_out_rows: int | None = None
+    readings: list[dict[str, Any]] = []
     held_out_loss_before: Loss | None = None
     held_out_loss: float | None = None
     teacher_held_out_loss: Loss | None = None

@@ -15,7 +15,7 @@ from gqkva_convert.calibration.data import DataSettings
 from gqkva_convert.checkpoint.hub import Located
 from gqkva_convert.errors import OutputError, WeightError
 from gqkva_convert.heads import Place
-from gqkva_convert.progress import Stages, no_stages
+from gqkva_convert.progress import Stages, no_stages, note
 from gqkva_convert.records.report import describe_files
 from gqkva_convert.source.model import SourceModel
 from gqkva_convert.source.stored_block import stored_block
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from gqkva_convert.calibration.capture import Calls
     from gqkva_convert.calibration.data import Batch
     from gqkva_convert.calibration.moments import StoredMoments
+    from gqkva_convert.data.documents import Reading
 
 # Least and most positions that blocks are refined on; more than the least if `_SPILLED_BYTES` suffice.
 _LEAST_POSITIONS, _MOST_POSITIONS = 65_536, 262_144
@@ -49,6 +50,7 @@ class CalibratedModel:
         self.model = model
         self.settings = settings
         self.stages = stages
+        self.reading: Reading | None = None
         self._recorded: tuple[set[Place], Calls, int] | None = None
         self._remove: Callable[[], Any] = lambda: None
 
@@ -71,7 +73,11 @@ class CalibratedModel:
         from gqkva_convert.calibration.cache import split_held_out
         from gqkva_convert.calibration.data import make_batches
 
-        return split_held_out(make_batches(self.settings, self.located.folder, self.network))
+        return split_held_out(make_batches(self.settings, self.located.folder, self.network, self._say))
+
+    def _say(self, reading: Reading) -> None:
+        self.reading = reading
+        note(self.stages, reading.describe())
 
     @cached_property
     def key(self) -> str:

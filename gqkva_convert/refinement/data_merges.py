@@ -60,6 +60,7 @@ class DataMerges:
             samples=sum(len(batch[first]) for batch in learned),
             held_out_samples=sum(len(batch[first]) for batch in held),
             held_out_error=self.errors,
+            **({} if self.calibrated.reading is None else {"reading": self.calibrated.reading.to_dict()}),
         )
         tensors = dict(report.tensors)
         with output.reader() as reader:

@@ -87,8 +87,10 @@ class Assembly:
             teacher = load_teacher(settings, self.folder, model, accelerator.device)
         schedule = make_schedule(self.job, rows, model, task, matching)
         note = budget_note(settings, rows, task, schedule.steps)
-        if note is not None and start_processes().is_main_process:
-            self.job.watch({"note": note})
+        if start_processes().is_main_process:
+            said = [reading.describe() for reading in rows.readings]
+            for text in (*said, *([] if note is None else [note])):
+                self.job.watch({"note": text})
         student, optimizer = self._prepared(model)
         objective = self._objective(student, teacher, watched=matching > 0)
         self._try_out(objective, rows, collator, accelerator.device)

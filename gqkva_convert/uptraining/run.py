@@ -160,6 +160,7 @@ class Run:
             distinct_rows=getattr(trainer.rows, "count", None),
             steps_left_out=progress.left_out,
             held_out_rows=len(trainer.rows.held_out),
+            readings=[reading.to_dict() for reading in trainer.rows.readings],
             held_out_loss_before=progress.first_loss,
             held_out_loss=progress.best_loss,
             teacher_held_out_loss=trainer.teacher_loss,

@@ -8,9 +8,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from gqkva_convert.checkpoint.yamlfile import read_yaml
+from gqkva_convert.data.shapes import renamed_columns
 from gqkva_convert.errors import TrainingError
 from gqkva_convert.uptraining.quantities import Count, Share, Weights
 
@@ -27,6 +28,10 @@ _WITH_TEACHER = (
 Augment = Literal["shift", "randaugment"]
 
 
+def _one_or_several(value: Any) -> Any:
+    return (value,) if isinstance(value, str) else value
+
+
 class TrainingSettings(BaseModel):
     """Everything that decides a run's result, but the model.
 
@@ -38,6 +43,11 @@ class TrainingSettings(BaseModel):
         held_out: Data to measure on; by default rows of ``data`` that are not trained on.
         held_out_rows: Most rows to measure on.
         streaming: Read records as they are needed rather than prepare all of the run's on disk first.
+        column: Columns of ``data`` and ``held_out`` to read, or ``KNOWN=NAME`` where a known column has
+            another name.
+        assistant_only_loss: Train and measure causal language models on answers alone: an assistant's turns,
+            completions. ``task``, ``kl`` and ``resample`` see these tokens only; ``hidden``, ``attention``
+            and ``matching`` compare states at all tokens, which the answers attend to.
         packing: Fill each row with several texts that do not see each other.
         length: Tokens a row; by default 2,048 or as many as the model reads.
         augment: Change images at random: ``shift`` shifts and mirrors them, ``randaugment`` also changes
@@ -90,6 +100,8 @@ class TrainingSettings(BaseModel):
     held_out: str | None = None
     held_out_rows: Count = 128
     streaming: bool = False
+    column: Annotated[tuple[str, ...], BeforeValidator(_one_or_several)] = ()
+    assistant_only_loss: bool = False
     packing: bool = True
     length: Annotated[Count, Field(ge=2)] | None = None
     augment: Augment | None = None
@@ -160,6 +172,7 @@ class TrainingSettings(BaseModel):
             )
         if (self.alpha is None) != (self.pretraining_tokens is None):
             raise ValueError("alpha and pretraining_tokens go together")
+        renamed_columns(self.column)
         return self
 
     @property

@@ -10,7 +10,7 @@ from gqkva_convert.checkpoint.folder import open_checkpoint
 from gqkva_convert.checkpoint.hub import BUILT_IN, locate
 from gqkva_convert.checkpoint.publish import check_target
 from gqkva_convert.checkpoint.sidecars import REPORT, refuse_links
-from gqkva_convert.data.names import everywhere, exists
+from gqkva_convert.data.names import DataName, everywhere, exists
 from gqkva_convert.errors import CheckpointError, OutputError, TrainingError
 from gqkva_convert.source.model import family_of
 from gqkva_convert.source.stock import require_loadable
@@ -34,6 +34,7 @@ def uptrain(
     *,
     data: str | Path | None = None,
     held_out: str | Path | None = None,
+    column: Sequence[str] | None = None,
     teacher: str | Path | None = None,
     tokens: int | str | None = None,
     samples: int | str | None = None,
@@ -71,6 +72,7 @@ def uptrain(
         settings: A YAML file of settings, which keywords replace; or `TrainingSettings`, instead of keywords.
         data: What to train on: a file, a folder, a Hub id or a short name.
         held_out: Data to measure on; by default rows of ``data`` that are not trained on.
+        column: Columns to read, or ``KNOWN=NAME`` where a known column has another name.
         teacher: The source model, or a folder of `teacher`.
         tokens: Budget in tokens, such as ``"20M"``.
         samples: Budget in rows: images, pairs of texts.
@@ -124,6 +126,7 @@ def pretrain(
     *,
     data: str | Path | None = None,
     held_out: str | Path | None = None,
+    column: Sequence[str] | None = None,
     tokens: int | str | None = None,
     samples: int | str | None = None,
     length: int | None = None,
@@ -241,9 +244,10 @@ def _spare_what_is_read(settings: TrainingSettings, *written: Path) -> None:
     """
     for name in _READ:
         value = getattr(settings, name)
-        if not value or not exists(Path(value)):
+        place = DataName.read(str(value)).path
+        if not value or not exists(place):
             continue
-        read = Path(value).resolve()
+        read = place.resolve()
         for place in written:
             if read.is_relative_to(place.resolve()):
                 raise OutputError(

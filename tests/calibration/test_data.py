@@ -139,7 +139,7 @@ def refused(result: Result, *words: str) -> None:
         ("empty.txt", "", ["empty.txt is empty"]),
         ("short.txt", "one line\n", ["tokens are too few for sequences of 256", "--calibration-length"]),
         ("bad.jsonl", "{broken\n", ["cannot read", "as a data set"]),
-        ("columns.jsonl", '{"body": "x"}\n', ["columns body", "texts are read from", "or text"]),
+        ("columns.jsonl", '{"body": "x"}\n', ["columns.jsonl has columns body", "--column body"]),
         ("book.docx", "x", ["a file of data ends in .txt"]),
     ],
 )

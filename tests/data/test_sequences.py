@@ -9,13 +9,13 @@ import tiny_models
 import torch
 from transformers import AutoTokenizer
 
+from gqkva_convert.data.documents import DocumentReader
 from gqkva_convert.data.sequences import (
     decoder_inputs,
     divide_texts,
     encode,
     in_groups,
     pad,
-    read_texts,
     tokenise,
 )
 from gqkva_convert.demo_model.demo import MODEL
@@ -26,12 +26,16 @@ def tokenizer() -> Any:
     return AutoTokenizer.from_pretrained(MODEL)
 
 
-def test_blank_lines_are_kept_where_they_are_lines_of_a_text() -> None:
+def test_blank_lines_are_kept_where_they_are_lines_of_a_text(tokenizer: Any) -> None:
     """Both sides of pairs are texts; what is no text is skipped."""
     records = [{"text": "a\n"}, {"text": ""}, {"text": None}, {"text": "b"}]
-    assert list(read_texts(records)) == ["a\n", "b"]
-    assert list(read_texts(records, keep_blank=True)) == ["a\n", "", "b"]
-    assert list(read_texts([{"premise": "x", "hypothesis": "y"}])) == ["x", "y"]
+
+    def texts(records: list[dict[str, Any]], **options: bool) -> list[str]:
+        return [document.text for document in DocumentReader("data", tokenizer).read(records, **options)]
+
+    assert texts(records) == ["a\n", "b"]
+    assert texts(records, keep_blank=True) == ["a\n", "", "b"]
+    assert texts([{"premise": "x", "hypothesis": "y"}]) == ["x", "y"]
 
 
 def test_joined_records_are_lines_of_one_text(tokenizer: Any) -> None:

@@ -12,6 +12,7 @@ from gqkva_convert.checkpoint.jsonfile import write_json
 from gqkva_convert.checkpoint.publish import published_folder
 from gqkva_convert.errors import TrainingError
 from gqkva_convert.progress import Stages, no_stages
+from gqkva_convert.progress import note as tell
 from gqkva_convert.units import human_bytes
 from gqkva_convert.uptraining.settings import TrainingSettings, choose_settings
 
@@ -35,6 +36,7 @@ def teacher(
     *,
     data: str | Path | None = None,
     held_out: str | Path | None = None,
+    column: Sequence[str] | None = None,
     tokens: int | str | None = None,
     length: int | None = None,
     seed: int | None = None,
@@ -52,6 +54,7 @@ def teacher(
             them, which keywords replace, or `TrainingSettings`, instead of keywords.
         data: What to train on: a file, a folder, a Hub id or a short name.
         held_out: Data to measure on; by default rows of ``data`` that are not trained on.
+        column: Columns to read, or ``KNOWN=NAME`` where a known column has another name.
         tokens: Budget in tokens, such as ``"20M"``.
         length: Tokens a row.
         seed: Seed of everything drawn at random.
@@ -84,6 +87,8 @@ def teacher(
     network = load_network(located.folder, checkpoint.nbytes, family.architecture)
     task = trained_task(network)
     rows, collator = open_rows(chosen, located.folder, network, task)
+    for reading in rows.readings:
+        tell(stages, reading.describe())
     lengths = isinstance(rows, StoredRows) and {len(row["input_ids"]) for row in _some(rows.rows)}
     if task != CAUSAL or not isinstance(rows, StoredRows) or lengths != {int(rows.tokens_per_row)}:
         raise TrainingError(

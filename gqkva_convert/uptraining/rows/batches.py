@@ -13,7 +13,7 @@ from torch import Tensor
 from gqkva_convert.data.sequences import decoder_inputs, pad
 from gqkva_convert.data.tasks import CAUSAL, MASKED, TO_TARGET
 from gqkva_convert.errors import DataError
-from gqkva_convert.uptraining.rows.row import Row
+from gqkva_convert.uptraining.rows.row import ANSWERS, Row
 
 Batch = dict[str, Any]
 # Labels that no loss looks at, as in transformers.
@@ -130,12 +130,17 @@ class TextBatches:
 def causal_batch(rows: Sequence[Row], padding: int) -> Batch:
     """Make a batch of rows of one or several texts each: labels are the next tokens of the same text.
 
+    Where only some tokens count in the loss, as an assistant's, the others are no labels.
+
     Where a row holds several texts, positions begin at 0 with each, by which transformers keeps them from
     seeing each other.
     """
     ids, present = pad([row["input_ids"] for row in rows], padding)
     labels = torch.full_like(ids, IGNORED)
     labels[:, :-1] = ids[:, 1:].masked_fill(present[:, 1:] == 0, IGNORED)
+    if ANSWERS in rows[0]:
+        counting, _ = pad([row[ANSWERS] for row in rows], 0)
+        labels[:, :-1].masked_fill_(counting[:, 1:] == 0, IGNORED)
     positions = torch.arange(ids.shape[1]).expand_as(ids).clone()
     packed = False
     for place, row in enumerate(rows):

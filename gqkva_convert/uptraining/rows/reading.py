@@ -59,7 +59,15 @@ def _text_rows(settings: TrainingSettings, tokenizer: Any, model: Any, task: str
     packing = settings.packing and task == CAUSAL and keeps_texts_apart(model)
 
     def maker(data: str) -> RowMaker:
-        return RowMaker(task, tokenizer, length, data, packing=packing)
+        return RowMaker(
+            task,
+            tokenizer,
+            length,
+            data,
+            packing=packing,
+            columns=settings.column,
+            answers=settings.assistant_only_loss,
+        )
 
     def prepared(data: str, wanted_tokens: int, held_out: int) -> StoredRows:
         return stored_rows(maker(data), wanted_tokens=wanted_tokens, held_out=held_out, seed=seed)
@@ -72,7 +80,8 @@ def _text_rows(settings: TrainingSettings, tokenizer: Any, model: Any, task: str
         if settings.samples is not None:
             rows.keep(settings.samples)
     if settings.held_out is not None:
-        others = prepared(settings.held_out, settings.held_out_rows * length, 0).rows
+        measured = prepared(settings.held_out, settings.held_out_rows * length, 0)
+        rows.readings, others = (*rows.readings, *measured.readings), measured.rows
         rows.held_out = [others[number] for number in range(min(settings.held_out_rows, len(others)))]
     return rows
 
@@ -113,8 +122,9 @@ def keeps_texts_apart(model: Any) -> bool:
 
 
 def _image_rows(settings: TrainingSettings, folder: Path, model: Any) -> tuple[Rows, Collator]:
-    if settings.length is not None:
-        raise TrainingError("images have no length; leave it out")
+    for name in ("length", "column", "assistant_only_loss"):
+        if getattr(settings, name):
+            raise TrainingError(f"images have no {name}; leave it out")
     if settings.streaming:
         raise TrainingError(
             "images are not streamed; leave out streaming, and they are prepared on disk once"

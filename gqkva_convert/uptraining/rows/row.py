@@ -7,7 +7,11 @@ from __future__ import annotations
 
 from typing import Any
 
+from gqkva_convert.data.documents import Reading
+
 Row = dict[str, Any]
+# Which tokens of a row count in the loss, where not all do.
+ANSWERS = "answers"
 
 
 class Rows:
@@ -16,11 +20,13 @@ class Rows:
     Attributes:
         held_out: Rows to measure on.
         tokens_per_row: Tokens of a row, on average.
+        readings: What is read of each data set.
         digest: Names the rows: it is equal for equal data and settings; empty where it is not known.
     """
 
     held_out: list[Row]
     tokens_per_row: float
+    readings: tuple[Reading, ...] = ()
     digest: str = ""
 
     def row(self, number: int) -> Row:

@@ -12,6 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from gqkva_convert.checkpoint.cache import make_cache
+from gqkva_convert.checkpoint.jsonfile import read_json, replace_json
+from gqkva_convert.data.documents import Reading
+from gqkva_convert.data.names import DataName
 from gqkva_convert.data.records import read_records
 from gqkva_convert.data.sequences import TEXTS, in_groups
 from gqkva_convert.errors import DataError
@@ -19,7 +22,7 @@ from gqkva_convert.uptraining.rows.maker import RowMaker
 from gqkva_convert.uptraining.rows.row import Row, Rows, row_tokens
 
 # Changes when the same records would give other rows, or others are held out.
-_FORMAT = 3
+_FORMAT = 4
 # Rows written at once.
 _WRITTEN = 512
 # At most one row in this many is held out, so that small data keep most of their rows for training.
@@ -82,16 +85,23 @@ def stored_rows(maker: RowMaker, *, wanted_tokens: int, held_out: int, seed: int
         DataError: There are too few.
     """
     path = _rows_file(maker, wanted_tokens, held_out, seed)
-    if not path.is_file():
+    about = path.with_suffix(".json")
+    if not (path.is_file() and about.is_file()):
         _write_rows(path, _made_rows(maker, wanted_tokens, held_out, seed))
+        replace_json(about, None if maker.reading is None else maker.reading.to_dict())
     import datasets
 
     found: Any = datasets.Dataset.from_file(str(path))
     count = len(found)
     if count < (2 if held_out else 1):
         path.unlink(missing_ok=True)  # so that whoever tries again is told as much
-        without = f" ({maker.textless} of {maker.records} records hold no text)" if maker.textless else ""
+        reading = maker.reading
+        without = (
+            f" ({reading.empty} of {reading.rows} records hold no text)" if reading and reading.empty else ""
+        )
         found_rows = "no row" if count == 0 else "a single row"
+        if maker.answers:
+            without += ", or none with an assistant's tokens"
         raise DataError(
             f"{maker.data}: {found_rows} of {maker.length} tokens{without}; give more data or a smaller "
             "--length"
@@ -99,12 +109,14 @@ def stored_rows(maker: RowMaker, *, wanted_tokens: int, held_out: int, seed: int
     kept = min(held_out, max(1, count // _HELD_OUT_ONE_IN))
     rows = StoredRows(found, kept, seed, row_tokens, path.stem)
     rows.keep(wanted_tokens / rows.tokens_per_row)
+    read = read_json(about)
+    rows.readings = () if read is None else (Reading(**read),)
     return rows
 
 
 def _made_rows(maker: RowMaker, wanted_tokens: int, held_out: int, seed: int) -> Iterator[Row]:
     tokens, count = 0, 0
-    for some in in_groups(read_records(maker.data, seed), TEXTS):
+    for some in in_groups(read_records(maker.data, seed, maker.columns), TEXTS):
         maker.add(some)
         while maker.ready:
             row = maker.ready.pop(0)
@@ -115,15 +127,16 @@ def _made_rows(maker: RowMaker, wanted_tokens: int, held_out: int, seed: int) ->
 
 
 def _rows_file(maker: RowMaker, wanted_tokens: int, held_out: int, seed: int) -> Path:
-    path = Path(maker.data)
+    given = DataName.read(maker.data)
+    path = given.path
     files = sorted(path.rglob("*")) if path.is_dir() else [path] if path.is_file() else []
     tokenizer = getattr(maker.tokenizer, "backend_tokenizer", None)
     identity = [
         _FORMAT,
-        maker.data if not files else str(path.resolve()),
+        maker.data if not files else given.renamed(str(path.resolve())),
         [[str(file), file.stat().st_size, file.stat().st_mtime_ns] for file in files],
         repr(maker.tokenizer) if tokenizer is None else tokenizer.to_str(),
-        [maker.task, maker.length, maker.packing, maker.running, wanted_tokens, held_out, seed],
+        [*maker.identity, wanted_tokens, held_out, seed],
     ]
     digest = hashlib.sha256(json.dumps(identity).encode()).hexdigest()
     return make_cache("rows") / f"{digest[:32]}.arrow"

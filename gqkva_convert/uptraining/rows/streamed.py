@@ -31,7 +31,7 @@ class StreamedRows(Rows):
     """
 
     def __init__(self, maker: RowMaker, *, held_out: int, seed: int) -> None:
-        self.records = load_records(maker.data, streaming=True)
+        self.records = load_records(maker.data, streaming=True, columns=maker.columns)
         self.maker = maker
         self._epoch_start = 0
         self.random = random.Random(seed)
@@ -43,6 +43,7 @@ class StreamedRows(Rows):
         self.held_out: list[Row] = [self._made() for _ in range(held_out)]
         self.buffer = [self._made() for _ in range(_LOOKED_AT)]
         self.tokens_per_row = sum(map(row_tokens, self.buffer)) / _LOOKED_AT
+        self.readings = () if maker.reading is None else (maker.reading,)
 
     def row(self, number: int) -> Row:
         self.seek(number)
@@ -80,7 +81,7 @@ class StreamedRows(Rows):
             # The next epoch makes the same rows again: those held out stay out.
             self._epoch_start = self.maker.made
             self.maker.restart()
-            self.records = load_records(self.maker.data, streaming=True)
+            self.records = load_records(self.maker.data, streaming=True, columns=self.maker.columns)
             self._iterator = iter(self.records)
             self._skipped = 0
         return self.maker.ready.pop(0)
