@@ -41,7 +41,7 @@ def print_table(title: str, columns: Iterable[str], rows: Iterable[Iterable[str]
     console = Console()
     if not console.is_terminal:
         console = Console(width=160)
-    console.print(title, style="bold", markup=False, highlight=False, soft_wrap=True)
+    console.print(title, style="bold", markup=False, emoji=False, highlight=False, soft_wrap=True)
     console.print(table)
     console.print()
 

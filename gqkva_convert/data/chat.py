@@ -178,8 +178,8 @@ class ChatTemplate:
             if not (text.startswith(through) and through.startswith(before)):
                 raise DataError(
                     f"{self.data}: the chat template writes turn {place} of {_short(list(messages))} "
-                    "otherwise when others follow it or it is about to begin, so the assistant's tokens cannot "
-                    "be told apart; mark them in chat_template.jinja ({% generation %}), or leave "
+                    "otherwise when others follow it or it is about to begin, so the assistant's tokens "
+                    "cannot be told apart; mark them in chat_template.jinja ({% generation %}), or leave "
                     "assistant_only_loss out"
                 )
             found.append((len(before), len(through)))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from gqkva_convert.data.chat import (
@@ -68,11 +68,20 @@ class Reading:
     data: str
     shape: str
     columns: list[str]
-    unread: list[str]
+    unread: list[str] = field(default_factory=list)
     template: str = AS_IS
     rows: int = 0
     empty: int = 0
     sample: str = ""
+
+    def count(self, record: Record, sample: str | None) -> None:
+        """Count a record, with its first text or None, and note its columns of text that are not read."""
+        self.rows += 1
+        self.empty += sample is None
+        self.sample = self.sample or (sample or "")
+        for name, value in record.items():
+            if name not in self.columns and name not in self.unread and _is_language(value):
+                self.unread.append(name)
 
     def to_dict(self) -> dict[str, Any]:
         return dict(vars(self))
@@ -92,19 +101,6 @@ def shortened(text: str) -> str:
     """Return the beginning of a text, on one line."""
     shown = json.dumps(text, ensure_ascii=False)
     return shown if len(shown) <= _SAMPLE_CHARACTERS else f'{shown[: _SAMPLE_CHARACTERS - 4]}..."'
-
-
-def read_columns(data: str, record: Record, shape: str, columns: Sequence[str]) -> Reading:
-    """Begin to describe what is read of a data set.
-
-    Args:
-        data: Its name.
-        record: One of its records.
-        shape: Name of the records' shape.
-        columns: Columns that are read.
-    """
-    unread = [name for name, value in record.items() if name not in columns and _is_language(value)]
-    return Reading(data, shape, list(columns), unread)
 
 
 def _is_language(value: Any) -> bool:
@@ -135,7 +131,8 @@ class DocumentReader:
         self.template = ChatTemplate(tokenizer, data)
         self.answers = answers
         self.reading: Reading | None = None
-        self.records = self.empty = 0
+        # Records without a text before the first that has one.
+        self._before = 0
         self._match: Match | None = None
 
     def read(self, records: Iterable[Record], *, keep_blank: bool = False) -> Iterator[Document]:
@@ -150,13 +147,12 @@ class DocumentReader:
                 wanted.
         """
         for record in records:
-            self.records += 1
             made = [each for each in self._documents(record) if each.text.strip() or keep_blank]
-            self.empty += not any(each.text.strip() for each in made)
-            if self.reading is not None:
-                self.reading.rows, self.reading.empty = self.records, self.empty
-                if not self.reading.sample and made:
-                    self.reading.sample = shortened(made[0].text)
+            filled = next((shortened(each.text) for each in made if each.text.strip()), None)
+            if self.reading is None:
+                self._before += 1
+            else:
+                self.reading.count(record, filled)
             yield from made
 
     def _documents(self, record: Record) -> list[Document]:
@@ -203,7 +199,8 @@ class DocumentReader:
                 "leave assistant_only_loss out, or give chats or prompts with completions"
             )
         used = [name for name in match.names.values() if name in record]
-        self.reading = read_columns(self.data, record, match.shape.kind, used)
+        self.reading = Reading(self.data, match.shape.kind, used)
+        self.reading.rows = self.reading.empty = self._before
 
     def _document(self, shape: Shape, values: Record) -> Document | None:
         """Make the document of a record that has all columns of its shape; None where it holds no text."""

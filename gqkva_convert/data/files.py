@@ -110,14 +110,15 @@ def folder_of_files(given: DataName) -> dict[str, Any]:
     for file in files:
         _require_unpacker(file)
     _require_inside(folder, given.configuration)
-    return {"path": str(folder), **named}
+    # Absolute: `datasets` takes a folder called json for the format.
+    return {"path": str(folder.absolute()), **named}
 
 
 def _require_inside(folder: Path, configuration: str | None) -> None:
     """Refuse a folder that names files elsewhere, or that a reader of other formats would open."""
     import datasets
 
-    builder: Any = datasets.load_dataset_builder(str(folder), configuration)
+    builder: Any = datasets.load_dataset_builder(str(folder.absolute()), configuration)
     kind = type(builder).__module__.rpartition(".")[2]
     if kind not in _READ:
         raise DataError(f"{folder} holds files of {kind}, which are not read; give {', '.join(_FORMATS)}")

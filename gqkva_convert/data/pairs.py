@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
-from gqkva_convert.data.documents import Reading, read_columns, shortened
+from gqkva_convert.data.documents import Reading, shortened
 from gqkva_convert.data.records import find_columns
 from gqkva_convert.data.shapes import (
     COMPLETION,
@@ -73,13 +73,10 @@ class PairReader:
         """
         for record in records:
             reading = self._begun(record)
-            reading.rows += 1
             texts = self._texts(record)
-            if texts is None:
-                reading.empty += 1
-                continue
-            reading.sample = reading.sample or " | ".join(map(shortened, texts))
-            yield texts, record
+            reading.count(record, None if texts is None else " | ".join(map(shortened, texts)))
+            if texts is not None:
+                yield texts, record
 
     def _begun(self, record: Record) -> Reading:
         if self.reading is None:
@@ -94,7 +91,7 @@ class PairReader:
             )
             used = [*self.names, *([self._given] if self._given else [])]
             kind = "pairs of texts" if len(self.names) == 2 else TEXT
-            self.reading = read_columns(self.data, record, kind, used)
+            self.reading = Reading(self.data, kind, used)
         return self.reading
 
     def _texts(self, record: Record) -> tuple[str, ...] | None:

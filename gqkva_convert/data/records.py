@@ -69,7 +69,7 @@ def load_records(
     if split is not None and given.split not in (None, split):
         raise DataError(f"{data} names a split itself, and --split {split} another; leave one out")
     given = replace(given, split=split or given.split)
-    with _one_line(data):
+    with one_line(data):
         found: Any
         if given.name == LIBRARY and not given.path.exists():
             return _library(given, part, streaming=streaming)
@@ -96,6 +96,7 @@ def _with_known_names(found: Any, data: str, columns: Sequence[str]) -> Any:
             near = difflib.get_close_matches(name, has, n=1)
             meant = f"; did you mean {near[0]}?" if near else f"; it has {', '.join(has)}"
             raise DataError(f"{data} has no column {name!r}{meant}")
+    renamed = {name: known for name, known in renamed.items() if name != known}
     hidden = [known for known in renamed.values() if known in has and known not in renamed]
     found = found.remove_columns(hidden) if hidden else found
     return found.rename_columns(renamed) if renamed else found
@@ -129,19 +130,20 @@ def read_records(data: str, seed: int, columns: Sequence[str] = ()) -> Iterator[
     found = load_records(data, streaming=True, columns=columns)
     if not is_running_text(data):
         found = found.shuffle(seed=seed, buffer_size=_SHUFFLE_BUFFER)
-    with _one_line(data):
+    with one_line(data):
         yield from found
 
 
 @contextmanager
-def _one_line(data: str) -> Iterator[None]:
+def one_line(data: str) -> Iterator[None]:
     """Return whatever a reader of some format raises as one line."""
     try:
         yield
     except DataError:
         raise
     except Exception as error:
-        reason = f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''}"
+        lines = str(error).strip().splitlines() or [""]
+        reason = f"{type(error).__name__}: {' '.join(lines[: 2 if 'Config name' in lines[0] else 1])}"
         remedy = "give a txt, jsonl, csv or parquet file, a folder, or a Hub id"
         if DataName.read(data).path.is_file():
             remedy = "mend the file (rows are counted from 0)" if " in row " in reason else "mend the file"
@@ -150,7 +152,7 @@ def _one_line(data: str) -> Iterator[None]:
             remedy = f"did you mean {near[0]}?"
         elif "zstandard" in str(error).lower():
             remedy = "pip install zstandard"
-        elif "config name" in str(error).lower():
+        elif "config" in reason.lower():
             remedy = "choose one behind the name, as in NAME:CONFIGURATION"
         elif "split" in str(error).lower():
             remedy = "choose another --split, or leave it out"

@@ -94,7 +94,7 @@ def windows(settings: EvaluationSettings, folder: Path, model: Any) -> tuple[lis
         "windows_in_all": len(found),
         "length": length,
         "stride": stride,
-        "prefix_token": prefix,
+        "prefix_token": None if documents[0].is_rendered else prefix,
         "joined": is_joined(settings),
         **({"assistant_only_loss": True} if settings.assistant_only_loss else {}),
         "reading": reading,

@@ -6,7 +6,7 @@ import itertools
 import random
 from typing import Any
 
-from gqkva_convert.data.records import load_records
+from gqkva_convert.data.records import load_records, one_line
 from gqkva_convert.data.sequences import TEXTS
 from gqkva_convert.errors import DataError
 from gqkva_convert.uptraining.rows.maker import RowMaker
@@ -69,7 +69,8 @@ class StreamedRows(Rows):
                 self._skipped += 1
             if self.maker.ready:
                 break
-            some = list(itertools.islice(self._iterator, TEXTS))
+            with one_line(self.maker.data):
+                some = list(itertools.islice(self._iterator, TEXTS))
             if some:
                 self.maker.add(some)
                 continue
