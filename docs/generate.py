@@ -28,6 +28,7 @@ from gqkva_convert import COMMANDS, errors
 from gqkva_convert.architectures import FAMILIES, Attention, Family
 from gqkva_convert.cli import app
 from gqkva_convert.conversion.export import added_heads_change
+from gqkva_convert.data.shapes import SHAPES
 from gqkva_convert.options import options_of
 from gqkva_convert.recipes.commands import RESERVED
 from gqkva_convert.recipes.facts import FACTS
@@ -360,10 +361,22 @@ def family_lists() -> str:
     return "\n".join(lines)
 
 
-# Generated parts of hand-written pages: each fills the code block below a comment that names it.
+def shape_table() -> str:
+    """Return the shapes of records that are read, the first that fits first."""
+    lines = ["| shape | columns | read besides | as |", "| --- | --- | --- | --- |"]
+    for shape in SHAPES:
+        needed, besides = (
+            ", ".join(f"`{name}`" for name in names) for names in (shape.columns, shape.optional)
+        )
+        lines.append(f"| {shape.kind} | {needed} | {besides} | {shape.read_as} |")
+    return "\n".join(lines)
+
+
+# Generated parts of hand-written pages: each is the code block or the table below a comment that names it.
 PARTS: dict[str, tuple[tuple[str, Callable[[], str]], ...]] = {
     "../README.md": (("families", family_lists),),
     "../CONTRIBUTING.md": (("order", order_drawing),),
+    "data.md": (("shapes", shape_table),),
     "design.md": (("order", order_drawing), ("tree", package_tree)),
 }
 
@@ -376,8 +389,15 @@ def with_parts(name: str) -> str:
     """
     text = (DOCS / name).read_text()
     for part, make in PARTS[name]:
-        pattern = rf"(<!-- generated: {part} -->\n```\n).*?(\n```\n)"
-        text, count = re.subn(pattern, lambda found: f"{found[1]}{make()}{found[2]}", text, flags=re.DOTALL)  # noqa: B023
+        comment, made = rf"(<!-- generated: {part} -->\n", make()
+        inner = r")(?:\|[^\n]*\n)+()" if made.startswith("|") else r"```\n).*?(\n```\n)"
+        ending = "\n" if made.startswith("|") else ""
+        text, count = re.subn(
+            comment + inner,
+            lambda found: f"{found[1]}{made}{ending}{found[2]}",  # noqa: B023
+            text,
+            flags=re.DOTALL,
+        )
         assert count == 1, f"{name} has {count} places for {part}"
     return text
 

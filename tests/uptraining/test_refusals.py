@@ -152,9 +152,14 @@ def test_texts_shorter_than_a_row_are_refused(gqkva: Run, base: list[object], tm
 def test_records_without_texts_are_named(gqkva: Run, base: list[object], tmp_path: Path) -> None:
     """At the second try, too, when rows could have been kept from the first."""
     file = tmp_path / "odd.jsonl"
-    file.write_text('{"text": 5}\n{"foo": "b"}\n')
-    for _ in range(2):
-        refused(gqkva(*base, "--data", file), 11, "no row of 16 tokens (2 of 2 records hold no text)")
+    for rows, said in (
+        ('{"text": ""}\n{"text": " "}\n', "no row of 16 tokens (2 of 2 records hold no text)"),
+        ('{"text": null, "foo": "a"}\n{"foo": "b"}\n', "no row of 16 tokens (no record holds text)"),
+        ('{"text": 5}\n{"text": 6}\n', "text holds '5', which is no text; choose another column with --column"),
+    ):
+        file.write_text(rows)
+        for _ in range(2):
+            refused(gqkva(*base, "--data", file), 11, said)
     file.write_text('{"text": "a"}\n{"text": "b\n')
     refused(gqkva(*base, "--data", file), 11, "cannot read", "mend the file")
 
@@ -168,7 +173,7 @@ def test_more_than_the_budget_is_said(gqkva: Run, base: list[object], lesson: Le
     rows, passes = report["distinct_rows"], 16 * report["steps"] * 512 / 16 / report["distinct_rows"]
     assert f"gives {rows} rows to train on, fewer than the budget: they are gone over" in result.stderr
     assert f"{passes:.1f} times" in result.stderr
-    assert "note:" not in gqkva(*base, "--overwrite").stderr
+    assert "budget" not in gqkva(*base, "--overwrite").stderr
 
 
 @pytest.mark.usefixtures("plots")

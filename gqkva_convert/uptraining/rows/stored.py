@@ -95,10 +95,11 @@ def stored_rows(maker: RowMaker, *, wanted_tokens: int, held_out: int, seed: int
     count = len(found)
     if count < (2 if held_out else 1):
         path.unlink(missing_ok=True)  # so that whoever tries again is told as much
-        reading = maker.reading
-        without = (
-            f" ({reading.empty} of {reading.rows} records hold no text)" if reading and reading.empty else ""
-        )
+        reading, without = maker.reading, ""
+        if reading is None:
+            without = " (no record holds text)"
+        elif reading.empty:
+            without = f" ({reading.empty} of {reading.rows} records hold no text)"
         found_rows = "no row" if count == 0 else "a single row"
         if maker.answers:
             without += ", or none with an assistant's tokens"
