@@ -155,7 +155,10 @@ def test_records_without_texts_are_named(gqkva: Run, base: list[object], tmp_pat
     for rows, said in (
         ('{"text": ""}\n{"text": " "}\n', "no row of 16 tokens (2 of 2 records hold no text)"),
         ('{"text": null, "foo": "a"}\n{"foo": "b"}\n', "no row of 16 tokens (no record holds text)"),
-        ('{"text": 5}\n{"text": 6}\n', "text holds '5', which is no text; choose another column with --column"),
+        (
+            '{"text": 5}\n{"text": 6}\n',
+            "text holds '5', which is no text; choose another column with --column",
+        ),
     ):
         file.write_text(rows)
         for _ in range(2):
