@@ -258,7 +258,10 @@ class DocumentReader:
         if not messages:
             return None
         if values.get("system") and messages[0]["role"] != SYSTEM:
-            messages, first = [{"role": SYSTEM, "content": str(values["system"])}, *messages], first + 1
+            messages, first = (
+                [{"role": SYSTEM, "content": _text(values["system"], "system", self.data)}, *messages],
+                first + 1,
+            )
         extras = _extras(values, self.data)
         text = self.template.render(messages, extras)
         self._written_by(TEMPLATE)
@@ -300,7 +303,7 @@ def _turns(value: Any, role: str, where: str) -> list[Message]:
 def _history(value: Any, data: str) -> list[tuple[str, str]]:
     """Return earlier turns: pairs of what was asked and answered."""
     turns = []
-    for pair in value or ():
+    for pair in value if isinstance(value, list) else [value] if value else ():
         if not (
             isinstance(pair, (list, tuple)) and len(pair) == 2 and all(isinstance(each, str) for each in pair)
         ):
@@ -326,6 +329,9 @@ def _extras(values: Record, data: str) -> dict[str, Any]:
     # Data may set variables of the template, but not what is done with it.
     ours = inspect.signature(PreTrainedTokenizerBase.apply_chat_template).parameters
     given = values.get("chat_template_kwargs")
-    found = given.items() if isinstance(given, dict) else ()
-    extras = {name: value for name, value in found if value is not None and name not in ours}
+    for name, value, kind in (("tools", tools, list), ("chat_template_kwargs", given, dict)):
+        if value and not isinstance(value, kind):
+            wanted = "a list" if kind is list else "an object"
+            raise DataError(f"{data}: {name} holds {shortened(str(value))}; give {wanted}")
+    extras = {name: value for name, value in (given or {}).items() if value is not None and name not in ours}
     return {**extras, **({"tools": without_none(tools)} if tools else {})}

@@ -12,7 +12,7 @@ from typing import Any
 from gqkva_convert.checkpoint.digest import files_sha256
 from gqkva_convert.checkpoint.jsonfile import read_json, replace_json
 from gqkva_convert.checkpoint.sidecars import EVALUATION, MEASURED, REPORT
-from gqkva_convert.data.names import exists
+from gqkva_convert.data.names import DataName, exists
 from gqkva_convert.errors import CheckpointError, RecipeError
 from gqkva_convert.recipes.commands import CommandLine
 from gqkva_convert.records.evaluation import remove_results, result_keys
@@ -180,7 +180,9 @@ def _named_in(task: Path, above: tuple[Path, ...] = ()) -> list[str]:
 def _paths(value: Any) -> list[Path]:
     """Return possible paths in an option's value, also of several with commas between them."""
     values = [part for part in (value if isinstance(value, list) else [value]) if isinstance(part, str)]
-    return [Path(part) for text in values for part in dict.fromkeys((text, *text.split(","))) if part]
+    parts = [part for text in values for part in (text, *text.split(",")) if part]
+    # Data may be a path with a configuration and a split behind it.
+    return [Path(name) for part in parts for name in dict.fromkeys((part, DataName.read(part).name))]
 
 
 def content(path: Path, ignored: frozenset[str] = MEASURED | {REPORT}) -> str:

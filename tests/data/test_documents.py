@@ -226,6 +226,11 @@ def test_conversions_see_what_the_chat_template_writes(
         ({"messages": "hello"}, ["'hello', which is no list of messages", "--column"]),
         ({"messages": [{"role": "user", "content": [{"type": "image"}]}]}, ["a part that is no text"]),
         ({"text": ["a", "b"]}, ["text holds", "which is no text"]),
+        ({**ROW, "system": ["be brief"]}, ["system holds", "which is no text"]),
+        ({**ROW, "history": 5}, ["history holds '5'", "pairs of a question and its answer"]),
+        ({"messages": ASKED, "tools": {"name": "look"}}, ["tools holds", "give a list"]),
+        ({"messages": ASKED, "tools": "{look"}, ["tools holds", "which is no JSON"]),
+        ({"messages": ASKED, "chat_template_kwargs": ["x"]}, ["chat_template_kwargs holds", "an object"]),
         ({"instruction": ["a"], "output": "b"}, ["instruction holds", "no text"]),
         (
             {"conversations": [{"from": "function_call", "value": "look"}]},

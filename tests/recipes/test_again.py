@@ -53,6 +53,19 @@ def test_what_is_done_is_left_out_by_content(gqkva: Run, recipe: Path, source: P
     assert left_out(gqkva, recipe, *work, "--from", "evaluate") == [True, False]
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_data_named_with_a_split_are_followed(gqkva: Run, recipe: Path, tmp_path: Path) -> None:
+    """A folder whose files change is measured on again, though its name has a split behind it."""
+    (tmp_path / "parts").mkdir()
+    learners.write_texts(tmp_path / "parts" / "test.jsonl", 8)
+    recipe.write_text(recipe.read_text().replace(str(tmp_path / "texts.jsonl"), f"'{tmp_path}/parts[test]'"))
+    work = ("--work", tmp_path / "work", "--set", "evaluate.column=text")
+    assert left_out(gqkva, recipe, *work) == [False, False]
+    assert left_out(gqkva, recipe, *work) == [True, True]
+    learners.write_texts(tmp_path / "parts" / "test.jsonl", 9)
+    assert left_out(gqkva, recipe, *work) == [True, False]
+
+
 def test_the_log_makes_the_same_again(gqkva: Run, recipe: Path, tmp_path: Path) -> None:
     """The commands, run by a shell elsewhere, write the same bytes."""
     assert left_out(gqkva, recipe, "--work", tmp_path / "work") == [False, False]
