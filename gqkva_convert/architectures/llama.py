@@ -310,6 +310,7 @@ PHI = replace(
         "layers.{layer}.mlp.*",
     ),
     heads=("lm_head.weight", "lm_head.bias", "score.weight", "score.bias"),
+    has_published_code=True,
     gguf=RuntimeFamily(
         "phi2",
         norm="layer",
@@ -338,6 +339,7 @@ PHI3 = replace(
     ),
     config_keys=frozenset({"sliding_window"}),
     config_values={"full_attn_mod": (1,)},
+    has_published_code=True,
     gguf=RuntimeFamily(
         "phi3",
         tensors=shapes_without(

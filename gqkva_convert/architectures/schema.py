@@ -233,6 +233,8 @@ class Family:
         tied: ``(copy, original)`` pairs that are one tensor when ``tie_word_embeddings`` is on.
         config_keys: Keys about attention that transformers reads and a conversion need not change.
         config_values: Keys for which only some values are supported.
+        has_published_code: Whether its authors' repositories name code of their own that became transformers'
+            class, under the names of transformers' files: it computes what the class computes.
         parts: Classes that store only some kinds of attention, and which kinds.
         gguf: The family in llama.cpp; None where no GGUF file is written.
         compared_in: Other runtimes in which tests compare stock models of this type with transformers.
@@ -255,6 +257,7 @@ class Family:
     tied: tuple[tuple[str, str], ...] = ()
     config_keys: frozenset[str] = frozenset()
     config_values: Mapping[str, tuple[object, ...]] = field(default_factory=dict)
+    has_published_code: bool = False
     parts: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     gguf: RuntimeFamily | None
     compared_in: tuple[str, ...] = ()

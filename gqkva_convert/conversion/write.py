@@ -13,7 +13,7 @@ from gqkva_convert.checkpoint.dtypes import FLOATS
 from gqkva_convert.checkpoint.folder import SAFETENSORS, Checkpoint, open_checkpoint
 from gqkva_convert.checkpoint.jsonfile import read_json, write_json
 from gqkva_convert.checkpoint.publish import published_folder, require_space, scratch_folder
-from gqkva_convert.checkpoint.sidecars import REPORT, carried_files, copy_files
+from gqkva_convert.checkpoint.sidecars import INPUT_CODE, REPORT, carried_files, copy_files
 from gqkva_convert.conversion.prepare import Conversion
 from gqkva_convert.conversion.report import make_report, provenance
 from gqkva_convert.errors import CheckpointError, GqkvaError, VerificationError
@@ -21,6 +21,7 @@ from gqkva_convert.plans.config import write_config
 from gqkva_convert.progress import Progress, Stages, byte_stage, no_stages
 from gqkva_convert.records.report import Source, count_parameters, describe_source
 from gqkva_convert.refinement.data_merges import DataMerges
+from gqkva_convert.source.config_keys import is_grouped
 from gqkva_convert.steps.execute import write_shards
 from gqkva_convert.steps.shards import Shard
 from gqkva_convert.steps.step import Steps
@@ -43,6 +44,8 @@ def write(
     with published_folder(conversion.target, overwrite=overwrite) as folder:
         _take_over(folder, conversion, source)
         carried, left_behind = carried_files(conversion.located.folder, conversion.model.checkpoint.files)
+        if "auto_map" in conversion.model.config and not is_grouped(conversion.model.config):
+            left_behind["auto_map of config.json"] = INPUT_CODE
         _check_space(folder, conversion, carried)
         copy_files(carried, folder)
         data.prepare(stages)

@@ -126,7 +126,7 @@ def _check_code(config: dict[str, Any], family: Family, folder: Path) -> None:
     usual = (config.get("architectures") or [family.architecture])[0]
     code = config.get("auto_map") or {}
     for auto, place in code.items() if isinstance(code, dict) else [("auto_map", code)]:
-        if not auto.startswith(_INPUT_CLASSES):
+        if not auto.startswith(_INPUT_CLASSES) and not _is_published(place, family):
             raise FamilyError(
                 f"{folder}: config.json names code of its own (auto_map: {auto} is {place}), which is "
                 "never run here and may compute something else than the class of transformers; if "
@@ -139,6 +139,12 @@ def _check_code(config: dict[str, Any], family: Family, folder: Path) -> None:
                 f"{folder}: config.json names the class {name!r}, which transformers does not have; if "
                 f"{family.architecture} computes the same, write that name instead"
             )
+
+
+def _is_published(place: object, family: Family) -> bool:
+    """Return whether code has the name under which it became transformers' own."""
+    files = (f"configuration_{family.model_type}", f"modeling_{family.model_type}")
+    return family.has_published_code and str(place).partition(".")[0] in files
 
 
 def _is_of_transformers(name: str) -> bool:

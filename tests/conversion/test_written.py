@@ -268,6 +268,11 @@ def test_a_pickle_of_a_module_that_holds_code_is_never_loaded(tmp_path: Path, gq
         ("qwen2", {"auto_map": {"AutoModel": "modeling_qwen.Qwen2Model"}}, ["modeling_qwen.Qwen2Model"]),
         ("llama", {"auto_map": {"AutoConfig": "owner/repo--configuration_x.XConfig"}}, ["AutoConfig"]),
         ("bert", {"auto_map": "modeling_x.X"}, ["auto_map"]),
+        (
+            "phi3",
+            {"auto_map": {"AutoModel": "modeling_phi3_fast.Phi3Model"}},
+            ["modeling_phi3_fast.Phi3Model"],
+        ),
         ("llama", {"architectures": ["BidirectionalLlama"]}, ["BidirectionalLlama", "LlamaForCausalLM"]),
         ("bert", {"architectures": ["BertForSentences"]}, ["BertForSentences"]),
         ("llama", {"is_causal": False}, ["is_causal"]),
@@ -302,6 +307,15 @@ def test_what_transformers_does_not_honour_stops_a_conversion(
         ("llama", {"is_causal": True, "use_rope": True, "is_decoder": True, "rope_interleaved": False}),
         ("bert", {"is_causal": False, "is_decoder": False, "use_rope": False}),
         ("vit", {"causal": False}),
+        (
+            "phi3",
+            {
+                "auto_map": {
+                    "AutoConfig": "configuration_phi3.Phi3Config",
+                    "AutoModelForCausalLM": "modeling_phi3.Phi3ForCausalLM",
+                }
+            },
+        ),
         ("llama", {"auto_map": {"AutoTokenizer": ["tokenization_x.X", None]}}),
         ("llama", {"scale_attn_weights": True, "alibi": False, "qk_norm": None}),
     ],
