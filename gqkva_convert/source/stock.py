@@ -41,7 +41,7 @@ def stock_config(config: dict[str, Any], *, is_grouped: bool = False) -> Any:
             reason += "; rotary positions of the kind 'su' are called 'longrope' now, write that in its place"
         raise FamilyError(f"config.json: transformers refuses this configuration: {reason}") from error
     kind = (getattr(made, "rope_parameters", None) or {}).get("rope_type", "default")
-    if kind != "default" and kind not in ROPE_INIT_FUNCTIONS:
+    if kind not in ("default", *ROPE_INIT_FUNCTIONS):
         raise FamilyError(f"config.json: rotary positions of the kind {kind!r} are not known to transformers")
     return made
 

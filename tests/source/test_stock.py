@@ -120,6 +120,7 @@ def test_a_configuration_that_transformers_refuses_is_refused_with_its_words(
     for changes, words in (
         ({"rope_parameters": {"rope_type": "yarn"}}, "transformers refuses this configuration: .*factor"),
         ({"rope_parameters": {"rope_type": "mrope"}}, "'mrope' are not known to transformers"),
+        ({"rope_parameters": {"rope_type": ["yarn"]}}, "kind \\[.yarn.\\] are not known to transformers"),
         ({"hidden_act": "gelu_of_mine"}, "transformers cannot build a LlamaForCausalLM"),
     ):
         checkpoint = replace(model.checkpoint, config={**model.config, **changes})
