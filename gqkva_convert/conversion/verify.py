@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import datetime
-import hashlib
 import re
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +13,10 @@ from gqkva_convert.checkpoint.dtypes import FLOATS
 from gqkva_convert.checkpoint.folder import Checkpoint
 from gqkva_convert.checkpoint.hub import locate
 from gqkva_convert.checkpoint.jsonfile import replace_json
-from gqkva_convert.checkpoint.reader import Bytes, TensorReader
 from gqkva_convert.checkpoint.sidecars import REPORT, module_weights
 from gqkva_convert.conversion.logits import check_logits
 from gqkva_convert.conversion.proof import Proof
+from gqkva_convert.conversion.recomputed import check_recomputed
 from gqkva_convert.conversion.written import check_files_beside
 from gqkva_convert.errors import UsageError, VerificationError
 from gqkva_convert.modeling.bundle import modeling_text
@@ -30,12 +28,6 @@ from gqkva_convert.records.environment import versions
 from gqkva_convert.records.report import Report, Verification, WeightFile, describe_files, read_report
 from gqkva_convert.source.config_keys import is_grouped
 from gqkva_convert.source.model import SourceModel, open_model
-from gqkva_convert.steps.compute import step_bytes
-from gqkva_convert.steps.make import make_steps
-from gqkva_convert.steps.merged_blocks import MergedBlocks
-from gqkva_convert.steps.others import tied_copies
-from gqkva_convert.steps.step import Step
-from gqkva_convert.transforms.merge import RULES
 from gqkva_convert.transforms.precision import STORED, is_finite
 
 CHUNK_BYTES = 4 << 20
@@ -243,57 +235,8 @@ def _check_source(
         trained = f"on {report.uptraining.tokens:,} tokens; its weights cannot be recomputed"
         proof.add("trained since", None, trained)
         return checksums
-    with source.checkpoint.reader() as reader, MergedBlocks(reader) as merged:
-        steps = make_steps(source, plan, tied_copies(source))
-        with model.checkpoint.reader() as output:
-            fixed = {name: tensor.sha256 for name, tensor in report.tensors.items()}
-            wrong = []
-            for step in steps.steps:
-                stored = model.checkpoint.tensors.get(step.name)
-                same = stored is not None and (stored.dtype, stored.shape) == (step.dtype, step.shape)
-                if stored is None or not same:
-                    wrong.append(step.name)
-                    continue
-                if _needs_data(step, plan):
-                    data = output.read(stored)
-                    advance(data.nbytes)
-                    same = hashlib.sha256(data.tobytes()).hexdigest() == fixed.get(step.name)
-                else:
-                    for start, data in _recomputed(step, plan, reader, merged):
-                        same = same and bool((output.read(stored, start, data.nbytes) == data).all())
-                        advance(data.nbytes)
-                if not same:
-                    wrong.append(step.name)
-    wrong += sorted(model.checkpoint.tensors.keys() - {step.name for step in steps.steps})
-    copied = sum(step.is_copy for step in steps.steps)
-    from_data = sum(_needs_data(step, plan) for step in steps.steps)
-    computed = len(steps.steps) - copied - from_data
-    detail = f"{copied} tensors copied and {computed} computed, all equal to the byte"
-    if from_data:
-        detail += f"; {from_data} merged with calibration data, as recorded when converted (not recomputed)"
-    failure = f"{len(wrong)} tensors differ, {wrong[0]} first" if wrong else None
-    proof.add("recomputed from the source", failure, detail)
+    check_recomputed(proof, model, source, plan, report, advance)
     return checksums
-
-
-def _needs_data(step: Step, plan: Plan) -> bool:
-    """Return whether recomputing a tensor takes more than the source's weights."""
-    if step.merge is None or plan.calibration is None:
-        return False
-    rules = {*step.merge.rules.scores, *step.merge.rules.values}
-    return bool(plan.refine) or not all(RULES[rule].ignores_data for rule in rules)
-
-
-def _recomputed(
-    step: Step, plan: Plan, reader: TensorReader, merged: MergedBlocks
-) -> Iterable[tuple[int, Bytes]]:
-    """Return a tensor's bytes as the source and the plan give them, in pieces with their offsets."""
-    if not step.is_copy:
-        return step_bytes(step, plan.merge, plan.seed, reader, merged)
-    return (
-        (start, reader.read(step.source, start, min(CHUNK_BYTES, step.nbytes - start)))
-        for start in range(0, step.nbytes, CHUNK_BYTES)
-    )
 
 
 def _store(folder: Path, report: Report, result: Verification) -> bool:
