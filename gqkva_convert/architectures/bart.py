@@ -56,6 +56,7 @@ BART = Family(
         "decoder.layers.{layer}.encoder_attn_layer_norm.*",
     ),
     heads=("final_logits_bias", "lm_head.weight", "classification_head.*", "qa_outputs.*"),
+    buffers=("final_logits_bias",),
     parts={"BartForCausalLM": ("decoder", "cross")},
     dropped={f"{stack}.version": "a version mark of the first checkpoints" for stack in _STACKS},
     tied=(
@@ -91,6 +92,7 @@ WHISPER = replace(
         "decoder.layer_norm.*",
     ),
     heads=("proj_out.weight", "projector.*", "classifier.*", "layer_weights"),
+    buffers=(),
     parts={"WhisperForAudioClassification": ("encoder",), "WhisperForCausalLM": ("decoder", "cross")},
     tied=(("proj_out.weight", "decoder.embed_tokens.weight"),),
 )

@@ -39,7 +39,10 @@ BERT = Family(
     ),
     heads=("cls.*", "classifier.*", "qa_outputs.*"),
     dropped={"embeddings.position_ids": "position numbers, recomputed by transformers"},
-    tied=(("cls.predictions.decoder.weight", "embeddings.word_embeddings.weight"),),
+    tied=(
+        ("cls.predictions.decoder.weight", "embeddings.word_embeddings.weight"),
+        ("cls.predictions.decoder.bias", "cls.predictions.bias"),
+    ),
     # Two were written for a pooler that transformers does not have.
     config_keys=frozenset({"is_decoder", "pooler_num_attention_heads", "pooler_size_per_head"}),
     config_values={

@@ -52,6 +52,7 @@ GPT_NEOX = Family(
         **recomputed_rotary("layers.{layer}.attention."),
     },
     tied=(("embed_out.weight", "embed_in.weight"),),
+    ties_by_default=False,
     config_keys=frozenset({"rotary_pct", "rotary_emb_base"}),
     gguf=None,
 )

@@ -83,6 +83,7 @@ _COMMON = Family(
     heads=("lm_head.weight", "score.weight", "score.bias", "qa_outputs.*"),
     dropped=RECOMPUTED,
     tied=(("lm_head.weight", "embed_tokens.weight"),),
+    ties_by_default=False,
     gguf=None,
 )
 
@@ -159,6 +160,7 @@ GEMMA = replace(
     _COMMON,
     model_type="gemma",
     stem="Gemma",
+    ties_by_default=True,
     inputs=Inputs("GemmaTokenizer"),
     # Gemma's default head_dim is 256, whatever its hidden size.
     attention=_attention(
@@ -261,6 +263,7 @@ STARCODER2 = replace(
     STABLELM,
     model_type="starcoder2",
     stem="Starcoder2",
+    ties_by_default=True,
     inputs=Inputs("GPT2Tokenizer"),
     attention=_attention(
         2,

@@ -230,7 +230,10 @@ class Family:
         others: Base-model tensors that hold no heads; copied.
         heads: Tensors of task heads, written without prefix; copied.
         dropped: Tensors of old checkpoints that transformers recomputes or ignores, and why.
+        buffers: Floating-point tensors of task heads that are no parameters.
         tied: ``(copy, original)`` pairs that are one tensor when ``tie_word_embeddings`` is on.
+        ties_by_default: Whether it is on where the configuration does not say.
+        always_tied: Copies that are tied even where it is off.
         config_keys: Keys about attention that transformers reads and a conversion need not change.
         config_values: Keys for which only some values are supported.
         has_published_code: Whether its authors' repositories name code of their own that became transformers'
@@ -254,7 +257,10 @@ class Family:
     others: tuple[str, ...]
     heads: tuple[str, ...]
     dropped: Mapping[str, str] = field(default_factory=dict)
+    buffers: tuple[str, ...] = ()
     tied: tuple[tuple[str, str], ...] = ()
+    ties_by_default: bool = True
+    always_tied: tuple[str, ...] = ()
     config_keys: frozenset[str] = frozenset()
     config_values: Mapping[str, tuple[object, ...]] = field(default_factory=dict)
     has_published_code: bool = False

@@ -63,6 +63,7 @@ T5 = Family(
         *((f"{stack}.embed_tokens.weight", "shared.weight") for stack in _STACKS),
         ("lm_head.weight", "shared.weight"),
     ),
+    always_tied=tuple(f"{stack}.embed_tokens.weight" for stack in _STACKS),
     config_keys=frozenset({"relative_attention_num_buckets", "relative_attention_max_distance"}),
     gguf=None,
 )

@@ -55,6 +55,8 @@ def _print_parameters(data: dict[str, Any]) -> None:
         if name != "total" and count
     )
     title = f"{human_count(parts['total'])} parameters, {human_bytes(data['bytes'])} ({dtypes})"
+    if data["buffers"]["tensors"]:
+        title += f", {human_bytes(data['buffers']['bytes'])} of it in {data['buffers']['tensors']} buffers"
     print_table(title, ("part", ">parameters", ">share"), rows)
 
 
