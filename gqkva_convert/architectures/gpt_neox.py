@@ -45,7 +45,12 @@ GPT_NEOX = Family(
         "layers.{layer}.post_attention_layernorm.*",
         "layers.{layer}.mlp.*",
     ),
-    heads=("embed_out.weight", "score.weight", "classifier.*", "qa_outputs.*"),
+    heads={
+        "ForCausalLM": ("embed_out.weight",),
+        "ForQuestionAnswering": ("qa_outputs.*",),
+        "ForSequenceClassification": ("score.weight",),
+        "ForTokenClassification": ("classifier.*",),
+    },
     dropped={
         "layers.{layer}.attention.bias": "causal mask, recomputed by transformers",
         "layers.{layer}.attention.masked_bias": "mask constant, recomputed by transformers",

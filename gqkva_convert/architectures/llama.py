@@ -80,7 +80,12 @@ _COMMON = Family(
         "layers.{layer}.post_attention_layernorm.weight",
         "layers.{layer}.mlp.*",
     ),
-    heads=("lm_head.weight", "score.weight", "score.bias", "qa_outputs.*"),
+    heads={
+        "ForCausalLM": ("lm_head.weight",),
+        "ForQuestionAnswering": ("qa_outputs.*",),
+        "ForSequenceClassification": ("score.weight",),
+        "ForTokenClassification": ("score.weight", "score.bias"),
+    },
     dropped=RECOMPUTED,
     tied=(("lm_head.weight", "embed_tokens.weight"),),
     ties_by_default=False,
@@ -312,7 +317,7 @@ PHI = replace(
         "layers.{layer}.input_layernorm.*",
         "layers.{layer}.mlp.*",
     ),
-    heads=("lm_head.weight", "lm_head.bias", "score.weight", "score.bias"),
+    heads={**_COMMON.heads, "ForCausalLM": ("lm_head.weight", "lm_head.bias")},
     has_published_code=True,
     gguf=RuntimeFamily(
         "phi2",

@@ -52,7 +52,12 @@ T5 = Family(
         "decoder.block.{layer}.layer.2.layer_norm.weight",
         "decoder.block.{layer}.layer.2.DenseReluDense.*",
     ),
-    heads=("lm_head.weight", "classification_head.*", "classifier.*", "qa_outputs.*"),
+    heads={
+        "ForConditionalGeneration": ("lm_head.weight",),
+        "ForQuestionAnswering": ("qa_outputs.*",),
+        "ForSequenceClassification": ("classification_head.*",),
+        "ForTokenClassification": ("classifier.*",),
+    },
     parts={"T5EncoderModel": ("encoder",), "T5ForTokenClassification": ("encoder",)},
     dropped={
         "decoder.block.0.layer.1.EncDecAttention.relative_attention_bias.weight": (

@@ -38,6 +38,9 @@ def _print_attention(data: dict[str, Any]) -> None:
     }
     rows = ([str(row[name] or "-") for name in columns] for row in data["attention"])
     print_table(f"{data['model']}: {data['model_type']}", columns.values(), rows)
+    named, stored = data["named_architecture"], data["architecture"]
+    if named is not None and stored is not None and not named.endswith(stored):
+        typer.echo(f"stored is a {stored}; config.json names {named}\n")
     if data["converted"]:
         made = data["converted"]
         state = "verified" if made["verified"] else "not verified yet"

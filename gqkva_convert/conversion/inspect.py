@@ -66,6 +66,8 @@ def inspect(model: str | Path, revision: str | None = None) -> dict[str, Any]:
     return {
         "model": str(model),
         "model_type": DECI if is_deci(source.config) else source.family.model_type,
+        "architecture": source.classes[0] if len(source.classes) == 1 else None,
+        "named_architecture": next(iter(source.config.get("architectures") or ()), None),
         "converted": _converted_by(Path(model)),
         "expressible_in_stock_transformers": source.family.is_native,
         "attention": [

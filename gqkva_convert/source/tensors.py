@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Iterable
-from functools import lru_cache
 
+from gqkva_convert.architectures import name_pattern
 from gqkva_convert.checkpoint.header import StoredTensor
 from gqkva_convert.source.model import SourceModel
 
@@ -84,18 +83,12 @@ def drop_reason(model: SourceModel, name: str) -> str | None:
 def is_other(model: SourceModel, name: str) -> bool:
     """Return whether the family knows a tensor as one outside attention."""
     templates = [model.prefix + template for template in model.family.others]
-    return any(_matches(template, name, model) for template in (*templates, *model.family.heads))
+    return any(_matches(template, name, model) for template in (*templates, *model.family.known_heads()))
 
 
 def _matches(template: str, name: str, model: SourceModel) -> bool:
-    found = _pattern(template).fullmatch(name)
+    found = name_pattern(template).fullmatch(name)
     if found is None:
         return False
     layers = 1 + max(block.layer for block in model.blocks)
     return all(int(number) < layers for number in found.groups())
-
-
-@lru_cache(maxsize=4096)
-def _pattern(template: str) -> re.Pattern[str]:
-    text = re.escape(template)
-    return re.compile(text.replace(re.escape("{layer}"), r"(\d+)").replace(re.escape("*"), ".+"))
