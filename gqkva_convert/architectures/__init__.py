@@ -13,6 +13,7 @@ from gqkva_convert.architectures.schema import (
     Projection,
     Quotient,
     Rotary,
+    name_pattern,
 )
 
 _TABLES = (llama, gpt2, gpt_neox, opt, bert, vit, clip, t5, bart)
@@ -37,4 +38,5 @@ __all__ = [
     "Projection",
     "Quotient",
     "Rotary",
+    "name_pattern",
 ]

@@ -55,7 +55,13 @@ BART = Family(
         *(f"{stack}.layers.{{layer}}.{name}.*" for stack in _STACKS for name in _IN_LAYER),
         "decoder.layers.{layer}.encoder_attn_layer_norm.*",
     ),
-    heads=("final_logits_bias", "lm_head.weight", "classification_head.*", "qa_outputs.*"),
+    heads={
+        **dict.fromkeys(("ForConditionalGeneration", "ForCausalLM"), ("lm_head.weight",)),
+        "ForQuestionAnswering": ("qa_outputs.*",),
+        "ForSequenceClassification": ("classification_head.*",),
+        "": ("final_logits_bias",),
+    },
+    buffers=("final_logits_bias",),
     parts={"BartForCausalLM": ("decoder", "cross")},
     dropped={f"{stack}.version": "a version mark of the first checkpoints" for stack in _STACKS},
     tied=(
@@ -90,7 +96,12 @@ WHISPER = replace(
         "encoder.layer_norm.*",
         "decoder.layer_norm.*",
     ),
-    heads=("proj_out.weight", "projector.*", "classifier.*", "layer_weights"),
+    heads={
+        **dict.fromkeys(("ForConditionalGeneration", "ForCausalLM"), ("proj_out.weight",)),
+        "ForAudioClassification": ("projector.*", "classifier.*"),
+        "": ("layer_weights",),
+    },
+    buffers=(),
     parts={"WhisperForAudioClassification": ("encoder",), "WhisperForCausalLM": ("decoder", "cross")},
     tied=(("proj_out.weight", "decoder.embed_tokens.weight"),),
 )

@@ -15,6 +15,10 @@ ATTENTION = Attention(
 
 _TASKS = ("MaskedLM", "MultipleChoice", "QuestionAnswering", "SequenceClassification", "TokenClassification")
 
+_CLASSIFIERS = ("ForMultipleChoice", "ForSequenceClassification", "ForTokenClassification")
+_ONE_LAYER = ("classifier.weight", "classifier.bias")
+_TWO_LAYERS = ("classifier.dense.*", "classifier.out_proj.*")
+
 BERT = Family(
     model_type="bert",
     stem="Bert",
@@ -37,9 +41,18 @@ BERT = Family(
         "encoder.layer.{layer}.output.*",
         "pooler.*",
     ),
-    heads=("cls.*", "classifier.*", "qa_outputs.*"),
+    heads={
+        **dict.fromkeys(("ForMaskedLM", "LMHeadModel"), ("cls.predictions.*",)),
+        **dict.fromkeys(_CLASSIFIERS, ("classifier.*",)),
+        "ForNextSentencePrediction": ("cls.seq_relationship.*",),
+        "ForPreTraining": ("cls.predictions.*", "cls.seq_relationship.*"),
+        "ForQuestionAnswering": ("qa_outputs.*",),
+    },
     dropped={"embeddings.position_ids": "position numbers, recomputed by transformers"},
-    tied=(("cls.predictions.decoder.weight", "embeddings.word_embeddings.weight"),),
+    tied=(
+        ("cls.predictions.decoder.weight", "embeddings.word_embeddings.weight"),
+        ("cls.predictions.decoder.bias", "cls.predictions.bias"),
+    ),
     # Two were written for a pooler that transformers does not have.
     config_keys=frozenset({"is_decoder", "pooler_num_attention_heads", "pooler_size_per_head"}),
     config_values={
@@ -59,7 +72,12 @@ ROBERTA = replace(
     # Tokens are counted from behind the padding token's number, which is 1.
     first_position=2,
     prefixes=("roberta.", ""),
-    heads=("lm_head.*", "classifier.*", "qa_outputs.*"),
+    heads={
+        **dict.fromkeys(("ForMaskedLM", "ForCausalLM"), ("lm_head.*",)),
+        **dict.fromkeys(("ForMultipleChoice", "ForTokenClassification"), _ONE_LAYER),
+        "ForSequenceClassification": _TWO_LAYERS,
+        "ForQuestionAnswering": ("qa_outputs.*",),
+    },
     tied=(
         ("lm_head.decoder.weight", "embeddings.word_embeddings.weight"),
         ("lm_head.decoder.bias", "lm_head.bias"),
@@ -90,14 +108,14 @@ ELECTRA = replace(
     prefixes=("electra.", ""),
     # Embeddings may be narrower than hidden states.
     others=(*(name for name in BERT.others if name != "pooler.*"), "embeddings_project.*"),
-    heads=(
-        "generator_predictions.*",
-        "generator_lm_head.*",
-        "discriminator_predictions.*",
-        "classifier.*",
-        "sequence_summary.*",
-        "qa_outputs.*",
-    ),
+    heads={
+        **dict.fromkeys(("ForMaskedLM", "ForCausalLM"), ("generator_predictions.*", "generator_lm_head.*")),
+        "ForPreTraining": ("discriminator_predictions.*",),
+        "ForMultipleChoice": (*_ONE_LAYER, "sequence_summary.*"),
+        "ForSequenceClassification": _TWO_LAYERS,
+        "ForTokenClassification": _ONE_LAYER,
+        "ForQuestionAnswering": ("qa_outputs.*",),
+    },
     tied=(("generator_lm_head.weight", "embeddings.word_embeddings.weight"),),
 )
 
@@ -129,14 +147,14 @@ DISTILBERT = replace(
         "transformer.layer.{layer}.ffn.*",
         "transformer.layer.{layer}.output_layer_norm.*",
     ),
-    heads=(
-        "vocab_transform.*",
-        "vocab_layer_norm.*",
-        "vocab_projector.*",
-        "pre_classifier.*",
-        "classifier.*",
-        "qa_outputs.*",
-    ),
+    heads={
+        "ForMaskedLM": ("vocab_transform.*", "vocab_layer_norm.*", "vocab_projector.*"),
+        **dict.fromkeys(
+            ("ForMultipleChoice", "ForSequenceClassification"), ("pre_classifier.*", "classifier.*")
+        ),
+        "ForTokenClassification": ("classifier.*",),
+        "ForQuestionAnswering": ("qa_outputs.*",),
+    },
     tied=(("vocab_projector.weight", "embeddings.word_embeddings.weight"),),
     config_keys=frozenset(),
     config_values={},

@@ -46,7 +46,10 @@ CLIP = Family(
         "vision_model.pre_layrnorm.*",
         "vision_model.post_layernorm.*",
     ),
-    heads=("text_projection.weight", "visual_projection.weight", "logit_scale", "classifier.*"),
+    heads={
+        "Model": ("text_projection.weight", "visual_projection.weight", "logit_scale"),
+        "ForImageClassification": ("classifier.*",),
+    },
     parts={"CLIPForImageClassification": ("vision",)},
     dropped={
         f"{tower}_model.embeddings.position_ids": "position numbers, recomputed by transformers"
@@ -68,7 +71,7 @@ SIGLIP = replace(
         # transformers has no grouped form of it, so it stays as it is.
         "vision_model.head.*",
     ),
-    heads=("logit_scale", "logit_bias", "classifier.*"),
+    heads={"Model": ("logit_scale", "logit_bias"), "ForImageClassification": ("classifier.*",)},
     config_keys=frozenset({"vision_use_head"}),
     parts={"SiglipForImageClassification": ("vision",)},
 )

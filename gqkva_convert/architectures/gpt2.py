@@ -41,7 +41,13 @@ GPT2 = Family(
         "h.{layer}.mlp.*",
         "ln_f.*",
     ),
-    heads=("lm_head.weight", "score.weight", "classifier.*", "qa_outputs.*", "multiple_choice_head.*"),
+    heads={
+        "LMHeadModel": ("lm_head.weight",),
+        "ForQuestionAnswering": ("qa_outputs.*",),
+        "ForSequenceClassification": ("score.weight",),
+        "ForTokenClassification": ("classifier.*",),
+        "DoubleHeadsModel": ("lm_head.weight", "multiple_choice_head.*"),
+    },
     dropped={
         "h.{layer}.attn.bias": "causal mask, recomputed by transformers",
         "h.{layer}.attn.masked_bias": "mask constant, recomputed by transformers",

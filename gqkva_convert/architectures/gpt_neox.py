@@ -45,13 +45,19 @@ GPT_NEOX = Family(
         "layers.{layer}.post_attention_layernorm.*",
         "layers.{layer}.mlp.*",
     ),
-    heads=("embed_out.weight", "score.weight", "classifier.*", "qa_outputs.*"),
+    heads={
+        "ForCausalLM": ("embed_out.weight",),
+        "ForQuestionAnswering": ("qa_outputs.*",),
+        "ForSequenceClassification": ("score.weight",),
+        "ForTokenClassification": ("classifier.*",),
+    },
     dropped={
         "layers.{layer}.attention.bias": "causal mask, recomputed by transformers",
         "layers.{layer}.attention.masked_bias": "mask constant, recomputed by transformers",
         **recomputed_rotary("layers.{layer}.attention."),
     },
     tied=(("embed_out.weight", "embed_in.weight"),),
+    ties_by_default=False,
     config_keys=frozenset({"rotary_pct", "rotary_emb_base"}),
     gguf=None,
 )

@@ -80,9 +80,15 @@ _COMMON = Family(
         "layers.{layer}.post_attention_layernorm.weight",
         "layers.{layer}.mlp.*",
     ),
-    heads=("lm_head.weight", "score.weight", "score.bias", "qa_outputs.*"),
+    heads={
+        "ForCausalLM": ("lm_head.weight",),
+        "ForQuestionAnswering": ("qa_outputs.*",),
+        "ForSequenceClassification": ("score.weight",),
+        "ForTokenClassification": ("score.weight", "score.bias"),
+    },
     dropped=RECOMPUTED,
     tied=(("lm_head.weight", "embed_tokens.weight"),),
+    ties_by_default=False,
     gguf=None,
 )
 
@@ -159,6 +165,7 @@ GEMMA = replace(
     _COMMON,
     model_type="gemma",
     stem="Gemma",
+    ties_by_default=True,
     inputs=Inputs("GemmaTokenizer"),
     # Gemma's default head_dim is 256, whatever its hidden size.
     attention=_attention(
@@ -261,6 +268,7 @@ STARCODER2 = replace(
     STABLELM,
     model_type="starcoder2",
     stem="Starcoder2",
+    ties_by_default=True,
     inputs=Inputs("GPT2Tokenizer"),
     attention=_attention(
         2,
@@ -309,7 +317,7 @@ PHI = replace(
         "layers.{layer}.input_layernorm.*",
         "layers.{layer}.mlp.*",
     ),
-    heads=("lm_head.weight", "lm_head.bias", "score.weight", "score.bias"),
+    heads={**_COMMON.heads, "ForCausalLM": ("lm_head.weight", "lm_head.bias")},
     has_published_code=True,
     gguf=RuntimeFamily(
         "phi2",

@@ -36,7 +36,11 @@ OPT = Family(
         "layers.{layer}.fc1.*",
         "layers.{layer}.fc2.*",
     ),
-    heads=("lm_head.weight", "score.weight", "qa_outputs.*"),
+    heads={
+        "ForCausalLM": ("lm_head.weight",),
+        "ForQuestionAnswering": ("qa_outputs.*",),
+        "ForSequenceClassification": ("score.weight",),
+    },
     tied=(("lm_head.weight", "embed_tokens.weight"),),
     gguf=None,
 )

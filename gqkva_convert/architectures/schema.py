@@ -8,14 +8,23 @@ without its prefix, because the same tensors are stored with it (`BertForMaskedL
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from typing import Literal
 
 from gqkva_convert.architectures.gguf import RuntimeFamily
 
 Role = Literal["query", "key", "value", "output"]
 Span = Literal["shared", "per_head", "all_heads"]
+
+
+@lru_cache(maxsize=4096)
+def name_pattern(template: str) -> re.Pattern[str]:
+    """Return the pattern of the names that a template stands for; its groups are numbers of layers."""
+    text = re.escape(template)
+    return re.compile(text.replace(re.escape("{layer}"), r"(\d+)").replace(re.escape("*"), ".+"))
 
 
 @dataclass(frozen=True)
@@ -228,9 +237,13 @@ class Family:
         prefixes: Prefixes under which the base model's tensors are stored, the usual one first.
         attention: Its attention blocks.
         others: Base-model tensors that hold no heads; copied.
-        heads: Tensors of task heads, written without prefix; copied.
+        heads: Tensors of task heads, written without prefix; copied. They stand under the rest of the name of
+            the class that needs all of them; those that no class needs under the empty name.
         dropped: Tensors of old checkpoints that transformers recomputes or ignores, and why.
+        buffers: Floating-point tensors of task heads that are no parameters.
         tied: ``(copy, original)`` pairs that are one tensor when ``tie_word_embeddings`` is on.
+        ties_by_default: Whether it is on where the configuration does not say.
+        always_tied: Copies that are tied even where it is off.
         config_keys: Keys about attention that transformers reads and a conversion need not change.
         config_values: Keys for which only some values are supported.
         has_published_code: Whether its authors' repositories name code of their own that became transformers'
@@ -252,9 +265,12 @@ class Family:
     prefixes: tuple[str, ...]
     attention: tuple[Attention, ...]
     others: tuple[str, ...]
-    heads: tuple[str, ...]
+    heads: Mapping[str, tuple[str, ...]]
     dropped: Mapping[str, str] = field(default_factory=dict)
+    buffers: tuple[str, ...] = ()
     tied: tuple[tuple[str, str], ...] = ()
+    ties_by_default: bool = True
+    always_tied: tuple[str, ...] = ()
     config_keys: frozenset[str] = frozenset()
     config_values: Mapping[str, tuple[object, ...]] = field(default_factory=dict)
     has_published_code: bool = False
@@ -281,6 +297,10 @@ class Family:
         return {
             f"AutoModel{auto}": tuple(f"{self.stem}{rest}" for rest in rests[auto]) for auto in sorted(rests)
         }
+
+    def known_heads(self) -> tuple[str, ...]:
+        """Return the tensors of the task heads of all classes."""
+        return tuple(dict.fromkeys(name for names in self.heads.values() for name in names))
 
     @property
     def is_native(self) -> bool:

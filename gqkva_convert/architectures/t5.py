@@ -52,7 +52,12 @@ T5 = Family(
         "decoder.block.{layer}.layer.2.layer_norm.weight",
         "decoder.block.{layer}.layer.2.DenseReluDense.*",
     ),
-    heads=("lm_head.weight", "classification_head.*", "classifier.*", "qa_outputs.*"),
+    heads={
+        "ForConditionalGeneration": ("lm_head.weight",),
+        "ForQuestionAnswering": ("qa_outputs.*",),
+        "ForSequenceClassification": ("classification_head.*",),
+        "ForTokenClassification": ("classifier.*",),
+    },
     parts={"T5EncoderModel": ("encoder",), "T5ForTokenClassification": ("encoder",)},
     dropped={
         "decoder.block.0.layer.1.EncDecAttention.relative_attention_bias.weight": (
@@ -63,6 +68,7 @@ T5 = Family(
         *((f"{stack}.embed_tokens.weight", "shared.weight") for stack in _STACKS),
         ("lm_head.weight", "shared.weight"),
     ),
+    always_tied=tuple(f"{stack}.embed_tokens.weight" for stack in _STACKS),
     config_keys=frozenset({"relative_attention_num_buckets", "relative_attention_max_distance"}),
     gguf=None,
 )

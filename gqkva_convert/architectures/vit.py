@@ -52,7 +52,7 @@ VIT = Family(
         "layernorm.*",
         "pooler.*",
     ),
-    heads=("classifier.*", "decoder.*"),
+    heads={"ForImageClassification": ("classifier.*",), "ForMaskedImageModeling": ("decoder.*",)},
     gguf=None,
 )
 
@@ -65,7 +65,10 @@ DEIT = replace(
     other_tasks={"ImageClassification": ("ForImageClassification", "ForImageClassificationWithTeacher")},
     inputs=Inputs(image_processor="DeiTImageProcessor"),
     prefixes=("deit.", ""),
-    heads=("classifier.*", "cls_classifier.*", "distillation_classifier.*", "decoder.*"),
+    heads={
+        **VIT.heads,
+        "ForImageClassificationWithTeacher": ("cls_classifier.*", "distillation_classifier.*"),
+    },
 )
 
 DINOV2 = replace(
@@ -87,5 +90,5 @@ DINOV2 = replace(
         "encoder.layer.{layer}.mlp.*",
         "layernorm.*",
     ),
-    heads=("classifier.*",),
+    heads={"ForImageClassification": ("classifier.*",)},
 )

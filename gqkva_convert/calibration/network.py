@@ -10,7 +10,7 @@ from typing import Any
 from gqkva_convert.errors import CheckpointError, DataError, first_line
 from gqkva_convert.heads import Place
 from gqkva_convert.modeling.families import GROUPED_FAMILIES, stock_type
-from gqkva_convert.modeling.loading import WITHOUT_ADAPTER
+from gqkva_convert.modeling.loading import WITHOUT_ADAPTER, find_loader
 from gqkva_convert.modeling.log_levels import quiet_transformers
 from gqkva_convert.modeling.resize import find_block
 
@@ -20,8 +20,8 @@ RESIDENT_BYTES = 4 << 30
 FLOAT32_BYTES = 1 << 30
 
 
-def load_network(folder: Path, nbytes: int, fallback: str) -> Any:
-    """Load the class a folder's configuration names, in eval mode; no code of the folder is run.
+def load_network(folder: Path, nbytes: int, preferred: str) -> Any:
+    """Load a folder as the class that it stores, in eval mode; no code of the folder is run.
 
     On a GPU, as much of it as fits is kept there and the rest is brought in layer by layer; without one, a
     model larger than `RESIDENT_BYTES` stays on disk and is read layer by layer (accelerate's offloading).
@@ -29,15 +29,12 @@ def load_network(folder: Path, nbytes: int, fallback: str) -> Any:
     Args:
         folder: Checkpoint folder.
         nbytes: Size of its weights.
-        fallback: Class for a configuration that names none.
+        preferred: Stock class to load where the tensors are those of several.
 
     Raises:
         CheckpointError: transformers cannot load it.
     """
     import torch
-    import transformers
-
-    from gqkva_convert.modeling.classes import class_named
 
     quiet_transformers()
     options: dict[str, Any] = {"dtype": torch.float32 if nbytes <= FLOAT32_BYTES else "auto"}
@@ -48,9 +45,8 @@ def load_network(folder: Path, nbytes: int, fallback: str) -> Any:
     elif nbytes > RESIDENT_BYTES:
         options["device_map"] = {"": "disk"}
     try:
-        config = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=False)
-        loader = class_named((config.architectures or [fallback])[0], fallback)
-        model = loader.from_pretrained(folder, **options, **WITHOUT_ADAPTER)
+        _, loader, others = find_loader(folder, preferred)
+        model = loader.from_pretrained(folder, **options, **others, **WITHOUT_ADAPTER)
     except (OSError, ValueError, RuntimeError, KeyError) as error:
         raise CheckpointError(
             f"{folder}: transformers cannot load it to run data through it: {first_line(error)}"

@@ -47,6 +47,11 @@ class Checkpoint:
     absent: dict[str, str] = field(default_factory=dict)
 
     @property
+    def names(self) -> set[str]:
+        """Return the names of all tensors, those that the index alone names too."""
+        return {*self.tensors, *self.absent}
+
+    @property
     def nbytes(self) -> int:
         """Return the bytes of all tensors."""
         return sum(tensor.nbytes for tensor in self.tensors.values())

@@ -152,20 +152,6 @@ def is_inside(path: Path, folder: Path) -> bool:
     return any(resolved.is_relative_to(root) for root in allowed)
 
 
-def refuse_links(folder: Path, weights: Collection[Path]) -> None:
-    """Refuse a folder with a link that a copy of the whole folder would follow and may not (`is_followed`).
-
-    Raises:
-        CheckpointError: Names the link and where it leads.
-    """
-    folder = folder.resolve()
-    read = {folder / "config.json", *(folder / weight.name for weight in weights)}
-    for path in sorted(folder.rglob("*")):
-        hidden = any(part.startswith(".") for part in path.relative_to(folder).parts)
-        if path.is_file() and not hidden and path not in read:
-            _require_followed(path, folder, weights)
-
-
 def _require_followed(path: Path, folder: Path, weights: Collection[Path]) -> None:
     if not is_followed(path, folder, weights):
         target = path.resolve()

@@ -38,6 +38,9 @@ def _print_attention(data: dict[str, Any]) -> None:
     }
     rows = ([str(row[name] or "-") for name in columns] for row in data["attention"])
     print_table(f"{data['model']}: {data['model_type']}", columns.values(), rows)
+    named, stored = data["named_architecture"], data["architecture"]
+    if named is not None and stored is not None and not named.endswith(stored):
+        typer.echo(f"stored is a {stored}; config.json names {named}\n")
     if data["converted"]:
         made = data["converted"]
         state = "verified" if made["verified"] else "not verified yet"
@@ -55,6 +58,8 @@ def _print_parameters(data: dict[str, Any]) -> None:
         if name != "total" and count
     )
     title = f"{human_count(parts['total'])} parameters, {human_bytes(data['bytes'])} ({dtypes})"
+    if data["buffers"]["tensors"]:
+        title += f", {human_bytes(data['buffers']['bytes'])} of it in {data['buffers']['tensors']} buffers"
     print_table(title, ("part", ">parameters", ">share"), rows)
 
 

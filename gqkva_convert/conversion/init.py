@@ -23,7 +23,7 @@ from gqkva_convert.modeling.families import GROUPED_FAMILIES
 from gqkva_convert.plans.config import config_for
 from gqkva_convert.plans.plan import BlockPlan, Plan, plan_layouts
 from gqkva_convert.source.config_keys import check_config
-from gqkva_convert.source.model import Block, block_layout, config_number, stored_part
+from gqkva_convert.source.model import Block, block_layout, config_number
 
 
 def init(
@@ -80,7 +80,7 @@ def init(
     reader = fresh_tokenizer(family, given, defaults, tokenizer, trained_on)
     stock = _stock_config({**vocabulary_of(reader, family, defaults, given), **given}, family, task)
     check_config(stock, family, Path("config.json") if config is None else Path(config))
-    family = stored_part(family, stock)
+    family = family.part(stock["architectures"][0])
     plan = _plan(stock, family, None if gq is None and gkv is None else Variant(gq, gkv), blocks)
     layouts = {block.place: block.target for block in plan.blocks}
     target = config_for(stock, family, layouts, is_native=plan.is_native(family))

@@ -20,6 +20,12 @@ from gqkva_convert.source.caches import cache_bytes
 from gqkva_convert.source.deci import DECI, is_deci
 from gqkva_convert.source.model import SourceModel, active_norms, read_model
 from gqkva_convert.source.rotary import rotary_fraction
+from gqkva_convert.source.tensors import (
+    count_parameters,
+    source_buffers,
+    source_parameters,
+    source_weights,
+)
 from gqkva_convert.steps.make import make_steps
 
 # Display only: which part of a model a tensor outside attention belongs to. First match wins.
@@ -47,7 +53,8 @@ def inspect(model: str | Path, revision: str | None = None) -> dict[str, Any]:
         revision: Branch, tag or commit of a Hub id.
 
     Returns:
-        JSON data: heads by kind of attention, parameters by part, bytes, KV-cache bytes per token, options.
+        JSON data: heads by kind of attention, parameters by part and dtype (a tied weight once), buffers
+        (which are no parameters), bytes, KV-cache bytes per token, options.
 
     Raises:
         GqkvaError: With a message for the user.
@@ -59,6 +66,8 @@ def inspect(model: str | Path, revision: str | None = None) -> dict[str, Any]:
     return {
         "model": str(model),
         "model_type": DECI if is_deci(source.config) else source.family.model_type,
+        "architecture": source.classes[0] if len(source.classes) == 1 else None,
+        "named_architecture": next(iter(source.config.get("architectures") or ()), None),
         "converted": _converted_by(Path(model)),
         "expressible_in_stock_transformers": source.family.is_native,
         "attention": [
@@ -66,6 +75,10 @@ def inspect(model: str | Path, revision: str | None = None) -> dict[str, Any]:
         ],
         "parameters": _parameters_by_part(source),
         "dtypes": _dtypes(source),
+        "buffers": {
+            "tensors": len(source_buffers(source)),
+            "bytes": sum(tensor.nbytes for tensor in source_buffers(source)),
+        },
         "bytes": source.checkpoint.nbytes,
         "kv_cache_bytes_per_token": cache_bytes(source, [block.layout for block in source.blocks], "self"),
         "cross_cache_bytes_per_source_token": cache_bytes(
@@ -107,7 +120,8 @@ def _parameters_by_part(model: SourceModel) -> dict[str, int]:
         for projection in block.attention.projections
     }
     parts = {"attention": 0, **{name: 0 for name, _ in _PARTS}}
-    for name, tensor in model.checkpoint.tensors.items():
+    for tensor in source_weights(model):
+        name = tensor.name
         inside = f"{name.rpartition('.')[0]}." in modules
         part = "attention" if inside else next(part for part, pattern in _PARTS if pattern.search(name))
         parts[part] += math.prod(tensor.shape)
@@ -116,7 +130,7 @@ def _parameters_by_part(model: SourceModel) -> dict[str, int]:
 
 def _dtypes(model: SourceModel) -> dict[str, int]:
     counts: Counter[str] = Counter()
-    for tensor in model.checkpoint.tensors.values():
+    for tensor in source_weights(model):
         counts[FLOATS.get(tensor.dtype, tensor.dtype)] += math.prod(tensor.shape)
     return dict(counts)
 
@@ -142,8 +156,8 @@ def _variants(model: SourceModel) -> list[Variant]:
 
 def _describe_option(model: SourceModel, variant: Variant) -> dict[str, Any]:
     plan = make_plan(model, variant)
-    parameters = sum(math.prod(step.shape) for step in make_steps(model, plan).steps)
-    before = sum(math.prod(tensor.shape) for tensor in model.checkpoint.tensors.values())
+    parameters = count_parameters(model, ((step.name, step.shape) for step in make_steps(model, plan).steps))
+    before = source_parameters(model)
     targets = [block.target for block in plan.blocks]
     cache = cache_bytes(model, targets, "self") + cache_bytes(model, targets, "cross")
     sources = [block.layout for block in model.blocks]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import math
 import tempfile
 from dataclasses import replace
 from pathlib import Path
@@ -18,7 +19,6 @@ from gqkva_convert.errors import OutputError
 from gqkva_convert.modeling.loading import example_inputs, load_model, main_output
 from gqkva_convert.modeling.log_levels import quiet_transformers
 from gqkva_convert.plans.plan import BlockPlan, Plan
-from gqkva_convert.records.report import count_parameters
 from gqkva_convert.source.deci import is_deci
 from gqkva_convert.source.model import SourceModel, open_model
 from gqkva_convert.steps.make import make_steps
@@ -161,7 +161,7 @@ def _layers_to_run(model: SourceModel, layers: int | None) -> list[int]:
     if layers is None:
         tensors, nbytes = model.checkpoint.tensors, model.checkpoint.nbytes
         inside = sum(tensor.nbytes for name, tensor in tensors.items() if model.find_layer(name))
-        width = 4 / (nbytes / max(1, count_parameters(tensor.shape for tensor in tensors.values())))
+        width = 4 / (nbytes / max(1, sum(math.prod(tensor.shape) for tensor in tensors.values())))
         outside = nbytes - inside
         layers = int((MAX_RUN_BYTES / width - outside) // max(1, inside // total))
     count = max(1, min(total, layers))

@@ -15,10 +15,10 @@ from gqkva_convert.plans.file import read_plan
 from gqkva_convert.plans.plan import Plan
 from gqkva_convert.plans.request import Request
 from gqkva_convert.progress import Stages, no_stages
-from gqkva_convert.records.report import count_parameters
 from gqkva_convert.refinement.calibrated import CalibratedModel
 from gqkva_convert.source.model import SourceModel, open_model, read_model
 from gqkva_convert.source.stock import require_loadable
+from gqkva_convert.source.tensors import count_parameters, source_parameters
 from gqkva_convert.steps.make import make_steps
 from gqkva_convert.steps.others import tied_copies
 from gqkva_convert.steps.shards import Shard, make_shards, parse_size
@@ -65,6 +65,11 @@ class Conversion:
     calibrated: CalibratedModel | None = None
     command: tuple[str, ...] = ()
 
+    @property
+    def parameters(self) -> int:
+        """Return the number of weights of the result."""
+        return count_parameters(self.model, ((step.name, step.shape) for step in self.steps.steps))
+
     def to_dict(self) -> dict[str, Any]:
         """Return the whole conversion as JSON data, for `--dry-run --json`."""
         return {
@@ -85,11 +90,9 @@ class Conversion:
             },
             "dropped": self.steps.dropped,
             "bytes": self.steps.nbytes,
-            "parameters": count_parameters(step.shape for step in self.steps.steps),
+            "parameters": self.parameters,
             "source_bytes": self.model.checkpoint.nbytes,
-            "source_parameters": count_parameters(
-                tensor.shape for tensor in self.model.checkpoint.tensors.values()
-            ),
+            "source_parameters": source_parameters(self.model),
         }
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from gqkva_convert.checkpoint.folder import Checkpoint
 from gqkva_convert.plans.plan import Plan
 from gqkva_convert.records.environment import versions
-from gqkva_convert.records.report import Report, Source, Tensor, count_parameters, describe_files
+from gqkva_convert.records.report import Report, Source, Tensor, describe_files
 from gqkva_convert.steps.step import Step, Steps, describe
 
 
@@ -21,6 +21,7 @@ def make_report(
     plan: Plan,
     steps: Steps,
     left_behind: dict[str, str],
+    parameters: int,
     timings: dict[str, float],
 ) -> Report:
     """Report a conversion: all that a reader needs to know, or to make the same output again."""
@@ -41,7 +42,7 @@ def make_report(
         files=describe_files(output),
         files_left_behind=left_behind,
         bytes=steps.nbytes,
-        parameters=count_parameters(step.shape for step in steps.steps),
+        parameters=parameters,
         seconds={name: round(seconds, 3) for name, seconds in timings.items()},
         verification=None,
     )

@@ -9,7 +9,6 @@ import time
 from pathlib import Path
 from typing import Any
 
-from gqkva_convert.checkpoint.dtypes import FLOATS
 from gqkva_convert.checkpoint.folder import SAFETENSORS, Checkpoint, open_checkpoint
 from gqkva_convert.checkpoint.jsonfile import read_json, write_json
 from gqkva_convert.checkpoint.publish import published_folder, require_space, scratch_folder
@@ -19,11 +18,11 @@ from gqkva_convert.conversion.report import make_report, provenance
 from gqkva_convert.errors import CheckpointError, GqkvaError, VerificationError
 from gqkva_convert.plans.config import write_config
 from gqkva_convert.progress import Progress, Stages, byte_stage, no_stages
-from gqkva_convert.records.report import Source, count_parameters, describe_source
+from gqkva_convert.records.report import Source, describe_source
 from gqkva_convert.refinement.data_merges import DataMerges
 from gqkva_convert.source.config_keys import is_grouped
+from gqkva_convert.source.tensors import source_parameters
 from gqkva_convert.steps.execute import write_shards
-from gqkva_convert.steps.shards import Shard
 from gqkva_convert.steps.step import Steps
 
 # What the scratch folder was begun for; another conversion must not continue it.
@@ -39,7 +38,8 @@ def write(
 ) -> None:
     """Write a prepared conversion and publish it under its name."""
     started = time.perf_counter()
-    source = describe_source(conversion.located, conversion.model.checkpoint)
+    model = conversion.model
+    source = describe_source(conversion.located, model.checkpoint, source_parameters(model))
     data = DataMerges(conversion.plan, conversion.calibrated)
     with published_folder(conversion.target, overwrite=overwrite) as folder:
         _take_over(folder, conversion, source)
@@ -61,11 +61,18 @@ def write(
         written = time.perf_counter()
         write_config(conversion.model, conversion.plan, conversion.config, folder)
         if len(conversion.shards) > 1:
-            write_json(folder / f"{SAFETENSORS}.index.json", _index(conversion.shards))
+            write_json(folder / f"{SAFETENSORS}.index.json", _index(conversion))
         output = check_folder(folder, conversion.steps)
         timings = {"write": written - started, "total": time.perf_counter() - started}
         report = make_report(
-            conversion.command, source, output, conversion.plan, conversion.steps, left_behind, timings
+            conversion.command,
+            source,
+            output,
+            conversion.plan,
+            conversion.steps,
+            left_behind,
+            conversion.parameters,
+            timings,
         )
         write_json(folder / REPORT, data.noted(report, output).to_dict())
         (folder / _RUN).unlink()
@@ -128,13 +135,12 @@ def kept_shards(target: Path) -> int:
     return len(list(scratch.glob("*.safetensors"))) if scratch.is_dir() else 0
 
 
-def _index(shards: tuple[Shard, ...]) -> dict[str, Any]:
-    weight_map = {step.name: shard.file_name for shard in shards for step in shard.steps}
-    total = sum(shard.nbytes for shard in shards)
-    parameters = count_parameters(
-        step.shape for shard in shards for step in shard.steps if step.dtype in FLOATS
-    )
+def _index(conversion: Conversion) -> dict[str, Any]:
+    weight_map = {step.name: shard.file_name for shard in conversion.shards for step in shard.steps}
     return {
-        "metadata": {"total_parameters": parameters, "total_size": total},
+        "metadata": {
+            "total_parameters": conversion.parameters,
+            "total_size": sum(shard.nbytes for shard in conversion.shards),
+        },
         "weight_map": dict(sorted(weight_map.items())),
     }

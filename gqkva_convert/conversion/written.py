@@ -16,7 +16,6 @@ from gqkva_convert.checkpoint.sidecars import module_weights
 from gqkva_convert.conversion.proof import Proof
 from gqkva_convert.data.processors import load_processor
 from gqkva_convert.errors import CheckpointError, DataError, first_line
-from gqkva_convert.modeling.families import stock_name
 from gqkva_convert.modeling.log_levels import quiet_transformers
 from gqkva_convert.source.model import SourceModel
 
@@ -50,10 +49,11 @@ def auto_class(model: SourceModel) -> tuple[str, Any]:
     from gqkva_convert.modeling.classes import class_named
 
     family = model.family
-    named = (model.config.get("architectures") or [family.architecture])[0]
+    stored = model.classes[0]
     for auto, names in family.auto_classes.items():
-        if stock_name(named) in names and hasattr(transformers, auto):
+        if stored in names and hasattr(transformers, auto):
             return auto, getattr(transformers, auto)
+    named = (model.config.get("architectures") or [family.architecture])[0]
     return named, class_named(named, family.architecture)
 
 

@@ -10,7 +10,7 @@ from gqkva_convert.checkpoint.sidecars import BENCH, BENCH_PICTURE, EVALUATION
 from gqkva_convert.data.names import short_name
 from gqkva_convert.description.licences import FoundLicence, find_licence
 from gqkva_convert.errors import CheckpointError
-from gqkva_convert.modeling.families import GROUPED_FAMILIES, stock_name
+from gqkva_convert.modeling.families import GROUPED_FAMILIES
 from gqkva_convert.plans.plan import Plan
 from gqkva_convert.records.bench import Bench, read_bench
 from gqkva_convert.records.evaluation import Evaluation, read_evaluation
@@ -117,12 +117,11 @@ class Facts:
 
     def auto_class(self) -> str | None:
         """Return the Auto class that loads the folder as the class it was saved as."""
-        named = self.model.config.get("architectures") or [self.model.family.architecture]
         family = GROUPED_FAMILIES.get(self.plan.architecture or self.model.family.model_type)
-        if self.model.config["model_type"] == "deci" or family is None or not isinstance(named, list):
+        if self.model.config["model_type"] == "deci" or family is None:
             return None
-        stock = stock_name(str(named[0]))
-        found = [auto for auto, names in family.auto_classes.items() if stock in names]
+        stored = self.model.classes[0]
+        found = [auto for auto, names in family.auto_classes.items() if stored in names]
         usual = [auto for auto in _PIPELINES if auto in found]
         return next(iter(usual or found), None)
 

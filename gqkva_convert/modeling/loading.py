@@ -5,7 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from gqkva_convert.architectures import Family
+from gqkva_convert.checkpoint.folder import open_checkpoint
 from gqkva_convert.modeling.families import find_family
+from gqkva_convert.modeling.stored_class import is_ignored, stored_loader
 
 _MAIN_OUTPUTS = (
     "logits",
@@ -21,21 +24,24 @@ WITHOUT_ADAPTER = {"adapter_kwargs": {"subfolder": ".no-adapter"}}
 
 def load_model(
     folder: Path,
-    fallback: str,
+    preferred: str,
     dtype: str = "float32",
     *,
     device_map: Any = None,
     attn_implementation: str | None = None,
     loader: Any = None,
 ) -> Any:
-    """Load the class that a folder's configuration names; runs no code from the folder.
+    """Load a folder as the class that it stores (`stored_classes`); runs no code from the folder.
+
+    Tensors that transformers leaves unread are no fault where the family's record knows them: masks and other
+    buffers of old checkpoints, heads and poolers of other classes.
 
     A configuration of an adapter beside the weights is passed over unless ``loader`` is given: it is stale,
     since folders with an adapter to merge are refused when they are opened.
 
     Args:
         folder: Checkpoint folder.
-        fallback: Class for a configuration that names none.
+        preferred: Stock class to load where the tensors are those of several.
         dtype: Dtype to load into; "auto" for the one it is stored in.
         device_map: As transformers takes it; None for the CPU.
         attn_implementation: As transformers calls it; by default what it chooses.
@@ -46,14 +52,11 @@ def load_model(
 
     Raises:
         ValueError: A tensor is missing, unexpected or of another shape.
+        GqkvaError: The folder is no checkpoint, or its class is unclear.
     """
-    import transformers
-
-    from gqkva_convert.modeling.classes import class_named
-
-    config = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=False)
-    options: dict[str, Any] = {} if loader else dict(WITHOUT_ADAPTER)
-    loader = loader or class_named((config.architectures or [fallback])[0], fallback)
+    family, stored, options = find_loader(folder, preferred)
+    options |= {} if loader else WITHOUT_ADAPTER
+    loader = loader or stored
     model, info = loader.from_pretrained(
         folder,
         dtype=dtype,
@@ -62,10 +65,26 @@ def load_model(
         output_loading_info=True,
         **options,
     )
-    for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"):
-        if info[kind]:
-            raise ValueError(f"{kind.replace('_', ' ')}: {', '.join(map(str, sorted(info[kind])[:3]))}")
+    unexpected = {name for name in info["unexpected_keys"] if not is_ignored(family, name)}
+    for kind, names in {**info, "unexpected_keys": unexpected}.items():
+        if kind in ("missing_keys", "unexpected_keys", "mismatched_keys") and names:
+            raise ValueError(f"{kind.replace('_', ' ')}: {', '.join(map(str, sorted(names)[:3]))}")
     return model.eval()
+
+
+def find_loader(folder: Path, preferred: str) -> tuple[Family, Any, dict[str, Any]]:
+    """Return a folder's family, the class that loads it, and options for the class's constructor.
+
+    Raises:
+        ValueError: transformers does not know the configuration.
+        GqkvaError: The folder is no checkpoint, or its class is unclear.
+    """
+    import transformers
+
+    transformers.AutoConfig.from_pretrained(folder, trust_remote_code=False)
+    checkpoint = open_checkpoint(folder)
+    family = find_family(checkpoint.config["model_type"], folder)
+    return family, *stored_loader(family, checkpoint.config, checkpoint.names, preferred)
 
 
 def text_positions(config: Any) -> int | None:

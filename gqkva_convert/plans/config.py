@@ -23,6 +23,7 @@ from gqkva_convert.modeling.families import (
     stock_type,
 )
 from gqkva_convert.modeling.layouts import LAYOUTS, layouts_to_config
+from gqkva_convert.modeling.stored_class import unclear_class
 from gqkva_convert.plans.plan import Plan
 from gqkva_convert.plans.tokenizer_classes import name_classes
 from gqkva_convert.source.deci import DECI, is_deci, mistral_config
@@ -45,18 +46,35 @@ def converted_config(model: SourceModel, plan: Plan) -> dict[str, Any]:
     """Return the source's configuration with the new head counts; everything else is unchanged.
 
     A plan that the family's stock architecture can hold gives a stock configuration; any other names its
-    layouts and the classes that read them.
+    layouts and the classes that read them. A class whose head is not stored gives way to the one that is.
+
+    Raises:
+        FamilyError: The class has no grouped form, or is unclear.
     """
-    config = dict(model.config)
+    config = copy.deepcopy(model.config)
     config.pop(WEIGHTS_KEY, None)  # the result's weights have their usual name
     if plan.dtype is not None:
-        key = "torch_dtype" if "torch_dtype" in config and "dtype" not in config else "dtype"
-        config[key] = plan.dtype
+        _set_dtype(config, plan.dtype)
     layouts = {block.place: block.target for block in plan.blocks}
     if plan.architecture == DECI:
         return deci_config(config, layouts)
+    named = next(iter(_stock_names(config)), None)
+    is_needed = named is not None or not plan.is_native(model.family)
+    if named not in model.classes and is_needed:
+        if len(model.classes) > 1:
+            raise FamilyError(f"{model.checkpoint.folder}: {unclear_class(model.classes)}")
+        config["architectures"] = list(model.classes)
     family = FAMILIES[plan.architecture] if plan.architecture else model.family
     return config_for(config, family, layouts, is_native=plan.is_native(model.family))
+
+
+def _set_dtype(config: dict[str, Any], dtype: str) -> None:
+    """Put a dtype under the keys that name one, its old name too, also inside the parts of a model."""
+    for key in [name for name in ("dtype", "torch_dtype") if name in config] or ["dtype"]:
+        config[key] = dtype
+    for part in config.values():
+        if isinstance(part, dict) and {"dtype", "torch_dtype"} & part.keys():
+            _set_dtype(part, dtype)
 
 
 def config_for(

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import math
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Literal
 
@@ -105,15 +103,21 @@ class Report(Record):
         return self.verification is not None and self.verification.passed
 
 
-def describe_source(located: Located, checkpoint: Checkpoint) -> Source:
-    """Describe a source: its name, revision, sizes, card, and what identifies its files."""
+def describe_source(located: Located, checkpoint: Checkpoint, parameters: int) -> Source:
+    """Describe a source: its name, revision, sizes, card, and what identifies its files.
+
+    Args:
+        located: The source.
+        checkpoint: Its files.
+        parameters: How many weights it has.
+    """
     return Source(
         name=located.name,
         revision=located.revision,
         card=source_card(located.folder),
         config=checkpoint.config,
         bytes=checkpoint.nbytes,
-        parameters=count_parameters(tensor.shape for tensor in checkpoint.tensors.values()),
+        parameters=parameters,
         files=describe_files(checkpoint, located.sha256),
     )
 
@@ -144,11 +148,6 @@ def tensors_sha256(checkpoint: Checkpoint, file: Path) -> str:
         if tensor.file == file
     ]
     return hashlib.sha256("".join(lines).encode()).hexdigest()
-
-
-def count_parameters(shapes: Iterable[tuple[int, ...]]) -> int:
-    """Count the elements of all shapes together."""
-    return sum(math.prod(shape) for shape in shapes)
 
 
 def read_report(folder: Path) -> Report:

@@ -12,8 +12,9 @@ from gqkva_convert.checkpoint.folder import Checkpoint, open_checkpoint
 from gqkva_convert.checkpoint.modules import require_one_transformer
 from gqkva_convert.errors import FamilyError, LayoutError
 from gqkva_convert.heads import HeadLayout, Place, place_name
-from gqkva_convert.modeling.families import find_family, stock_name
+from gqkva_convert.modeling.families import find_family
 from gqkva_convert.modeling.layouts import LAYOUTS, layouts_from_config
+from gqkva_convert.modeling.stored_class import stored_classes
 from gqkva_convert.source.config_keys import check_config, is_grouped
 from gqkva_convert.source.deci import MISTRAL, deci_layouts, is_deci
 
@@ -49,12 +50,17 @@ class Block:
 
 @dataclass(frozen=True)
 class SourceModel:
-    """A checkpoint and what its family's table says about it."""
+    """A checkpoint and what its family's table says about it.
+
+    Attributes:
+        classes: Stock class that it stores; several where its tensors do not decide (`stored_classes`).
+    """
 
     checkpoint: Checkpoint
     family: Family
     prefix: str
     blocks: tuple[Block, ...]
+    classes: tuple[str, ...]
 
     @property
     def config(self) -> dict[str, Any]:
@@ -84,7 +90,8 @@ def read_model(checkpoint: Checkpoint) -> SourceModel:
     """Read the attention blocks of an opened checkpoint; raises as `open_model` does."""
     family = family_of(checkpoint.config, checkpoint.folder)
     check_config(checkpoint.config, family, checkpoint.folder)
-    family = stored_part(family, checkpoint.config)
+    classes = stored_classes(family, checkpoint.config, checkpoint.names)
+    family = family.part(classes[0])
     prefix = _find_prefix(checkpoint, family)
     named = _named_layouts(checkpoint.config, family)
     blocks = tuple(
@@ -97,7 +104,7 @@ def read_model(checkpoint: Checkpoint) -> SourceModel:
         for attention in family.attention
         for layer in range(_layers(checkpoint, attention))
     )
-    return SourceModel(checkpoint, family, prefix, blocks)
+    return SourceModel(checkpoint, family, prefix, blocks, classes)
 
 
 def _layers(checkpoint: Checkpoint, attention: Attention) -> int:
@@ -150,12 +157,6 @@ def family_of(config: dict[str, Any], folder: Path) -> Family:
         FamilyError: There is none.
     """
     return find_family(MISTRAL if is_deci(config) else str(config.get("model_type")), folder)
-
-
-def stored_part(family: Family, config: dict[str, Any]) -> Family:
-    """Return a family without the kinds of attention that the configuration's class does not store."""
-    named = config.get("architectures")
-    return family.part(stock_name(named[0])) if named else family
 
 
 def config_number(config: dict[str, Any], key: Key | Quotient) -> int:

@@ -10,6 +10,7 @@ from gqkva_convert.checkpoint.folder import WEIGHTS_KEY, Checkpoint
 from gqkva_convert.errors import CheckpointError, FamilyError
 from gqkva_convert.modeling.families import stock_type
 from gqkva_convert.modeling.log_levels import quiet, without_bars
+from gqkva_convert.modeling.stored_class import stored_loader
 from gqkva_convert.source.deci import is_deci, mistral_config
 
 
@@ -62,10 +63,9 @@ def require_loadable(checkpoint: Checkpoint, family: Family) -> None:
     """
     import torch
 
-    from gqkva_convert.modeling.classes import class_named
-
     config = stock_config(checkpoint.config, is_grouped=True)
-    loader = class_named((config.architectures or [family.architecture])[0], family.architecture)
+    described = {**checkpoint.config, "architectures": config.architectures}
+    loader, options = stored_loader(family, described, checkpoint.names, family.architecture)
     stored = {name: torch.empty(tensor.shape, device="meta") for name, tensor in checkpoint.tensors.items()}
     try:
         with quiet("transformers", logging.CRITICAL), without_bars():
@@ -77,6 +77,7 @@ def require_loadable(checkpoint: Checkpoint, family: Family) -> None:
                 ignore_mismatched_sizes=True,
                 output_loading_info=True,
                 attn_implementation="eager",
+                **options,
             )
     except Exception as error:  # whatever building a model of strange sizes leads to
         reason = " ".join(str(error).split()) or type(error).__name__
@@ -109,7 +110,7 @@ def _refuse_shapes(checkpoint: Checkpoint, loader: str, mismatched: Any) -> None
 
 def _refuse_missing(checkpoint: Checkpoint, family: Family, loader: str, missing: Any) -> None:
     stored = {_module(name, family) for name in checkpoint.tensors}
-    optional = {head.partition(".")[0] for head in family.heads} | {"pooler"}
+    optional = {head.partition(".")[0] for head in family.known_heads()} | {"pooler"}
     lacking = sorted(
         name
         for name in missing

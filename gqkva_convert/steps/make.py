@@ -5,8 +5,8 @@ from __future__ import annotations
 from gqkva_convert.errors import CheckpointError, FamilyError
 from gqkva_convert.plans.plan import Plan
 from gqkva_convert.source.model import SourceModel
+from gqkva_convert.source.tensors import drop_reason, is_other
 from gqkva_convert.steps.blocks import block_steps, out_dtype
-from gqkva_convert.steps.others import drop_reason, is_other
 from gqkva_convert.steps.step import Step, Steps
 
 

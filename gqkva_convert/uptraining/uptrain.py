@@ -9,7 +9,7 @@ from typing import Any
 from gqkva_convert.checkpoint.folder import open_checkpoint
 from gqkva_convert.checkpoint.hub import BUILT_IN, locate
 from gqkva_convert.checkpoint.publish import check_target
-from gqkva_convert.checkpoint.sidecars import REPORT, refuse_links
+from gqkva_convert.checkpoint.sidecars import REPORT, carried_files
 from gqkva_convert.data.names import DataName, everywhere, exists
 from gqkva_convert.errors import CheckpointError, OutputError, TrainingError
 from gqkva_convert.source.model import family_of
@@ -192,7 +192,7 @@ def _train(
     is_named = not named.exists() and (any_model or str(folder) == BUILT_IN)
     folder = locate(str(folder)).folder if is_named else named
     checkpoint = open_checkpoint(folder)
-    refuse_links(folder, checkpoint.files)
+    carried_files(folder, checkpoint.files)  # refused before anything is computed
     require_loadable(checkpoint, family_of(checkpoint.config, folder))
     if not any_model and not (folder / REPORT).is_file():
         raise CheckpointError(

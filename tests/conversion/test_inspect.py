@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import tiny_models
 import torch
 from grouped_pairs import write_pair
+from safetensors.torch import load_file, save_file
 from typer.testing import Result
 
 from gqkva_convert import convert, inspect
 from gqkva_convert.architectures import FAMILIES, Family
+from gqkva_convert.checkpoint.folder import PICKLED, SAFETENSORS
+from gqkva_convert.modeling.families import GROUPED_FAMILIES
 
 Run = Callable[..., Result]
 
@@ -26,17 +31,89 @@ def test_parameters_are_counted_as_transformers_counts_them(
     name = family.model_type
     facts = inspect(tiny(name))
     model = tiny_models.load(tiny(name), family.architecture)
-    stored = {t.data_ptr(): t.numel() for t in model.state_dict().values() if t.is_floating_point()}
-    assert facts["parameters"]["total"] == sum(stored.values())
-    assert sum(count for part, count in facts["parameters"].items() if part != "total") == sum(
-        stored.values()
-    )
+    total = model.num_parameters()
+    assert facts["parameters"]["total"] == total
+    assert sum(count for part, count in facts["parameters"].items() if part != "total") == total
     attention = sum(
         p.numel()
         for n, p in model.named_parameters()
         if any(word in n for word in ("q_proj", "query", "c_attn", ".q.", "q_lin", "qkv"))
     )
     assert facts["parameters"]["attention"] > attention > 0
+
+
+@pytest.mark.parametrize("family", FAMILIES.values(), ids=list(FAMILIES))
+def test_the_count_is_that_of_every_class_and_of_pickles_with_both_copies(
+    family: Family, tmp_path: Path
+) -> None:
+    """A pickle stores tied tensors twice, and a class has heads and buffers of its own."""
+    counted, meant = {}, {}
+    classes: list[tuple[str, dict[str, Any]]] = [(family.architecture, {"tie_word_embeddings": False})]
+    classes += [(name, {}) for name in GROUPED_FAMILIES[family.model_type].stock_classes]
+    for name, changes in classes:
+        model = tiny_models.build(family.model_type, name, **changes)
+        folder = tiny_models.save(model, tmp_path / f"{name}{bool(changes)}")
+        pickled = tmp_path / f"{name}{bool(changes)}-bin"
+        pickled.mkdir()
+        (pickled / "config.json").write_bytes((folder / "config.json").read_bytes())
+        torch.save(_with_copies(model, load_file(folder / SAFETENSORS)), pickled / PICKLED)
+        for place in (folder, pickled):
+            counted[place.name] = inspect(place)["parameters"]["total"]
+            meant[place.name] = model.num_parameters()
+    assert counted == meant
+
+
+def _with_copies(model: Any, stored: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Add the tied tensors that `save_pretrained` leaves out."""
+    tied = model.all_tied_weights_keys or {}
+    return stored | {copy: stored[original] for copy, original in tied.items() if original in stored}
+
+
+OLD_BUFFERS = {
+    "gpt2": {
+        "transformer.h.0.attn.bias": torch.ones(1, 1, 20, 20, dtype=torch.uint8),
+        "transformer.h.1.attn.bias": torch.ones(1, 1, 20, 20, dtype=torch.bool),
+        "transformer.h.0.attn.masked_bias": torch.tensor(-1e4),
+    },
+    "gpt_neox": {
+        "gpt_neox.layers.0.attention.bias": torch.ones(1, 1, 64, 64, dtype=torch.bool),
+        "gpt_neox.layers.1.attention.masked_bias": torch.tensor(-1e9),
+        "gpt_neox.layers.0.attention.rotary_emb.inv_freq": torch.ones(1),
+    },
+    "bert": {"bert.embeddings.position_ids": torch.arange(20)[None]},
+    "clip": {"text_model.embeddings.position_ids": torch.arange(20)[None]},
+    "llama": {"model.layers.1.self_attn.rotary_emb.inv_freq": torch.ones(2)},
+    "bart": {"encoder.version": torch.tensor([3.0]), "model.decoder.version": torch.tensor([3.0])},
+}
+
+
+@pytest.mark.parametrize("pickled", [False, True], ids=["safetensors", "bin"])
+@pytest.mark.parametrize("name", OLD_BUFFERS)
+def test_buffers_of_old_checkpoints_are_no_parameters(
+    name: str, pickled: bool, tiny: Callable[[str], Path], tmp_path: Path, gqkva: Run
+) -> None:
+    """A mask of a million bytes made a conversion look as if it had saved a fifth of the model."""
+    folder = tmp_path / "old"
+    shutil.copytree(tiny(name), folder)
+    tensors = load_file(folder / SAFETENSORS) | OLD_BUFFERS[name]
+    if pickled:
+        (folder / SAFETENSORS).unlink()
+        torch.save(tensors, folder / PICKLED)
+    else:
+        save_file(tensors, folder / SAFETENSORS, metadata={"format": "pt"})
+    before, after = (json.loads(gqkva("inspect", f, "--json").stdout) for f in (tiny(name), folder))
+    assert after["parameters"] == before["parameters"]
+    assert after["options"] == before["options"]
+    assert after["buffers"]["tensors"] == before["buffers"]["tensors"] + len(OLD_BUFFERS[name])
+    assert f"in {after['buffers']['tensors']} buffers" in gqkva("inspect", folder).stdout
+    converted = gqkva("convert", folder, tmp_path / "out", "--gkv", 2)
+    assert converted.exit_code == 0, converted.output
+    report = json.loads((tmp_path / "out" / "gqkva_report.json").read_text())
+    assert report["source"]["parameters"] == before["parameters"]["total"]
+    made = json.loads(gqkva("inspect", tmp_path / "out", "--json").stdout)
+    assert report["parameters"] == made["parameters"]["total"]
+    (option,) = (row for row in before["options"] if (row["gq"], row["gkv"]) == (None, 2))
+    assert made["parameters"]["total"] == option["parameters"]
 
 
 @pytest.mark.parametrize("name", ["llama", "phi3", "olmo2", "qwen3", "stablelm"])

@@ -26,7 +26,7 @@ from gqkva_convert.errors import NotExpressibleError, UsageError, VerificationEr
 from gqkva_convert.plans.plan import Plan
 from gqkva_convert.progress import Progress, Stages, byte_stage, no_stages
 from gqkva_convert.records.environment import versions
-from gqkva_convert.records.report import count_parameters, describe_source
+from gqkva_convert.records.report import describe_source
 from gqkva_convert.runtimes.gguf.families import RUNTIME_FAMILIES
 from gqkva_convert.runtimes.gguf.hyperparameters import (
     Rope,
@@ -42,6 +42,7 @@ from gqkva_convert.runtimes.gguf.vocabulary import Vocabulary
 from gqkva_convert.source.deci import DECI
 from gqkva_convert.source.deci_form import require_deci_form
 from gqkva_convert.source.model import SourceModel
+from gqkva_convert.source.tensors import source_parameters
 from gqkva_convert.steps.merged_blocks import MergedBlocks
 from gqkva_convert.transforms.precision import Array
 
@@ -104,8 +105,8 @@ class RuntimeExport:
             "context_length": context_length(self.family, self.config)[0],
             "key_value_heads": [block.target.num_key_heads for block in plan.blocks],
             "parameters": [
-                count_parameters(tensor.shape for tensor in source.checkpoint.tensors.values()),
-                count_parameters(tensor.shape for tensor in self.tensors),
+                source_parameters(source),
+                self.conversion.parameters,
             ],
             "bytes": [source.checkpoint.nbytes, self.nbytes],
             "kv_cache_bytes_per_token": [
@@ -338,7 +339,9 @@ def _report(export: RuntimeExport, size: int, sha256: str, seconds: float) -> di
         "format_version": FORMAT_VERSION,
         "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
         "versions": {**versions(), "gguf": importlib.metadata.version("gguf")},
-        "source": describe_source(conversion.located, conversion.model.checkpoint).to_dict(),
+        "source": describe_source(
+            conversion.located, conversion.model.checkpoint, facts["parameters"][0]
+        ).to_dict(),
         "plan": conversion.plan.to_dict(),
         **{name: facts[name] for name in facts if name not in ("folder", "file")},
         "files": {export.file_name: {"bytes": size, "sha256": sha256}},
