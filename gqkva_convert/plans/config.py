@@ -10,7 +10,7 @@ from typing import Any
 from gqkva_convert.architectures import FAMILIES, Attention, Family, Key
 from gqkva_convert.checkpoint.folder import WEIGHTS_KEY
 from gqkva_convert.checkpoint.jsonfile import write_json
-from gqkva_convert.errors import FamilyError
+from gqkva_convert.errors import FamilyError, NotExpressibleError
 from gqkva_convert.heads import HeadLayout, Place
 from gqkva_convert.modeling.bundle import modeling_text
 from gqkva_convert.modeling.families import (
@@ -57,6 +57,10 @@ def converted_config(model: SourceModel, plan: Plan) -> dict[str, Any]:
         _set_dtype(config, plan.dtype)
     layouts = {block.place: block.target for block in plan.blocks}
     if plan.architecture == DECI:
+        if not model.classes[0].endswith("ForCausalLM") and not is_deci(model.config):
+            raise NotExpressibleError(
+                f"{model.checkpoint.folder} holds a {model.classes[0]}; a DeciLM is a language model"
+            )
         return deci_config(config, layouts)
     named = next(iter(_stock_names(config)), None)
     is_needed = named is not None or not plan.is_native(model.family)

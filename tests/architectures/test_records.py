@@ -117,7 +117,7 @@ def misplaced(family: Family, folder: Path) -> list[str]:
         names = [block.tensor_name(f"{projection.name}.weight") for projection in block.attention.projections]
         layers = {name: model.find_layer(name) for name in names}
         found += [name for name, layer in layers.items() if layer is None or int(layer[1]) != block.layer]
-    templates = [name for name in (*family.others, *family.heads) if "{layer}" not in name]
+    templates = [name for name in (*family.others, *family.known_heads()) if "{layer}" not in name]
     outside = tuple(model.prefix + name.rstrip("*") for name in templates) + tuple(templates)
     return found + [
         name for name in model.checkpoint.tensors if name.startswith(outside) and model.find_layer(name)

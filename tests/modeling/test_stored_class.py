@@ -204,3 +204,18 @@ def test_what_no_record_knows_is_still_refused(
     changed(folder, lambda tensors: tensors.update({extra: torch.ones(3)}))
     with pytest.raises(ValueError, match="unexpected keys: "):
         load_model(folder, "LlamaForCausalLM")
+
+
+@pytest.mark.parametrize(
+    "form", [("--architecture", "deci"), ("--runtime", "gguf")], ids=lambda form: form[1]
+)
+def test_a_model_without_its_head_is_no_language_model_of_another_form(
+    form: tuple[str, str], tmp_path: Path, gqkva: Run
+) -> None:
+    """The programs that read these forms generate text."""
+    base = tiny_models.build("llama", "LlamaForCausalLM").base_model
+    folder = described(tiny_models.save(base, tmp_path / "base"), architectures=["LlamaForCausalLM"])
+    refused = gqkva("export", folder, tmp_path / "out", *form)
+    assert refused.exit_code == 5, refused.output
+    assert "holds a LlamaModel" in refused.stderr
+    assert not (tmp_path / "out").exists()

@@ -121,7 +121,7 @@ def make_tensors(
     made: dict[str, list[Step]] = {}
     for step in steps.steps:
         name = step.name
-        if name not in model.family.heads:
+        if name not in model.family.known_heads():
             name = model.family.prefixes[0] + name.removeprefix(model.prefix)
         found = names.get_name(_OF_A_HEAD.sub("", name), try_suffixes=(".weight", ".bias"))
         if found is None:
