@@ -15,10 +15,10 @@ from gqkva_convert.modeling.families import GROUPED_FAMILIES, MODEL_TYPE_PREFIX,
 def stored_classes(family: Family, config: dict[str, Any], names: Iterable[str]) -> tuple[str, ...]:
     """Return the stock class that a checkpoint stores; several where its tensors do not decide.
 
-    The class that the configuration names, or one that transformers alone knows, unless tensors of its head
-    or a part of its attention are not stored: transformers would draw those anew. Then, and without a name,
-    the class whose head is stored; the usual one of several. A causal model stored under the name of its
-    base model keeps its head.
+    The class that the configuration names, or one that transformers alone knows, unless its head is not
+    stored: transformers would draw that anew. Then, and without a name, the class whose head is stored; the
+    usual one of several. A causal model stored under the name of its base model keeps its head. A named class
+    of which attention is missing stays: half a download is no other model.
 
     Args:
         family: Its family.
@@ -29,7 +29,7 @@ def stored_classes(family: Family, config: dict[str, Any], names: Iterable[str])
     stored = set(names)
     known = GROUPED_FAMILIES[family.model_type].stock_classes
     named = next(map(stock_name, config.get("architectures") or ()), None)
-    if named is not None and named not in known:
+    if named is not None and (named not in known or not _has_attention(named, family, stored)):
         return (named,)
     heads = [name for name in stored if any(_fits(head, name) for head in family.known_heads())]
     fitting = [name for name in known if _is_stored(name, family, config, stored)]
@@ -99,14 +99,17 @@ def _explains(architecture: str, family: Family, heads: list[str]) -> bool:
 
 def _is_stored(architecture: str, family: Family, config: dict[str, Any], stored: set[str]) -> bool:
     """Return whether a class's attention and head are stored, or tied to what is."""
-    for attention in family.part(architecture).attention:
-        first = attention.projections[0].name.replace("{layer}", "0") + ".weight"
-        if not any(prefix + first in stored for prefix in family.prefixes):
-            return False
-    return all(
+    return _has_attention(architecture, family, stored) and all(
         any(_fits(template, name) for name in stored) or _is_tied(template, family, config, stored)
         for template in _heads_of(architecture, family)
     )
+
+
+def _has_attention(architecture: str, family: Family, stored: set[str]) -> bool:
+    """Return whether every kind of attention of a class is stored."""
+    firsts = (attention.projections[0].name for attention in family.part(architecture).attention)
+    names = [f"{name.replace('{layer}', '0')}.weight" for name in firsts]
+    return all(any(prefix + name in stored for prefix in family.prefixes) for name in names)
 
 
 def _is_tied(name: str, family: Family, config: dict[str, Any], stored: set[str]) -> bool:

@@ -32,7 +32,8 @@ def edit(path: Path, **changes: Any) -> None:
 
 def refused(result: Result, exit_code: int, *words: str) -> None:
     assert result.exit_code == exit_code, result.output
-    (line,) = result.stderr.strip().splitlines()
+    said = result.stderr.strip().splitlines()
+    (line,) = [line for line in said if not line.startswith("note: ")]
     assert line.startswith("error: ")
     for word in words:
         assert word in line, line
