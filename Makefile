@@ -1,4 +1,4 @@
-.PHONY: check lint test slow format docs build gpu bench
+.PHONY: check lint test slow format families docs build gpu bench
 
 check: lint ## lint and tests, in this environment
 	pytest -n 2
@@ -19,6 +19,12 @@ slow: ## the tests that are off by default
 format: ## format the code and write the generated docs
 	ruff format .
 	ruff check --fix .
+	python docs/generate.py
+
+families: ## the generated tables of model families, from the installed transformers
+	python -W ignore -m gqkva_convert.derivation
+	ruff check --fix gqkva_convert/architectures/native_tables.py
+	ruff format gqkva_convert/architectures/native_tables.py
 	python docs/generate.py
 
 docs: ## the documentation as a site in site/; needs '.[docs]'

@@ -25,7 +25,7 @@ from layers import ORDER
 
 import gqkva_convert
 from gqkva_convert import COMMANDS, errors
-from gqkva_convert.architectures import FAMILIES, Attention, Family
+from gqkva_convert.architectures import FAMILIES, NATIVE, NESTED, REFUSED, Attention, Family
 from gqkva_convert.cli import app
 from gqkva_convert.conversion.export import added_heads_change
 from gqkva_convert.data.shapes import SHAPES
@@ -72,7 +72,54 @@ def families_page() -> str:
     for name in sorted(FAMILIES):
         for part, kinds in FAMILIES[name].parts.items():
             lines.append(f"- `{part}`: {' and '.join(kinds)}")
-    return "\n".join([*lines, *_loading_lines()]) + "\n"
+    return "\n".join([*lines, *_loading_lines(), *_generated_lines()]) + "\n"
+
+
+def _generated_lines() -> list[str]:
+    """Return the section on generated tables, with what each allows, and on types that have none."""
+    lines = [
+        "",
+        "## Generated tables",
+        "",
+        "These decoders have tables made from transformers' own classes by `make families`. Before `convert`",
+        "or `plan` uses one, it is proved: a small random model is built from the checkpoint's own",
+        "`config.json` (sizes alone change) and converted. Loaded by the stock class, it must give the same",
+        "logits after heads were reordered, equal heads merged, and value and key heads mixed by matrices",
+        "that their readers undo; each layer alone must count. A table that fails, or a checkpoint whose",
+        "tensors have other names, is refused. If mixing changes logits where activations are large, as with",
+        "`clip_qkv`, heads are merged by `mean`, which is said, and rules that mix features are refused. It",
+        "takes about a second, is kept in the report as `family_proof`, and is cached by configuration,",
+        "versions and modelling file.",
+        "",
+        "MQA and GQA are stock checkpoints; other variants, unequal groups and GGUF files are refused. Norms",
+        "on queries and keys leave the closed form half turns.",
+        "",
+        "| family | q, k, v stored | positions | query/key norm |",
+        "| --- | --- | --- | --- |",
+    ]
+    for name in sorted(NATIVE):
+        cells = _family_row(NATIVE[name], NATIVE[name].attention[0]).split(" | ")
+        lines.append(f"| {name} | {' | '.join(cells[2:5])} |")
+    lines += [
+        "",
+        "In these the text model (`text_config`) is converted, of the type that the configuration names: one",
+        "of the above, or one of the stock families. Vision and audio towers are copied.",
+        "",
+        "| family | text model, where none is named |",
+        "| --- | --- |",
+    ]
+    lines += [f"| {name} | {NESTED[name].text} |" for name in sorted(NESTED)]
+    lines += [
+        "",
+        "Other models of transformers that generate text have no table:",
+        "",
+        "| why | model types |",
+        "| --- | --- |",
+    ]
+    for reason in sorted(set(REFUSED.values())):
+        names = sorted(name for name in REFUSED if REFUSED[name] == reason)
+        lines.append(f"| {reason.replace('|', '/')} | {', '.join(names)} |")
+    return lines
 
 
 def _loading_lines() -> list[str]:
@@ -356,6 +403,9 @@ def family_lists() -> str:
     lines = []
     for form, is_native in (("stock", True), ("grouped", False)):
         names = sorted(name for name, family in FAMILIES.items() if family.is_native == is_native)
+        text = textwrap.fill(", ".join(names), 100, break_on_hyphens=False)
+        lines.append(textwrap.indent(text, " " * 10).replace(" " * 10, f"{form + ':':<10}", 1))
+    for form, names in (("proved", sorted(NATIVE)), ("nested", sorted(NESTED))):
         text = textwrap.fill(", ".join(names), 100, break_on_hyphens=False)
         lines.append(textwrap.indent(text, " " * 10).replace(" " * 10, f"{form + ':':<10}", 1))
     return "\n".join(lines)

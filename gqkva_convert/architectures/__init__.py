@@ -1,6 +1,8 @@
 """One record a model family: tensors, classes, tokenizers, positions, llama.cpp; facts, no behaviour."""
 
 from gqkva_convert.architectures import bart, bert, clip, gpt2, gpt_neox, llama, opt, t5, vit
+from gqkva_convert.architectures.native_tables import NATIVE, NESTED, REFUSED
+from gqkva_convert.architectures.nested import TEXT, Nested, around
 from gqkva_convert.architectures.schema import (
     NEVER,
     Attention,
@@ -18,6 +20,7 @@ from gqkva_convert.architectures.schema import (
 
 _TABLES = (llama, gpt2, gpt_neox, opt, bert, vit, clip, t5, bart)
 
+# Tables written by hand; those that are generated are in `NATIVE`.
 FAMILIES: dict[str, Family] = {
     value.model_type: value
     for table in _TABLES
@@ -27,7 +30,11 @@ FAMILIES: dict[str, Family] = {
 
 __all__ = [
     "FAMILIES",
+    "NATIVE",
+    "NESTED",
     "NEVER",
+    "REFUSED",
+    "TEXT",
     "Attention",
     "Bias",
     "Family",
@@ -35,8 +42,10 @@ __all__ = [
     "HeadNorm",
     "Inputs",
     "Key",
+    "Nested",
     "Projection",
     "Quotient",
     "Rotary",
+    "around",
     "name_pattern",
 ]

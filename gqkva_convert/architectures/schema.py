@@ -251,6 +251,9 @@ class Family:
         parts: Classes that store only some kinds of attention, and which kinds.
         gguf: The family in llama.cpp; None where no GGUF file is written.
         compared_in: Other runtimes in which tests compare stock models of this type with transformers.
+        own_config: Name of its configuration class, where that does not begin as its other classes do.
+        is_derived: Whether the table was made by `derivation`, which then proves it on each configuration
+            before a conversion.
     """
 
     model_type: str
@@ -277,6 +280,8 @@ class Family:
     parts: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     gguf: RuntimeFamily | None
     compared_in: tuple[str, ...] = ()
+    own_config: str | None = None
+    is_derived: bool = False
 
     @property
     def architecture(self) -> str:
@@ -286,7 +291,7 @@ class Family:
     @property
     def config_class(self) -> str:
         """Return the name of the configuration class."""
-        return f"{self.stem}Config"
+        return self.own_config or f"{self.stem}Config"
 
     @property
     def auto_classes(self) -> dict[str, tuple[str, ...]]:

@@ -7,9 +7,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from gqkva_convert.architectures import TEXT
 from gqkva_convert.errors import CheckpointError, DataError, first_line
 from gqkva_convert.heads import Place
-from gqkva_convert.modeling.families import GROUPED_FAMILIES, stock_type
+from gqkva_convert.modeling.families import find_family, grouped_family
 from gqkva_convert.modeling.loading import WITHOUT_ADAPTER, find_loader
 from gqkva_convert.modeling.log_levels import quiet_transformers
 from gqkva_convert.modeling.resize import find_block
@@ -62,7 +63,9 @@ def _available_bytes() -> int:
 
 def attention_blocks(model: Any) -> dict[Place, Any]:
     """Find a model's attention modules by kind and layer."""
-    family = GROUPED_FAMILIES[stock_type(model.config.model_type)]
+    text = getattr(model.config, TEXT, None)
+    inner = None if text is None else text.model_type
+    family = grouped_family(find_family(model.config.model_type, type(model).__name__, inner))
     found = {}
     for name, module in model.named_modules():
         place = find_block(name, module, family.blocks)

@@ -14,6 +14,7 @@ from gqkva_convert.units import human_bytes, human_count
 
 if TYPE_CHECKING:
     from gqkva_convert.plans.plan import BlockPlan
+    from gqkva_convert.records.family_proof import FamilyProof
     from gqkva_convert.records.report import Report
 
 
@@ -60,6 +61,17 @@ def _show_plan(data: dict[str, Any]) -> None:
     for name, reason in data["dropped"].items():
         typer.echo(f"dropped {name}: {reason}")
     typer.echo(_sizes(data["source_parameters"], data["source_bytes"], data))
+    if "family_proof" in data:
+        from gqkva_convert.records.family_proof import FamilyProof
+
+        _say_unlicensed(FamilyProof.model_validate(data["family_proof"]))
+
+
+def _say_unlicensed(proof: FamilyProof | None) -> None:
+    """Say why heads were merged by mean, where the model allows no other rule."""
+    said = "" if proof is None else proof.unlicensed
+    if said:
+        typer.echo(f"merged by mean: other rules mix features, {said}", err=True)
 
 
 def _show_result(out: Path, report: Report) -> None:
@@ -77,6 +89,7 @@ def _show_result(out: Path, report: Report) -> None:
     for name, reason in report.files_left_behind.items():
         if reason in (INPUT_CODE, STALE_ADAPTER):
             typer.echo(f"left behind: {name}: {reason}", err=True)
+    _say_unlicensed(report.family_proof)
     if is_grouped(report.config):
         typer.echo("load it with trust_remote_code=True, or with `import gqkva_convert` and without")
 

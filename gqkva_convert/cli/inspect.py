@@ -38,6 +38,8 @@ def _print_attention(data: dict[str, Any]) -> None:
     }
     rows = ([str(row[name] or "-") for name in columns] for row in data["attention"])
     print_table(f"{data['model']}: {data['model_type']}", columns.values(), rows)
+    proved = ", proved on this configuration before it is converted" if data["table"] == "generated" else ""
+    typer.echo(f"supported: the table of {data['model_type']} is {data['table']}{proved}\n")
     named, stored = data["named_architecture"], data["architecture"]
     if named is not None and stored is not None and not named.endswith(stored):
         typer.echo(f"stored is a {stored}; config.json names {named}\n")

@@ -9,6 +9,7 @@ from typing import Any
 
 from gqkva_convert.checkpoint.folder import SAFETENSORS
 from gqkva_convert.checkpoint.jsonfile import write_json
+from gqkva_convert.derivation.tiny import of_layers
 from gqkva_convert.plans.config import converted_config
 from gqkva_convert.plans.plan import BlockPlan, Plan
 from gqkva_convert.source.model import SourceModel, config_number
@@ -63,8 +64,9 @@ def excerpt_config(model: SourceModel, plan: Plan, layers: Sequence[int]) -> dic
         part[name] = count
         if "num_hidden_layers" in part:  # another name of the encoder's or decoder's number
             part["num_hidden_layers"] = count
-    if isinstance(config.get("layer_types"), list):
-        config["layer_types"] = [config["layer_types"][layer] for layer in layers]
+    total = 1 + max(block.layer for block in model.blocks)
+    for part, _, _ in counts.values():
+        part.update({key: of_layers(value, total, layers) for key, value in part.items()})
     return config
 
 

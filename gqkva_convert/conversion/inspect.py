@@ -18,7 +18,7 @@ from gqkva_convert.plans.plan import make_plan
 from gqkva_convert.records.report import read_report
 from gqkva_convert.source.caches import cache_bytes
 from gqkva_convert.source.deci import DECI, is_deci
-from gqkva_convert.source.model import SourceModel, active_norms, read_model
+from gqkva_convert.source.model import SourceModel, active_norms, attention_config, read_model
 from gqkva_convert.source.rotary import rotary_fraction
 from gqkva_convert.source.tensors import (
     count_parameters,
@@ -53,8 +53,9 @@ def inspect(model: str | Path, revision: str | None = None) -> dict[str, Any]:
         revision: Branch, tag or commit of a Hub id.
 
     Returns:
-        JSON data: heads by kind of attention, parameters by part and dtype (a tied weight once), buffers
-        (which are no parameters), bytes, KV-cache bytes per token, options.
+        JSON data: whether the table is generated, heads by kind of attention, parameters by part and
+        dtype (a tied weight once), buffers (which are no parameters), bytes, KV-cache bytes per token,
+        options.
 
     Raises:
         GqkvaError: With a message for the user.
@@ -68,6 +69,7 @@ def inspect(model: str | Path, revision: str | None = None) -> dict[str, Any]:
         "model_type": DECI if is_deci(source.config) else source.family.model_type,
         "architecture": source.classes[0] if len(source.classes) == 1 else None,
         "named_architecture": next(iter(source.config.get("architectures") or ()), None),
+        "table": "generated" if source.family.is_derived else "written by hand",
         "converted": _converted_by(Path(model)),
         "expressible_in_stock_transformers": source.family.is_native,
         "attention": [
@@ -84,7 +86,7 @@ def inspect(model: str | Path, revision: str | None = None) -> dict[str, Any]:
         "cross_cache_bytes_per_source_token": cache_bytes(
             source, [block.layout for block in source.blocks], "cross"
         ),
-        "options": [_describe_option(source, variant) for variant in _variants(source)],
+        "options": _options(source),
     }
 
 
@@ -94,7 +96,7 @@ def _describe_kind(model: SourceModel, kind: str) -> list[dict[str, Any]]:
     facts = blocks[0].attention
     positions = "none or learned"
     if facts.rotary is not None:
-        fraction = rotary_fraction(model, facts.rotary.fraction)
+        fraction = rotary_fraction(attention_config(model.config, facts), facts.rotary.fraction)
         positions = f"rotary ({facts.rotary.style}, {fraction:.0%})"
     elif facts.head_bias is not None:
         positions = "bias per head"
@@ -152,6 +154,12 @@ def _variants(model: SourceModel) -> list[Variant]:
         if any(target != layout for layout, target in targets.items()):
             fitting.append(variant)
     return fitting
+
+
+def _options(model: SourceModel) -> list[dict[str, Any]]:
+    """Return the result of each variant; a generated table allows those that are stock checkpoints."""
+    options = [_describe_option(model, variant) for variant in _variants(model)]
+    return [option for option in options if option["is_stock"] or not model.family.is_derived]
 
 
 def _describe_option(model: SourceModel, variant: Variant) -> dict[str, Any]:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from gqkva_convert.checkpoint.hub import Located, locate, peek
 from gqkva_convert.checkpoint.sidecars import carried_files
+from gqkva_convert.derivation.licence import check_plan, licence_of, licensed_request
 from gqkva_convert.errors import OutputError, UsageError
 from gqkva_convert.planning.choose import complete_plan, request_plan
 from gqkva_convert.plans.config import converted_config
@@ -15,6 +16,7 @@ from gqkva_convert.plans.file import read_plan
 from gqkva_convert.plans.plan import Plan
 from gqkva_convert.plans.request import Request
 from gqkva_convert.progress import Stages, no_stages
+from gqkva_convert.records.family_proof import FamilyProof
 from gqkva_convert.refinement.calibrated import CalibratedModel
 from gqkva_convert.source.model import SourceModel, open_model, read_model
 from gqkva_convert.source.stock import require_loadable
@@ -53,6 +55,7 @@ class Conversion:
         config: The configuration of the result.
         calibrated: The source with its calibration data, where the plan uses any.
         command: The arguments of ``gqkva`` that ask for this conversion.
+        proof: The proof of the family's table, where that is a generated one.
     """
 
     located: Located
@@ -64,6 +67,7 @@ class Conversion:
     target: Path
     calibrated: CalibratedModel | None = None
     command: tuple[str, ...] = ()
+    proof: FamilyProof | None = None
 
     @property
     def parameters(self) -> int:
@@ -89,6 +93,7 @@ class Conversion:
                 for shard in self.shards
             },
             "dropped": self.steps.dropped,
+            **({} if self.proof is None else {"family_proof": self.proof.to_dict()}),
             "bytes": self.steps.nbytes,
             "parameters": self.parameters,
             "source_bytes": self.model.checkpoint.nbytes,
@@ -111,8 +116,12 @@ def prepare(
         raise UsageError("give either a plan or what to plan, --gkv for instance; not both")
     max_shard_bytes = parse_size(max_shard_size) if max_shard_size else None
 
-    def first_draft(source: SourceModel, tied: dict[str, str]) -> Draft:
-        asked = read_plan(Path(str(plan)), source) if request is None else request_plan(source, request)
+    def first_draft(source: SourceModel, tied: dict[str, str], proof: FamilyProof | None) -> Draft:
+        if request is not None:
+            asked = request_plan(source, licensed_request(request, proof))
+        else:
+            asked = read_plan(Path(str(plan)), source)
+        check_plan(asked, proof)
         draft = make_draft(source, asked, tied)
         require_loadable(source.checkpoint, source.family)
         return draft
@@ -120,11 +129,14 @@ def prepare(
     headers = peek(str(model), revision)
     if headers is not None:
         # Refused before the download. Steps name files and offsets, which are here only after it.
-        first_draft(read_model(headers), {})
+        remote = read_model(headers)
+        first_draft(remote, {}, licence_of(remote))
     located = locate(str(model), revision)
     source = open_model(located.folder)
     tied = tied_copies(source)
-    draft = first_draft(source, tied)  # refused before the data are looked at
+    proof = licence_of(source)
+    draft = first_draft(source, tied, proof)  # refused before the data are looked at
+    request = None if request is None else licensed_request(request, proof)
     chosen, calibrated, _ = complete_plan(located, source, draft.plan, request, stages)
     if chosen != draft.plan:
         draft = make_draft(source, chosen, tied)
@@ -133,7 +145,8 @@ def prepare(
     wished += ["--max-shard-size", max_shard_size] if max_shard_size else []
     wished += ["--revision", located.revision] if located.revision else []
     command = ("convert", located.name, str(target), *wished)
-    return plan_shards(located, source, draft, target, max_shard_bytes, calibrated, command)
+    planned = plan_shards(located, source, draft, target, max_shard_bytes, calibrated, command)
+    return replace(planned, proof=proof)
 
 
 def plan_shards(

@@ -10,6 +10,7 @@ from pathlib import Path
 from gqkva_convert.checkpoint.folder import Checkpoint
 from gqkva_convert.plans.plan import Plan
 from gqkva_convert.records.environment import versions
+from gqkva_convert.records.family_proof import FamilyProof
 from gqkva_convert.records.report import Report, Source, Tensor, describe_files
 from gqkva_convert.steps.step import Step, Steps, describe
 
@@ -23,9 +24,10 @@ def make_report(
     left_behind: dict[str, str],
     parameters: int,
     timings: dict[str, float],
+    proof: FamilyProof | None = None,
 ) -> Report:
     """Report a conversion: all that a reader needs to know, or to make the same output again."""
-    return Report(
+    report = Report(
         format_version=1,
         versions=versions(),
         command=list(command),
@@ -46,6 +48,7 @@ def make_report(
         seconds={name: round(seconds, 3) for name, seconds in timings.items()},
         verification=None,
     )
+    return report if proof is None else report.model_copy(update={"family_proof": proof})
 
 
 def step_sources(step: Step) -> list[str]:

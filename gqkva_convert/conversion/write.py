@@ -73,6 +73,7 @@ def write(
             left_behind,
             conversion.parameters,
             timings,
+            conversion.proof,
         )
         write_json(folder / REPORT, data.noted(report, output).to_dict())
         (folder / _RUN).unlink()

@@ -9,7 +9,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from gqkva_convert.architectures import FAMILIES, Attention, Family
+from gqkva_convert.architectures import FAMILIES, NATIVE, NESTED, REFUSED, Attention, Family, around
 from gqkva_convert.errors import FamilyError
 
 # Before the stock model type, so that it stays recognisable: "gqkva_bert".
@@ -134,19 +134,38 @@ def grouped_type(model_type: str) -> str:
     return f"{MODEL_TYPE_PREFIX}{model_type}"
 
 
-def find_family(model_type: str, where: object) -> Family:
+def find_family(model_type: str, where: object, text: str | None = None) -> Family:
     """Return the record of a model type, stock or grouped.
 
     Args:
         model_type: As a configuration names it.
         where: Folder or class that has it, for the message.
+        text: Type of the text model inside, where the configuration names one.
 
     Raises:
         FamilyError: There is none.
     """
-    family = FAMILIES.get(stock_type(model_type))
+    name = stock_type(model_type)
+    if model_type in NESTED:
+        outer = NESTED[model_type]
+        return around(outer, _text_family(text or outer.text, model_type, where))
+    family = FAMILIES.get(name) or (NATIVE.get(name) if name == model_type else None)
+    if family is None and name in REFUSED:
+        raise FamilyError(f"{where}: no family table for model_type {model_type!r}: {REFUSED[name]}")
     if family is None:
         raise FamilyError(
-            f"{where}: no family table for model_type {model_type!r}; known are {', '.join(sorted(FAMILIES))}"
+            f"{where}: no family table for model_type {model_type!r}; known are "
+            f"{', '.join(sorted({**FAMILIES, **NATIVE, **NESTED}))}"
+        )
+    return family
+
+
+def _text_family(text: str, model_type: str, where: object) -> Family:
+    """Return the record of a text model inside another model, which has to be a stock decoder."""
+    family = find_family(text, f"{where} ({model_type})")
+    if not family.is_native or len(family.attention) > 1 or text in NESTED:
+        raise FamilyError(
+            f"{where}: the text model of this {model_type} is of type {text!r}, which transformers cannot "
+            "read with fewer key/value heads there"
         )
     return family

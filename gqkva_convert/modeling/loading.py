@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from gqkva_convert.architectures import Family
+from gqkva_convert.architectures import NESTED, TEXT, Family
 from gqkva_convert.checkpoint.folder import open_checkpoint
 from gqkva_convert.modeling.families import find_family
 from gqkva_convert.modeling.stored_class import is_ignored, stored_loader
@@ -83,7 +84,9 @@ def find_loader(folder: Path, preferred: str) -> tuple[Family, Any, dict[str, An
 
     transformers.AutoConfig.from_pretrained(folder, trust_remote_code=False)
     checkpoint = open_checkpoint(folder)
-    family = find_family(checkpoint.config["model_type"], folder)
+    text = checkpoint.config.get(TEXT)
+    inner = text.get("model_type") if isinstance(text, dict) else None
+    family = find_family(checkpoint.config["model_type"], folder, inner)
     return family, *stored_loader(family, checkpoint.config, checkpoint.names, preferred)
 
 
@@ -120,20 +123,33 @@ def example_inputs(model: Any, seed: int = 0) -> dict[str, Any]:
     if hasattr(text, "vocab_size"):
         length = min(32, text_positions(config) or 32)
         tokens = torch.randint(text.vocab_size, (1, length), generator=generator)
+        if config.model_type in NESTED:  # text alone, without the places of images or sound
+            words = torch.tensor(ordinary_tokens(config))
+            tokens = words[tokens % len(words)]
         inputs["input_ids"] = tokens[:, None] if "MultipleChoice" in name else tokens
         if config.is_encoder_decoder and "SequenceClassification" in name:
             tokens[:, -1] = config.eos_token_id  # where it reads; it makes the decoder's tokens of these
         elif config.is_encoder_decoder:
             inputs["decoder_input_ids"] = tokens[:, : length // 2]
-    if hasattr(vision, "image_size"):
+    if hasattr(vision, "image_size") and config.model_type not in NESTED:
         size = vision.image_size
         height, width = (size, size) if isinstance(size, int) else size
         inputs["pixel_values"] = torch.randn(1, vision.num_channels, height, width, generator=generator)
-    if hasattr(config, "num_mel_bins"):
+    if hasattr(config, "num_mel_bins") and config.model_type not in NESTED:
         frames = 2 * config.max_source_positions
         inputs["input_features"] = torch.randn(1, config.num_mel_bins, frames, generator=generator)
     inputs["use_cache"] = False  # transformers sizes that of a BART decoder by the encoder's layers
     return {key: value for key, value in inputs.items() if key in taken}
+
+
+def ordinary_tokens(config: Any) -> list[int]:
+    """Return the tokens to which a configuration gives no meaning, such as the place of an image."""
+
+    def special(values: Mapping[Any, Any]) -> set[int]:
+        found = {value for key, value in values.items() if "token" in str(key) and isinstance(value, int)}
+        return found.union(*(special(value) for value in values.values() if isinstance(value, dict)))
+
+    return sorted({*range(config.get_text_config().vocab_size)} - special(config.to_dict()))
 
 
 def main_output(output: Any) -> Any:

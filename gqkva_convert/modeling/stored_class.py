@@ -25,6 +25,8 @@ def stored_classes(family: Family, config: dict[str, Any], names: Iterable[str])
         config: Its configuration, stock or grouped.
         names: Names of its tensors.
     """
+    if family.is_derived:
+        return (str((config.get("architectures") or [family.architecture])[0]),)
     family = FAMILIES[family.model_type]
     stored = set(names)
     known = GROUPED_FAMILIES[family.model_type].stock_classes

@@ -10,6 +10,7 @@ from typing import Any
 from gqkva_convert.calibration.data import DataSettings
 from gqkva_convert.checkpoint.hub import locate
 from gqkva_convert.checkpoint.jsonfile import write_json
+from gqkva_convert.derivation.licence import check_plan, licence_of, licensed_request
 from gqkva_convert.errors import OutputError, UsageError
 from gqkva_convert.planning.choose import complete_plan, request_plan
 from gqkva_convert.planning.findings import Findings, look_at
@@ -95,8 +96,11 @@ def plan(
         raise OutputError(f"{folder} is a file, and the pictures go into a folder of that name")
     located = locate(str(model), revision)
     source = open_model(located.folder)
+    proof = licence_of(source)
+    request = licensed_request(request, proof)
     require_loadable(source.checkpoint, source.family)
     draft = request_plan(source, request)
+    check_plan(draft, proof)
     chosen, calibrated, findings = complete_plan(located, source, draft, request, stages, compare=pictures)
     if findings is None:
         findings = look_at(source, chosen, calibrated, compare=pictures)

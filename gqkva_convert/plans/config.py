@@ -69,6 +69,11 @@ def converted_config(model: SourceModel, plan: Plan) -> dict[str, Any]:
             raise FamilyError(f"{model.checkpoint.folder}: {unclear_class(model.classes)}")
         config["architectures"] = list(model.classes)
     family = FAMILIES[plan.architecture] if plan.architecture else model.family
+    if family.is_derived and not plan.is_native(family):
+        raise FamilyError(
+            f"{family.model_type} has a generated table, which gives stock checkpoints alone: one number of "
+            "key/value heads in all layers, neighbours sharing; use --gkv"
+        )
     return config_for(config, family, layouts, is_native=plan.is_native(model.family))
 
 

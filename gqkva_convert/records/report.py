@@ -13,6 +13,7 @@ from gqkva_convert.checkpoint.hub import Located
 from gqkva_convert.checkpoint.jsonfile import read_json
 from gqkva_convert.checkpoint.sidecars import REPORT, TRAINING
 from gqkva_convert.errors import VerificationError
+from gqkva_convert.records.family_proof import FamilyProof
 from gqkva_convert.records.record import Loss, Record, checked, read_record
 from gqkva_convert.records.source_card import source_card
 from gqkva_convert.records.training import Training
@@ -95,6 +96,7 @@ class Report(Record):
     seconds: dict[str, float] = {}
     verification: Verification | None = None
     calibration: Calibration | None = None
+    family_proof: FamilyProof | None = None
     uptraining: Training | None = None
     uptraining_before: list[Training] = []
 

@@ -8,7 +8,13 @@ from typing import Any
 
 from gqkva_convert.architectures import Family, Key
 from gqkva_convert.errors import FamilyError, WeightError
-from gqkva_convert.modeling.families import GROUPED_FAMILIES, MODEL_TYPE_PREFIX, grouped_name, modeling_module
+from gqkva_convert.modeling.families import (
+    GROUPED_FAMILIES,
+    MODEL_TYPE_PREFIX,
+    grouped_family,
+    grouped_name,
+    modeling_module,
+)
 from gqkva_convert.modeling.layouts import LAYOUTS
 from gqkva_convert.source.deci import PER_LAYER, is_deci
 from gqkva_convert.source.rope import stored_settings
@@ -60,6 +66,11 @@ _COMMON_KEYS = frozenset(
 _FIXED_VALUES: dict[str, tuple[object, ...]] = {"position_embedding_type": ("absolute",)}
 
 
+def may_change_attention(key: str) -> bool:
+    """Return whether a key must be known to a family's table."""
+    return key not in _COMMON_KEYS and "drop" not in key and _ATTENTION_KEYS.search(key) is not None
+
+
 def is_grouped(config: dict[str, Any]) -> bool:
     """Return whether a configuration belongs to a grouped model."""
     return str(config.get("model_type")).startswith(MODEL_TYPE_PREFIX)
@@ -75,7 +86,7 @@ def check_config(config: dict[str, Any], family: Family, folder: Path) -> None:
             "convert the original checkpoint and quantise the result"
         )
     stored_settings(config)
-    known = _COMMON_KEYS | family.config_keys | _table_keys(family)
+    known = family.config_keys | _table_keys(family)
     if is_grouped(config):
         known |= {LAYOUTS}
         _check_class(config, family, folder)
@@ -94,7 +105,12 @@ def check_config(config: dict[str, Any], family: Family, folder: Path) -> None:
                         f"{folder}: config.json sets {path}{key} to {value!r}; "
                         f"{family.model_type} is supported with {' or '.join(map(repr, allowed))}"
                     )
-            elif key not in known and "drop" not in key and _changes_attention(key, value, family):
+            elif (
+                key not in known
+                and key not in _COMMON_KEYS
+                and "drop" not in key
+                and _changes_attention(key, value, family)
+            ):
                 raise FamilyError(
                     f"{folder}: config.json sets {path}{key} to {value!r}, which the {family.model_type} "
                     "table does not know and which may change attention; remove the key if it does not"
@@ -132,7 +148,7 @@ def _check_code(config: dict[str, Any], family: Family, folder: Path) -> None:
                 "never run here and may compute something else than the class of transformers; if "
                 f"transformers' {usual} computes the same, remove auto_map from config.json"
             )
-    known = GROUPED_FAMILIES[family.model_type].stock_classes
+    known = grouped_family(family).stock_classes
     for name in config.get("architectures") or ():
         if name not in known and not _is_of_transformers(name):
             raise FamilyError(
@@ -173,8 +189,8 @@ def _table_keys(family: Family) -> set[str]:
     """Return the keys that the table reads, without the names of nested configurations."""
     keys = {name.rpartition(".")[2] for name in _number_names(family)}
     for attention in family.attention:
-        keys.update(norm.key for norm in attention.norms if norm.key)
-        keys.update(projection.bias.key for projection in attention.projections if projection.bias.key)
+        named = [norm.key for norm in attention.norms] + [one.bias.key for one in attention.projections]
+        keys.update(key.rpartition(".")[2] for key in named if key)
     return keys
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from gqkva_convert.architectures import Attention, Bias, Family, HeadNorm, Key, Quotient
+from gqkva_convert.architectures import TEXT, Attention, Bias, Family, HeadNorm, Key, Quotient
 from gqkva_convert.checkpoint.folder import Checkpoint, open_checkpoint
 from gqkva_convert.checkpoint.modules import require_one_transformer
 from gqkva_convert.errors import FamilyError, LayoutError
@@ -86,9 +86,14 @@ def open_model(folder: Path) -> SourceModel:
     return read_model(checkpoint)
 
 
-def read_model(checkpoint: Checkpoint) -> SourceModel:
-    """Read the attention blocks of an opened checkpoint; raises as `open_model` does."""
-    family = family_of(checkpoint.config, checkpoint.folder)
+def read_model(checkpoint: Checkpoint, family: Family | None = None) -> SourceModel:
+    """Read the attention blocks of an opened checkpoint; raises as `open_model` does.
+
+    Args:
+        checkpoint: The checkpoint.
+        family: Table to read it by; None for that of its model type.
+    """
+    family = family or family_of(checkpoint.config, checkpoint.folder)
     check_config(checkpoint.config, family, checkpoint.folder)
     classes = stored_classes(family, checkpoint.config, checkpoint.names)
     family = family.part(classes[0])
@@ -156,7 +161,9 @@ def family_of(config: dict[str, Any], folder: Path) -> Family:
     Raises:
         FamilyError: There is none.
     """
-    return find_family(MISTRAL if is_deci(config) else str(config.get("model_type")), folder)
+    text = config.get(TEXT)
+    inner = str(text["model_type"]) if isinstance(text, dict) and "model_type" in text else None
+    return find_family(MISTRAL if is_deci(config) else str(config.get("model_type")), folder, inner)
 
 
 def config_number(config: dict[str, Any], key: Key | Quotient) -> int:
@@ -172,11 +179,7 @@ def config_number(config: dict[str, Any], key: Key | Quotient) -> int:
                 f"config.json: {key.above.name} {above} is not a multiple of {key.below.name} {below}"
             )
         return above // below
-    part: Any = config
-    *parents, name = key.name.split(".")
-    for parent in parents:
-        part = part.get(parent) if isinstance(part, dict) else None
-    part = part if isinstance(part, dict) else {}
+    part, name = _place(config, key.name)
     value: Any = part.get(name)
     if value is None:
         value = key.null if name in part and key.null is not None else key.default
@@ -185,6 +188,20 @@ def config_number(config: dict[str, Any], key: Key | Quotient) -> int:
     if not isinstance(value, int) or isinstance(value, bool) or value < 1:
         raise FamilyError(f"config.json: {key.name} must be a whole number of at least 1, found {value!r}")
     return value
+
+
+def _place(config: dict[str, Any], key: str) -> tuple[dict[str, Any], str]:
+    """Return the part of a configuration that a dotted key is in, and its last word; empty if absent."""
+    part: Any = config
+    *parents, name = key.split(".")
+    for parent in parents:
+        part = part.get(parent) if isinstance(part, dict) else None
+    return part if isinstance(part, dict) else {}, name
+
+
+def attention_config(config: dict[str, Any], attention: Attention) -> dict[str, Any]:
+    """Return the part of a configuration that describes a kind of attention: all of it, or a text model's."""
+    return _place(config, attention.num_attention_heads.name)[0]
 
 
 def block_layout(config: dict[str, Any], attention: Attention) -> HeadLayout:
@@ -198,12 +215,20 @@ def block_layout(config: dict[str, Any], attention: Attention) -> HeadLayout:
 
 def has_bias(config: dict[str, Any], bias: Bias) -> bool:
     """Return whether a projection has a bias under this configuration."""
-    return bias.present if bias.key is None else bool(config.get(bias.key, bias.present))
+    if bias.key is None:
+        return bias.present
+    part, name = _place(config, bias.key)
+    return bool(part.get(name, bias.present))
 
 
 def active_norms(config: dict[str, Any], attention: Attention) -> list[HeadNorm]:
     """Return the norms on queries and keys that this configuration turns on."""
-    return [norm for norm in attention.norms if norm.key is None or config.get(norm.key)]
+    return [norm for norm in attention.norms if norm.key is None or _is_on(config, norm.key)]
+
+
+def _is_on(config: dict[str, Any], key: str) -> bool:
+    part, name = _place(config, key)
+    return bool(part.get(name))
 
 
 def _find_prefix(checkpoint: Checkpoint, family: Family) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from gqkva_convert.architectures import NATIVE
 from gqkva_convert.errors import FamilyError
 from gqkva_convert.source.stock import stock_config
 
@@ -22,7 +23,7 @@ def rope_settings(config: dict[str, Any]) -> dict[str, Any]:
         FamilyError: transformers refuses them, or the base of the frequencies is no number above 0.
     """
     stored_settings(config)
-    settings = dict(stock_config(config).rope_parameters or {})
+    settings = _of_full_layers(dict(stock_config(config).rope_parameters or {}))
     positive_number(settings.get("rope_theta"), "rope_theta")
     return settings
 
@@ -38,6 +39,8 @@ def stored_settings(config: dict[str, Any]) -> dict[str, Any]:
     if not isinstance(settings, dict):
         raise FamilyError(f"config.json: {key} must be a JSON object, found {settings!r}")
     nested = [name for name, value in settings.items() if isinstance(value, dict)]
+    if nested and config.get("model_type") in NATIVE:
+        return _of_full_layers(settings)
     if nested:
         raise FamilyError(
             f"config.json: {key} says something else for each type of layer ({', '.join(nested)}), which "
@@ -46,6 +49,12 @@ def stored_settings(config: dict[str, Any]) -> dict[str, Any]:
     if settings.get("factor") is not None:
         positive_number(settings["factor"], f"factor of {key}")
     return settings
+
+
+def _of_full_layers(settings: dict[str, Any]) -> dict[str, Any]:
+    """Return the settings of layers that attend to all positions, where each type of layer has its own."""
+    by_type = {name: value for name, value in settings.items() if isinstance(value, dict)}
+    return dict(by_type.get("full_attention") or next(iter(by_type.values()), settings))
 
 
 def positive_number(value: object, key: str) -> float:

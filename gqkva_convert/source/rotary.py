@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gqkva_convert.errors import FamilyError
-from gqkva_convert.source.model import Block, SourceModel
+from gqkva_convert.source.model import Block, SourceModel, attention_config
 from gqkva_convert.source.rope import rope_settings, stored_settings
 from gqkva_convert.source.stock import stock_config
 from gqkva_convert.transforms.rotary_averages import Turning, make_turning, still
@@ -19,13 +19,12 @@ from gqkva_convert.transforms.rotary_averages import Turning, make_turning, stil
 MAX_CONTEXT = 8192
 
 
-def rotary_fraction(model: SourceModel, default: float) -> float:
+def rotary_fraction(config: dict[str, Any], default: float) -> float:
     """Return the share of ``head_dim`` that turns, as the configuration or the family says.
 
     Raises:
         FamilyError: The configured share is not from 0 to 1.
     """
-    config = model.config
     nested = stored_settings(config).get("partial_rotary_factor")
     said = (nested, config.get("partial_rotary_factor"), config.get("rotary_pct"), default)
     fraction = next(value for value in said if isinstance(value, (int, float)))
@@ -42,7 +41,7 @@ class RotaryPlanes:
         head_dim: Features per head.
         first: First feature of each plane; the other features do not turn.
         second: Second feature of each plane.
-        config: The source's configuration.
+        config: The source's configuration, of its text model where that is nested.
     """
 
     head_dim: int
@@ -67,12 +66,13 @@ class RotaryPlanes:
 def rotary_planes(model: SourceModel, block: Block) -> RotaryPlanes:
     """Return the rotary planes of a block's heads; none without rotary positions."""
     rotary, head_dim = block.attention.rotary, block.layout.head_dim
-    turned = 0 if rotary is None else int(head_dim * rotary_fraction(model, rotary.fraction))
+    config = attention_config(model.config, block.attention)
+    turned = 0 if rotary is None else int(head_dim * rotary_fraction(config, rotary.fraction))
     if rotary is not None and rotary.style == "half":
         first, second = range(turned // 2), range(turned // 2, turned)
     else:
         first, second = range(0, turned, 2), range(1, turned, 2)
-    return RotaryPlanes(head_dim, tuple(first), tuple(second), model.config)
+    return RotaryPlanes(head_dim, tuple(first), tuple(second), config)
 
 
 @lru_cache(maxsize=8)

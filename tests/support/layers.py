@@ -13,6 +13,7 @@ ORDER = (
     ("source",),
     ("plans",),
     ("evaluation", "uptraining", "steps"),
+    ("derivation",),
     ("refinement",),
     ("planning",),
     ("conversion",),

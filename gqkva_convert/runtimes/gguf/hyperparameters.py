@@ -69,7 +69,7 @@ def read_rope(model: SourceModel, family: RuntimeFamily, config: dict[str, Any])
             f"{family.architecture}; those that are: {', '.join(family.rope_types)}"
         )
     rotary = model.blocks[0].attention.rotary
-    fraction = rotary_fraction(model, rotary.fraction if rotary else 1.0)
+    fraction = rotary_fraction(model.config, rotary.fraction if rotary else 1.0)
     if not 0 < fraction <= 1:
         raise FamilyError(
             f"config.json: partial_rotary_factor must be above 0 and at most 1, found {fraction}"
