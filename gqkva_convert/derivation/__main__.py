@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import signal
 import sys
+import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -75,7 +76,7 @@ def _reason(error: FamilyError) -> str:
     """Return an error's text without the place in the small model, at most a line long."""
     said = re.sub(r"\S*/gqkva-\w+-\S*:? ", "", first_line(error))
     said = re.sub(r"\bmodel\.layers\.\d+\.(\w+: |self_attn\.)", "", said)
-    return said if len(said) <= _LONGEST else f"{said[: _LONGEST - 3]}..."
+    return textwrap.shorten(said, _LONGEST, placeholder="...")
 
 
 def main() -> None:
