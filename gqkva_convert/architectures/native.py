@@ -53,6 +53,7 @@ def native(
     layer: tuple[str, ...] = ("input_layernorm.weight", "mlp.*", "post_attention_layernorm.weight"),
     heads: tuple[str, ...] = (),
     is_tied: bool = True,
+    ties_by_default: bool = False,
     keys: tuple[str, ...] = (),
     values: Mapping[str, tuple[object, ...]] | None = None,
 ) -> Family:
@@ -81,6 +82,7 @@ def native(
         layer: Tensors of a layer that hold no heads.
         heads: Tensors of task heads that Llama lacks.
         is_tied: Whether its output head can be its embedding.
+        ties_by_default: Whether it is where the configuration does not say.
         keys: Keys about attention that a conversion need not change.
         values: Keys of which only some values are supported.
     """
@@ -113,6 +115,7 @@ def native(
         others=(*top, *(f"{layers[0]}{layers[1]}{name}" for name in layer)),
         heads={**LLAMA.heads, "": heads} if heads else LLAMA.heads,
         tied=LLAMA.tied if is_tied else (),
+        ties_by_default=ties_by_default,
         config_keys=frozenset(keys),
         config_values=values or {},
         gguf=None,

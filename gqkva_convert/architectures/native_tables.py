@@ -34,6 +34,7 @@ NATIVE: dict[str, Family] = {
             layer=("input_layernorm.weight", "mlp.*"),
             output_bias=CONFIGURED_BIAS,
             rotary=Rotary("interleaved"),
+            ties_by_default=True,
             values={"use_qk_norm": (False,)},
         ),
         native(
@@ -44,6 +45,7 @@ NATIVE: dict[str, Family] = {
             layer=("input_layernorm.weight", "mlp.*"),
             output_bias=CONFIGURED_BIAS,
             rotary=Rotary("interleaved"),
+            ties_by_default=True,
         ),
         native(
             "cohere2_moe",
@@ -60,6 +62,7 @@ NATIVE: dict[str, Family] = {
             layer=("input_layernorm.weight", "mlp.*"),
             output_bias=CONFIGURED_BIAS,
             rotary=Rotary("interleaved"),
+            ties_by_default=True,
         ),
         native(
             "cwm",
@@ -76,6 +79,7 @@ NATIVE: dict[str, Family] = {
             key_value_heads=2,
             output_bias=Bias(False, "use_bias"),
             rotary=Rotary("interleaved"),
+            ties_by_default=True,
         ),
         native(
             "ernie4_5_moe",
@@ -84,6 +88,7 @@ NATIVE: dict[str, Family] = {
             key_value_heads=4,
             output_bias=Bias(False, "use_bias"),
             rotary=Rotary("interleaved"),
+            ties_by_default=True,
         ),
         native(
             "exaone4",
@@ -136,6 +141,7 @@ NATIVE: dict[str, Family] = {
             ),
             output_bias=CONFIGURED_BIAS,
             tasks=("CausalLM", "SequenceClassification", "TokenClassification"),
+            ties_by_default=True,
         ),
         native(
             "gemma3_text",
@@ -163,6 +169,7 @@ NATIVE: dict[str, Family] = {
             ),
             norm="shared",
             output_bias=CONFIGURED_BIAS,
+            ties_by_default=True,
         ),
         native(
             "glm",
@@ -271,6 +278,7 @@ NATIVE: dict[str, Family] = {
             norm="shared",
             norms=("query_layernorm", "key_layernorm"),
             output_bias=CONFIGURED_BIAS,
+            ties_by_default=True,
         ),
         native(
             "hy_v3",
@@ -443,6 +451,7 @@ NATIVE: dict[str, Family] = {
             head_dim=Key("head_dim", 128),
             key_value_heads=2,
             output_bias=Bias(False, "use_bias"),
+            ties_by_default=True,
         ),
         native(
             "phimoe",
@@ -462,6 +471,7 @@ NATIVE: dict[str, Family] = {
             config="Qwen2_5OmniTextConfig",
             key_value_heads=4,
             keys=("layer_types", "max_window_layers", "sliding_window", "use_sliding_window"),
+            ties_by_default=True,
         ),
         native(
             "qwen2_5_vl_text",
@@ -525,6 +535,7 @@ NATIVE: dict[str, Family] = {
             keys=("decoder_sparse_step", "sliding_window"),
             norm="shared",
             output_bias=CONFIGURED_BIAS,
+            ties_by_default=True,
         ),
         native(
             "qwen3_vl_text",
@@ -561,6 +572,7 @@ NATIVE: dict[str, Family] = {
             output_bias=CONFIGURED_BIAS,
             prefixes=("model.", "transformer.", ""),
             tasks=("CausalLM", "SequenceClassification", "TokenClassification", "QuestionAnswering"),
+            ties_by_default=True,
         ),
         native(
             "solar_open", "SolarOpen", bias=CONFIGURED_BIAS, head_dim=Key("head_dim", 128), key_value_heads=8
@@ -581,6 +593,7 @@ NATIVE: dict[str, Family] = {
             ),
             layer=("input_layernorm.weight", "mlp.*", "pre_feedforward_layernorm.weight"),
             output_bias=CONFIGURED_BIAS,
+            ties_by_default=True,
         ),
     )
 }

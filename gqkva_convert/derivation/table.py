@@ -41,6 +41,7 @@ def derive(model_type: str) -> dict[str, Any]:
         "model_type": model_type,
         "stem": architecture.removesuffix("ForCausalLM"),
         "tasks": tasks,
+        "ties_by_default": bool(getattr(config, "tie_word_embeddings", False)),
     }
     own = type(config).__name__
     if own != f"{facts['stem']}Config":
