@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import inspect
+import re
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,6 +16,8 @@ from gqkva_convert.derivation.tiny import HEAD_DIM
 from gqkva_convert.errors import FamilyError
 from gqkva_convert.source.config_keys import may_change_attention
 
+# Keys of older configurations, which a configuration class turns into others.
+_OLD_KEYS = re.compile(r'kwargs\.(?:pop|get|setdefault)\(\s*"(\w+)"')
 # Keys that the record of every decoder names by itself.
 _NUMBERS = {"num_attention_heads", "num_key_value_heads", "head_dim"}
 
@@ -78,7 +83,10 @@ def find_switches(
         else:
             values[key] = (small[key],)
     known = {found.get(name) for name in ("bias_key", "output_bias_key", "norm_key")} | _NUMBERS | set(values)
-    keys = {key for key in stock_config(model_type, {}).to_dict() if may_change_attention(key)} - known
+    config = stock_config(model_type, {})
+    text = Path(inspect.getfile(type(config))).read_text()
+    named = {*config.to_dict(), *_OLD_KEYS.findall(text)}
+    keys = {key for key in named if may_change_attention(key)} - known
     return {**found, "keys": tuple(sorted(keys)), "values": values}
 
 
