@@ -50,7 +50,7 @@ def saved(name: str, folder: Path, **changes: Any) -> Any:
 
 
 def test_embeddings_are_tied_where_the_configuration_class_ties_them() -> None:
-    """A configuration that does not say leaves it to its class; a head of its own would be lost, or drawn anew."""
+    """A configuration that does not say leaves it to its class; a head of its own would be lost."""
     defaults = {name: stock_config(name, {}) for name in KNOWN}
     found = {name: NATIVE[name].ties_by_default for name in KNOWN}
     assert found == {name: getattr(each, "tie_word_embeddings", False) for name, each in defaults.items()}
