@@ -135,7 +135,6 @@ class Bench:
         for number in range(1, self.rounds + 1):
             self.raw["less"].append({"round": number, **self.time("convert less", command, less)})
         self.clear()
-        self.raw["heavy_imports"]["convert"] = heavy_imports([CONVERT[0], less, self.output, *CONVERT[1:]])
         self.save()
         self.measure_conversion(large)
 

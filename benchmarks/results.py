@@ -91,7 +91,6 @@ TARGETS = (
     Target("`--help`", lambda raw: _median(raw["startup"]["help"], "seconds"), 0.4, " s"),
     Target("`inspect`, larger model", lambda raw: _median(raw["startup"]["inspect"], "seconds"), 1.5, " s"),
     Target("plan of 70B: largest peak RSS", lambda raw: _largest_rss(raw["plan_70b"]) / 2**20, 512, " MiB"),
-    Target("convert: heavy modules imported", lambda raw: _heavy(raw, "convert"), 0, ""),
     Target("`--help`: heavy modules imported", lambda raw: _heavy(raw, "help"), 0, ""),
     Target("`inspect`: heavy modules imported", lambda raw: _heavy(raw, "inspect"), 0, ""),
 )
