@@ -106,11 +106,16 @@ def test_a_configuration_that_is_not_json_is_named(llama: Path, gqkva: Run) -> N
     refused(gqkva("inspect", llama), 3, "config.json is not JSON")
 
 
-def test_an_unknown_family_lists_the_known(llama: Path, gqkva: Run) -> None:
-    """A user must see whether a near relative is supported."""
-    edit_config(llama, model_type="mamba")
-    line = refused(gqkva("convert", llama, llama.parent / "out", "--gkv", "2"), 4, "'mamba'")
-    assert "llama, mistral" in line
+@pytest.mark.parametrize(
+    ("model_type", "words"), [("mamba", "its numbers of layers and heads"), ("my_llama", "llama, ")]
+)
+def test_an_unknown_family_is_said_why_or_the_known(
+    model_type: str, words: str, llama: Path, gqkva: Run
+) -> None:
+    """A user must see the reason, or whether a near relative is supported."""
+    edit_config(llama, model_type=model_type)
+    line = refused(gqkva("convert", llama, llama.parent / "out", "--gkv", "2"), 4, f"'{model_type}'")
+    assert words in line
 
 
 @pytest.mark.parametrize(
