@@ -79,6 +79,18 @@ def test_links_lead_somewhere() -> None:
     assert {str(page.relative_to(ROOT)): links for page in PAGES if (links := dead_links(page))} == {}
 
 
+def test_every_promise_of_security_names_its_tests() -> None:
+    """A promise that no test keeps is a wish."""
+    text = (ROOT / "SECURITY.md").read_text()
+    promises = re.split(r"^- (?=\*\*)", text.partition("\nThese are yours")[0], flags=re.MULTILINE)[1:]
+    assert len(promises) >= 9
+    for promise in promises:
+        named = re.findall(r"`(tests/[\w/]+\.py)::(\w+)`", promise)
+        assert named, promise
+        for file, name in named:
+            assert f"\ndef {name}(" in (ROOT / file).read_text(), f"{file}::{name}"
+
+
 def test_every_page_is_in_the_navigation() -> None:
     """A page that nothing leads to is not read."""
     listed = (ROOT / "mkdocs.yml").read_text()

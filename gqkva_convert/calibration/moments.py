@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gqkva_convert.calibration.network import valid_positions, watched
+from gqkva_convert.checkpoint.cache import unfinished
 from gqkva_convert.errors import WeightError
 from gqkva_convert.heads import Place, place_name
 from gqkva_convert.progress import Progress
@@ -49,7 +50,7 @@ class Moments:
             for role, sums in (("query", self.query), ("key", self.key))
             for (kind, layer), matrix in sums.items()
         }
-        scratch = file.with_name(f".{file.name}.{os.getpid()}.new")
+        scratch = file.with_name(unfinished(file.name))
         checksum = _checksum((name, tensors[name]) for name in sorted(tensors))
         save_file(tensors, scratch, {"batches": str(self.batches), "sha256": checksum})
         with scratch.open("rb") as written:

@@ -171,6 +171,8 @@ def read_index(path: Path) -> dict[str, str]:
         or not all(isinstance(value, str) for value in weight_map.values())
     ):
         raise CheckpointError(f"{path} has no weight_map from tensors to files")
+    if not isinstance(index.get("metadata"), dict):
+        raise CheckpointError(f'{path} has no map "metadata", without which transformers does not load it')
     return weight_map
 
 

@@ -89,7 +89,8 @@ def parse_header(raw: bytes, path: Path, data_start: int, data_bytes: int) -> He
     entries = parse_json(raw, f"the header of {path}")
     if not isinstance(entries, dict):
         raise CheckpointError(f"{path}: header is not a JSON object")
-    metadata = entries.pop("__metadata__", None) or {}
+    metadata = entries.pop("__metadata__", None)
+    metadata = {} if metadata is None else metadata
     if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
         raise CheckpointError(f"{path}: header metadata is not a map of texts")
     ranges = []

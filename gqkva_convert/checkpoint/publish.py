@@ -13,7 +13,7 @@ import os
 import re
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from safetensors import SafetensorError
@@ -59,6 +59,8 @@ def published_folder(target: Path, *, overwrite: bool) -> Iterator[Path]:
         with locked(target):
             if previous.exists() and not target.exists():
                 previous.rename(target)  # killed between the two renames below
+            elif _is_checkpoint(target):
+                shutil.rmtree(previous, ignore_errors=True)  # killed after them
             check_target(target, overwrite)
             if scratch.is_symlink():
                 raise OutputError(f"{scratch} is a link, which no run of ours leaves behind; remove it")
@@ -128,10 +130,25 @@ def check_target(target: Path, overwrite: bool) -> None:
         return
     if not overwrite:
         raise OutputError(f"{target} already exists; choose another folder or give --overwrite")
-    is_ours = any((target / name).is_file() for name in ("config.json", GGUF_REPORT))
     is_folder = target.is_dir() and not target.is_symlink()
-    if not is_folder or not (is_ours or not any(target.iterdir())):
+    if not is_folder or not (_is_checkpoint(target) or not any(target.iterdir())):
         raise OutputError(f"{target} is not a checkpoint folder, so --overwrite does not replace it")
+
+
+def _is_checkpoint(folder: Path) -> bool:
+    return any((folder / name).is_file() for name in ("config.json", GGUF_REPORT))
+
+
+def clear_lock(target: Path) -> None:
+    """Remove the lock of a run that was killed; never one that is held."""
+    with suppress(OutputError, OSError):  # whoever takes it next says what keeps them from it
+        if _lock_file(target).is_file():
+            with locked(target):
+                pass
+
+
+def _lock_file(target: Path) -> Path:
+    return target.with_name(f".{target.name}.gqkva-lock")
 
 
 @contextmanager
@@ -141,7 +158,7 @@ def locked(target: Path) -> Iterator[None]:
     Raises:
         OutputError: Another process holds it.
     """
-    path = target.with_name(f".{target.name}.gqkva-lock")
+    path = _lock_file(target)
     descriptor = _take_lock(path, target)
     try:
         yield

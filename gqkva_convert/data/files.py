@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from gqkva_convert.checkpoint.jsonfile import read_json
+from gqkva_convert.data.jsonrows import require_json_rows
 from gqkva_convert.data.names import DataName
-from gqkva_convert.errors import DataError, GqkvaError
+from gqkva_convert.errors import DataError, GqkvaError, first_line
 
 # What `datasets` calls the format of files by how their names end.
 _FORMATS = {
@@ -80,6 +81,8 @@ def one_file(path: Path) -> dict[str, Any]:
     if path.stat().st_size == 0:
         raise DataError(f"{path} is empty")
     _require_unpacker(path)
+    if kind == "json":
+        require_json_rows(path)
     names: dict[str, Any] = {"column_names": list(_SCORED_PAIR)} if _is_bare_pairs(path) else {}
     if path.name.lower().removesuffix(path.suffix if path.suffix in _COMPRESSIONS else "").endswith(".tsv"):
         names["sep"] = "\t"
@@ -110,6 +113,9 @@ def folder_of_files(given: DataName) -> dict[str, Any]:
     for file in files:
         _require_unpacker(file)
     _require_inside(folder, given.configuration)
+    for file in files:
+        if file_format(file) == "json":
+            require_json_rows(file)
     # Absolute: `datasets` takes a folder called json for the format.
     return {"path": str(folder.absolute()), **named}
 
@@ -168,6 +174,7 @@ def open_saved(given: DataName, *, streaming: bool) -> Any:
         raise DataError(f"{folder} {had}, no {given.split}; choose another, or leave it out")
     found: Any = datasets.load_from_disk(str(folder if given.split is None else folder / given.split))
     found = found.with_format(None)
+    require_sound(found)
     if not streaming:
         return found
     if isinstance(found, dict):
@@ -175,6 +182,24 @@ def open_saved(given: DataName, *, streaming: bool) -> Any:
             {name: each.to_iterable_dataset() for name, each in found.items()}
         )
     return found.to_iterable_dataset()
+
+
+def require_sound(found: Any) -> None:
+    """Refuse a table on disk whose texts are not UTF-8 or lie outside it: reading them raises, or crashes.
+
+    Args:
+        found: A data set that is not streamed, or a dictionary of several.
+
+    Raises:
+        DataError: It is damaged.
+    """
+    import pyarrow
+
+    for each in found.values() if isinstance(found, dict) else [found]:
+        try:
+            each.data.table.validate(full=True)
+        except pyarrow.ArrowInvalid as error:
+            raise DataError(f"the data are damaged ({first_line(error)}); make them again") from error
 
 
 def _names(file: Path, key: str) -> list[str]:

@@ -18,6 +18,7 @@ from gqkva_convert.data.files import (
     is_saved,
     one_file,
     open_saved,
+    require_sound,
 )
 from gqkva_convert.data.names import DataName
 from gqkva_convert.data.shapes import Record, renamed_columns
@@ -77,6 +78,8 @@ def load_records(
             found = open_saved(given, streaming=streaming)
         else:
             found = datasets.load_dataset(**_where(given, part), streaming=streaming)
+            if not streaming:
+                require_sound(found)
         if not isinstance(found, (datasets.IterableDataset, datasets.Dataset)):
             found = found[next(name for name in (*_PARTS[part], *found) if name in found)]
         for name, feature in (found.features or {}).items():

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import tempfile
 import weakref
@@ -121,7 +120,7 @@ class CalibratedModel:
         """
         if self._recorded is None or not places <= self._recorded[0]:
             from gqkva_convert.calibration.capture import by_length, record
-            from gqkva_convert.checkpoint.cache import make_cache
+            from gqkva_convert.checkpoint.cache import make_cache, unfinished
 
             most = _SPILLED_BYTES // (4 * sum(self.moments.size(place) for place in places))
             most = min(max(most, _LEAST_POSITIONS), _MOST_POSITIONS)
@@ -129,9 +128,8 @@ class CalibratedModel:
             both = [*learned, *held]
             self.close()
             cache = make_cache("calls")
-            _sweep(cache)
             _check_room(cache, self.moments, places, both)
-            folder = Path(tempfile.mkdtemp(prefix=f"{os.getpid()}-", dir=cache))
+            folder = Path(tempfile.mkdtemp(prefix=unfinished(""), dir=cache))
             self._remove = weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)
             progress = self.stages("recording attention inputs", len(both))
             calls = record(self.network, both, folder, places=places, progress=progress)
@@ -143,14 +141,6 @@ class CalibratedModel:
         """Remove what was spilled to disk; that also happens when the process ends, unless it is killed."""
         self._recorded = None
         self._remove()
-
-
-def _sweep(cache: Path) -> None:
-    """Remove the folders of killed processes."""
-    for folder in cache.iterdir():
-        number = folder.name.partition("-")[0]
-        if number.isdigit() and not Path(f"/proc/{number}").exists() and Path("/proc/self").exists():
-            shutil.rmtree(folder, ignore_errors=True)
 
 
 def _check_room(cache: Path, moments: StoredMoments, places: set[Place], batches: list[Batch]) -> None:

@@ -17,7 +17,7 @@ import torch
 
 from gqkva_convert.calibration.network import attention_blocks
 from gqkva_convert.checkpoint.cache import cache_folder, make_cache
-from gqkva_convert.checkpoint.jsonfile import read_json, write_json
+from gqkva_convert.checkpoint.jsonfile import read_json, replace_json
 from gqkva_convert.checkpoint.reader import TensorReader
 from gqkva_convert.heads import Place
 from gqkva_convert.plans.plan import BlockPlan, GroupRules, Plan
@@ -145,7 +145,7 @@ class FittedBlocks:
                         scratch,
                     )
                     scratch.replace(file)
-                    write_json(note, found)
+                    replace_json(note, found)
                 errors[_name(place)] = read_json(note)
                 advance(1)
         return errors

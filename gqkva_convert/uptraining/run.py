@@ -140,8 +140,8 @@ class Run:
             write_result(self.job, load_student(self.folder), weights, training)
             terms = "+".join(self.assembly.weights)
             self.run.draw(trainer.teacher_loss, terms)
-            self.run.clear_checkpoints()
             self.run.finish(str(self.job.out))
+            self.run.clear_checkpoints()
         trainer.accelerator.wait_for_everyone()
         return {"folder": str(self.job.out), "run_folder": str(self.run.path), **training.to_dict()}
 

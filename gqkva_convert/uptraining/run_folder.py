@@ -11,12 +11,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from gqkva_convert.checkpoint.jsonfile import read_json, replace_json, write_json
+from gqkva_convert.checkpoint.jsonfile import read_json, replace_json
 from gqkva_convert.checkpoint.publish import locked, writing
 from gqkva_convert.errors import CheckpointError, OutputError, TrainingError
 from gqkva_convert.plots import pyplot, save_plot
 
 SETTINGS, METRICS, CURVE = "settings.json", "metrics.jsonl", "loss.png"
+CHECKPOINTS = "checkpoints"
 _STEP = re.compile(r"step-(\d+)$")
 
 
@@ -29,7 +30,7 @@ class RunFolder:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.checkpoints = path / "checkpoints"
+        self.checkpoints = path / CHECKPOINTS
 
     @contextmanager
     def held(self, *, is_main: bool) -> Iterator[None]:
@@ -59,8 +60,13 @@ class RunFolder:
             raise OutputError(
                 f"{self.path} holds a run; go on with it with --resume, or start anew with --overwrite"
             )
-        if self.path.exists() and not (self.path / SETTINGS).is_file() and any(self.path.iterdir()):
+        if self.path.exists() and not (self.path / SETTINGS).is_file() and not self._is_barely_begun():
             raise OutputError(f"{self.path} is not the folder of a run; choose another with --run-folder")
+
+    def _is_barely_begun(self) -> bool:
+        """Return whether the folder holds no more than what a run makes before its settings are written."""
+        made = {CHECKPOINTS, f".{SETTINGS}.new"}
+        return {path.name for path in self.path.iterdir()} <= made and not self._complete()
 
     def begin(self, settings: dict[str, Any], *, overwrite: bool) -> None:
         """Make the folder of a new run; an earlier one in it is gone then.
@@ -71,7 +77,7 @@ class RunFolder:
         self.require_free(overwrite=overwrite)
         shutil.rmtree(self.path, ignore_errors=True)
         self.checkpoints.mkdir(parents=True)
-        write_json(self.path / SETTINGS, settings)
+        replace_json(self.path / SETTINGS, settings)
 
     def settings(self) -> dict[str, Any]:
         """Read the settings of the run in the folder.

@@ -8,14 +8,15 @@ from typing import Any
 
 from gqkva_convert.checkpoint.folder import open_checkpoint
 from gqkva_convert.checkpoint.hub import BUILT_IN, locate
-from gqkva_convert.checkpoint.publish import check_target
+from gqkva_convert.checkpoint.publish import check_target, clear_lock
 from gqkva_convert.checkpoint.sidecars import REPORT, carried_files
 from gqkva_convert.data.names import DataName, everywhere, exists
-from gqkva_convert.errors import CheckpointError, OutputError, TrainingError
+from gqkva_convert.errors import CheckpointError, GqkvaError, OutputError, TrainingError
+from gqkva_convert.records.report import read_training
 from gqkva_convert.source.model import family_of
 from gqkva_convert.source.stock import require_loadable
 from gqkva_convert.uptraining.job import Job, Watch
-from gqkva_convert.uptraining.run_folder import RunFolder
+from gqkva_convert.uptraining.run_folder import METRICS, RunFolder
 from gqkva_convert.uptraining.settings import (
     TrainingSettings,
     choose_settings,
@@ -187,6 +188,8 @@ def _train(
     out = named.with_name(f"{named.name}-{suffix}") if out is None else Path(out).absolute()
     path = out.with_name(f"{out.name}-run") if run_folder is None else Path(run_folder).absolute()
     run = RunFolder(path)
+    for written in (out, path):
+        clear_lock(written)
     stored = run.settings() if resume else {}
     any_model = any_model or stored.get("any_model", False)
     is_named = not named.exists() and (any_model or str(folder) == BUILT_IN)
@@ -206,12 +209,13 @@ def _train(
             raise TrainingError(f"{path}: its settings are damaged; start anew with --overwrite")
         report_to = report_to or tuple(stored.get("report_to", ()))
         if "finished" in stored:
+            run.clear_checkpoints()
             raise TrainingError(
                 f"the run in {path} is finished; its result was written to {stored['finished']}"
             )
         chosen = make_settings(stored["settings"], str(path))
         overwrite, from_scratch = (
-            overwrite or stored.get("overwrite", False),
+            overwrite or stored.get("overwrite", False) or _is_result_of(run, out),
             stored.get("from_scratch", False),
         )
     assert chosen is not None
@@ -234,6 +238,15 @@ def _train(
         overwrite=overwrite,
     )
     return Run(job).go()
+
+
+def _is_result_of(run: RunFolder, out: Path) -> bool:
+    """Return whether a folder is a run's own result: the run was killed before it could note that."""
+    try:
+        training = read_training(out)
+    except GqkvaError:
+        return False
+    return training is not None and training.metrics == str(run.path / METRICS)
 
 
 def _spare_what_is_read(settings: TrainingSettings, *written: Path) -> None:

@@ -198,6 +198,15 @@ def test_an_index_that_names_a_tensor_twice_is_refused(tmp_path: Path) -> None:
         open_checkpoint(tmp_path)
 
 
+@pytest.mark.parametrize("metadata", [{}, {"metadata": None}, {"metadata": 0.5}, {"metadata": "x"}])
+def test_an_index_without_metadata_is_refused(tmp_path: Path, metadata: dict[str, Any]) -> None:
+    """Transformers looks the map up and writes into it; a folder that it does not load is refused."""
+    index = {"weight_map": write_sharded(tmp_path), **metadata}
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
+    with pytest.raises(CheckpointError, match=r'index.json has no map "metadata"'):
+        open_checkpoint(tmp_path)
+
+
 @pytest.mark.parametrize("kind", ["safetensors", "pickle"])
 @pytest.mark.parametrize(
     "outside", ["../x.safetensors", "/x.safetensors", "sub/x.safetensors", "..", ".", "", "x/"]

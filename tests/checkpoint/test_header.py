@@ -216,6 +216,7 @@ LIES = {
     ),
     "repeated metadata": (b'{"__metadata__":{},"__metadata__":{}}', 0, "names '__metadata__' twice"),
     "metadata is a list": ({"__metadata__": ["pt"], **one()}, 24, "header metadata is not a map of texts"),
+    "metadata is false": ({"__metadata__": False, **one()}, 24, "header metadata is not a map of texts"),
     "metadata holds a number": (
         {"__metadata__": {"v": 1}, **one()},
         24,

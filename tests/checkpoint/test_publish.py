@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from gqkva_convert.checkpoint.publish import published_folder, scratch_folder
+from gqkva_convert.checkpoint.publish import clear_lock, locked, published_folder, scratch_folder
 from gqkva_convert.errors import OutputError, Terminated
 
 # Holds the folder argv[1], having written one shard, until a line arrives; then publishes it.
@@ -380,3 +380,36 @@ def test_weights_can_be_read_by_whom_the_umask_lets(tmp_path: Path) -> None:
     finally:
         os.umask(mask)
     assert (tmp_path / "out" / "model.safetensors").stat().st_mode & 0o777 == 0o644
+
+
+def test_after_a_kill_before_the_last_cleaning_a_refusal_cleans_too(old: Path) -> None:
+    """The replaced checkpoint may be of 140 GB, and the run that would free them is not asked for again."""
+    previous = old.with_name(".out.gqkva-previous")
+    previous.mkdir()
+    (previous / "config.json").write_text("older")
+    with pytest.raises(OutputError, match="already exists"), published_folder(old, overwrite=False):
+        pytest.fail("the block must not run")
+    assert contents(old) == {"config.json": "old", "leftover.txt": "old"}
+    assert names(old.parent) == ["out"]
+
+
+def test_a_replaced_checkpoint_stays_beside_a_folder_that_is_none(killed_between_renames: Path) -> None:
+    """Whoever makes the missing folder by hand must not lose the one that was moved aside."""
+    target = killed_between_renames
+    target.mkdir()
+    with pytest.raises(OutputError, match="already exists"), published_folder(target, overwrite=False):
+        pytest.fail("the block must not run")
+    assert (target.parent / ".out.gqkva-previous" / "config.json").read_text() == "old"
+
+
+def test_a_stale_lock_is_cleared_and_a_held_one_is_not(target: Path) -> None:
+    """A run that is refused before it takes the lock would otherwise leave that of a killed one."""
+    lock = target.with_name(f".{target.name}.gqkva-lock")
+    clear_lock(target)
+    lock.touch()
+    clear_lock(target)
+    assert names(target.parent) == []
+    with locked(target):
+        clear_lock(target)
+        assert lock.exists()
+    clear_lock(target.parent / ("a" * 250))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import resource
 import shutil
 import signal
@@ -13,6 +14,7 @@ from random import Random
 from types import FrameType
 from typing import Any
 
+import datasets
 import learners
 import pytest
 import tiny_models
@@ -21,10 +23,9 @@ from mutations import damage
 from safetensors.numpy import load_file
 from typer.testing import Result
 
-from .conftest import FOUND
+from .conftest import CODES, FOUND, mostly_slow
 
 Run = Callable[..., Result]
-CODES = {0, 2, 3, 4, 5, 6, 7, 8, 9, 11, 12, 13, 14}
 SECONDS = 30
 BYTES = 1 << 30
 
@@ -59,6 +60,12 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
     (root / "settings.yaml").write_text("learning_rate: 1e-3\nbatch_size: 4\nlength: 8\nloss: {task: 1}\n")
     learners.write_texts(root / "data.jsonl", count=40)
+    table = datasets.Dataset.from_json(str(root / "data.jsonl"), cache_dir=str(root / "cache"))
+    table.to_csv(root / "data.csv")
+    table.to_parquet(root / "data.parquet")
+    table.save_to_disk(root / "saved")
+    (root / "data.txt").write_text("\n".join(table["text"]))
+    (root / "data.jsonl.gz").write_bytes(gzip.compress((root / "data.jsonl").read_bytes()))
     return root
 
 
@@ -110,12 +117,38 @@ SUBJECTS = {
         "uptrain {root}/converted {out} --data {root}/data.jsonl --tokens 64 --settings {0}",
     ),
     "data": ("data.jsonl", "", "evaluate {root}/converted --data {0} --length 8"),
+    **{
+        f"data, {kind}": (f"data.{kind}", "", "evaluate {root}/converted --data {0} --length 8")
+        for kind in ("csv", "txt", "parquet", "jsonl.gz")
+    },
+    "data, saved": ("saved", "*", "evaluate {root}/converted --data {0} --length 8"),
+    "streamed": (
+        "saved",
+        "*",
+        "uptrain {root}/converted {out} --data {0} --tokens 64 --length 8 --batch-size 4 "
+        "--set held_out_rows=2 --set streaming=true",
+    ),
+    "calibration, parquet": ("data.parquet", "", "convert {root}/source {out} --gkv 2 --calibration {0}"),
     "calibration": ("data.jsonl", "", "convert {root}/source {out} --gkv 2 --calibration {0}"),
 }
 
 
+# Those of the default run.
+QUICK = (
+    "inspect",
+    "inspect pickled",
+    "convert mean",
+    "verify grouped",
+    "report",
+    "plan",
+    "recipe",
+    "settings",
+    "data",
+)
+
+
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("subject", SUBJECTS)
+@pytest.mark.parametrize("subject", mostly_slow(SUBJECTS, QUICK))
 def test_a_damaged_file_is_one_line(
     subject: str, trials: int, folders: Path, gqkva: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

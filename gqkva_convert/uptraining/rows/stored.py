@@ -5,13 +5,12 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import os
 import random
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from gqkva_convert.checkpoint.cache import make_cache
+from gqkva_convert.checkpoint.cache import make_cache, unfinished
 from gqkva_convert.checkpoint.jsonfile import read_json, replace_json
 from gqkva_convert.data.documents import Reading
 from gqkva_convert.data.names import DataName
@@ -147,7 +146,7 @@ def _write_rows(path: Path, rows: Iterator[Row]) -> None:
     """Write rows as an Arrow stream, which appears under its name when it is complete."""
     import pyarrow
 
-    scratch = path.with_name(f"{path.name}.{os.getpid()}.new")
+    scratch = path.with_name(unfinished(path.name))
     try:
         with pyarrow.OSFile(str(scratch), "wb") as sink:
             writer = None
