@@ -23,7 +23,7 @@ from gqkva_convert.errors import OutputError, first_line
 from gqkva_convert.units import human_bytes
 
 # Messages of torch and safetensors for failed writes, in errors that are no `OSError`.
-_UNWRITTEN = re.compile("unexpected pos|PytorchStreamWriter|Error while serializing")
+_UNWRITTEN = re.compile("unexpected pos|PytorchStreamWriter|iostream error|Error while serializing")
 
 
 def scratch_folder(target: Path) -> Path:

@@ -138,7 +138,7 @@ def refused(result: Result, *words: str) -> None:
         ("missing.txt", None, ["missing.txt does not exist"]),
         ("empty.txt", "", ["empty.txt is empty"]),
         ("short.txt", "one line\n", ["tokens are too few for sequences of 256", "--calibration-length"]),
-        ("bad.jsonl", "{broken\n", ["cannot read", "as a data set"]),
+        ("bad.jsonl", "{broken\n", ["line 1 is no JSON object"]),
         ("columns.jsonl", '{"body": "x"}\n', ["columns.jsonl has columns body", "--column body"]),
         ("book.docx", "x", ["a file of data ends in .txt"]),
     ],

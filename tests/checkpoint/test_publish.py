@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from gqkva_convert.checkpoint.publish import clear_lock, locked, published_folder, scratch_folder
+from gqkva_convert.checkpoint.publish import clear_lock, locked, published_folder, scratch_folder, writing
 from gqkva_convert.errors import OutputError, Terminated
 
 # Holds the folder argv[1], having written one shard, until a line arrives; then publishes it.
@@ -413,3 +413,12 @@ def test_a_stale_lock_is_cleared_and_a_held_one_is_not(target: Path) -> None:
         clear_lock(target)
         assert lock.exists()
     clear_lock(target.parent / ("a" * 250))
+
+
+@pytest.mark.parametrize(
+    "words", ["basic_ios::clear: iostream error", "unexpected pos 5376 vs 5268", "Error while serializing: x"]
+)
+def test_what_torch_says_of_a_full_disk_is_one_line(target: Path, words: str) -> None:
+    """Its archives end with other words than the system's, depending on where the disk was full."""
+    with pytest.raises(OutputError, match="is the disk full"), writing(target):
+        raise RuntimeError(words)

@@ -165,7 +165,7 @@ def test_records_without_texts_are_named(gqkva: Run, base: list[object], tmp_pat
         for _ in range(2):
             refused(gqkva(*base, "--data", file), 11, said)
     file.write_text('{"text": "a"}\n{"text": "b\n')
-    refused(gqkva(*base, "--data", file), 11, "cannot read", "mend the file")
+    refused(gqkva(*base, "--data", file), 11, "line 2 is no JSON object", "mend or remove it")
 
 
 def test_more_than_the_budget_is_said(gqkva: Run, base: list[object], lesson: Lesson, tmp_path: Path) -> None:
