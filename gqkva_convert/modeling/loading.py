@@ -38,7 +38,8 @@ def load_model(
     buffers of old checkpoints, heads and poolers of other classes.
 
     A configuration of an adapter beside the weights is passed over unless ``loader`` is given: it is stale,
-    since folders with an adapter to merge are refused when they are opened.
+    since folders with an adapter to merge are refused when they are opened. Some versions of transformers
+    before 5.23 look for it all the same where PEFT is installed, and fail.
 
     Args:
         folder: Checkpoint folder.

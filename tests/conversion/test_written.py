@@ -91,6 +91,8 @@ def test_a_stale_adapter_configuration_is_left_behind_with_a_note(llama: Path, g
     assert not (out / "adapter_config.json").exists()
     assert gqkva("verify", out, "--against", llama).exit_code == 0
     transformers.AutoModelForCausalLM.from_pretrained(out)
+    if tuple(map(int, transformers.__version__.split(".")[:2])) < (5, 23):
+        pytest.skip("an older transformers looks for an adapter beside the weights, whatever it is told")
     load_model(llama, "LlamaForCausalLM")  # as evaluation, training and benchmarks do with the source
 
 
