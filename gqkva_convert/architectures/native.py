@@ -1,4 +1,4 @@
-"""How the generated tables of decoders in `native_tables` differ from Llama's."""
+"""The form of the generated tables in `native_tables`: the facts in which a decoder differs from Llama."""
 
 from __future__ import annotations
 

@@ -14,7 +14,7 @@ _HEADS = ("lm_head.weight", "language_model.lm_head.weight", "model.lm_head.weig
 
 @dataclass(frozen=True)
 class Nested:
-    """What a model around a text model adds to the text model's table.
+    """The facts of a model that holds a text model, beside the text model's own table.
 
     Attributes:
         model_type: As `Family` has it, like ``stem`` and ``usual``.

@@ -1,4 +1,4 @@
-"""What stands in place of a file: a git-lfs pointer, a web page, an error message, nothing at all."""
+"""Recognises files that are no part of a model: git-lfs pointers, web pages, error messages, empty files."""
 
 from __future__ import annotations
 

@@ -17,7 +17,7 @@ Bytes = npt.NDArray[np.uint8]
 
 
 class Stamp(NamedTuple):
-    """What changes when a file is written to or replaced."""
+    """Identity, size and time of a file: one of them changes when it is written to or replaced."""
 
     device: int
     inode: int

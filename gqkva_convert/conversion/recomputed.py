@@ -23,7 +23,7 @@ from gqkva_convert.steps.step import Step
 from gqkva_convert.transforms.merge import RULES
 from gqkva_convert.transforms.precision import STORED, decode
 
-_CHUNK_BYTES = 4 << 20
+CHUNK_BYTES = 4 << 20
 _TINY = float(np.finfo(np.float64).tiny)
 # Another processor's matrix products round otherwise, so that some merged values lie on the other side of a
 # border between two stored ones: differences relative to a whole tensor.
@@ -93,8 +93,8 @@ def _recomputed(
     if not step.is_copy:
         return step_bytes(step, plan.merge, plan.seed, reader, merged)
     return (
-        (start, reader.read(step.source, start, min(_CHUNK_BYTES, step.nbytes - start)))
-        for start in range(0, step.nbytes, _CHUNK_BYTES)
+        (start, reader.read(step.source, start, min(CHUNK_BYTES, step.nbytes - start)))
+        for start in range(0, step.nbytes, CHUNK_BYTES)
     )
 
 

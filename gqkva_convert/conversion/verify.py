@@ -16,7 +16,7 @@ from gqkva_convert.checkpoint.jsonfile import replace_json
 from gqkva_convert.checkpoint.sidecars import REPORT, module_weights
 from gqkva_convert.conversion.logits import check_logits
 from gqkva_convert.conversion.proof import Proof
-from gqkva_convert.conversion.recomputed import check_recomputed
+from gqkva_convert.conversion.recomputed import CHUNK_BYTES, check_recomputed
 from gqkva_convert.conversion.written import check_files_beside
 from gqkva_convert.errors import UsageError, VerificationError
 from gqkva_convert.modeling.bundle import modeling_text
@@ -29,8 +29,6 @@ from gqkva_convert.records.report import Report, Verification, WeightFile, descr
 from gqkva_convert.source.config_keys import is_grouped
 from gqkva_convert.source.model import SourceModel, open_model
 from gqkva_convert.transforms.precision import STORED, is_finite
-
-CHUNK_BYTES = 4 << 20
 
 
 def verify(

@@ -52,7 +52,7 @@ class Document:
 
 @dataclass
 class Reading:
-    """What is read of a data set, for a person to check.
+    """The rows, columns and template that are read of a data set, for a person to check.
 
     Attributes:
         data: Its name.
